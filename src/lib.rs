@@ -1,0 +1,10 @@
+//! outboxd relays committed outbox rows from PostgreSQL to Kafka.
+//!
+//! The modules stand in the order in which a row meets them; `ARCHITECTURE.md` walks one row through.
+#![forbid(unsafe_code)]
+
+pub mod core;
+pub mod encode;
+pub mod outbox;
+pub mod publish;
+pub mod source;

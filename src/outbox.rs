@@ -1,0 +1,170 @@
+//! What an outbox row is: its fields, its identity, and the columns of the table it came from.
+//!
+//! Owns the row's representation. Never talks to a server.
+
+use std::fmt;
+
+use bytes::Bytes;
+
+/// A position in PostgreSQL's write-ahead log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lsn(pub u64);
+
+impl fmt::Display for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:X}/{:X}", self.0 >> 32, self.0 & 0xFFFF_FFFF)
+    }
+}
+
+impl std::str::FromStr for Lsn {
+    type Err = ParseLsnError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (high, low) = text.split_once('/').ok_or(ParseLsnError)?;
+        let half = |digits| u32::from_str_radix(digits, 16).map_err(|_| ParseLsnError);
+        Ok(Self(u64::from(half(high)?) << 32 | u64::from(half(low)?)))
+    }
+}
+
+/// The text is not an LSN such as `0/16B3778`.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("not an LSN")]
+pub struct ParseLsnError;
+
+/// The value of a row's `id` column, short enough to keep for every row in flight.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RowId {
+    /// A uuid, whatever the column's type.
+    Uuid(u128),
+    /// Any other text.
+    Text(Box<str>),
+}
+
+impl RowId {
+    /// Reads an id from the column's text; bytes that are not UTF-8 are replaced, which no PostgreSQL sends.
+    pub fn from_text(text: &[u8]) -> Self {
+        match uuid::Uuid::try_parse_ascii(text) {
+            Ok(uuid) if text.len() == 36 => Self::Uuid(uuid.as_u128()),
+            _ => Self::Text(String::from_utf8_lossy(text).into()),
+        }
+    }
+}
+
+impl fmt::Display for RowId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Uuid(value) => uuid::Uuid::from_u128(*value).fmt(f),
+            Self::Text(text) => f.write_str(text),
+        }
+    }
+}
+
+/// One column that the relay reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Column {
+    /// Its name in the table.
+    pub name: String,
+    /// `format_type()` of its type, such as `character varying(255)`.
+    pub type_name: String,
+    /// Its value is bytes: raw by polling, decoded from hex by replication.
+    pub is_bytea: bool,
+}
+
+/// The columns of one outbox table, in the order in which a row's fields stand.
+///
+/// An optional column that the table lacks is `None`, and its feature is off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Schema of the table, unquoted.
+    pub schema: String,
+    /// Name of the table, unquoted.
+    pub table: String,
+    /// Every live column of the table, in attribute order.
+    pub columns: Vec<Column>,
+    pub id: usize,
+    pub aggregate_type: usize,
+    pub aggregate_id: usize,
+    pub event_type: Option<usize>,
+    pub payload: usize,
+    pub headers: Option<usize>,
+    pub topic: Option<usize>,
+    pub partition_key: Option<usize>,
+    pub seq: Option<usize>,
+    pub sent_at: Option<usize>,
+}
+
+impl Layout {
+    /// Finds a column by its exact name.
+    pub fn column(&self, name: &str) -> Option<usize> {
+        self.columns.iter().position(|column| column.name == name)
+    }
+}
+
+/// Where one field stands in a row's bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Field {
+    pub start: u32,
+    /// `Field::NULL` for SQL NULL.
+    pub len: u32,
+}
+
+impl Field {
+    pub const NULL: u32 = u32::MAX;
+    /// SQL NULL.
+    pub const fn null() -> Self {
+        Self {
+            start: 0,
+            len: Self::NULL,
+        }
+    }
+}
+
+/// A committed outbox row: text as PostgreSQL prints it, `bytea` as its raw bytes.
+#[derive(Clone, Debug)]
+pub struct OutboxRow {
+    /// The largest LSN at which the row's commit can stand: its commit when streamed, the insert
+    /// position read after it when polled.
+    pub lsn: Lsn,
+    /// The number that the table's identity column gave it.
+    pub seq: Option<i64>,
+    /// Its `id`; `None` for SQL NULL, which is a fault of the row.
+    pub id: Option<RowId>,
+    bytes: Bytes,
+    fields: Box<[Field]>,
+}
+
+impl OutboxRow {
+    /// Builds a row whose fields stand in `bytes`, one for each column of `layout`.
+    ///
+    /// `seq` and `id` are read from their fields.
+    pub fn new(layout: &Layout, lsn: Lsn, bytes: Bytes, fields: Box<[Field]>) -> Self {
+        let mut row = Self {
+            lsn,
+            seq: None,
+            id: None,
+            bytes,
+            fields,
+        };
+        row.id = row.field(layout.id).map(RowId::from_text);
+        let seq = layout.seq.and_then(|column| row.field(column));
+        row.seq = seq.and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+        row
+    }
+
+    /// The value of a column of the layout, `None` for SQL NULL.
+    pub fn field(&self, column: usize) -> Option<&[u8]> {
+        let field = self.fields.get(column)?;
+        let start = field.start as usize;
+        (field.len != Field::NULL).then(|| &self.bytes[start..start + field.len as usize])
+    }
+
+    /// The value of a column, sharing the row's bytes.
+    pub fn slice(&self, column: usize) -> Option<Bytes> {
+        self.field(column).map(|value| self.bytes.slice_ref(value))
+    }
+
+    /// Bytes that the row occupies.
+    pub fn size(&self) -> usize {
+        self.bytes.len()
+    }
+}
