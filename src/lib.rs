@@ -3,6 +3,7 @@
 //! The modules stand in the order in which a row meets them; `ARCHITECTURE.md` walks one row through.
 #![forbid(unsafe_code)]
 
+pub mod config;
 pub mod core;
 pub mod encode;
 pub mod outbox;
