@@ -8,4 +8,5 @@ pub mod core;
 pub mod encode;
 pub mod outbox;
 pub mod publish;
+pub mod ranges;
 pub mod source;
