@@ -7,6 +7,7 @@ pub mod config;
 pub mod core;
 pub mod encode;
 pub mod outbox;
+pub mod postgres;
 pub mod publish;
 pub mod ranges;
 pub mod source;

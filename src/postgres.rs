@@ -1,0 +1,135 @@
+//! Connecting to PostgreSQL: the URL, the socket, and sessions for SQL.
+//!
+//! Owns what every connection has in common and what its errors say. Never issues a statement, and never
+//! encrypts: this version refuses the modes of `sslmode` that ask for it.
+
+mod error;
+mod options;
+mod socket;
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_postgres::{Client, Config, NoTls};
+
+pub use error::{Class, PostgresError, ServerError};
+pub use options::{ConnectOptions, Host};
+pub use socket::Socket;
+
+/// How long unacknowledged bytes may stand in a socket, on our side and on the server's.
+///
+/// Source: reference measurements of a checkpointer that waits for an unread socket (design decision 13).
+pub const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Settings of every connection: what a value looks like must not depend on the role's own settings.
+pub(crate) const FORMAT_SETTINGS: [(&str, &str); 6] = [
+    ("client_encoding", "UTF8"),
+    ("bytea_output", "hex"),
+    ("DateStyle", "ISO"),
+    ("IntervalStyle", "postgres"),
+    ("TimeZone", "UTC"),
+    ("extra_float_digits", "1"),
+];
+
+/// Settings of SQL sessions, besides [`FORMAT_SETTINGS`].
+const SESSION_SETTINGS: [(&str, &str); 5] = [
+    ("synchronous_commit", "on"),
+    ("row_security", "off"),
+    ("lock_timeout", "1s"),
+    ("idle_in_transaction_session_timeout", "5s"),
+    ("statement_timeout", "30s"),
+];
+
+/// A connection for SQL, together with the reason of its end.
+///
+/// Dropping it closes the connection.
+pub struct Session {
+    /// Sends statements. Its own errors do not say why a connection ended: see [`Session::explain`].
+    pub client: Client,
+    ended: watch::Receiver<Option<PostgresError>>,
+}
+
+/// Opens a session for SQL; hosts are tried in the order of the URL.
+///
+/// `name` is appended to the application name, such as `lease`.
+/// Errors: the last host's, where every host fails.
+/// Cancel-safe: yes, a connection that is being opened is dropped.
+pub async fn connect(options: &ConnectOptions, name: &str) -> Result<Session, PostgresError> {
+    let config = session_config(options, name);
+    let mut failure = PostgresError::Url("it names no host");
+    for host in &options.hosts {
+        let attempt = tokio::time::timeout(options.connect_timeout, open(host, &config));
+        match attempt.await {
+            Ok(Ok(session)) => return Ok(session),
+            Ok(Err(error)) => failure = error,
+            Err(_) => failure = options.timed_out(host),
+        }
+    }
+    Err(failure)
+}
+
+impl Session {
+    /// Waits until the connection has ended and says why.
+    ///
+    /// Cancel-safe: yes.
+    pub async fn closed(&self) -> PostgresError {
+        let mut ended = self.ended.clone();
+        match ended.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or(PostgresError::Closed),
+            Err(_) => PostgresError::Closed,
+        }
+    }
+
+    /// The reason of the connection's end, `None` while it stands.
+    pub fn end(&self) -> Option<PostgresError> {
+        self.ended.borrow().clone()
+    }
+
+    /// Says why a statement failed: where the connection ended meanwhile, the reason of its end.
+    ///
+    /// Cancel-safe: yes.
+    pub async fn explain(&self, error: tokio_postgres::Error) -> PostgresError {
+        match PostgresError::from(error) {
+            PostgresError::Closed => self.closed().await,
+            other => other,
+        }
+    }
+}
+
+async fn open(host: &Host, config: &Config) -> Result<Session, PostgresError> {
+    let socket = Socket::open(host).await?;
+    let (client, connection) = config.connect_raw(socket, NoTls).await?;
+    let (sender, ended) = watch::channel(None);
+    tokio::spawn(async move {
+        let reason = match connection.await {
+            Ok(()) => PostgresError::Closed,
+            Err(error) => PostgresError::from(error),
+        };
+        sender.send_replace(Some(reason));
+    });
+    Ok(Session { client, ended })
+}
+
+fn session_config(options: &ConnectOptions, name: &str) -> Config {
+    let mut settings = String::new();
+    for (setting, value) in FORMAT_SETTINGS.iter().chain(&SESSION_SETTINGS) {
+        let _ = write!(settings, "-c {setting}={value} ");
+    }
+    let _ = write!(
+        settings,
+        "-c tcp_user_timeout={}",
+        TCP_USER_TIMEOUT.as_millis()
+    );
+    let mut config = Config::new();
+    config
+        .user(&options.user)
+        .dbname(&options.dbname)
+        .application_name(options.application_name(name))
+        .options(settings)
+        .ssl_mode(tokio_postgres::config::SslMode::Disable);
+    if let Some(password) = &options.password {
+        config.password(password.reveal());
+    }
+    config
+}

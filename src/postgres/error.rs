@@ -1,0 +1,253 @@
+//! What can go wrong with PostgreSQL, and which kind of trouble it is.
+//!
+//! Never holds a server's DETAIL, HINT or CONTEXT, which may quote rows, nor the URL or its password.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fallible_iterator::FallibleIterator;
+use postgres_protocol::message::backend::ErrorFields;
+use tokio_postgres::types::WrongType;
+
+/// A failure to connect to PostgreSQL or to talk to it.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum PostgresError {
+    #[error("the connection URL can't be used: {0}")]
+    Url(&'static str),
+    #[error("parameter `{0}` of the connection URL is not known")]
+    UnknownParameter(String),
+    #[error("parameter `{0}` of the connection URL has a value that can't be used")]
+    BadParameter(&'static str),
+    #[error("`sslmode={0}` asks for TLS, which is not there yet in this version")]
+    Tls(String),
+    #[error("cannot connect to `{address}`")]
+    Connect {
+        address: String,
+        #[source]
+        source: Arc<io::Error>,
+    },
+    #[error("cannot connect to `{address}` within {after:?}")]
+    ConnectTimeout { address: String, after: Duration },
+    #[error("cannot authenticate: {0}")]
+    Authentication(&'static str),
+    #[error(transparent)]
+    Server(ServerError),
+    #[error("the connection to PostgreSQL was lost")]
+    Lost(#[source] Arc<io::Error>),
+    #[error("the connection to PostgreSQL was closed")]
+    Closed,
+    #[error("PostgreSQL did not answer within {0:?}")]
+    Timeout(Duration),
+    #[error("PostgreSQL sent what the protocol does not allow here: {0}")]
+    Protocol(String),
+    #[error("cannot use a statement or its result: {0}")]
+    Statement(String),
+}
+
+/// What a server's error says about itself, without anything that may quote a row.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message} (SQLSTATE {sqlstate})")]
+pub struct ServerError {
+    pub sqlstate: String,
+    pub message: String,
+}
+
+/// The kinds of trouble that people and the supervisor tell apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// The URL asks for something that can't be done; only a person can change that.
+    Configuration,
+    /// The server refuses who we are.
+    Authentication,
+    /// A database, schema, table, slot or publication does not exist.
+    Missing,
+    /// Somebody else reads the slot.
+    SlotInUse { pid: Option<i32> },
+    /// The server gave up the slot's WAL; it can only be dropped.
+    SlotInvalidated,
+    /// The connection did not come about or ended, for a reason that passes.
+    Lost,
+    /// The server is starting or stopping, or somebody ended our backend.
+    Shutdown,
+    /// No connection, walsender or slot is left.
+    TooManyConnections,
+    /// The role may not do what we tried.
+    Permission,
+    /// Anything else.
+    Other,
+}
+
+impl PostgresError {
+    /// The kind of trouble.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Url(_) | Self::UnknownParameter(_) | Self::BadParameter(_) | Self::Tls(_) => {
+                Class::Configuration
+            }
+            Self::Authentication(_) => Class::Authentication,
+            Self::Server(error) => error.class(),
+            Self::Connect { .. }
+            | Self::ConnectTimeout { .. }
+            | Self::Lost(_)
+            | Self::Closed
+            | Self::Timeout(_) => Class::Lost,
+            Self::Protocol(_) | Self::Statement(_) => Class::Other,
+        }
+    }
+
+    /// The server's SQLSTATE, where it was the server that complained.
+    pub fn sqlstate(&self) -> Option<&str> {
+        match self {
+            Self::Server(error) => Some(&error.sqlstate),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn lost(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof => Self::Closed,
+            _ => Self::Lost(Arc::new(error)),
+        }
+    }
+
+    pub(crate) fn connect(address: String, error: io::Error) -> Self {
+        let source = Arc::new(error);
+        Self::Connect { address, source }
+    }
+}
+
+impl From<tokio_postgres::Error> for PostgresError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        if let Some(server) = error.as_db_error() {
+            return Self::Server(ServerError::new(server.code().code(), server.message()));
+        }
+        if error.is_closed() {
+            return Self::Closed;
+        }
+        let text = error.to_string();
+        let Some(source) = error.into_source() else {
+            return Self::Statement(text);
+        };
+        match source.downcast::<io::Error>() {
+            Ok(_) if text.starts_with("authentication") => Self::Authentication(SERVER_PROOF),
+            Ok(source) => Self::lost(*source),
+            Err(_) if text.starts_with("authentication") => Self::Authentication(METHOD),
+            Err(_) if text.starts_with("invalid configuration") => {
+                Self::Authentication(NO_PASSWORD)
+            }
+            Err(source) if source.is::<WrongType>() => Self::Statement(format!("{text}: {source}")),
+            Err(_) => Self::Statement(text),
+        }
+    }
+}
+
+pub(crate) const NO_PASSWORD: &str = "the server asks for a password and the URL has none";
+pub(crate) const METHOD: &str = "the server asks for a method that is not supported";
+pub(crate) const SERVER_PROOF: &str = "the server's proof that it knows the password does not hold";
+
+impl ServerError {
+    /// Keeps the message, less the value that a data exception (SQLSTATE 22…) quotes after a colon.
+    pub fn new(sqlstate: &str, message: &str) -> Self {
+        let message = match message.split_once(':') {
+            Some((what, _)) if sqlstate.starts_with("22") => what,
+            _ => message,
+        };
+        Self {
+            sqlstate: sqlstate.to_owned(),
+            message: message.to_owned(),
+        }
+    }
+
+    /// Reads the fields of an ErrorResponse.
+    pub fn from_fields(mut fields: ErrorFields<'_>) -> Self {
+        let (mut sqlstate, mut message) = (String::new(), String::new());
+        while let Ok(Some(field)) = fields.next() {
+            match field.type_() {
+                b'C' => sqlstate = String::from_utf8_lossy(field.value_bytes()).into_owned(),
+                b'M' => message = String::from_utf8_lossy(field.value_bytes()).into_owned(),
+                _ => {}
+            }
+        }
+        Self::new(&sqlstate, &message)
+    }
+
+    fn class(&self) -> Class {
+        match self.sqlstate.as_str() {
+            "28000" | "28P01" => Class::Authentication,
+            "3D000" | "3F000" | "42P01" | "42704" => Class::Missing,
+            "55006" => Class::SlotInUse {
+                pid: self.active_pid(),
+            },
+            "55000" if self.names_a_lost_slot() => Class::SlotInvalidated,
+            "57P01" | "57P02" | "57P03" => Class::Shutdown,
+            "53300" | "53400" => Class::TooManyConnections,
+            "42501" => Class::Permission,
+            "25P03" | "57P05" => Class::Lost,
+            code if code.starts_with("08") => Class::Lost,
+            _ => Class::Other,
+        }
+    }
+
+    /// The number in `replication slot "orders" is active for PID 4711`.
+    fn active_pid(&self) -> Option<i32> {
+        let digits = self.message.rsplit(|c: char| !c.is_ascii_digit());
+        digits
+            .into_iter()
+            .find(|part| !part.is_empty())?
+            .parse()
+            .ok()
+    }
+
+    /// The wording of 15 ("cannot read from logical replication slot") and of 18 ("can no longer access").
+    fn names_a_lost_slot(&self) -> bool {
+        let known = [
+            "can no longer",
+            "cannot read from logical replication slot",
+            "invalidated",
+        ];
+        self.message.contains("slot") && known.iter().any(|part| self.message.contains(part))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn class(sqlstate: &str, message: &str) -> Class {
+        PostgresError::Server(ServerError::new(sqlstate, message)).class()
+    }
+
+    #[test]
+    fn a_slot_in_use_names_the_backend_that_holds_it() {
+        let message = "replication slot \"orders_2\" is active for PID 4711";
+        assert_eq!(
+            class("55006", message),
+            Class::SlotInUse { pid: Some(4711) }
+        );
+        assert_eq!(class("55006", "is active"), Class::SlotInUse { pid: None });
+    }
+
+    #[test]
+    fn a_value_that_the_server_quotes_is_not_kept() {
+        let message = "invalid input syntax for type uuid: \"4111 1111 1111 1111\"";
+        let error = ServerError::new("22P02", message);
+        assert_eq!(
+            error.to_string(),
+            "invalid input syntax for type uuid (SQLSTATE 22P02)"
+        );
+    }
+
+    #[test]
+    fn classes_follow_the_sqlstate() {
+        assert_eq!(class("28P01", ""), Class::Authentication);
+        assert_eq!(class("3D000", ""), Class::Missing);
+        assert_eq!(class("57P01", ""), Class::Shutdown);
+        assert_eq!(class("53300", ""), Class::TooManyConnections);
+        assert_eq!(class("42501", ""), Class::Permission);
+        assert_eq!(class("08006", ""), Class::Lost);
+        let lost = "can no longer access replication slot \"orders\"";
+        assert_eq!(class("55000", lost), Class::SlotInvalidated);
+        assert_eq!(class("55000", "no"), Class::Other);
+    }
+}

@@ -1,0 +1,343 @@
+//! Where and as whom to connect, as a `postgres://` URL says it.
+//!
+//! Never connects, and never repeats a piece of the URL in an error: any piece may be a password.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::PostgresError;
+use crate::config::Secret;
+
+const PORT: u16 = 5432;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const APPLICATION_NAME: &str = "outboxd";
+/// PostgreSQL keeps 63 bytes of an application name.
+const APPLICATION_NAME_BYTES_MAX: usize = 63;
+
+/// What a connection URL says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectOptions {
+    /// Tried in this order; never empty.
+    pub hosts: Vec<Host>,
+    pub user: String,
+    pub password: Option<Secret>,
+    pub dbname: String,
+    /// Bounds one host's attempt, authentication included.
+    pub connect_timeout: Duration,
+    pub(super) application_name: String,
+}
+
+/// One server to try.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Host {
+    Tcp { name: String, port: u16 },
+    Unix { directory: PathBuf, port: u16 },
+}
+
+impl std::fmt::Display for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp { name, port } if name.contains(':') => write!(f, "[{name}]:{port}"),
+            Self::Tcp { name, port } => write!(f, "{name}:{port}"),
+            Self::Unix { .. } => write!(f, "{}", self.socket_path().display()),
+        }
+    }
+}
+
+impl Host {
+    /// The socket's file; of a TCP host an empty path.
+    pub(super) fn socket_path(&self) -> PathBuf {
+        match self {
+            Self::Tcp { .. } => PathBuf::new(),
+            Self::Unix { directory, port } => directory.join(format!(".s.PGSQL.{port}")),
+        }
+    }
+}
+
+impl ConnectOptions {
+    /// Reads `postgres://user:password@host:port,host:port/dbname?parameter=value`.
+    ///
+    /// Defaults are libpq's: port 5432, the database named like the user. A host that begins with `/` is
+    /// the folder of a unix socket.
+    /// Errors: name the parameter that is at fault, never a value.
+    pub fn parse(url: &Secret) -> Result<Self, PostgresError> {
+        let rest = url.reveal().trim();
+        let rest = rest
+            .strip_prefix("postgres://")
+            .or_else(|| rest.strip_prefix("postgresql://"))
+            .ok_or(PostgresError::Url("it does not begin with `postgres://`"))?;
+        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let (authority, dbname) = rest.split_once('/').unwrap_or((rest, ""));
+        let mut parts = Parts::default();
+        if !dbname.is_empty() {
+            parts.dbname = Some(decode(dbname)?);
+        }
+        parts.read_authority(authority)?;
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            parts.read_parameter(&decode(name)?, decode(value)?)?;
+        }
+        parts.finish()
+    }
+
+    /// The name that `pg_stat_activity` shows for a connection of ours.
+    pub(crate) fn application_name(&self, name: &str) -> String {
+        let mut full = format!("{} {name}", self.application_name);
+        while full.len() > APPLICATION_NAME_BYTES_MAX {
+            full.pop();
+        }
+        full.trim_end().to_owned()
+    }
+
+    pub(crate) fn timed_out(&self, host: &Host) -> PostgresError {
+        PostgresError::ConnectTimeout {
+            address: host.to_string(),
+            after: self.connect_timeout,
+        }
+    }
+}
+
+/// The pieces of a URL while it is being read.
+#[derive(Default)]
+struct Parts {
+    names: Vec<String>,
+    ports: Vec<Option<u16>>,
+    user: Option<String>,
+    password: Option<String>,
+    dbname: Option<String>,
+    connect_timeout: Option<Duration>,
+    application_name: Option<String>,
+}
+
+impl Parts {
+    fn read_authority(&mut self, authority: &str) -> Result<(), PostgresError> {
+        let (login, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
+        if !login.is_empty() {
+            let (user, password) = login.split_once(':').unwrap_or((login, ""));
+            self.user = Some(decode(user)?).filter(|user| !user.is_empty());
+            self.password = Some(decode(password)?).filter(|password| !password.is_empty());
+        }
+        for host in hosts.split(',').filter(|host| !host.is_empty()) {
+            let (name, port) = split_port(host)?;
+            self.names.push(decode(name)?);
+            self.ports.push(port);
+        }
+        Ok(())
+    }
+
+    fn read_parameter(&mut self, name: &str, value: String) -> Result<(), PostgresError> {
+        match name {
+            "host" => {
+                self.names = value.split(',').map(str::to_owned).collect();
+                self.ports.resize(self.names.len(), None);
+            }
+            "port" => self.ports = read_ports(&value)?,
+            "user" => self.user = Some(value),
+            "password" => self.password = Some(value),
+            "dbname" => self.dbname = Some(value),
+            "application_name" => self.application_name = Some(value),
+            "connect_timeout" => {
+                let seconds = value.parse().ok().filter(|seconds| *seconds > 0);
+                let seconds = seconds.ok_or(PostgresError::BadParameter("connect_timeout"))?;
+                self.connect_timeout = Some(Duration::from_secs(seconds));
+            }
+            "sslmode" => match value.as_str() {
+                "disable" | "allow" | "prefer" => {}
+                "require" | "verify-ca" | "verify-full" => return Err(PostgresError::Tls(value)),
+                _ => return Err(PostgresError::BadParameter("sslmode")),
+            },
+            _ => return Err(PostgresError::UnknownParameter(name.to_owned())),
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<ConnectOptions, PostgresError> {
+        let user = self.user.ok_or(PostgresError::Url("it names no user"))?;
+        if self.names.is_empty() {
+            return Err(PostgresError::Url("it names no host"));
+        }
+        if let [port] = self.ports[..] {
+            self.ports.resize(self.names.len(), port);
+        }
+        if self.ports.len() != self.names.len() {
+            return Err(PostgresError::BadParameter("port"));
+        }
+        let hosts = self.names.into_iter().zip(self.ports);
+        let hosts = hosts.map(|(name, port)| host(name, port.unwrap_or(PORT)));
+        let application_name = self.application_name.filter(|name| !name.is_empty());
+        let dbname = self.dbname.filter(|name| !name.is_empty());
+        Ok(ConnectOptions {
+            hosts: hosts.collect(),
+            dbname: dbname.unwrap_or_else(|| user.clone()),
+            user,
+            password: self.password.map(Secret::new),
+            connect_timeout: self.connect_timeout.unwrap_or(CONNECT_TIMEOUT),
+            application_name: application_name.unwrap_or_else(|| APPLICATION_NAME.to_owned()),
+        })
+    }
+}
+
+fn host(name: String, port: u16) -> Host {
+    if name.starts_with('/') {
+        let directory = PathBuf::from(name);
+        Host::Unix { directory, port }
+    } else {
+        Host::Tcp { name, port }
+    }
+}
+
+/// Splits `name:port` and `[::1]:port`.
+fn split_port(host: &str) -> Result<(&str, Option<u16>), PostgresError> {
+    let (name, port) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((name, rest)) => (name, rest.strip_prefix(':')),
+        None => match host.split_once(':') {
+            Some((name, port)) => (name, Some(port)),
+            None => (host, None),
+        },
+    };
+    Ok((name, port.map(read_port).transpose()?.flatten()))
+}
+
+fn read_ports(value: &str) -> Result<Vec<Option<u16>>, PostgresError> {
+    value.split(',').map(read_port).collect()
+}
+
+/// Reads a port; an empty one means the default.
+fn read_port(text: &str) -> Result<Option<u16>, PostgresError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let wrong = PostgresError::Url(
+        "a port is not a number (a password that holds `:`, `/`, `?` or `@` must be percent-encoded)",
+    );
+    match text.parse() {
+        Ok(0) | Err(_) => Err(wrong),
+        Ok(port) => Ok(Some(port)),
+    }
+}
+
+/// Decodes `%41`; a plus sign stays one, as in libpq.
+fn decode(text: &str) -> Result<String, PostgresError> {
+    let wrong = PostgresError::Url("it holds a `%` that two hexadecimal digits do not follow");
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, tail)) = rest.split_first() {
+        rest = tail;
+        if byte != b'%' {
+            decoded.push(byte);
+            continue;
+        }
+        let digits = rest
+            .get(..2)
+            .and_then(|pair| std::str::from_utf8(pair).ok());
+        let value = digits
+            .filter(|pair| pair.bytes().all(|digit| digit.is_ascii_hexdigit()))
+            .and_then(|pair| u8::from_str_radix(pair, 16).ok())
+            .ok_or_else(|| wrong.clone())?;
+        decoded.push(value);
+        rest = &rest[2..];
+    }
+    let text = String::from_utf8(decoded).map_err(|_| PostgresError::Url("it is not UTF-8"))?;
+    if text.contains('\0') {
+        return Err(PostgresError::Url("it holds a zero byte"));
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(url: &str) -> Result<ConnectOptions, PostgresError> {
+        ConnectOptions::parse(&Secret::new(url.to_owned()))
+    }
+
+    fn tcp(name: &str, port: u16) -> Host {
+        let name = name.to_owned();
+        Host::Tcp { name, port }
+    }
+
+    #[test]
+    fn a_full_url_is_understood() {
+        let options = parse(
+            "postgresql://o%40x:p%2Fw:d@db1:5433,[::1],db3/orders?connect_timeout=2&application_name=a+b&sslmode=prefer",
+        )
+        .unwrap();
+        let hosts = vec![tcp("db1", 5433), tcp("::1", 5432), tcp("db3", 5432)];
+        assert_eq!(options.hosts, hosts);
+        assert_eq!(options.user, "o@x");
+        assert_eq!(options.password.as_ref().unwrap().reveal(), "p/w:d");
+        assert_eq!(options.dbname, "orders");
+        assert_eq!(options.connect_timeout, Duration::from_secs(2));
+        assert_eq!(options.application_name("lease"), "a+b lease");
+    }
+
+    #[test]
+    fn defaults_are_those_of_libpq() {
+        let options = parse("postgres://relay@db").unwrap();
+        assert_eq!(options.hosts, [tcp("db", 5432)]);
+        assert_eq!(options.dbname, "relay");
+        assert_eq!(options.password, None);
+        assert_eq!(options.application_name("lease"), "outboxd lease");
+    }
+
+    #[test]
+    fn a_host_that_begins_with_a_slash_is_a_unix_socket() {
+        let unix = Host::Unix {
+            directory: "/run/pg".into(),
+            port: 6000,
+        };
+        let by_parameter = parse("postgres:///orders?host=/run/pg&port=6000&user=relay").unwrap();
+        let by_host = parse("postgres://relay@%2Frun%2Fpg:6000/orders").unwrap();
+        assert_eq!(by_parameter.hosts, [unix.clone()]);
+        assert_eq!(by_host, by_parameter);
+        assert_eq!(unix.to_string(), "/run/pg/.s.PGSQL.6000");
+    }
+
+    #[test]
+    fn tls_is_refused_and_never_replaced_by_plain_text() {
+        for mode in ["require", "verify-ca", "verify-full"] {
+            let error = parse(&format!("postgres://r@h/d?sslmode={mode}")).unwrap_err();
+            assert!(matches!(&error, PostgresError::Tls(name) if name == mode));
+        }
+        let error = parse("postgres://r@h/d?sslmode=none").unwrap_err();
+        assert!(matches!(error, PostgresError::BadParameter("sslmode")));
+    }
+
+    #[test]
+    fn errors_name_the_parameter_and_never_repeat_the_url() {
+        let urls = [
+            ("postgres://r:s3cret@h/d?sslrootcert=s3cret", "sslrootcert"),
+            (
+                "postgres://r:s3cret@h/d?connect_timeout=s3cret",
+                "connect_timeout",
+            ),
+            ("postgres://r:s3cret@h:s3cret/d", "port"),
+            ("postgres://r:s3cret/1@h/d", "port"),
+            ("postgres://r:s3cret%@h/d", "%"),
+            ("postgres://:s3cret@h/d", "user"),
+            ("mysql://r:s3cret@h/d", "postgres://"),
+            ("postgres://r:s3cret@/d", "host"),
+        ];
+        for (url, part) in urls {
+            let error = parse(url).unwrap_err();
+            let text = format!("{error} {error:?}");
+            assert!(text.contains(part), "{text}");
+            assert!(!text.contains("s3cret"), "{text}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_parsed_without_a_panic(text in "(postgres://)?.{0,60}") {
+            let _ = parse(&text);
+        }
+
+        #[test]
+        fn long_application_names_are_cut(name in ".{0,80}") {
+            let mut options = parse("postgres://r@h").unwrap();
+            options.application_name = name;
+            assert!(options.application_name("é").len() <= APPLICATION_NAME_BYTES_MAX);
+        }
+    }
+}
