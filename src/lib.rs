@@ -6,6 +6,8 @@
 pub mod config;
 pub mod core;
 pub mod encode;
+pub mod identity;
+pub mod inspect;
 pub mod outbox;
 pub mod postgres;
 pub mod publish;

@@ -1,0 +1,80 @@
+-- The outbox of one application: the table, the function that writes it, what the relay reads it through.
+-- `outboxd migrate --print` fills in what stands in braces; a line that begins with `--:` begins a step.
+
+--: table
+-- Debezium's five columns by name, then optional ones; the relay uses what it finds.
+-- The numbers in `seq` are the relay's: nothing may insert or change them.
+-- `payload` is json and not jsonb so that consumers get the text as it was written; NULL is a tombstone.
+CREATE TABLE {table} (
+    id               uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    aggregatetype    varchar(255) NOT NULL,
+    aggregateid      varchar(255) NOT NULL,
+    type             varchar(255) NOT NULL,
+    payload          json,
+    headers          jsonb,
+    topic            varchar(249),
+    partitionkey     text,
+    aggregateversion bigint,
+    correlationid    text,
+    causationid      text,
+    traceparent      text,
+    tracestate       text,
+    occurredat       timestamptz,
+    seq              bigint GENERATED ALWAYS AS IDENTITY (SEQUENCE NAME {sequence}) UNIQUE,
+    created_at       timestamptz NOT NULL DEFAULT clock_timestamp(){sent_at_column}
+){storage};
+COMMENT ON TABLE {table} IS 'Transactional outbox: INSERT here in the transaction that changes the data; outboxd publishes the row to Kafka.';
+-- A table that begins empty has nothing that was ever published, so all of it is.
+INSERT INTO outboxd.outbox (outbox, start) VALUES ({outbox}, 'all')
+    ON CONFLICT (outbox) DO UPDATE SET start = coalesce(outboxd.outbox.start, 'all');
+
+--: publish function
+-- Writes one row with the caller's own rights and gives its id. What is not given is read from the
+-- session: SET LOCAL outbox.correlationid = '…', likewise causationid, traceparent and tracestate.
+CREATE OR REPLACE FUNCTION {publish_function}(
+    aggregatetype    text,
+    aggregateid      text,
+    type             text,
+    payload          json,
+    headers          jsonb       DEFAULT NULL,
+    topic            text        DEFAULT NULL,
+    partitionkey     text        DEFAULT NULL,
+    aggregateversion bigint      DEFAULT NULL,
+    correlationid    text        DEFAULT NULL,
+    causationid      text        DEFAULT NULL,
+    traceparent      text        DEFAULT NULL,
+    tracestate       text        DEFAULT NULL,
+    occurredat       timestamptz DEFAULT NULL,
+    id               uuid        DEFAULT gen_random_uuid()
+) RETURNS uuid LANGUAGE plpgsql VOLATILE SECURITY INVOKER AS $outboxd$
+#variable_conflict use_variable
+BEGIN
+    INSERT INTO {table} (id, aggregatetype, aggregateid, type, payload, headers, topic, partitionkey, aggregateversion,
+                         correlationid, causationid, traceparent, tracestate, occurredat)
+    VALUES (id, aggregatetype, aggregateid, type, payload, headers, topic, partitionkey, aggregateversion,
+            coalesce(correlationid, nullif(pg_catalog.current_setting('outbox.correlationid', true), '')),
+            coalesce(causationid, nullif(pg_catalog.current_setting('outbox.causationid', true), '')),
+            coalesce(traceparent, nullif(pg_catalog.current_setting('outbox.traceparent', true), '')),
+            coalesce(tracestate, nullif(pg_catalog.current_setting('outbox.tracestate', true), '')),
+            occurredat);
+    RETURN id;
+END
+$outboxd$;
+
+--: publication
+-- INSERT only: what the relay and others change or delete never comes back through the stream.
+CREATE PUBLICATION {publication} FOR TABLE {table} WITH (publish = 'insert', publish_via_partition_root = true);
+
+--: publication table
+ALTER PUBLICATION {publication} ADD TABLE {table};
+
+--: publication options
+ALTER PUBLICATION {publication} SET (publish = 'insert', publish_via_partition_root = true);
+
+--: read again
+-- A new slot does not bring the rows that were committed before it.
+UPDATE outboxd.outbox SET caught_up = false WHERE outbox = {outbox};
+
+--: slot
+-- After the publication: a slot that is older than its publication cannot see it.
+SELECT pg_catalog.pg_create_logical_replication_slot({slot}, 'pgoutput');

@@ -1,0 +1,29 @@
+-- Who may do what. Nothing goes to PUBLIC; the application needs INSERT and nothing else.
+
+--: relay role
+CREATE ROLE {relay_role} NOLOGIN;
+
+--: relay
+GRANT USAGE ON SCHEMA {schema} TO {relay_role};
+GRANT SELECT ON {table} TO {relay_role};
+
+--: relay sequence
+-- The relay compares the sequence's last value with the rows before it trusts the numbers.
+GRANT SELECT ON SEQUENCE {sequence} TO {relay_role};
+
+--: relay sent_at
+GRANT UPDATE (sent_at) ON {table} TO {relay_role};
+
+--: relay delete
+GRANT DELETE ON {table} TO {relay_role};
+
+--: relay state
+GRANT USAGE ON SCHEMA outboxd TO {relay_role};
+GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA outboxd TO {relay_role};
+
+--: relay status
+GRANT SELECT ON {status_view} TO {relay_role};
+
+--: application
+GRANT USAGE ON SCHEMA {schema} TO {application_role};
+GRANT INSERT ON {table} TO {application_role};

@@ -1,0 +1,471 @@
+//! The identity of a table's numbers: whether what was learned about them still holds.
+//!
+//! Owns the stored identity and the verdict on it, which is pure. Never changes the table or its sequence.
+
+use tokio_postgres::Client;
+
+use crate::inspect::{Table, qualified};
+use crate::outbox::RowId;
+
+/// What the numbers of an outbox belong to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    pub system_identifier: String,
+    pub timeline: i32,
+    pub database: String,
+    pub table_oid: u32,
+    /// Of every table that holds rows, sorted.
+    pub table_filenodes: Vec<u32>,
+    /// `None` for a table without `seq`, or without a sequence behind it.
+    pub sequence_filenode: Option<u32>,
+}
+
+/// What stands in the table at the number that the ledger recorded last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowAt {
+    /// The row with the recorded id.
+    Same,
+    /// A row with another id.
+    Other,
+    /// No row.
+    Gone,
+}
+
+/// What table, sequence and ledger say of the numbers now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Evidence {
+    /// The last number that the ledger recorded and what stands there; `None` while it recorded nothing.
+    pub tail: Option<(i64, RowAt)>,
+    /// The last number that the sequence gave, one below its start while it gave none; `None` if it cannot be read.
+    pub last_value: Option<i64>,
+    /// The highest number in the table.
+    pub highest_row: Option<i64>,
+}
+
+/// What the identity allows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The numbers are the ones that were learned about. The caller records `now` where it differs
+    /// from what is stored (a failover, a rewritten table, another partition).
+    Same,
+    /// The numbers began again: the ledger goes on in a new generation, with an alarm.
+    NewGeneration { why: String },
+    /// Nothing may be published until a person has decided.
+    Halt { why: String, remedy: String },
+}
+
+/// Judges the numbers by design §5a, "Identity of the numbers".
+pub fn compare(stored: &Identity, now: &Identity, evidence: &Evidence) -> Verdict {
+    if let Some(why) = another_place(stored, now) {
+        return halt(why, ADOPT);
+    }
+    if now.sequence_filenode.is_none() {
+        return Verdict::Same;
+    }
+    let Some(last_value) = evidence.last_value else {
+        return halt(
+            "the last value of the sequence behind `seq` cannot be read".to_owned(),
+            "run `outboxd migrate` as the table's owner: it grants SELECT on the sequence",
+        );
+    };
+    if let Some(row) = evidence.highest_row.filter(|row| *row > last_value) {
+        return halt(
+            format!(
+                "the table holds number {row} and its sequence has given no more than {last_value}"
+            ),
+            "set the sequence to the table's highest number with setval, then start again",
+        );
+    }
+    let Some((last_seq, row)) = evidence.tail else {
+        return Verdict::Same;
+    };
+    match row {
+        RowAt::Other => halt(
+            format!("another row stands at number {last_seq}, which was the last one sent"),
+            ADOPT,
+        ),
+        RowAt::Gone if began_again(stored, now) => Verdict::NewGeneration {
+            why: "table and sequence have new files: the table was truncated with RESTART IDENTITY"
+                .to_owned(),
+        },
+        _ if last_value < last_seq => halt(
+            format!(
+                "the sequence stands at {last_value} and number {last_seq} was sent before: it was set back"
+            ),
+            ADOPT,
+        ),
+        _ => Verdict::Same,
+    }
+}
+
+const ADOPT: &str = "`outboxd migrate --adopt` takes the table as it is now; where its numbers differ from what \
+                     was sent, `source.start` then says which of its rows to publish";
+
+fn halt(why: String, remedy: &str) -> Verdict {
+    Verdict::Halt {
+        why,
+        remedy: remedy.to_owned(),
+    }
+}
+
+fn another_place(stored: &Identity, now: &Identity) -> Option<String> {
+    if stored.system_identifier != now.system_identifier {
+        let (was, is) = (&stored.system_identifier, &now.system_identifier);
+        return Some(format!(
+            "this is PostgreSQL system {is}, and the numbers were learned on {was}"
+        ));
+    }
+    if stored.database != now.database {
+        let (was, is) = (&stored.database, &now.database);
+        return Some(format!(
+            "this is database `{is}`, and the numbers were learned in `{was}`"
+        ));
+    }
+    if stored.table_oid != now.table_oid {
+        let (was, is) = (stored.table_oid, now.table_oid);
+        return Some(format!(
+            "the table has oid {is}, and the numbers were learned of the one with oid {was}"
+        ));
+    }
+    None
+}
+
+/// Only TRUNCATE … RESTART IDENTITY gives both the table and the sequence new files.
+fn began_again(stored: &Identity, now: &Identity) -> bool {
+    let kept = now
+        .table_filenodes
+        .iter()
+        .any(|filenode| stored.table_filenodes.contains(filenode));
+    !kept && stored.sequence_filenode != now.sequence_filenode
+}
+
+/// Why the identity could not be read or recorded.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} the identity of the numbers of `{outbox}`")]
+pub struct IdentityError {
+    action: &'static str,
+    outbox: String,
+    #[source]
+    source: tokio_postgres::Error,
+}
+
+/// Reads the identity as it is now, on a primary; `table` must have been inspected on the same connection.
+///
+/// Every role may: `pg_control_system` and `pg_walfile_name` are executable by PUBLIC (14 to 18).
+/// Cancel-safe: yes.
+pub async fn read(client: &Client, table: &Table) -> Result<Identity, IdentityError> {
+    let row = client
+        .query_one(READ, &[])
+        .await
+        .map_err(|source| IdentityError {
+            action: "read",
+            outbox: format!("{}.{}", table.layout.schema, table.layout.table),
+            source,
+        })?;
+    Ok(Identity {
+        system_identifier: row.get("system_identifier"),
+        timeline: row.get("timeline"),
+        database: row.get("database"),
+        table_oid: table.oid,
+        table_filenodes: table.filenodes(),
+        sequence_filenode: table.sequence().map(|sequence| sequence.filenode),
+    })
+}
+
+/// Loads the identity that was recorded for an outbox, `None` if there is none yet.
+pub async fn load(client: &Client, outbox: &str) -> Result<Option<Identity>, IdentityError> {
+    let row = client
+        .query_opt(LOAD, &[&outbox])
+        .await
+        .map_err(|source| IdentityError {
+            action: "load",
+            outbox: outbox.to_owned(),
+            source,
+        })?;
+    Ok(row.map(|row| Identity {
+        system_identifier: row.get("system_identifier"),
+        timeline: row.get("timeline"),
+        database: row.get("database"),
+        table_oid: row.get("table_oid"),
+        table_filenodes: row.get("table_filenodes"),
+        sequence_filenode: row.get("sequence_filenode"),
+    }))
+}
+
+/// Records the identity of an outbox, beside what else is known of it.
+pub async fn store(
+    client: &Client,
+    outbox: &str,
+    identity: &Identity,
+) -> Result<(), IdentityError> {
+    let Identity {
+        system_identifier,
+        timeline,
+        database,
+        table_oid,
+        table_filenodes,
+        sequence_filenode,
+    } = identity;
+    let values: [&(dyn tokio_postgres::types::ToSql + Sync); 7] = [
+        &outbox,
+        system_identifier,
+        timeline,
+        database,
+        table_oid,
+        table_filenodes,
+        sequence_filenode,
+    ];
+    let recorded = client.execute(STORE, &values).await;
+    recorded.map(drop).map_err(|source| IdentityError {
+        action: "record",
+        outbox: outbox.to_owned(),
+        source,
+    })
+}
+
+/// Reads what table and sequence say now; `tail` is the ledger's last number with its row's id.
+///
+/// The sequence is read after the highest row: a row that is seen has drawn its number before.
+/// Cancel-safe: yes.
+pub async fn evidence(
+    client: &Client,
+    table: &Table,
+    tail: Option<(i64, RowId)>,
+) -> Result<Evidence, IdentityError> {
+    gather(client, table, tail)
+        .await
+        .map_err(|source| IdentityError {
+            action: "check",
+            outbox: format!("{}.{}", table.layout.schema, table.layout.table),
+            source,
+        })
+}
+
+async fn gather(
+    client: &Client,
+    table: &Table,
+    tail: Option<(i64, RowId)>,
+) -> Result<Evidence, tokio_postgres::Error> {
+    let name = qualified(&table.layout.schema, &table.layout.table);
+    let mut evidence = Evidence {
+        tail: None,
+        last_value: None,
+        highest_row: None,
+    };
+    if table.layout.seq.is_none() {
+        return Ok(evidence);
+    }
+    if let Some((last_seq, id)) = tail {
+        let sql = format!("SELECT id::text FROM {name} WHERE seq = $1::int8 LIMIT 1");
+        let row = client.query_opt(&sql, &[&last_seq]).await?;
+        let found = row.map(|row| {
+            row.get::<_, Option<&str>>(0)
+                .map(|text| RowId::from_text(text.as_bytes()))
+        });
+        let at = match found {
+            None => RowAt::Gone,
+            Some(found) if found.as_ref() == Some(&id) => RowAt::Same,
+            Some(_) => RowAt::Other,
+        };
+        evidence.tail = Some((last_seq, at));
+    }
+    let highest = client
+        .query_one(&format!("SELECT max(seq)::int8 FROM {name}"), &[])
+        .await?;
+    evidence.highest_row = highest.get(0);
+    evidence.last_value = last_value(client, table).await?;
+    Ok(evidence)
+}
+
+/// The last number that the table's sequence gave, one below its start while it gave none.
+async fn last_value(client: &Client, table: &Table) -> Result<Option<i64>, tokio_postgres::Error> {
+    let Some(sequence) = table.sequence() else {
+        return Ok(None);
+    };
+    let may = "SELECT pg_catalog.has_sequence_privilege($1::oid, 'SELECT')";
+    let may = client.query_one(may, &[&sequence.oid]).await?;
+    if !may.get::<_, bool>(0) {
+        return Ok(None);
+    }
+    let sql = format!(
+        "SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM {}",
+        sequence.name
+    );
+    Ok(Some(client.query_one(&sql, &[]).await?.get(0)))
+}
+
+const READ: &str = "
+    SELECT c.system_identifier::text,
+           ('x' || left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8))::bit(32)::int4
+               AS timeline,
+           pg_catalog.current_database()::text AS database
+    FROM pg_catalog.pg_control_system() c";
+
+const LOAD: &str = "
+    SELECT system_identifier, timeline, database, table_oid, table_filenodes, sequence_filenode
+    FROM outboxd.outbox
+    WHERE outbox = $1 AND system_identifier IS NOT NULL AND timeline IS NOT NULL AND database IS NOT NULL
+      AND table_oid IS NOT NULL AND table_filenodes IS NOT NULL";
+
+const STORE: &str = "
+    INSERT INTO outboxd.outbox
+        (outbox, system_identifier, timeline, database, table_oid, table_filenodes, sequence_filenode)
+    VALUES ($1, $2, $3, $4, $5, $6, $7)
+    ON CONFLICT (outbox) DO UPDATE SET
+        system_identifier = excluded.system_identifier, timeline = excluded.timeline,
+        database = excluded.database, table_oid = excluded.table_oid,
+        table_filenodes = excluded.table_filenodes, sequence_filenode = excluded.sequence_filenode,
+        at = clock_timestamp()";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stored() -> Identity {
+        Identity {
+            system_identifier: "7710623233773267313".to_owned(),
+            timeline: 1,
+            database: "shop".to_owned(),
+            table_oid: 16_400,
+            table_filenodes: vec![16_400, 16_401],
+            sequence_filenode: Some(16_402),
+        }
+    }
+
+    /// 90 is sent and the row is there; the sequence stands at 100 and so does the table.
+    fn healthy() -> Evidence {
+        Evidence {
+            tail: Some((90, RowAt::Same)),
+            last_value: Some(100),
+            highest_row: Some(100),
+        }
+    }
+
+    fn judge(change: impl FnOnce(&mut Identity, &mut Evidence)) -> Verdict {
+        let (mut now, mut evidence) = (stored(), healthy());
+        change(&mut now, &mut evidence);
+        compare(&stored(), &now, &evidence)
+    }
+
+    #[track_caller]
+    fn assert_halts(verdict: &Verdict) {
+        assert!(matches!(verdict, Verdict::Halt { .. }), "{verdict:?}");
+    }
+
+    fn truncate_restart(now: &mut Identity, evidence: &mut Evidence) {
+        now.table_filenodes = vec![20_000, 20_001];
+        now.sequence_filenode = Some(20_002);
+        *evidence = Evidence {
+            tail: Some((90, RowAt::Gone)),
+            last_value: Some(5),
+            highest_row: Some(5),
+        };
+    }
+
+    #[test]
+    fn nothing_changed_is_the_same() {
+        assert_eq!(judge(|_, _| ()), Verdict::Same);
+    }
+
+    #[test]
+    fn a_truncate_with_restart_identity_begins_a_new_generation() {
+        assert!(matches!(
+            judge(truncate_restart),
+            Verdict::NewGeneration { .. }
+        ));
+    }
+
+    #[test]
+    fn a_truncate_that_continues_the_identity_is_the_same() {
+        let verdict = judge(|now, evidence| {
+            now.table_filenodes = vec![20_000, 20_001];
+            evidence.tail = Some((90, RowAt::Gone));
+            evidence.highest_row = None;
+        });
+        assert_eq!(verdict, Verdict::Same);
+    }
+
+    #[test]
+    fn a_sequence_set_back_alone_halts_even_when_the_row_is_gone() {
+        let verdict = judge(|now, evidence| {
+            now.sequence_filenode = Some(20_002);
+            *evidence = Evidence {
+                tail: Some((90, RowAt::Gone)),
+                last_value: Some(5),
+                highest_row: Some(5),
+            };
+        });
+        assert_halts(&verdict);
+    }
+
+    #[test]
+    fn a_lower_last_value_halts() {
+        assert_halts(&judge(|_, evidence| {
+            evidence.last_value = Some(89);
+            evidence.highest_row = Some(80);
+        }));
+    }
+
+    #[test]
+    fn another_id_at_the_last_number_halts_even_with_new_files() {
+        assert_halts(&judge(|_, evidence| {
+            evidence.tail = Some((90, RowAt::Other))
+        }));
+        let refilled = judge(|now, evidence| {
+            truncate_restart(now, evidence);
+            evidence.tail = Some((90, RowAt::Other));
+        });
+        assert_halts(&refilled);
+    }
+
+    #[test]
+    fn another_system_database_or_table_halts() {
+        assert_halts(&judge(|now, _| now.system_identifier = "1".to_owned()));
+        assert_halts(&judge(|now, _| now.database = "clone".to_owned()));
+        assert_halts(&judge(|now, _| now.table_oid = 1));
+    }
+
+    #[test]
+    fn a_sequence_that_cannot_be_read_halts() {
+        assert_halts(&judge(|_, evidence| evidence.last_value = None));
+    }
+
+    #[test]
+    fn a_row_above_the_last_value_halts_before_a_new_generation_begins() {
+        assert_halts(&judge(|_, evidence| evidence.highest_row = Some(101)));
+        let restarted = judge(|now, evidence| {
+            truncate_restart(now, evidence);
+            evidence.highest_row = Some(6);
+        });
+        assert_halts(&restarted);
+    }
+
+    #[test]
+    fn a_failover_a_rewritten_table_or_another_partition_is_the_same() {
+        assert_eq!(judge(|now, _| now.timeline = 2), Verdict::Same);
+        assert_eq!(
+            judge(|now, _| now.table_filenodes = vec![1, 2]),
+            Verdict::Same
+        );
+        assert_eq!(
+            judge(|now, _| now.table_filenodes.push(30_000)),
+            Verdict::Same
+        );
+    }
+
+    #[test]
+    fn rows_removed_by_retention_are_the_same() {
+        let verdict = judge(|_, evidence| evidence.tail = Some((90, RowAt::Gone)));
+        assert_eq!(verdict, Verdict::Same);
+    }
+
+    #[test]
+    fn without_a_ledger_only_the_place_and_the_sequence_are_judged() {
+        assert_eq!(judge(|_, evidence| evidence.tail = None), Verdict::Same);
+        let without_seq = judge(|now, evidence| {
+            now.sequence_filenode = None;
+            evidence.last_value = None;
+        });
+        assert_eq!(without_seq, Verdict::Same);
+    }
+}

@@ -1,0 +1,325 @@
+//! Finds the outbox's columns by name, judges their types, and writes the select list that reads them.
+
+use std::fmt;
+
+use postgres_protocol::escape::escape_identifier;
+use tokio_postgres::Row;
+
+use super::{InspectError, qualified};
+use crate::outbox::{Column, Layout};
+
+/// One live column as the catalog describes it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Attribute {
+    pub name: String,
+    pub number: i16,
+    /// `format_type()`, of the base type where it is a domain.
+    pub type_name: String,
+    pub is_not_null: bool,
+    /// `a`, `d` or nothing.
+    pub identity: String,
+    pub is_generated: bool,
+    /// The expression of its default, or nothing.
+    pub default: String,
+}
+
+pub(super) const ATTRIBUTES: &str = "
+    SELECT a.attname::text, a.attnum, a.attnotnull, a.attidentity::text, a.attgenerated <> '' AS is_generated,
+           CASE WHEN t.typtype = 'd' THEN pg_catalog.format_type(t.typbasetype, t.typtypmod)
+                ELSE pg_catalog.format_type(a.atttypid, a.atttypmod) END AS type_name,
+           coalesce(pg_catalog.pg_get_expr(d.adbin, d.adrelid), '') AS default_expression
+    FROM pg_catalog.pg_attribute a
+    JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+    LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+    WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
+    ORDER BY a.attnum";
+
+impl Attribute {
+    pub(super) fn read(row: &Row) -> Self {
+        Self {
+            name: row.get("attname"),
+            number: row.get("attnum"),
+            type_name: row.get("type_name"),
+            is_not_null: row.get("attnotnull"),
+            identity: row.get("attidentity"),
+            is_generated: row.get("is_generated"),
+            default: row.get("default_expression"),
+        }
+    }
+}
+
+/// A column whose type the relay cannot use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WrongType {
+    pub column: String,
+    pub found: String,
+    pub wanted: &'static str,
+    /// The statement that changes it.
+    pub remedy: String,
+}
+
+impl fmt::Display for WrongType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            column,
+            found,
+            wanted,
+            ..
+        } = self;
+        write!(f, "`{column}` is {found}, wanted {wanted}")
+    }
+}
+
+/// What a column must be to be used.
+#[derive(Clone, Copy)]
+enum Wanted {
+    /// Anything whose text is a name or a key: no bytes, no JSON, no array.
+    Word,
+    Payload,
+    Json,
+    Number,
+    Instant,
+}
+
+impl Wanted {
+    fn takes(self, type_name: &str) -> bool {
+        let base = type_name.split('(').next().unwrap_or_default();
+        match self {
+            Self::Word => !matches!(base, "bytea" | "json" | "jsonb") && !base.ends_with(']'),
+            Self::Payload => matches!(
+                base,
+                "jsonb" | "json" | "text" | "character varying" | "bytea"
+            ),
+            Self::Json => matches!(base, "jsonb" | "json"),
+            Self::Number => matches!(base, "bigint" | "integer" | "smallint"),
+            Self::Instant => base.starts_with("timestamp"),
+        }
+    }
+
+    fn described(self) -> &'static str {
+        match self {
+            Self::Word => "varchar, text, uuid or a number",
+            Self::Payload => "jsonb, json, text, varchar or bytea",
+            Self::Json => "jsonb or json",
+            Self::Number => "bigint",
+            Self::Instant => "timestamptz",
+        }
+    }
+
+    /// The type that the remedy changes to, and how the old value becomes one.
+    fn remedy(self, column: &str, found: &str) -> (&'static str, String) {
+        let (to, using) = match self {
+            Self::Word if found == "bytea" => {
+                return ("text", format!("convert_from({column}, 'UTF8')"));
+            }
+            Self::Word => ("text", "text"),
+            Self::Payload => ("text", "text"),
+            Self::Json => ("jsonb", "jsonb"),
+            Self::Number => ("bigint", "bigint"),
+            Self::Instant => ("timestamptz", "timestamptz"),
+        };
+        (to, format!("{column}::{using}"))
+    }
+}
+
+/// Finds the outbox's columns among a table's.
+pub(super) fn layout(
+    schema: &str,
+    table: &str,
+    attributes: &[Attribute],
+) -> Result<Layout, InspectError> {
+    let find = |name: &str| attributes.iter().position(|one| one.name == name);
+    let mandatory = ["id", "aggregatetype", "aggregateid", "payload"];
+    let [
+        Some(id),
+        Some(aggregate_type),
+        Some(aggregate_id),
+        Some(payload),
+    ] = mandatory.map(find)
+    else {
+        return Err(InspectError::MissingColumns {
+            table: format!("{schema}.{table}"),
+            missing: ticked(mandatory.into_iter().filter(|name| find(name).is_none())),
+            present: ticked(attributes.iter().map(|one| one.name.as_str())),
+        });
+    };
+    let found = Layout {
+        schema: schema.to_owned(),
+        table: table.to_owned(),
+        columns: attributes.iter().map(column).collect(),
+        id,
+        aggregate_type,
+        aggregate_id,
+        event_type: find("type"),
+        payload,
+        headers: find("headers"),
+        topic: find("topic"),
+        partition_key: find("partitionkey"),
+        seq: find("seq"),
+        sent_at: find("sent_at"),
+    };
+    let wrong = wrong_types(&found);
+    if wrong.is_empty() {
+        return Ok(found);
+    }
+    Err(InspectError::WrongTypes {
+        table: format!("{schema}.{table}"),
+        wrong,
+    })
+}
+
+fn ticked<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let names: Vec<String> = names.map(|name| format!("`{name}`")).collect();
+    names.join(", ")
+}
+
+fn column(attribute: &Attribute) -> Column {
+    Column {
+        name: attribute.name.clone(),
+        type_name: attribute.type_name.clone(),
+        is_bytea: attribute.type_name == "bytea",
+    }
+}
+
+fn wrong_types(layout: &Layout) -> Vec<WrongType> {
+    let uses = [
+        (Some(layout.id), Wanted::Word),
+        (Some(layout.aggregate_type), Wanted::Word),
+        (Some(layout.aggregate_id), Wanted::Word),
+        (layout.event_type, Wanted::Word),
+        (Some(layout.payload), Wanted::Payload),
+        (layout.headers, Wanted::Json),
+        (layout.topic, Wanted::Word),
+        (layout.partition_key, Wanted::Word),
+        (layout.seq, Wanted::Number),
+        (layout.sent_at, Wanted::Instant),
+    ];
+    let mut wrong = Vec::new();
+    for (column, wanted) in uses {
+        let Some(column) = column.map(|at| &layout.columns[at]) else {
+            continue;
+        };
+        if wanted.takes(&column.type_name) {
+            continue;
+        }
+        let table = qualified(&layout.schema, &layout.table);
+        let name = escape_identifier(&column.name);
+        let (to, using) = wanted.remedy(&name, &column.type_name);
+        wrong.push(WrongType {
+            column: column.name.clone(),
+            found: column.type_name.clone(),
+            wanted: wanted.described(),
+            remedy: format!("ALTER TABLE {table} ALTER COLUMN {name} TYPE {to} USING {using};"),
+        });
+    }
+    wrong
+}
+
+/// The select list that gives every column of the layout, in its order: the text that the column's
+/// output function prints, `bytea` as it is, NULL as NULL.
+///
+/// Both sources must give the same text for a row, and pgoutput prints with the output function; a cast to
+/// text differs from it for `character(n)` (loses blanks), boolean (`true` for `t`) and inet (adds `/32`).
+pub fn select_columns(layout: &Layout) -> String {
+    let columns: Vec<String> = layout.columns.iter().map(selected).collect();
+    columns.join(", ")
+}
+
+fn selected(column: &Column) -> String {
+    let name = escape_identifier(&column.name);
+    let base = column.type_name.split('(').next().unwrap_or_default();
+    match base {
+        "bytea" => name,
+        "character" | "boolean" | "inet" | "cidr" => {
+            format!("CASE WHEN {name} IS NOT NULL THEN pg_catalog.format('%s', {name}) END")
+        }
+        _ => format!("{name}::text"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attributes(columns: &[(&str, &str)]) -> Vec<Attribute> {
+        let attribute = |(name, type_name): &(&str, &str)| Attribute {
+            name: (*name).to_owned(),
+            type_name: (*type_name).to_owned(),
+            ..Attribute::default()
+        };
+        columns.iter().map(attribute).collect()
+    }
+
+    const FIVE: [(&str, &str); 5] = [
+        ("id", "uuid"),
+        ("aggregatetype", "character varying(255)"),
+        ("aggregateid", "character varying(255)"),
+        ("type", "character varying(255)"),
+        ("payload", "jsonb"),
+    ];
+
+    #[test]
+    fn debeziums_five_columns_are_enough() {
+        let layout = layout("public", "outbox", &attributes(&FIVE)).unwrap();
+        assert_eq!((layout.id, layout.payload), (0, 4));
+        assert_eq!(
+            (layout.seq, layout.sent_at, layout.headers),
+            (None, None, None)
+        );
+    }
+
+    #[test]
+    fn a_missing_column_is_named_with_those_there_are() {
+        let error = layout(
+            "public",
+            "outbox",
+            &attributes(&[("id", "uuid"), ("Payload", "json")]),
+        );
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            "table `public.outbox` has no column `aggregatetype`, `aggregateid`, `payload`; its columns are `id`, `Payload`"
+        );
+    }
+
+    #[test]
+    fn a_wrong_type_comes_with_the_statement_that_changes_it() {
+        let mut columns = FIVE.to_vec();
+        columns.push(("seq", "text"));
+        let error = layout("public", "out\"box", &attributes(&columns)).unwrap_err();
+        let InspectError::WrongTypes { wrong, .. } = &error else {
+            panic!("{error}");
+        };
+        assert_eq!(
+            wrong[0].remedy,
+            "ALTER TABLE \"public\".\"out\"\"box\" ALTER COLUMN \"seq\" TYPE bigint USING \"seq\"::bigint;"
+        );
+        assert!(error.to_string().ends_with("`seq` is text, wanted bigint"));
+    }
+
+    #[test]
+    fn a_payload_may_be_json_text_or_bytes_and_nothing_else() {
+        for type_name in ["jsonb", "json", "text", "character varying(10)", "bytea"] {
+            assert!(Wanted::Payload.takes(type_name), "{type_name}");
+        }
+        for type_name in ["xml", "integer", "json[]", "oid"] {
+            assert!(!Wanted::Payload.takes(type_name), "{type_name}");
+        }
+    }
+
+    #[test]
+    fn the_select_list_keeps_bytes_and_prints_all_else_as_pgoutput_does() {
+        let columns = [
+            ("id", "uuid"),
+            ("aggregatetype", "character(8)"),
+            ("aggregateid", "text"),
+            ("pay\"load", "bytea"),
+            ("payload", "bytea"),
+        ];
+        let layout = layout("public", "outbox", &attributes(&columns)).unwrap();
+        assert_eq!(
+            select_columns(&layout),
+            "\"id\"::text, CASE WHEN \"aggregatetype\" IS NOT NULL THEN pg_catalog.format('%s', \"aggregatetype\") END, \
+             \"aggregateid\"::text, \"pay\"\"load\", \"payload\""
+        );
+    }
+}
