@@ -1,9 +1,10 @@
 //! The contract of a source: what replication and polling both hand to the relay.
 //!
 //! Rows come in batches over a bounded channel, in the order in which they are to be published;
-//! one position goes back.
+//! positions go back.
 
 use crate::outbox::{Lsn, OutboxRow};
+use crate::ranges::RangeSet;
 
 /// Rows in publishing order.
 #[derive(Debug, Default)]
@@ -12,6 +13,10 @@ pub struct Batch {
     /// Where the stream stood after some of these rows; `None` when polled, or in a transaction
     /// that is still being received.
     pub boundary: Option<Boundary>,
+    /// Numbers that no row will ever carry.
+    pub dead: RangeSet,
+    /// A turn of polling ended here and found no more rows than it read.
+    pub caught_up: bool,
 }
 
 /// A place in the stream where no transaction is open.
