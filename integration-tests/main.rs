@@ -1,1 +1,9 @@
+//! The integration tests: one binary, real PostgreSQL and real Kafka, one file per subject.
+//!
+//! `make servers` fetches the servers first. Tests run in parallel: each has a database and topics of its own,
+//! and those that hurt a server start a private one.
+#![forbid(unsafe_code)]
 
+mod harness;
+
+mod harness_self;

@@ -1,0 +1,283 @@
+//! A throwaway Kafka broker: one KRaft node, started from the jars that `make servers` fetches.
+//!
+//! The shared one serves tests that only use topics of their own; whoever stops, kills or freezes a broker starts a
+//! private one.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use tokio::sync::OnceCell;
+
+use super::topic::{Read, TopicReader};
+use super::workspace::{self, Process};
+
+/// One broker of 22 base64 characters, the form that Kafka asks for.
+const CLUSTER_ID: &str = "b3V0Ym94ZC10ZXN0cy0wMQ";
+
+static TOPICS: AtomicU32 = AtomicU32::new(0);
+
+/// A running or stopped broker, removed when dropped.
+#[derive(Debug)]
+pub struct Kafka {
+    pub port: u16,
+    folder: PathBuf,
+    process: Option<Process>,
+}
+
+impl Kafka {
+    /// The broker that tests share. Never stop it; use topics with a prefix of your own.
+    pub async fn shared() -> &'static Self {
+        static SHARED: OnceCell<Kafka> = OnceCell::const_new();
+        SHARED.get_or_init(async || Self::start()).await
+    }
+
+    /// Starts a private broker.
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// Starts a private broker with properties beyond the usual ones, which they override.
+    pub fn start_with(extra: &[(&str, &str)]) -> Self {
+        let folder = workspace::folder("kafka");
+        let mut broker = Self {
+            port: workspace::free_port(),
+            folder,
+            process: None,
+        };
+        let properties = broker.properties(workspace::free_port(), extra);
+        fs::write(broker.folder.join("server.properties"), properties)
+            .expect("write server.properties");
+        let formatted = broker
+            .java("-Xmx128m")
+            .args(["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"])
+            .arg(broker.folder.join("server.properties"))
+            .output()
+            .expect("run java: install a Java 17 runtime");
+        assert!(
+            formatted.status.success(),
+            "format Kafka: {}",
+            String::from_utf8_lossy(&formatted.stderr)
+        );
+        broker.restart();
+        broker
+    }
+
+    /// Starts a stopped or killed broker on its old port with its old records and waits until it answers.
+    pub fn restart(&mut self) {
+        assert!(self.process.is_none(), "the broker runs");
+        let mut command = self.java("-Xmx512m");
+        command
+            .arg("kafka.Kafka")
+            .arg(self.folder.join("server.properties"));
+        let mut process = Process::start(&mut command, &self.folder, "log", "KILL");
+        let consumer: BaseConsumer = self
+            .client()
+            .create()
+            .expect("a consumer of known settings");
+        super::wait_until_blocking("Kafka answers", Duration::from_secs(60), || {
+            if let Some(status) = process.exited() {
+                panic!(
+                    "Kafka ended with {status}: {}",
+                    workspace::tail(&self.log_file(), 20)
+                );
+            }
+            let metadata = consumer
+                .fetch_metadata(None, Duration::from_secs(1))
+                .map_err(|error| error.to_string())?;
+            if metadata.brokers().is_empty() {
+                Err("no broker is registered".to_owned())
+            } else {
+                Ok(())
+            }
+        });
+        self.process = Some(process);
+    }
+
+    /// Stops the broker with SIGTERM and waits for its end.
+    pub fn stop(&mut self) {
+        let mut process = self.process.take().expect("the broker runs");
+        process.signal("TERM");
+        let ended = process.wait(Duration::from_secs(60));
+        assert!(
+            ended.is_some(),
+            "Kafka did not stop: {}",
+            workspace::tail(&self.log_file(), 20)
+        );
+    }
+
+    /// Ends the broker with SIGKILL.
+    pub fn kill(&mut self) {
+        self.process.take().expect("the broker runs").kill();
+    }
+
+    /// Stops the broker with SIGSTOP: its connections stay open and nobody answers.
+    pub fn freeze(&mut self) {
+        self.process
+            .as_mut()
+            .expect("the broker runs")
+            .signal("STOP");
+    }
+
+    pub fn thaw(&mut self) {
+        self.process
+            .as_mut()
+            .expect("the broker runs")
+            .signal("CONT");
+    }
+
+    /// `host:port`.
+    pub fn brokers(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// A name that begins with `prefix` and is used by nobody else.
+    pub fn unique_name(prefix: &str) -> String {
+        format!("{prefix}-{}", TOPICS.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Creates a topic and waits until the broker serves it.
+    pub async fn create_topic(&self, name: &str, partitions: i32, configuration: &[(&str, &str)]) {
+        let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+        for (key, value) in configuration {
+            topic = topic.set(key, value);
+        }
+        let outcomes = self
+            .admin()
+            .create_topics([&topic], &AdminOptions::new())
+            .await
+            .expect("create a topic");
+        outcomes[0]
+            .as_ref()
+            .unwrap_or_else(|(topic, code)| panic!("create topic `{topic}`: {code}"));
+        let consumer: BaseConsumer = self
+            .client()
+            .create()
+            .expect("a consumer of known settings");
+        super::wait_until("the topic is served", Duration::from_secs(20), async || {
+            let metadata = consumer.fetch_metadata(Some(name), Duration::from_secs(2));
+            let metadata = metadata.map_err(|error| error.to_string())?;
+            let partitions_served = metadata.topics()[0]
+                .partitions()
+                .iter()
+                .filter(|part| part.leader() >= 0)
+                .count();
+            if partitions_served == partitions as usize {
+                Ok(())
+            } else {
+                Err(format!("{partitions_served} partitions"))
+            }
+        })
+        .await;
+    }
+
+    /// Deletes a topic.
+    pub async fn delete_topic(&self, name: &str) {
+        let outcomes = self
+            .admin()
+            .delete_topics(&[name], &AdminOptions::new())
+            .await
+            .expect("delete a topic");
+        outcomes[0]
+            .as_ref()
+            .unwrap_or_else(|(topic, code)| panic!("delete topic `{topic}`: {code}"));
+    }
+
+    pub fn admin(&self) -> AdminClient<DefaultClientContext> {
+        self.client()
+            .create()
+            .expect("an admin client of known settings")
+    }
+
+    /// Reads every record that a topic holds now.
+    pub fn read_topic(&self, name: &str) -> Vec<Read> {
+        let mut reader = self.reader(&[name]);
+        reader.read_to_end();
+        reader.into_reads()
+    }
+
+    /// A reader that remembers how far it has come.
+    pub fn reader(&self, topics: &[&str]) -> TopicReader {
+        TopicReader::open(&self.brokers(), topics)
+    }
+
+    /// Settings of a librdkafka client of this broker.
+    pub fn client(&self) -> ClientConfig {
+        super::topic::client(&self.brokers())
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.folder.join("log")
+    }
+
+    fn java(&self, memory: &str) -> Command {
+        let jars = workspace::servers().join("kafka");
+        assert!(
+            jars.is_dir(),
+            "`{}` is missing: run `make servers`",
+            jars.display()
+        );
+        let mut command = Command::new("java");
+        command
+            .args([
+                memory,
+                "-XX:+UseSerialGC",
+                "-XX:TieredStopAtLevel=1",
+                "-Xshare:auto",
+                "-cp",
+            ])
+            .arg(jars.join("*"))
+            .current_dir(&self.folder);
+        command
+    }
+
+    fn properties(&self, controller_port: u16, extra: &[(&str, &str)]) -> String {
+        let port = self.port;
+        let data = self.folder.join("data");
+        let data = data.display();
+        let mut properties = format!(
+            "process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller_port}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+log.dirs={data}
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+group.initial.rebalance.delay.ms=0
+auto.create.topics.enable=false
+"
+        );
+        for (key, value) in extra {
+            properties += &format!("{key}={value}\n");
+        }
+        properties
+    }
+}
+
+impl Drop for Kafka {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!(
+                "--- Kafka ended with this log ---\n{}",
+                workspace::tail(&self.log_file(), 20)
+            );
+        }
+        self.process = None;
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
