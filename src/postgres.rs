@@ -14,8 +14,9 @@ use tokio::sync::watch;
 use tokio_postgres::{Client, Config, NoTls};
 
 pub use error::{Class, PostgresError, ServerError};
+pub(crate) use error::{METHOD, NO_PASSWORD, SERVER_PROOF};
 pub use options::{ConnectOptions, Host};
-pub use socket::Socket;
+pub use socket::{ReadHalf, Socket, WriteHalf};
 
 /// How long unacknowledged bytes may stand in a socket, on our side and on the server's.
 ///

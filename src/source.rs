@@ -3,6 +3,8 @@
 //! Rows come in batches over a bounded channel, in the order in which they are to be published;
 //! positions go back.
 
+pub mod replication;
+
 use crate::outbox::{Lsn, OutboxRow};
 use crate::ranges::RangeSet;
 

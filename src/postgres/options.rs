@@ -289,7 +289,7 @@ mod tests {
         };
         let by_parameter = parse("postgres:///orders?host=/run/pg&port=6000&user=relay").unwrap();
         let by_host = parse("postgres://relay@%2Frun%2Fpg:6000/orders").unwrap();
-        assert_eq!(by_parameter.hosts, [unix.clone()]);
+        assert_eq!(by_parameter.hosts.as_slice(), std::slice::from_ref(&unix));
         assert_eq!(by_host, by_parameter);
         assert_eq!(unix.to_string(), "/run/pg/.s.PGSQL.6000");
     }

@@ -7,9 +7,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::BytesMut;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpStream, UnixStream, tcp, unix};
 
 use super::{Host, PostgresError, TCP_USER_TIMEOUT};
 
@@ -47,9 +48,61 @@ impl Socket {
         Ok(Self::Tcp(stream))
     }
 
+    /// Separates reading from writing.
+    pub fn into_split(self) -> (ReadHalf, WriteHalf) {
+        match self {
+            Self::Tcp(stream) => {
+                let (read, write) = stream.into_split();
+                (ReadHalf::Tcp(read), WriteHalf::Tcp(write))
+            }
+            Self::Unix(stream) => {
+                let (read, write) = stream.into_split();
+                (ReadHalf::Unix(read), WriteHalf::Unix(write))
+            }
+        }
+    }
+
     /// Whether other machines can't listen in.
     pub fn is_local(&self) -> bool {
         matches!(self, Self::Unix(_))
+    }
+}
+
+/// The side of a socket that reads.
+#[derive(Debug)]
+pub enum ReadHalf {
+    Tcp(tcp::OwnedReadHalf),
+    Unix(unix::OwnedReadHalf),
+}
+
+/// The side of a socket that writes.
+#[derive(Debug)]
+pub enum WriteHalf {
+    Tcp(tcp::OwnedWriteHalf),
+    Unix(unix::OwnedWriteHalf),
+}
+
+impl ReadHalf {
+    /// Appends what has arrived to the free capacity of `buffer`; 0 at the end of the stream.
+    ///
+    /// Cancel-safe: yes.
+    pub async fn read(&mut self, buffer: &mut BytesMut) -> io::Result<usize> {
+        match self {
+            Self::Tcp(half) => half.read_buf(buffer).await,
+            Self::Unix(half) => half.read_buf(buffer).await,
+        }
+    }
+}
+
+impl WriteHalf {
+    /// Sends all of `buffer`, taking what is sent off its front.
+    ///
+    /// Cancel-safe: yes, what is not sent stays in `buffer`.
+    pub async fn write(&mut self, buffer: &mut BytesMut) -> io::Result<()> {
+        match self {
+            Self::Tcp(half) => half.write_all_buf(buffer).await,
+            Self::Unix(half) => half.write_all_buf(buffer).await,
+        }
     }
 }
 

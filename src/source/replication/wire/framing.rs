@@ -1,0 +1,194 @@
+//! Messages on a socket: cut from what was read, bounded in length, and sent whole.
+//!
+//! Never looks into a message's body.
+
+use std::io;
+
+use bytes::BytesMut;
+use postgres_protocol::message::backend::{Header, Message};
+
+use crate::postgres::{PostgresError, ReadHalf, WriteHalf};
+
+/// Free capacity that a read finds at least.
+const READ_BYTES_MIN: usize = 16 << 10;
+/// Capacity that the buffer grows by; also the least that one row in flight can keep in memory.
+const READ_BYTES: usize = 64 << 10;
+/// The tag and the length, which counts itself.
+const HEADER_BYTES: usize = 5;
+
+/// The receiving side of a connection.
+pub(super) struct Reader {
+    socket: ReadHalf,
+    buffer: BytesMut,
+    /// A longer message is refused.
+    pub(super) message_bytes_max: usize,
+}
+
+/// What one read brought.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fill {
+    pub(super) bytes: usize,
+    /// The socket held more than the buffer had room for.
+    pub(super) is_full: bool,
+}
+
+impl Reader {
+    pub(super) fn new(socket: ReadHalf, message_bytes_max: usize) -> Self {
+        Self {
+            socket,
+            buffer: BytesMut::with_capacity(READ_BYTES),
+            message_bytes_max,
+        }
+    }
+
+    /// Waits for bytes and appends them to the buffer.
+    ///
+    /// Errors: `Closed` at the end of the stream.
+    /// Cancel-safe: yes.
+    pub(super) async fn fill(&mut self) -> Result<Fill, PostgresError> {
+        if self.buffer.capacity() - self.buffer.len() < READ_BYTES_MIN {
+            self.buffer.reserve(READ_BYTES);
+        }
+        let room = self.buffer.capacity() - self.buffer.len();
+        let read = self.socket.read(&mut self.buffer).await;
+        match read.map_err(PostgresError::lost)? {
+            0 => Err(PostgresError::Closed),
+            bytes => Ok(Fill {
+                bytes,
+                is_full: bytes >= room,
+            }),
+        }
+    }
+
+    /// Cuts the next message off, header included, if all of it has been read.
+    pub(super) fn try_message(&mut self) -> Result<Option<BytesMut>, PostgresError> {
+        cut(&mut self.buffer, self.message_bytes_max)
+    }
+
+    /// Waits for the next message, header included.
+    ///
+    /// Cancel-safe: yes.
+    pub(super) async fn message(&mut self) -> Result<BytesMut, PostgresError> {
+        loop {
+            if let Some(message) = self.try_message()? {
+                return Ok(message);
+            }
+            self.fill().await?;
+        }
+    }
+}
+
+fn cut(buffer: &mut BytesMut, bytes_max: usize) -> Result<Option<BytesMut>, PostgresError> {
+    let header = Header::parse(buffer).map_err(|error| malformed(&error))?;
+    let Some(header) = header else {
+        return Ok(None);
+    };
+    // The header's length is at least 4, or it would not have been parsed.
+    let bytes = 1 + header.len() as usize;
+    if bytes > bytes_max {
+        return Err(PostgresError::Protocol(format!(
+            "a message of {bytes} bytes, more than {bytes_max}"
+        )));
+    }
+    debug_assert!(bytes >= HEADER_BYTES);
+    Ok((buffer.len() >= bytes).then(|| buffer.split_to(bytes)))
+}
+
+/// Understands a whole message.
+pub(super) fn parse(message: &mut BytesMut) -> Result<Message, PostgresError> {
+    match Message::parse(message) {
+        Ok(Some(message)) => Ok(message),
+        Ok(None) => Err(PostgresError::Protocol("an incomplete message".to_owned())),
+        Err(error) => Err(malformed(&error)),
+    }
+}
+
+fn malformed(error: &io::Error) -> PostgresError {
+    PostgresError::Protocol(error.to_string())
+}
+
+/// The sending side of a connection.
+pub(super) struct Writer {
+    socket: WriteHalf,
+    buffer: BytesMut,
+}
+
+impl Writer {
+    pub(super) fn new(socket: WriteHalf) -> Self {
+        Self {
+            socket,
+            buffer: BytesMut::new(),
+        }
+    }
+
+    /// Sends what `write` appends to the buffer.
+    ///
+    /// Errors: the caller ends the connection.
+    /// Cancel-safe: yes; the rest of a message goes out before the next one.
+    pub(super) async fn send<F>(&mut self, write: F) -> Result<(), PostgresError>
+    where
+        F: FnOnce(&mut BytesMut) -> io::Result<()>,
+    {
+        self.flush().await?;
+        write(&mut self.buffer).map_err(|error| malformed(&error))?;
+        self.flush().await
+    }
+
+    async fn flush(&mut self) -> Result<(), PostgresError> {
+        let sent = self.socket.write(&mut self.buffer).await;
+        sent.map_err(PostgresError::lost)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_message_longer_than_the_limit_is_refused_before_it_is_read() {
+        let mut buffer = BytesMut::from(&b"d\x7f\xff\xff\xff"[..]);
+        let error = cut(&mut buffer, 1 << 20).unwrap_err();
+        assert!(matches!(error, PostgresError::Protocol(_)));
+    }
+
+    #[test]
+    fn a_length_below_its_own_size_is_refused() {
+        let mut buffer = BytesMut::from(&b"d\0\0\0\x03"[..]);
+        assert!(cut(&mut buffer, 1 << 20).is_err());
+        let mut buffer = BytesMut::from(&b"d\xff\xff\xff\xff"[..]);
+        assert!(cut(&mut buffer, 1 << 20).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn messages_are_cut_the_same_however_the_bytes_arrive(
+            bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..8),
+            step in 1usize..20,
+        ) {
+            let mut stream = BytesMut::new();
+            for body in &bodies {
+                stream.extend_from_slice(&super::super::message(b'd', body));
+            }
+            let mut buffer = BytesMut::new();
+            let mut cuts = Vec::new();
+            for part in stream.chunks(step) {
+                buffer.extend_from_slice(part);
+                while let Some(message) = cut(&mut buffer, 1 << 20).unwrap() {
+                    cuts.push(message[HEADER_BYTES..].to_vec());
+                }
+            }
+            prop_assert_eq!(cuts, bodies);
+            prop_assert!(buffer.is_empty());
+        }
+
+        #[test]
+        fn any_bytes_are_cut_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let mut buffer = BytesMut::from(&bytes[..]);
+            while let Ok(Some(mut message)) = cut(&mut buffer, 1 << 20) {
+                let _ = parse(&mut message);
+            }
+        }
+    }
+}
