@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod core;
+pub mod demo;
 pub mod encode;
 pub mod identity;
 pub mod inspect;

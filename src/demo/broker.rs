@@ -1,0 +1,158 @@
+//! The broker that the demo publishes to: one in this process, or any other.
+//!
+//! Never touches a topic that it did not create.
+
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::error::KafkaError;
+use rdkafka::mocking::MockCluster;
+use rdkafka::types::RDKafkaErrorCode;
+
+use super::error::DemoError;
+
+const PARTITIONS: i32 = 6;
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A broker with the demo's topic on it.
+pub struct Broker {
+    /// `host:port,…`.
+    pub servers: String,
+    /// The relay's `route.topic`.
+    pub template: String,
+    /// What the relay's `route.allow` holds.
+    pub allow: String,
+    /// Where the orders go.
+    pub topic: String,
+    /// What to call it in the report.
+    pub name: String,
+    place: Place,
+}
+
+enum Place {
+    Inside(#[expect(dead_code, reason = "held so that the broker lives")] MockThread),
+    Outside(AdminClient<DefaultClientContext>),
+}
+
+impl Broker {
+    /// The number of partitions of the topic.
+    pub fn partitions(&self) -> i32 {
+        PARTITIONS
+    }
+
+    /// Starts librdkafka's mock cluster in this process and creates the topic.
+    pub fn inside() -> Result<Self, DemoError> {
+        let topic = "outbox.event.order".to_owned();
+        let mock = MockThread::start(topic.clone());
+        let mock = mock.map_err(|source| DemoError::Broker {
+            action: "create a topic",
+            brokers: "in this process".into(),
+            source,
+        })?;
+        Ok(Self {
+            servers: mock.servers.clone(),
+            template: "outbox.event.${aggregatetype}".into(),
+            allow: "outbox.event.*".into(),
+            topic,
+            name: "a broker in this process (librdkafka's mock cluster)".into(),
+            place: Place::Inside(mock),
+        })
+    }
+
+    /// Creates a topic of an unused name on a broker that stands elsewhere.
+    pub async fn outside(servers: &str) -> Result<Self, DemoError> {
+        let prefix = format!("outboxd-demo-{:08x}", fastrand::u32(..));
+        let topic = format!("{prefix}.order");
+        let failed = |source| DemoError::Broker {
+            action: "create a topic",
+            brokers: servers.into(),
+            source,
+        };
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", servers);
+        let admin: AdminClient<DefaultClientContext> = config.create().map_err(failed)?;
+        let wanted = NewTopic::new(&topic, PARTITIONS, TopicReplication::Fixed(-1));
+        let options = AdminOptions::new()
+            .request_timeout(Some(ADMIN_TIMEOUT))
+            .operation_timeout(Some(ADMIN_TIMEOUT));
+        for result in admin
+            .create_topics(&[wanted], &options)
+            .await
+            .map_err(failed)?
+        {
+            result.map_err(|(topic, code)| DemoError::Topic { topic, code })?;
+        }
+        Ok(Self {
+            servers: servers.into(),
+            template: format!("{prefix}.${{aggregatetype}}"),
+            allow: format!("{prefix}.*"),
+            topic,
+            name: format!("the broker at {servers}"),
+            place: Place::Outside(admin),
+        })
+    }
+
+    /// Removes the topic from a broker that stands elsewhere; a failure is said, nothing more.
+    pub async fn remove(self) {
+        let Place::Outside(admin) = &self.place else {
+            return;
+        };
+        let options = AdminOptions::new().request_timeout(Some(ADMIN_TIMEOUT));
+        let removed = admin.delete_topics(&[&self.topic], &options).await;
+        let is_removed = removed.is_ok_and(|results| results.iter().all(Result::is_ok));
+        if !is_removed {
+            eprintln!("warning: topic `{}` stays on the broker", self.topic);
+        }
+    }
+}
+
+/// A mock cluster in a thread of its own, since its handle must stay where it was made.
+struct MockThread {
+    servers: String,
+    stop: Option<mpsc::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl MockThread {
+    fn start(topic: String) -> Result<Self, KafkaError> {
+        let (ready, started) = mpsc::channel();
+        let (stop, stopped) = mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            let cluster = MockCluster::new(1).and_then(|cluster| {
+                cluster
+                    .create_topic(&topic, PARTITIONS, 1)
+                    .map(|()| cluster)
+            });
+            let answer = cluster
+                .as_ref()
+                .map(MockCluster::bootstrap_servers)
+                .map_err(Clone::clone);
+            let is_heard = ready.send(answer).is_ok();
+            if is_heard && cluster.is_ok() {
+                // Ends when the sender is dropped.
+                let _ = stopped.recv();
+            }
+        });
+        let servers = started
+            .recv()
+            .unwrap_or(Err(KafkaError::MockCluster(RDKafkaErrorCode::Fail)))?;
+        Ok(Self {
+            servers,
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for MockThread {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

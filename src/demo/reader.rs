@@ -1,0 +1,213 @@
+//! Reads the topic from its start while the relay writes to it.
+//!
+//! The mock broker keeps 5 MB of a partition, so the reader follows closely and keeps what it saw.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use uuid::Uuid;
+
+use super::broker::Broker;
+use super::error::DemoError;
+use super::judge::Held;
+
+const LAST_READ_MAX: Duration = Duration::from_secs(15);
+
+/// What the reader has seen so far.
+#[derive(Debug, Default)]
+pub struct Seen {
+    pub held: Vec<Held>,
+    /// When the first record of each event arrived.
+    pub arrivals: HashMap<Uuid, Instant>,
+    pub arrived_at: Option<Instant>,
+}
+
+/// A thread that consumes every partition from offset 0.
+pub struct Reader {
+    seen: Arc<Mutex<Seen>>,
+    is_last: Arc<AtomicBool>,
+    is_stopped: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Result<(), KafkaError>>>,
+    brokers: String,
+}
+
+impl Reader {
+    /// Starts to read the broker's topic.
+    pub fn start(broker: &Broker) -> Result<Self, DemoError> {
+        let consumer = assigned(broker).map_err(|source| DemoError::Broker {
+            action: "read the topic",
+            brokers: broker.servers.clone(),
+            source,
+        })?;
+        let mut reader = Self {
+            seen: Arc::default(),
+            is_last: Arc::default(),
+            is_stopped: Arc::default(),
+            thread: None,
+            brokers: broker.servers.clone(),
+        };
+        let follower = Follower {
+            consumer,
+            topic: broker.topic.clone(),
+            partitions: broker.partitions(),
+            seen: reader.seen.clone(),
+            is_last: reader.is_last.clone(),
+            is_stopped: reader.is_stopped.clone(),
+            next: HashMap::new(),
+        };
+        reader.thread = Some(std::thread::spawn(move || follower.follow()));
+        Ok(reader)
+    }
+
+    /// What was seen so far.
+    pub fn seen(&self) -> MutexGuard<'_, Seen> {
+        locked(&self.seen)
+    }
+
+    /// Whether every one of these events has arrived.
+    pub fn has_all<'a>(&self, ids: impl IntoIterator<Item = &'a Uuid>) -> bool {
+        let seen = self.seen();
+        ids.into_iter().all(|id| seen.arrivals.contains_key(id))
+    }
+
+    /// Reads to the end of every partition and gives all that the broker holds.
+    ///
+    /// The relay must have ended: what it writes later is not seen. Errors: the end was not reached.
+    pub async fn finish(mut self) -> Result<Seen, DemoError> {
+        self.is_last.store(true, Ordering::Release);
+        let thread = self.thread.take().expect("only `finish` takes the thread");
+        let brokers = self.brokers.clone();
+        let joined = tokio::task::spawn_blocking(move || thread.join())
+            .await
+            .map_err(DemoError::Part)?;
+        let ended = joined.unwrap_or(Err(KafkaError::Canceled));
+        ended.map_err(|source| DemoError::Broker {
+            action: "read the topic to its end",
+            brokers,
+            source,
+        })?;
+        Ok(std::mem::take(&mut *self.seen()))
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.is_stopped.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The reader's thread.
+struct Follower {
+    consumer: BaseConsumer,
+    topic: String,
+    partitions: i32,
+    seen: Arc<Mutex<Seen>>,
+    is_last: Arc<AtomicBool>,
+    is_stopped: Arc<AtomicBool>,
+    /// The offset that comes next in each partition.
+    next: HashMap<i32, i64>,
+}
+
+impl Follower {
+    fn follow(mut self) -> Result<(), KafkaError> {
+        while !self.is_stopped.load(Ordering::Acquire) && !self.is_last.load(Ordering::Acquire) {
+            self.take(Duration::from_millis(100));
+        }
+        let deadline = Instant::now() + LAST_READ_MAX;
+        let ends = match self.is_stopped.load(Ordering::Acquire) {
+            true => return Ok(()),
+            false => self.ends()?,
+        };
+        while ends
+            .iter()
+            .any(|(partition, end)| self.next.get(partition).unwrap_or(&0) < end)
+        {
+            if Instant::now() > deadline || self.is_stopped.load(Ordering::Acquire) {
+                return Err(KafkaError::Canceled);
+            }
+            self.take(Duration::from_millis(100));
+        }
+        Ok(())
+    }
+
+    fn ends(&self) -> Result<Vec<(i32, i64)>, KafkaError> {
+        let end = |partition| {
+            let watermarks =
+                self.consumer
+                    .fetch_watermarks(&self.topic, partition, LAST_READ_MAX)?;
+            Ok((partition, watermarks.1))
+        };
+        (0..self.partitions).map(end).collect()
+    }
+
+    /// Takes one record, if one comes in time; librdkafka repeats what failed by itself.
+    fn take(&mut self, timeout: Duration) {
+        let Some(Ok(message)) = self.consumer.poll(timeout) else {
+            return;
+        };
+        let now = Instant::now();
+        self.next.insert(message.partition(), message.offset() + 1);
+        let held = held(&message);
+        let mut seen = locked(&self.seen);
+        seen.arrived_at = Some(now);
+        if let Some(id) = held.id {
+            seen.arrivals.entry(id).or_insert(now);
+        }
+        seen.held.push(held);
+    }
+}
+
+/// A thread that panicked while it held the lock has left whole records.
+fn locked(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
+    seen.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn assigned(broker: &Broker) -> Result<BaseConsumer, KafkaError> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", &broker.servers)
+        .set("group.id", format!("{}-reader", broker.topic))
+        .set("enable.auto.commit", "false")
+        .set("auto.offset.reset", "earliest")
+        // The mock broker sleeps this long whenever it has nothing, whatever comes meanwhile.
+        .set("fetch.wait.max.ms", "5")
+        .create()?;
+    let mut partitions = TopicPartitionList::new();
+    for partition in 0..broker.partitions() {
+        partitions.add_partition_offset(&broker.topic, partition, Offset::Beginning)?;
+    }
+    consumer.assign(&partitions)?;
+    Ok(consumer)
+}
+
+fn held(message: &BorrowedMessage<'_>) -> Held {
+    let id = message
+        .headers()
+        .and_then(|headers| headers.iter().find(|header| header.key == "id"));
+    let id = id
+        .and_then(|header| header.value)
+        .and_then(|value| Uuid::try_parse_ascii(value).ok());
+    let aggregate = message
+        .key()
+        .map(|key| String::from_utf8_lossy(key).into_owned());
+    let value = message
+        .payload()
+        .and_then(|value| serde_json::from_slice::<serde_json::Value>(value).ok());
+    let version = value.and_then(|value| value.get("version")?.as_i64());
+    Held {
+        partition: message.partition(),
+        offset: message.offset(),
+        id,
+        aggregate,
+        version,
+    }
+}
