@@ -1,30 +1,32 @@
 //! The configuration of one relay: every key, its type and its default.
+//!
+//! Owns what a key means and every refusal that needs no server: `Config::load` reads the file and the
+//! environment, and reports all that is wrong at once. Never connects, never shows a secret.
+
+mod check;
+mod convert;
+mod document;
+mod environment;
+mod error;
+mod kafka_properties;
+mod keys;
+mod load;
+mod secret;
+mod settings;
+mod table_name;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
-/// A text that can't print itself.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    pub fn new(text: String) -> Self {
-        Self(text)
-    }
-
-    /// The secret itself, for the one place that sends it.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("…")
-    }
-}
+pub use error::{ConfigError, ConfigErrors, Origin};
+pub use kafka_properties::resolve_property;
+pub use keys::reference_toml;
+pub use secret::{Secret, UrlSource};
+pub use table_name::{TableName, TableNameError};
 
 /// One relay: one database, one outbox table, one Kafka.
 #[derive(Clone, Debug)]
@@ -37,6 +39,24 @@ pub struct Config {
     pub shutdown: ShutdownConfig,
     pub admin: AdminConfig,
     pub log: LogConfig,
+}
+
+impl Config {
+    /// Reads a file and the process's environment, which goes over it.
+    ///
+    /// Errors: everything that is wrong, at once, each with its place and its remedy.
+    pub fn load(file: &Path) -> Result<Self, ConfigErrors> {
+        load::load(file)
+    }
+
+    /// Builds a configuration from a file's text and environment variables; reads nothing itself.
+    pub fn parse(
+        file_name: &str,
+        text: &str,
+        env: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigErrors> {
+        load::parse(file_name, text, env)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -54,20 +74,16 @@ pub struct SourceConfig {
     pub replication: ReplicationConfig,
 }
 
-#[derive(Clone, Debug)]
-pub enum UrlSource {
-    Inline(Secret),
-    File(PathBuf),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
+    #[default]
     Replication,
     Polling,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mark {
+    #[default]
     Ledger,
     SentAt,
     Delete,
@@ -78,6 +94,15 @@ pub enum Mark {
 pub enum Start {
     All,
     Now,
+}
+
+impl SourceConfig {
+    /// The table's name in its two parts.
+    ///
+    /// Errors: none for a configuration that `Config::parse` has built.
+    pub fn table_name(&self) -> Result<TableName, TableNameError> {
+        TableName::parse(&self.table)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -99,30 +124,47 @@ pub struct RouteConfig {
     /// Glob patterns; a topic that none matches is refused.
     pub allow: Vec<String>,
     pub null_key: NullKey,
-    /// Columns sent as headers besides the standing ones: header name by column name.
+    /// Columns sent as headers besides the standing ones: header name by column name (the key is the column).
     pub headers: BTreeMap<String, String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum NullKey {
+    #[default]
     /// A NULL aggregate id is a fault of the row.
     Block,
     /// It is published without a key.
     Publish,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct KafkaConfig {
     pub brokers: Vec<String>,
     /// librdkafka properties by name, already checked; `${file:…}` in secret ones is resolved at each use.
     pub properties: BTreeMap<String, String>,
+    /// Any `partitioner` is accepted, although keys then reach other partitions than a Java producer's.
+    pub allow_partitioner: bool,
     pub topics: TopicsConfig,
+}
+
+/// Shows the names of the properties only: a value may be a password.
+impl fmt::Debug for KafkaConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KafkaConfig")
+            .field("brokers", &self.brokers)
+            .field("properties", &self.properties.keys())
+            .field("allow_partitioner", &self.allow_partitioner)
+            .field("topics", &self.topics)
+            .finish()
+    }
 }
 
 #[derive(Clone, Debug)]
 pub struct TopicsConfig {
     pub create: bool,
+    /// −1 is the broker's default.
     pub partitions: i32,
+    /// −1 is the broker's default.
     pub replication_factor: i32,
 }
 
@@ -153,8 +195,9 @@ pub struct LogConfig {
     pub level: String,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
+    #[default]
     Human,
     Json,
 }

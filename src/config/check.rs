@@ -1,0 +1,351 @@
+//! Refusals that need no server: what a single value or two of them together can't be.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::TableName;
+use super::error::{Problem, shown};
+use super::secret::is_postgres_url;
+
+/// Kafka's longest topic name.
+const TOPIC_CHARS_MAX: usize = 249;
+
+/// A holder renews its lease each second, so a shorter one ends between two renewals.
+const LEASE_TTL_MIN: Duration = Duration::from_secs(2);
+
+pub(super) fn url(url: &str) -> Result<(), Problem> {
+    if is_postgres_url(url) {
+        return Ok(());
+    }
+    Err(Problem::new(
+        "is no PostgreSQL URL",
+        "write postgres://user:password@host:port/database, or name a file that holds it in `source.url_file`",
+    ))
+}
+
+pub(super) fn url_file(path: &str) -> Result<(), Problem> {
+    if path.contains("://") {
+        return Err(Problem::new(
+            "is a URL and not a path",
+            "write it to `source.url`, or to a file and name that",
+        ));
+    }
+    if path.trim().is_empty() {
+        return Err(Problem::new(
+            "is empty",
+            "name the file that holds the connection URL",
+        ));
+    }
+    Ok(())
+}
+
+pub(super) fn table(table: &str) -> Result<(), Problem> {
+    let remedy =
+        "write `schema.table`, with double quotes where SQL needs them, such as 'shop.\"Outbox\"'";
+    let parsed = TableName::parse(table);
+    parsed
+        .map(drop)
+        .map_err(|error| Problem::new(format!("= {} {error}", shown(table)), remedy))
+}
+
+pub(super) fn slot(name: &str) -> Result<(), Problem> {
+    let is_legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    if (1..=63).contains(&name.len()) && name.chars().all(is_legal) {
+        return Ok(());
+    }
+    Err(Problem::new(
+        format!(
+            "= {} is no name that PostgreSQL allows for a slot",
+            shown(name)
+        ),
+        "write 1 to 63 lower-case letters, digits and underscores",
+    ))
+}
+
+/// A name that PostgreSQL stores as it is: a publication or a column.
+pub(super) fn identifier(name: &str) -> Result<(), Problem> {
+    if (1..=63).contains(&name.len()) && !name.contains(char::is_control) {
+        return Ok(());
+    }
+    Err(Problem::new(
+        "is no name that PostgreSQL allows",
+        "write 1 to 63 bytes, without double quotes around them",
+    ))
+}
+
+pub(super) fn not_zero(duration: Duration) -> Result<(), Problem> {
+    if duration.is_zero() {
+        return Err(Problem::new(
+            "is zero",
+            "write a longer one, such as \"100ms\" or \"10s\"",
+        ));
+    }
+    Ok(())
+}
+
+pub(super) fn lease_ttl(ttl: Duration) -> Result<(), Problem> {
+    if ttl >= LEASE_TTL_MIN {
+        return Ok(());
+    }
+    Err(Problem::new(
+        "is shorter than 2s: the lease is renewed each second and would end at every hiccup",
+        "write at least \"2s\"",
+    ))
+}
+
+pub(super) fn listen(address: &str) -> Result<(), Problem> {
+    if address.parse::<SocketAddr>().is_ok() {
+        return Ok(());
+    }
+    Err(Problem::new(
+        format!("= {} is no address with a port", shown(address)),
+        "write an IP address and a port, such as \"127.0.0.1:9464\" or \"0.0.0.0:9464\"",
+    ))
+}
+
+pub(super) fn log_level(level: &str) -> Result<(), Problem> {
+    const LEVELS: &[&str] = &["error", "warn", "info", "debug", "trace", "off"];
+    let is_directive = |part: &str| {
+        let (target, level) = part.split_once('=').unwrap_or(("outboxd", part));
+        let is_target = |c: char| c.is_ascii_alphanumeric() || "_:-".contains(c);
+        LEVELS.contains(&level) && !target.is_empty() && target.chars().all(is_target)
+    };
+    if level.split(',').all(|part| is_directive(part.trim())) {
+        return Ok(());
+    }
+    Err(Problem::new(
+        format!("= {} is no level", shown(level)),
+        "write error, warn, info, debug or trace, and module=level behind a comma for one module",
+    ))
+}
+
+pub(super) fn brokers(brokers: &[String]) -> Result<(), Problem> {
+    let remedy = "write the brokers as host:port, such as [\"kafka:9092\"]";
+    if brokers.is_empty() {
+        return Err(Problem::new("is empty", remedy));
+    }
+    let wrong = brokers.iter().find(|broker| !is_broker(broker));
+    wrong.map_or(Ok(()), |broker| {
+        Err(Problem::new(
+            format!("holds {}, which is not host:port", shown(broker)),
+            remedy,
+        ))
+    })
+}
+
+fn is_broker(broker: &str) -> bool {
+    let Some((host, port)) = broker.rsplit_once(':') else {
+        return false;
+    };
+    let bracketed = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'));
+    let is_host = match bracketed {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => {
+            let is_legal = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+            !host.is_empty() && host.chars().all(is_legal)
+        }
+    };
+    is_host && port.parse::<u16>().is_ok_and(|port| port > 0)
+}
+
+fn is_topic_char(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "._-".contains(c)
+}
+
+/// One piece of a pattern: a character, or any text.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Piece {
+    One(char),
+    Any,
+}
+
+/// Checks the template of a topic; its columns are looked up when the table is known.
+pub(super) fn topic(template: &str) -> Result<(), Problem> {
+    let pieces = template_pieces(template)?;
+    let is_fixed = !pieces.contains(&Piece::Any);
+    if is_fixed && matches!(template, "" | "." | "..") || pieces.len() > TOPIC_CHARS_MAX {
+        return Err(Problem::new(
+            format!("= {} is no name for a topic", shown(template)),
+            format!(
+                "write 1 to {TOPIC_CHARS_MAX} characters, such as \"outbox.event.${{aggregatetype}}\""
+            ),
+        ));
+    }
+    Ok(())
+}
+
+fn template_pieces(template: &str) -> Result<Vec<Piece>, Problem> {
+    let mut pieces = Vec::new();
+    let mut rest = template;
+    while let Some(c) = rest.chars().next() {
+        if let Some(column) = rest.strip_prefix("${") {
+            rest = column_end(template, column)?;
+            pieces.push(Piece::Any);
+            continue;
+        }
+        if !is_topic_char(c) {
+            return Err(Problem::new(
+                format!("= {} holds {c:?}, which no topic may", shown(template)),
+                "use letters, digits, `.`, `_` and `-`, and columns as ${column}",
+            ));
+        }
+        pieces.push(Piece::One(c));
+        rest = &rest[c.len_utf8()..];
+    }
+    Ok(pieces)
+}
+
+fn column_end<'a>(template: &str, column: &'a str) -> Result<&'a str, Problem> {
+    let wrong = |problem: &str| {
+        let problem = format!("= {} {problem}", shown(template));
+        Problem::new(
+            problem,
+            "write ${column} with the name of a column of the outbox table",
+        )
+    };
+    let (name, rest) = column
+        .split_once('}')
+        .ok_or_else(|| wrong("has a `${` without its `}`"))?;
+    if name.is_empty()
+        || name.contains(|c: char| c == '{' || c == '$' || c.is_whitespace() || c.is_control())
+    {
+        return Err(wrong("has a `${…}` that names no column"));
+    }
+    Ok(rest)
+}
+
+pub(super) fn allow(patterns: &[String]) -> Result<(), Problem> {
+    if patterns.is_empty() {
+        return Err(Problem::new(
+            "is empty: no row could be published",
+            "write patterns such as [\"outbox.event.*\"]",
+        ));
+    }
+    let is_legal = |pattern: &str| {
+        !pattern.is_empty() && pattern.chars().all(|c| c == '*' || is_topic_char(c))
+    };
+    let wrong = patterns.iter().find(|pattern| !is_legal(pattern));
+    wrong.map_or(Ok(()), |pattern| {
+        Err(Problem::new(
+            format!("holds {}, which matches no topic", shown(pattern)),
+            "use letters, digits, `.`, `_`, `-`, and `*` for any text",
+        ))
+    })
+}
+
+/// Refuses a template that no pattern can ever match: every row would be at fault.
+pub(super) fn topic_is_allowed(template: &str, allow: &[String]) -> Result<(), Problem> {
+    let Ok(template) = template_pieces(template) else {
+        return Ok(());
+    };
+    let pieces = |pattern: &String| -> Vec<Piece> {
+        let piece = |c| if c == '*' { Piece::Any } else { Piece::One(c) };
+        pattern.chars().map(piece).collect()
+    };
+    if allow
+        .iter()
+        .any(|pattern| overlap(&template, &pieces(pattern)))
+    {
+        return Ok(());
+    }
+    Err(Problem::new(
+        "can never be a topic that `route.allow` lets through: every row would be at fault",
+        "add its pattern to `route.allow`",
+    ))
+}
+
+/// Some text matches both.
+fn overlap(left: &[Piece], right: &[Piece]) -> bool {
+    // reachable[j]: the rest of `left` and the rest of `right` from j on have a text in common.
+    let mut below = vec![false; right.len() + 1];
+    for i in (0..=left.len()).rev() {
+        let mut row = vec![false; right.len() + 1];
+        for j in (0..=right.len()).rev() {
+            let (l, r) = (left.get(i), right.get(j));
+            row[j] = match (l, r) {
+                (None, None) => true,
+                (Some(Piece::Any), _) => below[j] || (j < right.len() && row[j + 1]),
+                (_, Some(Piece::Any)) => row[j + 1] || (i < left.len() && below[j]),
+                (Some(l), Some(r)) => l == r && below[j + 1],
+                _ => false,
+            };
+        }
+        below = row;
+    }
+    below[0]
+}
+
+/// Refuses a header that is ours, and one that two columns would fill.
+pub(super) fn headers(headers: &BTreeMap<String, String>) -> Result<(), Problem> {
+    let mut names: Vec<&String> = headers.values().collect();
+    names.sort();
+    if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(Problem::new(
+            format!("gives two columns the header {}", shown(pair[0])),
+            "name them apart",
+        ));
+    }
+    let is_ours =
+        |name: &str| name == "id" || name.starts_with("__") || name.starts_with("outboxd_");
+    let wrong = names
+        .into_iter()
+        .find(|name| name.is_empty() || is_ours(name));
+    wrong.map_or(Ok(()), |name| {
+        Err(Problem::new(
+            format!("names the header {}, which is reserved", shown(name)),
+            "choose a name other than `id`, `__…` and `outboxd_…`",
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_that_no_pattern_matches_is_found() {
+        let allowed =
+            |template: &str, allow: &str| topic_is_allowed(template, &[allow.to_owned()]).is_ok();
+        for (template, allow) in [
+            ("outbox.event.${aggregatetype}", "outbox.event.*"),
+            ("outbox.event.${aggregatetype}", "outbox.event.order"),
+            ("${topic}", "orders"),
+            ("orders", "orders"),
+            ("a.${b}.c", "a.x*"),
+            ("a.${b}.c", "*.c"),
+            ("x", "*"),
+        ] {
+            assert!(allowed(template, allow), "{template} {allow}");
+        }
+        for (template, allow) in [
+            ("orders.${type}", "outbox.event.*"),
+            ("orders", "order"),
+            ("a.${b}.c", "*.d"),
+            ("ab", "a"),
+        ] {
+            assert!(!allowed(template, allow), "{template} {allow}");
+        }
+    }
+
+    #[test]
+    fn a_broker_is_a_host_and_a_port() {
+        for broker in ["kafka:9092", "10.0.0.1:1", "[::1]:9092", "a-b.c_d:65535"] {
+            assert!(is_broker(broker), "{broker}");
+        }
+        for broker in [
+            "kafka",
+            "kafka:",
+            ":9092",
+            "kafka:0",
+            "kafka:99999",
+            "SSL://kafka:9092",
+            "a:1,b:2",
+            "::1:9092",
+        ] {
+            assert!(!is_broker(broker), "{broker}");
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! librdkafka's properties: which of them would break a guarantee, and which may be read from a file.
+//!
+//! Knows no defaults of the producer and not every name: `ClientConfig::create` refuses what librdkafka does
+//! not know.
+
+use std::path::Path;
+
+use super::error::{Problem, shown};
+use super::secret::read_secret;
+use super::{ConfigError, LimitsConfig, Secret};
+
+/// Properties whose value may be `${file:/path}`.
+const SECRETS: &[&str] = &[
+    "sasl.password",
+    "ssl.key.password",
+    "ssl.key.pem",
+    "ssl.keystore.password",
+    "sasl.oauthbearer.client.secret",
+];
+
+/// The value to hand to librdkafka; `${file:/path}` in a secret one is read now, its last newline removed.
+///
+/// Errors: the file can't be read or is empty.
+pub fn resolve_property(name: &str, value: &str) -> Result<Secret, ConfigError> {
+    match file_of(value) {
+        Some(path) if SECRETS.contains(&name) => read_secret(Path::new(path)),
+        _ => Ok(Secret::new(value.to_owned())),
+    }
+}
+
+fn file_of(value: &str) -> Option<&str> {
+    value.strip_prefix("${file:")?.strip_suffix('}')
+}
+
+/// Which partitioners are accepted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Partitioners {
+    /// Those that agree with a Java producer.
+    Java,
+    Any,
+}
+
+/// Refuses a property that would break a guarantee or that outboxd sets from another key.
+pub(super) fn check(
+    name: &str,
+    value: &str,
+    partitioners: Partitioners,
+    limits: &LimitsConfig,
+) -> Result<(), Problem> {
+    check_file(name, value)?;
+    if name == "partitioner" && partitioners == Partitioners::Any {
+        return Ok(());
+    }
+    if let Some(rule) = RULES.iter().find(|rule| rule.names.contains(&name)) {
+        return rule.check(value);
+    }
+    check_queue(name, value, limits)?;
+    if name.ends_with("_cb") || CODE_ONLY.contains(&name) {
+        return Err(Problem::new("can be set only by a program", "remove it"));
+    }
+    if name.starts_with("test.mock.") {
+        return Err(Problem::new(
+            "would publish to a broker that exists only in memory, and mark the rows as sent",
+            "remove it",
+        ));
+    }
+    if CONSUMER.iter().any(|prefix| name.starts_with(prefix)) {
+        return Err(Problem::new(
+            "is a consumer's property, and outboxd only produces",
+            "remove it",
+        ));
+    }
+    Ok(())
+}
+
+fn check_file(name: &str, value: &str) -> Result<(), Problem> {
+    if !value.contains("${file:") {
+        return Ok(());
+    }
+    if !SECRETS.contains(&name) {
+        return Err(Problem::new(
+            "is not read from a file by `${file:…}`",
+            format!("only these are: {}", SECRETS.join(", ")),
+        ));
+    }
+    match file_of(value) {
+        Some(path) if !path.is_empty() && !path.contains(['{', '}']) => Ok(()),
+        _ => Err(Problem::new(
+            "has `${file:…}` as a part of its text",
+            "write nothing but \"${file:/run/secrets/…}\"",
+        )),
+    }
+}
+
+/// librdkafka must hold what the window admits, else the window is never full and memory is bounded twice.
+fn check_queue(name: &str, value: &str, limits: &LimitsConfig) -> Result<(), Problem> {
+    let (unit, least, key) = match name {
+        "queue.buffering.max.messages" => {
+            (1, limits.in_flight_rows_max, "limits.in_flight_rows_max")
+        }
+        "queue.buffering.max.kbytes" => (
+            1024,
+            limits.in_flight_bytes_max,
+            "limits.in_flight_bytes_max",
+        ),
+        _ => return Ok(()),
+    };
+    let queue = value.parse::<usize>().ok();
+    let is_unbounded = name == "queue.buffering.max.messages" && queue == Some(0);
+    if is_unbounded || queue.is_some_and(|queue| queue.saturating_mul(unit) >= least) {
+        return Ok(());
+    }
+    Err(Problem::new(
+        format!("= {} is less than `{key}` lets in", shown(value)),
+        format!("remove it: outboxd sets it from `{key}`"),
+    ))
+}
+
+const CODE_ONLY: &[&str] = &[
+    "opaque",
+    "default_topic_conf",
+    "enabled_events",
+    "interceptors",
+];
+
+const CONSUMER: &[&str] = &[
+    "group.",
+    "auto.offset.reset",
+    "auto.commit.",
+    "offset.store.",
+    "consume.",
+    "enable.auto.",
+    "enable.partition.eof",
+    "isolation.level",
+    "fetch.",
+    "queued.m",
+    "max.poll.",
+    "max.partition.fetch.bytes",
+    "session.timeout.ms",
+    "heartbeat.interval.ms",
+    "partition.assignment.strategy",
+    "coordinator.query.interval.ms",
+    "check.crcs",
+];
+
+/// Properties under all their names, the values that keep the guarantee, and why no other.
+struct Rule {
+    names: &'static [&'static str],
+    accepts: Accepts,
+    reason: &'static str,
+    remedy: &'static str,
+}
+
+enum Accepts {
+    Nothing,
+    OneOf(&'static [&'static str]),
+    Between(i64, i64),
+}
+
+const TRUE: Accepts = Accepts::OneOf(&["true", "t", "1"]);
+const FALSE: Accepts = Accepts::OneOf(&["false", "f", "0"]);
+
+impl Rule {
+    fn check(&self, value: &str) -> Result<(), Problem> {
+        let value = value.trim();
+        let lower = value.to_ascii_lowercase();
+        let is_accepted = match self.accepts {
+            Accepts::Nothing => return Err(Problem::new(self.reason, self.remedy)),
+            Accepts::OneOf(values) => values.contains(&lower.as_str()),
+            Accepts::Between(low, high) => {
+                lower.parse().is_ok_and(|n: i64| (low..=high).contains(&n))
+            }
+        };
+        if is_accepted {
+            return Ok(());
+        }
+        Err(Problem::new(
+            format!("= {} {}", shown(value), self.reason),
+            self.remedy,
+        ))
+    }
+}
+
+#[rustfmt::skip]
+const RULES: &[Rule] = &[
+    Rule { names: &["acks", "request.required.acks"], accepts: Accepts::OneOf(&["all", "-1"]),
+        reason: "would lose rows: they are marked as sent while only some replicas have them, and the next leader may have none",
+        remedy: "remove it: outboxd always uses acks=all" },
+    Rule { names: &["enable.idempotence"], accepts: TRUE,
+        reason: "would repeat and reorder rows whenever librdkafka sends a request again",
+        remedy: "remove it: outboxd always uses an idempotent producer" },
+    Rule { names: &["enable.gapless.guarantee"], accepts: TRUE,
+        reason: "would leave holes: the rows behind a refused one reach the log before it is sent again",
+        remedy: "remove it: outboxd always uses it" },
+    Rule { names: &["max.in.flight", "max.in.flight.requests.per.connection"], accepts: Accepts::Between(1, 5),
+        reason: "would reorder rows: brokers keep the order of at most 5 requests at a time",
+        remedy: "remove it, or write a number from 1 to 5" },
+    Rule { names: &["message.timeout.ms", "delivery.timeout.ms"], accepts: Accepts::Between(0, 0),
+        reason: "would give rows up that wait for a broker; outboxd waits as long as it takes",
+        remedy: "remove it: outboxd always uses 0, without end" },
+    Rule { names: &["retries", "message.send.max.retries"], accepts: Accepts::Between(i32::MAX as i64, i32::MAX as i64),
+        reason: "would give rows up after a few attempts; librdkafka repeats them in order without end",
+        remedy: "remove it" },
+    Rule { names: &["partitioner"], accepts: Accepts::OneOf(&["murmur2_random", "murmur2"]),
+        reason: "would send keys to other partitions than a Java producer does",
+        remedy: "remove it, or set `kafka.allow_partitioner = true` if nobody else writes to these topics" },
+    Rule { names: &["queuing.strategy"], accepts: Accepts::OneOf(&["fifo"]),
+        reason: "would reorder rows",
+        remedy: "remove it: outboxd always sends first in, first out" },
+    Rule { names: &["delivery.report.only.error"], accepts: FALSE,
+        reason: "would hide what was delivered, and no row would ever be marked as sent",
+        remedy: "remove it" },
+    Rule { names: &["topic.metadata.propagation.max.ms"], accepts: Accepts::Between(3_600_000, 3_600_000),
+        reason: "would fail the rows of a topic that vanished one by one, and those behind them get through",
+        remedy: "remove it: outboxd uses the longest, 3600000" },
+    Rule { names: &["allow.auto.create.topics"], accepts: FALSE,
+        reason: "would create a topic for every misspelt name",
+        remedy: "remove it, and set `kafka.topics.create = true` to have topics created that `route.allow` names" },
+    Rule { names: &["transactional.id"], accepts: Accepts::Nothing,
+        reason: "makes the producer transactional, which outboxd does not use: a row is marked when it is delivered",
+        remedy: "remove it" },
+    Rule { names: &["bootstrap.servers", "metadata.broker.list"], accepts: Accepts::Nothing,
+        reason: "is set from `kafka.brokers`",
+        remedy: "write the brokers there" },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: LimitsConfig = LimitsConfig {
+        in_flight_rows_max: 10_000,
+        in_flight_bytes_max: 32 << 20,
+    };
+
+    fn refusal(name: &str, value: &str) -> Option<String> {
+        let refused = check(name, value, Partitioners::Java, &LIMITS).err()?;
+        Some(format!("{}; {}", refused.problem, refused.remedy))
+    }
+
+    #[test]
+    fn a_property_that_breaks_a_guarantee_is_refused_under_every_name() {
+        for (name, value) in [
+            ("acks", "1"),
+            ("acks", "0"),
+            ("request.required.acks", "2"),
+            ("enable.idempotence", "False"),
+            ("enable.gapless.guarantee", "0"),
+            ("max.in.flight", "6"),
+            ("max.in.flight.requests.per.connection", "1000000"),
+            ("message.timeout.ms", "300000"),
+            ("delivery.timeout.ms", "1"),
+            ("retries", "3"),
+            ("message.send.max.retries", "2147483646"),
+            ("partitioner", "consistent_random"),
+            ("queuing.strategy", "lifo"),
+            ("delivery.report.only.error", "true"),
+            ("topic.metadata.propagation.max.ms", "30000"),
+            ("allow.auto.create.topics", "true"),
+            ("transactional.id", "x"),
+            ("bootstrap.servers", "h:1"),
+            ("metadata.broker.list", "h:1"),
+            ("queue.buffering.max.messages", "9999"),
+            ("queue.buffering.max.kbytes", "32767"),
+            ("queue.buffering.max.kbytes", "many"),
+            ("dr_msg_cb", "x"),
+            ("test.mock.num.brokers", "3"),
+            ("group.id", "x"),
+            ("enable.partition.eof", "true"),
+        ] {
+            let refusal = refusal(name, value).unwrap_or_default();
+            assert!(refusal.contains("; "), "{name} = {value}: {refusal:?}");
+        }
+    }
+
+    #[test]
+    fn a_property_that_keeps_every_guarantee_is_accepted() {
+        for (name, value) in [
+            ("acks", "all"),
+            ("request.required.acks", "-1"),
+            ("enable.idempotence", "TRUE"),
+            ("max.in.flight", "1"),
+            ("message.timeout.ms", "0"),
+            ("retries", "2147483647"),
+            ("partitioner", "murmur2"),
+            ("queue.buffering.max.messages", "0"),
+            ("queue.buffering.max.messages", "10000"),
+            ("queue.buffering.max.kbytes", "32768"),
+            ("queue.buffering.max.ms", "5"),
+            ("message.max.bytes", "10000000"),
+            ("compression.type", "zstd"),
+            ("sasl.password", "${file:/run/secrets/kafka}"),
+            ("enable.metrics.push", "false"),
+        ] {
+            assert_eq!(refusal(name, value), None, "{name} = {value}");
+        }
+        assert!(check("partitioner", "random", Partitioners::Any, &LIMITS).is_ok());
+    }
+
+    #[test]
+    fn a_secret_property_is_read_from_its_file_at_each_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("password");
+        std::fs::write(&path, "00123\n").unwrap();
+        let value = format!("${{file:{}}}", path.display());
+        let read = |name| resolve_property(name, &value).unwrap();
+        assert_eq!(read("sasl.password").reveal(), "00123");
+        assert_eq!(read("client.id").reveal(), value);
+        std::fs::write(&path, "").unwrap();
+        let error = resolve_property("sasl.password", &value).unwrap_err();
+        assert!(error.to_string().contains("is empty"), "{error}");
+    }
+
+    #[test]
+    fn a_file_is_refused_elsewhere_and_as_a_part() {
+        for (name, value) in [
+            ("client.id", "${file:/a}"),
+            ("sasl.password", "x${file:/a}"),
+            ("sasl.password", "${file:}"),
+            ("sasl.password", "${file:/a"),
+            ("sasl.password", "${file:/a}${file:/b}"),
+        ] {
+            assert!(refusal(name, value).is_some(), "{name} = {value}");
+        }
+    }
+}

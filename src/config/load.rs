@@ -1,0 +1,386 @@
+//! From layers of settings to a configuration, collecting every error on the way.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use super::error::{self, Problem};
+use super::kafka_properties::{self, Partitioners};
+use super::keys::{self, Place};
+use super::settings::{Entry, Setting, Settings, written};
+use super::{
+    AdminConfig, Config, ConfigError, ConfigErrors, KafkaConfig, LeaseConfig, LimitsConfig,
+    LogConfig, Mark, Mode, Origin, PollingConfig, ReplicationConfig, RouteConfig, Secret,
+    ShutdownConfig, SourceConfig, TableName, TopicsConfig, UrlSource, check, convert, document,
+    environment,
+};
+
+pub(super) fn load(file: &Path) -> Result<Config, ConfigErrors> {
+    let text = std::fs::read_to_string(file).map_err(|source| ConfigError::Read {
+        path: file.to_owned(),
+        source,
+    })?;
+    let mut env = Vec::new();
+    let mut errors = Vec::new();
+    for (name, value) in std::env::vars_os() {
+        let Ok(name) = name.into_string() else {
+            continue;
+        };
+        match value.into_string() {
+            Ok(value) => env.push((name, value)),
+            Err(_) if name.starts_with("OUTBOXD_") => {
+                errors.push(Problem::new("is not UTF-8", "write it as UTF-8").at(
+                    Origin::Environment {
+                        variable: name.clone(),
+                    },
+                    &name,
+                ))
+            }
+            Err(_) => {}
+        }
+    }
+    if errors.is_empty() {
+        return parse(&file.display().to_string(), &text, env);
+    }
+    Err(ConfigErrors::new(errors))
+}
+
+pub(super) fn parse(
+    file: &str,
+    text: &str,
+    env: impl IntoIterator<Item = (String, String)>,
+) -> Result<Config, ConfigErrors> {
+    let mut errors = Vec::new();
+    let from_env = environment::entries(env, &mut errors);
+    let from_file = document::entries(file, text)?;
+    let from_env = known(from_env, &mut errors);
+    let mut from_file = known(from_file, &mut errors);
+    let has = |key: &str| from_env.iter().any(|entry| entry.key() == key);
+    // The URL is one setting with two names: the environment's goes over the file's, whichever they use.
+    if has("source.url") || has("source.url_file") {
+        from_file.retain(|entry| !matches!(entry.key().as_str(), "source.url" | "source.url_file"));
+    }
+    let defaults = document::entries("defaults", &keys::reference_toml())?;
+    let settings = Settings::new(file)
+        .with_defaults(defaults)
+        .with("file", from_file)
+        .with("environment", from_env);
+    let mut reader = Reader {
+        settings: &settings,
+        errors,
+    };
+    let config = reader.config();
+    if reader.errors.is_empty() {
+        return Ok(config);
+    }
+    Err(ConfigErrors::new(reader.errors))
+}
+
+/// Keeps what names a key; everything else is an error, once for a whole section.
+fn known(entries: Vec<Entry>, errors: &mut Vec<ConfigError>) -> Vec<Entry> {
+    let mut reported: BTreeSet<Vec<String>> = BTreeSet::new();
+    let mut kept = Vec::new();
+    for entry in entries {
+        if (1..entry.path.len()).any(|depth| reported.contains(&entry.path[..depth])) {
+            continue;
+        }
+        match refusal(&entry) {
+            Some(error) => {
+                reported.insert(entry.path);
+                errors.push(error);
+            }
+            None => {
+                if entry.setting == Setting::Table && is_single(&entry.path) {
+                    // Its value is refused as a section; what stands below would be refused a second time.
+                    reported.insert(entry.path.clone());
+                }
+                kept.push(entry);
+            }
+        }
+    }
+    kept
+}
+
+/// The path is a key with one value.
+fn is_single(path: &[String]) -> bool {
+    match keys::place(path) {
+        Place::Key(key) => !matches!(key.preset, keys::Preset::Table(_)),
+        _ => false,
+    }
+}
+
+fn refusal(entry: &Entry) -> Option<ConfigError> {
+    let key = error::shown_name(&entry.key());
+    let at = entry.origin.clone();
+    let is_section = entry.setting == Setting::Table;
+    let problem = match keys::place(&entry.path) {
+        Place::Section if is_section => return None,
+        Place::Section => Problem::new(
+            "is a section and has no value",
+            format!("write [{key}] on a line of its own"),
+        ),
+        Place::Key(keys::Key {
+            preset: keys::Preset::Table(_),
+            ..
+        }) if !is_section => Problem::new(
+            "is a section and has no value",
+            format!("write [{key}] on a line of its own"),
+        ),
+        Place::Key(_) | Place::Name => return None,
+        Place::BelowKey(parent) => Problem::new(
+            format!("stands below `{}`, which is a value", parent.path),
+            format!("write `{}` alone", parent.path),
+        ),
+        Place::Later(reason) => Problem::new(
+            "is not there yet in this version",
+            format!("remove it: {reason}"),
+        ),
+        Place::Unknown => {
+            let remedy = match keys::meant(&key) {
+                Some(meant) => match &at {
+                    Origin::Environment { .. } => {
+                        format!("did you mean {}?", environment::variable_of(meant))
+                    }
+                    _ => format!("did you mean `{meant}`?"),
+                },
+                None if key.starts_with("kafka.") => {
+                    "a property of librdkafka belongs under [kafka.properties]".to_owned()
+                }
+                None => "config/outboxd.toml lists every key".to_owned(),
+            };
+            return Some(ConfigError::UnknownKey { at, key, remedy });
+        }
+    };
+    Some(problem.at(at, &key))
+}
+
+/// Reads one key after the other and notes what is wrong; a wrong one reads as its type's default.
+struct Reader<'a> {
+    settings: &'a Settings,
+    errors: Vec<ConfigError>,
+}
+
+impl Reader<'_> {
+    fn config(&mut self) -> Config {
+        self.only();
+        let limits = LimitsConfig {
+            in_flight_rows_max: self.read("limits.in_flight_rows_max", |s| convert::whole(s, 1)),
+            in_flight_bytes_max: self.read("limits.in_flight_bytes_max", convert::bytes),
+        };
+        Config {
+            source: self.source(),
+            route: self.route(),
+            kafka: self.kafka(&limits),
+            limits,
+            lease: LeaseConfig {
+                ttl: self.checked("lease.ttl", convert::duration, |ttl| check::lease_ttl(*ttl)),
+            },
+            shutdown: ShutdownConfig {
+                grace: self.checked("shutdown.grace", convert::duration, |grace| {
+                    check::not_zero(*grace)
+                }),
+            },
+            admin: AdminConfig {
+                listen: self.checked("admin.listen", convert::text, |listen| {
+                    check::listen(listen)
+                }),
+            },
+            log: LogConfig {
+                format: self.read("log.format", convert::log_format),
+                level: self.checked("log.level", convert::text, |level| check::log_level(level)),
+            },
+        }
+    }
+
+    fn source(&mut self) -> SourceConfig {
+        let mode = self.read("source.mode", convert::mode);
+        let mark = self.read("source.mark", convert::mark);
+        if (mode, mark) == (Mode::Polling, Mark::None) {
+            let at = if self.settings.is_given("source.mark") {
+                "source.mark"
+            } else {
+                "source.mode"
+            };
+            self.refuse(at, Problem::new(
+                "= \"none\" can't be polled: without a mark every row would be published again at each start",
+                "write \"ledger\", or set `source.mode = \"replication\"`",
+            ));
+        }
+        let table = self.checked("source.table", convert::text, |table| check::table(table));
+        let default_slot =
+            TableName::parse(&table).map_or_else(|_| String::new(), |name| name.slot());
+        let slot = self.optional("source.replication.slot", convert::text, |slot| {
+            check::slot(slot)
+        });
+        let publication = self.optional("source.replication.publication", convert::text, |name| {
+            check::identifier(name)
+        });
+        SourceConfig {
+            url: self.url(),
+            mode,
+            table,
+            mark,
+            start: self.optional("source.start", convert::start, |_| Ok(())),
+            order_column: self.optional("source.order_column", convert::text, |name| {
+                check::identifier(name)
+            }),
+            polling: PollingConfig {
+                interval: self.checked("source.polling.interval", convert::duration, |interval| {
+                    check::not_zero(*interval)
+                }),
+                batch_rows: self.read("source.polling.batch_rows", |s| convert::whole(s, 1)),
+            },
+            replication: ReplicationConfig {
+                slot: slot.unwrap_or_else(|| default_slot.clone()),
+                publication: publication.unwrap_or(default_slot),
+            },
+        }
+    }
+
+    fn url(&mut self) -> UrlSource {
+        let url = self.optional("source.url", convert::text, |url| check::url(url));
+        let file = self.optional("source.url_file", convert::text, |file| {
+            check::url_file(file)
+        });
+        let is_given = |key: &str| self.settings.is_given(key);
+        match (is_given("source.url"), is_given("source.url_file")) {
+            (true, true) => {
+                let problem = Problem::new("stands beside `source.url_file`", "remove one of them");
+                self.refuse("source.url", problem);
+            }
+            (false, false) => {
+                let remedy = "name a file that holds postgres://user:password@host:port/database, or set `source.url`";
+                self.refuse("source.url_file", Problem::new("is missing", remedy));
+            }
+            _ => {}
+        }
+        match file {
+            Some(file) => UrlSource::File(PathBuf::from(file)),
+            None => UrlSource::Inline(Secret::new(url.unwrap_or_default())),
+        }
+    }
+
+    fn route(&mut self) -> RouteConfig {
+        let errors = self.errors.len();
+        let topic = self.checked("route.topic", convert::text, |topic| check::topic(topic));
+        let allow = self.checked("route.allow", convert::list, |allow| check::allow(allow));
+        if errors == self.errors.len()
+            && let Err(problem) = check::topic_is_allowed(&topic, &allow)
+        {
+            self.refuse("route.topic", problem);
+        }
+        let headers = self.names("route.headers", convert::text);
+        if let Err(problem) = check::headers(&headers) {
+            self.refuse("route.headers", problem);
+        }
+        RouteConfig {
+            topic,
+            allow,
+            null_key: self.read("route.null_key", convert::null_key),
+            headers,
+        }
+    }
+
+    fn kafka(&mut self, limits: &LimitsConfig) -> KafkaConfig {
+        if !self.settings.is_given("kafka.brokers") {
+            let problem = Problem::new(
+                "is missing",
+                "write the brokers as host:port, such as [\"kafka:9092\"]",
+            );
+            self.refuse("kafka.brokers", problem);
+        }
+        let allow_partitioner = self.read("kafka.allow_partitioner", convert::truth);
+        let partitioners = if allow_partitioner {
+            Partitioners::Any
+        } else {
+            Partitioners::Java
+        };
+        let properties = self.names("kafka.properties", convert::property);
+        for (name, value) in &properties {
+            if let Err(problem) = kafka_properties::check(name, value, partitioners, limits) {
+                let path = ["kafka", "properties", name].map(str::to_owned);
+                self.refuse(&written(&path), problem);
+            }
+        }
+        KafkaConfig {
+            brokers: self
+                .optional("kafka.brokers", convert::list, |b| check::brokers(b))
+                .unwrap_or_default(),
+            properties,
+            allow_partitioner,
+            topics: TopicsConfig {
+                create: self.read("kafka.topics.create", convert::truth),
+                partitions: self.read("kafka.topics.partitions", convert::count_or_default),
+                replication_factor: self
+                    .read("kafka.topics.replication_factor", convert::count_or_default),
+            },
+        }
+    }
+
+    /// Refuses every value but the one that this version has.
+    fn only(&mut self) {
+        for key in keys::KEYS {
+            let Some(only) = &key.only else {
+                continue;
+            };
+            if self.settings.find(key.path) != Some(Setting::Text(only.accepted.to_owned())) {
+                let problem = format!(
+                    "can only be {:?} in this version: {}",
+                    only.accepted, only.reason
+                );
+                let remedy = format!("write {:?} or remove it", only.accepted);
+                self.refuse(key.path, Problem::new(problem, remedy));
+            }
+        }
+    }
+
+    fn names(
+        &mut self,
+        table: &str,
+        convert: impl Fn(Setting) -> Result<String, Problem>,
+    ) -> BTreeMap<String, String> {
+        let mut names = BTreeMap::new();
+        for (name, setting) in self.settings.table(table) {
+            match convert(setting) {
+                Ok(value) => drop(names.insert(name, value)),
+                Err(problem) => {
+                    let path: Vec<String> =
+                        table.split('.').map(str::to_owned).chain([name]).collect();
+                    self.refuse(&written(&path), problem);
+                }
+            }
+        }
+        names
+    }
+
+    fn read<T: Default>(
+        &mut self,
+        key: &str,
+        convert: impl FnOnce(Setting) -> Result<T, Problem>,
+    ) -> T {
+        self.checked(key, convert, |_| Ok(()))
+    }
+
+    fn checked<T: Default>(
+        &mut self,
+        key: &str,
+        convert: impl FnOnce(Setting) -> Result<T, Problem>,
+        check: impl FnOnce(&T) -> Result<(), Problem>,
+    ) -> T {
+        self.optional(key, convert, check).unwrap_or_default()
+    }
+
+    fn optional<T>(
+        &mut self,
+        key: &str,
+        convert: impl FnOnce(Setting) -> Result<T, Problem>,
+        check: impl FnOnce(&T) -> Result<(), Problem>,
+    ) -> Option<T> {
+        let setting = self.settings.find(key)?;
+        let value = convert(setting).and_then(|value| check(&value).map(|()| value));
+        value.map_err(|problem| self.refuse(key, problem)).ok()
+    }
+
+    fn refuse(&mut self, key: &str, problem: Problem) {
+        self.errors.push(problem.at(self.settings.origin(key), key));
+    }
+}
