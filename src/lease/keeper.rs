@@ -1,0 +1,416 @@
+//! The task that waits for the lease, takes it and renews it, on a connection of its own.
+//!
+//! Owns the relay's role and publishes it. Never waits for anything but PostgreSQL, so that neither Kafka nor
+//! a full queue can cost us the lease.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+use tracing::{error, info, warn};
+
+use super::{
+    Decision, Holder, LeaseError, LeaseState, Owner, Role, Server, Standby, since_boot, statements,
+};
+use crate::config::{Secret, UrlSource};
+use crate::postgres::{self, Class, ConnectOptions, PostgresError, Session};
+use crate::telemetry::chain;
+
+/// A holder renews this often, or four times in a TTL if that is more often.
+const RENEW_EVERY: Duration = Duration::from_secs(1);
+/// A standby reads this often: a released lease is taken within it.
+const READ_EVERY: Duration = Duration::from_millis(500);
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_HOLDER_MAX: Duration = Duration::from_secs(1);
+const RETRY_STANDBY_MAX: Duration = Duration::from_secs(2);
+/// An answer is given up after half a TTL, but not sooner than this.
+const ANSWER_MIN: Duration = Duration::from_secs(2);
+const CONNECT_MAX: Duration = Duration::from_secs(8);
+const RELEASE_MAX: Duration = Duration::from_secs(2);
+const LOG_EVERY: Duration = Duration::from_secs(60);
+
+/// Keeps the lease of one outbox for as long as it lives.
+///
+/// Dropping it stops the task without releasing: the next relay waits a TTL, or until our death is proven.
+pub struct LeaseKeeper {
+    state: watch::Receiver<LeaseState>,
+    stop: Option<oneshot::Sender<()>>,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl LeaseKeeper {
+    /// Starts to contend for the lease of `outbox` (`schema.table`); the URL is read again at each connect.
+    pub fn start(url: UrlSource, outbox: String, ttl: Duration) -> Self {
+        let (sender, state) = watch::channel(LeaseState {
+            role: Role::Starting,
+            server: Server::Away,
+            last_error: None,
+        });
+        let (stop, stopped) = oneshot::channel();
+        let keeper = Keeper {
+            url,
+            outbox,
+            ttl,
+            owner: Owner::this_process(),
+            state: sender.clone(),
+            part: Part::Standby(Standby::default()),
+            connections: 0,
+            noise: Noise::default(),
+        };
+        let tasks = [
+            tokio::spawn(keeper.run(stopped)),
+            tokio::spawn(suspend_when_due(sender)),
+        ];
+        Self {
+            state,
+            stop: Some(stop),
+            tasks,
+        }
+    }
+
+    /// What is known of the lease, and each change of it.
+    pub fn state(&self) -> watch::Receiver<LeaseState> {
+        self.state.clone()
+    }
+
+    /// Gives the lease back and ends the keeper; gives up after two seconds.
+    ///
+    /// To be called when the producer holds nothing any more and the slot is left.
+    pub async fn release(mut self) {
+        if let Some(stop) = self.stop.take() {
+            // The task has ended already where nobody listens.
+            let _ = stop.send(());
+        }
+        if timeout(RELEASE_MAX, &mut self.tasks[0]).await.is_err() {
+            warn!("the lease could not be released in time; the next relay waits for it to expire");
+        }
+    }
+}
+
+impl Drop for LeaseKeeper {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+/// Turns a leader into a suspended one the moment its lease runs out, whatever the keeper waits for.
+async fn suspend_when_due(sender: watch::Sender<LeaseState>) {
+    let mut state = sender.subscribe();
+    loop {
+        let due = match state.borrow_and_update().role {
+            Role::Leader { valid_until, .. } => valid_until.saturating_sub(since_boot()),
+            _ => Duration::MAX,
+        };
+        if due.is_zero() {
+            sender.send_if_modified(suspend);
+            continue;
+        }
+        tokio::select! {
+            changed = state.changed() => if changed.is_err() { return },
+            () = sleep(due) => {}
+        }
+    }
+}
+
+fn suspend(state: &mut LeaseState) -> bool {
+    match state.role {
+        Role::Leader { epoch, valid_until } if since_boot() >= valid_until => {
+            warn!(
+                epoch,
+                "the lease was not renewed for a ttl; publishing is suspended"
+            );
+            state.role = Role::Suspended { epoch };
+            true
+        }
+        _ => false,
+    }
+}
+
+enum Part {
+    Standby(Standby),
+    Holder(Holder),
+}
+
+struct Keeper {
+    url: UrlSource,
+    outbox: String,
+    ttl: Duration,
+    owner: Owner,
+    state: watch::Sender<LeaseState>,
+    part: Part,
+    connections: u64,
+    noise: Noise,
+}
+
+impl Keeper {
+    async fn run(mut self, mut stop: oneshot::Receiver<()>) {
+        loop {
+            let session = tokio::select! {
+                // A stop is seen first: a connection that comes at the same time is not used.
+                biased;
+                _ = &mut stop => return self.stop(None).await,
+                session = self.connect() => session,
+            };
+            tokio::select! {
+                biased;
+                _ = &mut stop => return self.stop(Some(session)).await,
+                () = self.keep(&session) => {}
+            }
+        }
+    }
+
+    /// Connects, however long it takes.
+    ///
+    /// A holder comes back sooner than a standby may take its lease.
+    async fn connect(&mut self) -> Session {
+        let (mut retry, mut patience) = (RETRY_MIN, self.answer_max());
+        loop {
+            match self.open(patience).await {
+                Ok(session) => {
+                    self.connections += 1;
+                    self.state.send_if_modified(|state| {
+                        state.last_error = None;
+                        state.server = Server::Connected;
+                        true
+                    });
+                    return session;
+                }
+                Err(error) => {
+                    if matches!(error, LeaseError::ConnectTimeout(_)) {
+                        patience = (patience * 2).min(CONNECT_MAX);
+                    }
+                    let server = match &error {
+                        LeaseError::Connect(cause) => server_after(cause),
+                        _ => Server::Away,
+                    };
+                    self.failed(&error, server);
+                }
+            }
+            sleep(retry.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+            retry = (retry * 2).min(match self.part {
+                Part::Holder(_) => RETRY_HOLDER_MAX.min(self.ttl / 4),
+                Part::Standby(_) => RETRY_STANDBY_MAX,
+            });
+        }
+    }
+
+    async fn open(&self, patience: Duration) -> Result<Session, LeaseError> {
+        let url = match &self.url {
+            UrlSource::Inline(url) => url.clone(),
+            UrlSource::File(path) => read_url(path).await?,
+        };
+        let options = ConnectOptions::parse(&url).map_err(LeaseError::Connect)?;
+        match timeout(patience, postgres::connect(&options, "lease")).await {
+            Ok(session) => session.map_err(LeaseError::Connect),
+            Err(_) => Err(LeaseError::ConnectTimeout(patience)),
+        }
+    }
+
+    /// Reads or renews until the connection ends or an answer does not come.
+    async fn keep(&mut self, session: &Session) {
+        loop {
+            let answer_max = self.answer_max();
+            let pause = match timeout(answer_max, self.turn(session)).await {
+                Ok(Ok(pause)) => {
+                    self.succeeded();
+                    pause
+                }
+                Ok(Err(error)) => {
+                    let server = session
+                        .end()
+                        .map_or(Server::Connected, |end| server_after(&end));
+                    self.failed(&error, server);
+                    RETRY_MIN.max(self.ttl / 16)
+                }
+                Err(_) => {
+                    self.failed(&LeaseError::Timeout(answer_max), Server::Away);
+                    return;
+                }
+            };
+            tokio::select! {
+                // The end first: nothing is asked on a connection that has ended.
+                biased;
+                end = session.closed() => {
+                    let server = server_after(&end);
+                    self.failed(&LeaseError::Ended(end), server);
+                    return;
+                }
+                () = sleep(pause) => {}
+            }
+        }
+    }
+
+    /// Asks once and returns how long to pause.
+    async fn turn(&mut self, session: &Session) -> Result<Duration, LeaseError> {
+        match &mut self.part {
+            Part::Holder(holder) => {
+                let (sent_at, owner) = (since_boot(), self.owner.as_str());
+                match statements::renew(session, &self.outbox, owner, holder.epoch()).await {
+                    Ok(()) => {
+                        holder.renewed(sent_at);
+                        Ok(self.lead())
+                    }
+                    Err(LeaseError::Lost { by, epoch }) => Ok(self.lost(by, epoch)),
+                    Err(error) => Err(error),
+                }
+            }
+            Part::Standby(standby) => {
+                let row = statements::read(session, &self.outbox).await?;
+                let life = row.as_ref().map(|row| self.owner.life_of(&row.owner));
+                let life = life.unwrap_or(super::Life::Unknown);
+                match standby.observe(since_boot(), row.as_ref(), self.connections, life) {
+                    Decision::Wait { holder, free_in } => Ok(self.wait(holder, free_in)),
+                    Decision::Take { expected } => self.take(session, expected).await,
+                }
+            }
+        }
+    }
+
+    async fn take(
+        &mut self,
+        session: &Session,
+        expected: Option<super::Version>,
+    ) -> Result<Duration, LeaseError> {
+        let (sent_at, owner) = (since_boot(), self.owner.as_str());
+        match statements::take(session, &self.outbox, owner, self.ttl, expected).await? {
+            Some(epoch) => {
+                self.part = Part::Holder(Holder::new(epoch, self.ttl, sent_at));
+                info!(outbox = self.outbox, epoch, "took the lease");
+                Ok(self.lead())
+            }
+            // Somebody was faster: look at once who it is.
+            None => Ok(Duration::ZERO),
+        }
+    }
+
+    fn lead(&mut self) -> Duration {
+        if let Part::Holder(holder) = &self.part {
+            let (epoch, valid_until) = (holder.epoch(), holder.valid_until());
+            self.set_role(Role::Leader { epoch, valid_until });
+        }
+        RENEW_EVERY.min(self.ttl / 4)
+    }
+
+    fn lost(&mut self, by: String, epoch: i64) -> Duration {
+        error!(outbox = self.outbox, epoch, by, "lost the lease");
+        self.part = Part::Standby(Standby::default());
+        self.set_role(Role::Lost { by, epoch });
+        READ_EVERY
+    }
+
+    fn wait(&mut self, holder: String, free_in: Duration) -> Duration {
+        if self.noise.holder_is_news(&holder) {
+            info!(
+                outbox = self.outbox,
+                holder, "another relay holds the lease"
+            );
+        }
+        self.set_role(Role::Standby { holder });
+        READ_EVERY.min(free_in)
+    }
+
+    fn set_role(&self, role: Role) {
+        self.state.send_if_modified(|state| {
+            let changed = state.role != role;
+            state.role = role;
+            changed
+        });
+    }
+
+    fn succeeded(&mut self) {
+        if self.noise.end_of_trouble() {
+            info!(outbox = self.outbox, "the lease can be reached again");
+        }
+        self.state
+            .send_if_modified(|state| state.last_error.take().is_some());
+    }
+
+    fn failed(&mut self, error: &LeaseError, server: Server) {
+        let error = chain(error);
+        if self.noise.error_is_news(&error) {
+            warn!(outbox = self.outbox, error, "cannot reach the lease");
+        }
+        self.state.send_if_modified(|state| {
+            let changed = state.server != server || state.last_error.as_ref() != Some(&error);
+            (state.server, state.last_error) = (server, Some(error));
+            changed
+        });
+    }
+
+    /// Releases what may be ours, on `session` or on a last one.
+    async fn stop(mut self, session: Option<Session>) {
+        let session = match (session, &self.part) {
+            (Some(session), _) => Ok(session),
+            (None, Part::Holder(_)) => self.open(RELEASE_MAX).await,
+            (None, Part::Standby(_)) => return self.set_role(Role::Released),
+        };
+        let released = match session {
+            Ok(session) => statements::release(&session, &self.outbox, self.owner.as_str()).await,
+            Err(error) => Err(error),
+        };
+        match released {
+            Ok(()) => info!(outbox = self.outbox, "released the lease"),
+            Err(error) => self.failed(&error, Server::Away),
+        }
+        self.part = Part::Standby(Standby::default());
+        self.set_role(Role::Released);
+    }
+
+    fn answer_max(&self) -> Duration {
+        ANSWER_MIN.max(self.ttl / 2)
+    }
+}
+
+fn server_after(end: &PostgresError) -> Server {
+    match end.class() {
+        Class::Shutdown => Server::ShuttingDown,
+        _ => Server::Away,
+    }
+}
+
+async fn read_url(path: &Path) -> Result<Secret, LeaseError> {
+    match tokio::fs::read_to_string(path).await {
+        Ok(text) => Ok(Secret::new(text.trim().to_owned())),
+        Err(source) => Err(LeaseError::UrlFile {
+            path: path.display().to_string(),
+            source,
+        }),
+    }
+}
+
+/// What was logged last, so that waiting and trouble are said once a minute and when they change.
+#[derive(Default)]
+struct Noise {
+    holder: Option<(String, Duration)>,
+    error: Option<(String, Duration)>,
+}
+
+impl Noise {
+    fn holder_is_news(&mut self, holder: &str) -> bool {
+        is_news(&mut self.holder, holder)
+    }
+
+    fn error_is_news(&mut self, error: &str) -> bool {
+        is_news(&mut self.error, error)
+    }
+
+    fn end_of_trouble(&mut self) -> bool {
+        self.error.take().is_some()
+    }
+}
+
+fn is_news(last: &mut Option<(String, Duration)>, text: &str) -> bool {
+    let now = since_boot();
+    let news = match last {
+        Some((said, at)) => said != text || now.saturating_sub(*at) >= LOG_EVERY,
+        None => true,
+    };
+    if news {
+        *last = Some((text.to_owned(), now));
+    }
+    news
+}

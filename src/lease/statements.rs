@@ -1,0 +1,131 @@
+//! The statements on `outboxd.lease`.
+//!
+//! Each is one statement and one round trip. What they protect is said in [`super::contest`].
+
+use std::time::Duration;
+
+use tokio_postgres::Row;
+use tokio_postgres::types::{ToSql, Type};
+
+use super::{LeaseError, LeaseRow, Version};
+use crate::postgres::Session;
+
+/// No row has this number.
+const NONE: i64 = -1;
+
+const READ: &str = "SELECT owner, epoch, renewals, released, \
+    (extract(epoch FROM ttl) * 1000000)::bigint FROM outboxd.lease WHERE outbox = $1";
+
+// Two that find no row both insert; one of them meets the other's row and does not match it.
+const TAKE: &str = "INSERT INTO outboxd.lease AS l (outbox, owner, epoch, renewals, released, ttl) \
+    VALUES ($1, $2, 1, 0, false, $3::float8 * interval '1 microsecond') \
+    ON CONFLICT (outbox) DO UPDATE SET owner = excluded.owner, epoch = l.epoch + 1, \
+    renewals = l.renewals + 1, released = false, ttl = excluded.ttl, at = clock_timestamp() \
+    WHERE l.epoch = $4 AND l.renewals = $5 RETURNING epoch";
+
+const RENEW: &str = "UPDATE outboxd.lease SET renewals = renewals + 1, at = clock_timestamp() \
+    WHERE outbox = $1 AND owner = $2 AND epoch = $3 AND NOT released RETURNING 1";
+
+const RELEASE: &str = "UPDATE outboxd.lease SET released = true, at = clock_timestamp() \
+    WHERE outbox = $1 AND owner = $2 AND NOT released RETURNING 1";
+
+/// Reads the lease of an outbox; `None` where it was never taken.
+pub async fn read(session: &Session, outbox: &str) -> Result<Option<LeaseRow>, LeaseError> {
+    let answer = session
+        .client
+        .query_typed(READ, &[(&outbox, Type::TEXT)])
+        .await;
+    match answer.and_then(|rows| rows.first().map(lease_row).transpose()) {
+        Ok(row) => Ok(row),
+        Err(error) => Err(LeaseError::Read {
+            outbox: outbox.to_owned(),
+            source: session.explain(error).await,
+        }),
+    }
+}
+
+/// Takes the lease if it still is as `expected`, and returns the new epoch; `None` where somebody was faster.
+pub async fn take(
+    session: &Session,
+    outbox: &str,
+    owner: &str,
+    ttl: Duration,
+    expected: Option<Version>,
+) -> Result<Option<i64>, LeaseError> {
+    let (epoch, renewals) = expected.map_or((NONE, NONE), |row| (row.epoch, row.renewals));
+    let ttl = i64::try_from(ttl.as_micros()).unwrap_or(i64::MAX);
+    let answer = session
+        .client
+        .query_typed(
+            TAKE,
+            &[
+                (&outbox, Type::TEXT),
+                (&owner, Type::TEXT),
+                (&ttl, Type::INT8),
+                (&epoch, Type::INT8),
+                (&renewals, Type::INT8),
+            ],
+        )
+        .await;
+    match answer.and_then(|rows| rows.first().map(|row| row.try_get(0)).transpose()) {
+        Ok(epoch) => Ok(epoch),
+        Err(error) => Err(LeaseError::Take {
+            outbox: outbox.to_owned(),
+            source: session.explain(error).await,
+        }),
+    }
+}
+
+/// Renews the lease.
+///
+/// Errors: `LeaseError::Lost` where the row is not ours any more; the caller has stopped being the holder.
+pub async fn renew(
+    session: &Session,
+    outbox: &str,
+    owner: &str,
+    epoch: i64,
+) -> Result<(), LeaseError> {
+    let parameters: [(&(dyn ToSql + Sync), Type); 3] = [
+        (&outbox, Type::TEXT),
+        (&owner, Type::TEXT),
+        (&epoch, Type::INT8),
+    ];
+    match session.client.query_typed(RENEW, &parameters).await {
+        Ok(rows) if !rows.is_empty() => Ok(()),
+        Ok(_) => {
+            let row = read(session, outbox).await?;
+            let by = row.map_or_else(|| "nobody: the row is gone".to_owned(), |row| row.owner);
+            Err(LeaseError::Lost { by, epoch })
+        }
+        Err(error) => Err(LeaseError::Renew {
+            outbox: outbox.to_owned(),
+            source: session.explain(error).await,
+        }),
+    }
+}
+
+/// Gives the lease back if `owner` holds it, under whichever epoch; the next one need not wait.
+///
+/// An owner's text is unique to one keeper, so this also undoes a take whose answer nobody waited for.
+pub async fn release(session: &Session, outbox: &str, owner: &str) -> Result<(), LeaseError> {
+    let parameters: [(&(dyn ToSql + Sync), Type); 2] =
+        [(&outbox, Type::TEXT), (&owner, Type::TEXT)];
+    match session.client.query_typed(RELEASE, &parameters).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(LeaseError::Release {
+            outbox: outbox.to_owned(),
+            source: session.explain(error).await,
+        }),
+    }
+}
+
+fn lease_row(row: &Row) -> Result<LeaseRow, tokio_postgres::Error> {
+    let ttl: i64 = row.try_get(4)?;
+    Ok(LeaseRow {
+        owner: row.try_get(0)?,
+        epoch: row.try_get(1)?,
+        renewals: row.try_get(2)?,
+        released: row.try_get(3)?,
+        ttl: Duration::from_micros(ttl.try_into().unwrap_or(0)),
+    })
+}
