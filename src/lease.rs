@@ -39,6 +39,9 @@ pub struct LeaseRow {
 pub struct LeaseState {
     pub role: Role,
     pub server: Server,
+    /// How often PostgreSQL told us that it is stopping; who compares it misses no notice, however soon a new
+    /// connection stands.
+    pub shutdown_notices: u64,
     /// The chain of the last failure; `None` once a statement succeeded again.
     pub last_error: Option<String>,
 }

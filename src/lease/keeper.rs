@@ -30,6 +30,8 @@ const ANSWER_MIN: Duration = Duration::from_secs(2);
 const CONNECT_MAX: Duration = Duration::from_secs(8);
 const RELEASE_MAX: Duration = Duration::from_secs(2);
 const LOG_EVERY: Duration = Duration::from_secs(60);
+/// Errors that take turns are not said more often than this.
+const LOG_CHANGES_EVERY: Duration = Duration::from_secs(5);
 
 /// Keeps the lease of one outbox for as long as it lives.
 ///
@@ -46,6 +48,7 @@ impl LeaseKeeper {
         let (sender, state) = watch::channel(LeaseState {
             role: Role::Starting,
             server: Server::Away,
+            shutdown_notices: 0,
             last_error: None,
         });
         let (stop, stopped) = oneshot::channel();
@@ -336,6 +339,9 @@ impl Keeper {
         }
         self.state.send_if_modified(|state| {
             let changed = state.server != server || state.last_error.as_ref() != Some(&error);
+            if changed && server == Server::ShuttingDown {
+                state.shutdown_notices += 1;
+            }
             (state.server, state.last_error) = (server, Some(error));
             changed
         });
@@ -391,11 +397,11 @@ struct Noise {
 
 impl Noise {
     fn holder_is_news(&mut self, holder: &str) -> bool {
-        is_news(&mut self.holder, holder)
+        is_news(&mut self.holder, holder, Duration::ZERO)
     }
 
     fn error_is_news(&mut self, error: &str) -> bool {
-        is_news(&mut self.error, error)
+        is_news(&mut self.error, error, LOG_CHANGES_EVERY)
     }
 
     fn end_of_trouble(&mut self) -> bool {
@@ -403,10 +409,13 @@ impl Noise {
     }
 }
 
-fn is_news(last: &mut Option<(String, Duration)>, text: &str) -> bool {
+fn is_news(last: &mut Option<(String, Duration)>, text: &str, changes_every: Duration) -> bool {
     let now = since_boot();
     let news = match last {
-        Some((said, at)) => said != text || now.saturating_sub(*at) >= LOG_EVERY,
+        Some((said, at)) => {
+            let age = now.saturating_sub(*at);
+            age >= LOG_EVERY || said != text && age >= changes_every
+        }
         None => true,
     };
     if news {
