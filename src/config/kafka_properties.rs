@@ -16,6 +16,7 @@ const SECRETS: &[&str] = &[
     "ssl.key.pem",
     "ssl.keystore.password",
     "sasl.oauthbearer.client.secret",
+    "sasl.oauthbearer.client.credentials.client.secret",
 ];
 
 /// The value to hand to librdkafka; `${file:/path}` in a secret one is read now, its last newline removed.
@@ -121,6 +122,11 @@ const CODE_ONLY: &[&str] = &[
     "default_topic_conf",
     "enabled_events",
     "interceptors",
+    "msg_order_cmp",
+    "ssl_key",
+    "ssl_certificate",
+    "ssl_ca",
+    "ssl_engine_callback_data",
 ];
 
 const CONSUMER: &[&str] = &[
@@ -270,6 +276,22 @@ mod tests {
         ] {
             let refusal = refusal(name, value).unwrap_or_default();
             assert!(refusal.contains("; "), "{name} = {value}: {refusal:?}");
+        }
+    }
+
+    #[test]
+    fn every_rule_names_a_property_that_librdkafka_knows_and_a_value_that_it_takes() {
+        for rule in RULES {
+            for name in rule.names {
+                let value = match rule.accepts {
+                    Accepts::Nothing => "h:1".to_owned(),
+                    Accepts::OneOf(values) => values[0].to_owned(),
+                    Accepts::Between(low, _) => low.to_string(),
+                };
+                let mut config = rdkafka::ClientConfig::new();
+                config.set(*name, value);
+                assert!(config.create_native_config().is_ok(), "{name}");
+            }
         }
     }
 

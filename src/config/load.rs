@@ -78,12 +78,13 @@ pub(super) fn parse(
 /// Keeps what names a key; everything else is an error, once for a whole section.
 fn known(entries: Vec<Entry>, errors: &mut Vec<ConfigError>) -> Vec<Entry> {
     let mut reported: BTreeSet<Vec<String>> = BTreeSet::new();
-    let mut kept = Vec::new();
+    let mut kept: Vec<Entry> = Vec::new();
     for entry in entries {
         if (1..entry.path.len()).any(|depth| reported.contains(&entry.path[..depth])) {
             continue;
         }
-        match refusal(&entry) {
+        let twin = kept.iter().find(|other| other.path == entry.path);
+        match twin.map_or_else(|| refusal(&entry), |twin| Some(twice(&entry, twin))) {
             Some(error) => {
                 reported.insert(entry.path);
                 errors.push(error);
@@ -98,6 +99,15 @@ fn known(entries: Vec<Entry>, errors: &mut Vec<ConfigError>) -> Vec<Entry> {
         }
     }
     kept
+}
+
+/// Two spellings of one key, such as a property with and without quotes.
+fn twice(entry: &Entry, twin: &Entry) -> ConfigError {
+    let problem = Problem::new(
+        format!("is given a second time, first by {}", twin.origin),
+        "remove one of them",
+    );
+    problem.at(entry.origin.clone(), &error::shown_name(&entry.key()))
 }
 
 /// The path is a key with one value.

@@ -157,6 +157,7 @@ const BROKEN: &[(&str, &str)] = &[
     ("[route.headers]\ntype = \"id\"", "error: o.toml:5: `route.headers` names the header \"id\", which is reserved; choose a name other than"),
     ("[kafka.properties]\n\"acks\" = 1", "error: o.toml:6: `kafka.properties.\"acks\"` = \"1\" would lose rows: they are marked as sent while only some replicas have them, and the next leader may have none; remove it: outboxd always uses acks=all"),
     ("[kafka.properties]\nmax.in.flight = 6", "error: o.toml:6: `kafka.properties.\"max.in.flight\"` = \"6\" would reorder rows: brokers keep the order of at most 5 requests at a time; remove it"),
+    ("[kafka.properties]\n\"linger.ms\" = 1\nlinger.ms = 2", "error: o.toml:7: `kafka.properties.\"linger.ms\"` is given a second time, first by o.toml:6; remove one of them"),
     ("[kafka.properties]\npartitioner = \"random\"", "error: o.toml:6: `kafka.properties.\"partitioner\"` = \"random\" would send keys to other partitions than a Java producer does; remove it, or set `kafka.allow_partitioner = true`"),
     ("[kafka.topics]\npartitions = 0", "error: o.toml:6: `kafka.topics.partitions` is neither -1 nor a whole number of at least 1; write -1"),
     ("topics = 3", "error: o.toml:5: `kafka.topics` is a section and has no value; write [kafka.topics] on a line of its own"),
