@@ -49,3 +49,6 @@ CREATE TABLE IF NOT EXISTS outboxd.ledger (
     at         timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE INDEX IF NOT EXISTS ledger_by_segment ON outboxd.ledger (outbox, generation, segment);
+
+INSERT INTO outboxd.schema_version (version)
+SELECT 1 WHERE NOT EXISTS (SELECT FROM outboxd.schema_version);

@@ -6,6 +6,7 @@ use tokio_postgres::Client;
 
 use crate::inspect::{Table, qualified};
 use crate::outbox::RowId;
+use crate::postgres::PostgresError;
 
 /// What the numbers of an outbox belong to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,7 +147,7 @@ pub struct IdentityError {
     action: &'static str,
     outbox: String,
     #[source]
-    source: tokio_postgres::Error,
+    source: PostgresError,
 }
 
 /// Reads the identity as it is now, on a primary; `table` must have been inspected on the same connection.
@@ -157,10 +158,10 @@ pub async fn read(client: &Client, table: &Table) -> Result<Identity, IdentityEr
     let row = client
         .query_one(READ, &[])
         .await
-        .map_err(|source| IdentityError {
+        .map_err(|error| IdentityError {
             action: "read",
             outbox: format!("{}.{}", table.layout.schema, table.layout.table),
-            source,
+            source: error.into(),
         })?;
     Ok(Identity {
         system_identifier: row.get("system_identifier"),
@@ -177,10 +178,10 @@ pub async fn load(client: &Client, outbox: &str) -> Result<Option<Identity>, Ide
     let row = client
         .query_opt(LOAD, &[&outbox])
         .await
-        .map_err(|source| IdentityError {
+        .map_err(|error| IdentityError {
             action: "load",
             outbox: outbox.to_owned(),
-            source,
+            source: error.into(),
         })?;
     Ok(row.map(|row| Identity {
         system_identifier: row.get("system_identifier"),
@@ -216,10 +217,10 @@ pub async fn store(
         sequence_filenode,
     ];
     let recorded = client.execute(STORE, &values).await;
-    recorded.map(drop).map_err(|source| IdentityError {
+    recorded.map(drop).map_err(|error| IdentityError {
         action: "record",
         outbox: outbox.to_owned(),
-        source,
+        source: error.into(),
     })
 }
 
@@ -234,10 +235,10 @@ pub async fn evidence(
 ) -> Result<Evidence, IdentityError> {
     gather(client, table, tail)
         .await
-        .map_err(|source| IdentityError {
+        .map_err(|error| IdentityError {
             action: "check",
             outbox: format!("{}.{}", table.layout.schema, table.layout.table),
-            source,
+            source: error.into(),
         })
 }
 

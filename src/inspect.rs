@@ -8,6 +8,7 @@ mod trust;
 use tokio_postgres::{Client, Row};
 
 use crate::outbox::Layout;
+use crate::postgres::PostgresError;
 
 pub use columns::{WrongType, select_columns};
 pub use trust::{Distrust, seq_trusted};
@@ -157,7 +158,7 @@ pub enum InspectError {
     Catalog {
         table: String,
         #[source]
-        source: tokio_postgres::Error,
+        source: PostgresError,
     },
 }
 
@@ -171,9 +172,9 @@ fn list_wrong(wrong: &[WrongType]) -> String {
 /// Errors: `NotFound`, `NotATable`, `MissingColumns` and `WrongTypes` are the table's own and need a person.
 /// Cancel-safe: yes.
 pub async fn inspect(client: &Client, schema: &str, table: &str) -> Result<Table, InspectError> {
-    let catalog = |source| InspectError::Catalog {
+    let catalog = |error: tokio_postgres::Error| InspectError::Catalog {
         table: format!("{schema}.{table}"),
-        source,
+        source: error.into(),
     };
     let class = client
         .query_opt(CLASS, &[&schema, &table])

@@ -1,0 +1,344 @@
+//! Puts into the database what a relay needs, once: table, state, publication, slot, grants.
+//!
+//! Owns the numbered SQL files and what of them is still to be done. Never changes an outbox table that is
+//! there, and never drops anything but its own view.
+
+mod adopt;
+mod fragment;
+mod standing;
+mod steps;
+
+use std::io::Write;
+
+use tokio_postgres::Client;
+
+use crate::config::{Config, Mark, Mode};
+use crate::identity::IdentityError;
+use crate::inspect::InspectError;
+use crate::postgres::{Class, PostgresError};
+use standing::{LookError, Standing};
+
+/// The version of the state tables that this relay knows.
+pub const STATE_VERSION: i32 = 1;
+
+/// The group that holds the relay's grants where no role is named.
+const RELAY_ROLE: &str = "outboxd_relay";
+
+/// What `outboxd migrate` was asked for besides the configuration.
+#[derive(Clone, Debug, Default)]
+pub struct MigrateOptions {
+    /// The role that gets the relay's grants; a group `outboxd_relay` where none is named.
+    pub relay_role: Option<String>,
+    /// The role that may insert.
+    pub application_role: Option<String>,
+    /// Take the numbers as they are now for the table's own: see [`crate::identity`].
+    pub adopt: bool,
+}
+
+/// One thing that a migration does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    pub part: Part,
+    /// What stands when it is done, such as ``publication `outboxd_orders` ``.
+    pub description: String,
+    pub sql: String,
+    pub state: StepState,
+}
+
+/// What a step makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    State,
+    Table,
+    Function,
+    View,
+    Publication,
+    Slot,
+    Grant,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepState {
+    Needed,
+    AlreadyThere,
+    /// Not done, and why that is no fault.
+    Skipped(&'static str),
+}
+
+/// How much a relay that starts may create by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Creates {
+    /// Publication and slot too: nothing was ever read through them.
+    Everything,
+    /// Only the state: a publication or slot that is missing now was lost, and rows with it.
+    State,
+}
+
+/// Why a migration could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    #[error("cannot use `source.table`")]
+    Name(#[from] crate::config::TableNameError),
+    #[error(transparent)]
+    Inspect(#[from] InspectError),
+    #[error("cannot read what stands in the database already")]
+    Look(#[source] PostgresError),
+    #[error(
+        "the schema `outboxd` is closed to this role; its owner opens it with `outboxd migrate --relay-role NAME`"
+    )]
+    StateDenied,
+    #[error(
+        "the state tables have version {found}, and this outboxd knows {STATE_VERSION}: use a newer outboxd"
+    )]
+    NewerState { found: i32 },
+    #[error("mark `{mark}` needs a column `{column}`, and table `{table}` has none")]
+    MarkNeedsColumn {
+        mark: &'static str,
+        column: &'static str,
+        table: String,
+    },
+    #[error("table `{table}` does not exist; `outboxd migrate` creates it")]
+    NoTable { table: String },
+    #[error("cannot wait for another migration to end")]
+    Lock(#[source] PostgresError),
+    #[error("cannot create {step}")]
+    Step {
+        step: String,
+        #[source]
+        source: PostgresError,
+    },
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error("cannot begin a new generation of `{outbox}`")]
+    Generation {
+        outbox: String,
+        #[source]
+        source: PostgresError,
+    },
+    #[error("the numbers cannot be adopted: {why}")]
+    NotAdoptable { why: String, remedy: String },
+    #[error("cannot write what was done")]
+    Output(#[from] std::io::Error),
+}
+
+impl MigrateError {
+    /// What a person can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::NotAdoptable { remedy, .. } => Some(remedy.clone()),
+            Self::Step { source, .. } if is_denied(source) => Some(
+                "this role may not; give the output of `outboxd migrate --print` to whoever may"
+                    .to_owned(),
+            ),
+            Self::Inspect(InspectError::WrongTypes { wrong, .. }) => {
+                let remedies: Vec<&str> = wrong.iter().map(|one| one.remedy.as_str()).collect();
+                Some(remedies.join("\n"))
+            }
+            Self::MarkNeedsColumn { .. } => {
+                Some("`outboxd check` says which marks this table allows".to_owned())
+            }
+            _ => None,
+        }
+    }
+}
+
+impl From<LookError> for MigrateError {
+    fn from(error: LookError) -> Self {
+        match error {
+            LookError::Inspect(error) => Self::Inspect(error),
+            LookError::Catalog(error) => Self::Look(error.into()),
+            LookError::Denied => Self::StateDenied,
+        }
+    }
+}
+
+/// The names that a migration fills in.
+#[derive(Clone, Debug)]
+struct Names {
+    schema: String,
+    table: String,
+    mode: Mode,
+    mark: Mark,
+    publication: String,
+    slot: String,
+    relay_role: Option<String>,
+    application_role: Option<String>,
+}
+
+impl Names {
+    fn new(config: &Config, options: &MigrateOptions) -> Result<Self, MigrateError> {
+        let name = config.source.table_name()?;
+        Ok(Self {
+            schema: name.schema,
+            table: name.table,
+            mode: config.source.mode,
+            mark: config.source.mark,
+            publication: config.source.replication.publication.clone(),
+            slot: config.source.replication.slot.clone(),
+            relay_role: options.relay_role.clone(),
+            application_role: options.application_role.clone(),
+        })
+    }
+
+    fn relay_role(&self) -> &str {
+        self.relay_role.as_deref().unwrap_or(RELAY_ROLE)
+    }
+
+    /// The key of the state tables.
+    fn outbox(&self) -> String {
+        format!("{}.{}", self.schema, self.table)
+    }
+}
+
+/// The whole SQL for a database that has nothing yet, one transaction a step; needs no server.
+pub fn script(config: &Config, options: &MigrateOptions) -> Result<String, MigrateError> {
+    let names = Names::new(config, options)?;
+    let mut script = String::new();
+    for step in steps::steps(&names, &Standing::default())? {
+        let Step {
+            part,
+            description,
+            sql,
+            ..
+        } = step;
+        let text = match part {
+            Part::Slot => format!("-- {description}\n{sql}\n\n"),
+            _ => format!("-- {description}\nBEGIN;\n{sql}\nCOMMIT;\n\n"),
+        };
+        script.push_str(&text);
+    }
+    Ok(script)
+}
+
+/// Everything a migration makes, in order, and whether it stands already.
+///
+/// Errors: `NewerState` for state tables of a later outboxd; the others name what cannot be looked at or used.
+/// Cancel-safe: yes, it only reads.
+pub async fn plan(
+    client: &Client,
+    config: &Config,
+    options: &MigrateOptions,
+) -> Result<Vec<Step>, MigrateError> {
+    let names = Names::new(config, options)?;
+    let standing = Standing::look(client, &names).await?;
+    if let Some(found) = standing.version.filter(|found| *found > STATE_VERSION) {
+        return Err(MigrateError::NewerState { found });
+    }
+    steps::steps(&names, &standing)
+}
+
+/// Does what is needed and says on `out` what it does or finds there.
+///
+/// Errors: the first step that fails; what was done before it stands, and the next run goes on from there.
+pub async fn run(
+    client: &Client,
+    config: &Config,
+    options: &MigrateOptions,
+    out: &mut (dyn Write + Send),
+) -> Result<(), MigrateError> {
+    lock(client).await?;
+    for step in plan(client, config, options).await? {
+        match step.state {
+            StepState::AlreadyThere => writeln!(out, "already there  {}", step.description)?,
+            StepState::Skipped(why) => writeln!(out, "skipped        {}: {why}", step.description)?,
+            StepState::Needed => {
+                write!(out, "creating       {} … ", step.description)?;
+                out.flush()?;
+                let outcome = match apply(client, &step).await {
+                    Ok(()) => "done",
+                    // Only roles with REPLICATION may; the relay's own has it, or `check` asks for it.
+                    Err(MigrateError::Step { source, .. })
+                        if step.part == Part::Slot && is_denied(&source) =>
+                    {
+                        "this role may not; the relay creates it at its first start"
+                    }
+                    Err(error) => return Err(error),
+                };
+                writeln!(out, "{outcome}")?;
+            }
+        }
+    }
+    if options.adopt {
+        let names = Names::new(config, options)?;
+        let done = adopt::adopt(client, &names).await?;
+        writeln!(out, "adopted        {done}")?;
+    }
+    unlock(client).await
+}
+
+/// Creates what a relay needs at its start and its role may create, and gives back the rest.
+///
+/// Never creates the table: a wrong `source.table` must not become an empty outbox.
+/// Errors: `NoTable` where there is none; a step that fails for another reason than a missing right.
+pub async fn ensure(
+    client: &Client,
+    config: &Config,
+    creates: Creates,
+) -> Result<Vec<Step>, MigrateError> {
+    lock(client).await?;
+    let steps = plan(client, config, &MigrateOptions::default()).await?;
+    let is_needed = |step: &&Step| step.state == StepState::Needed;
+    let needed: Vec<&Step> = steps.iter().filter(is_needed).collect();
+    if needed.iter().any(|step| step.part == Part::Table) {
+        let table = config.source.table.clone();
+        unlock(client).await?;
+        return Err(MigrateError::NoTable { table });
+    }
+    let mut denied = Vec::new();
+    for step in needed {
+        let is_wanted = match step.part {
+            Part::State | Part::View => true,
+            Part::Publication | Part::Slot => creates == Creates::Everything,
+            Part::Table | Part::Function | Part::Grant => false,
+        };
+        if !is_wanted {
+            continue;
+        }
+        // A step that builds on a denied one fails too, and belongs to the rest.
+        match apply(client, step).await {
+            Ok(()) => {}
+            Err(MigrateError::Step { source, .. }) if is_denied(&source) || !denied.is_empty() => {
+                denied.push(step.clone());
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    unlock(client).await?;
+    Ok(denied)
+}
+
+async fn apply(client: &Client, step: &Step) -> Result<(), MigrateError> {
+    // A slot waits for every transaction that is open; nothing else may wait long behind the application.
+    let timeouts = match step.part {
+        Part::Slot => "SET lock_timeout = 0; SET statement_timeout = 0",
+        _ => "SET lock_timeout = '5s'; SET statement_timeout = '30s'",
+    };
+    let failed = |error: tokio_postgres::Error| MigrateError::Step {
+        step: step.description.clone(),
+        source: error.into(),
+    };
+    client.batch_execute(timeouts).await.map_err(failed)?;
+    client.batch_execute(&step.sql).await.map_err(failed)
+}
+
+fn is_denied(error: &PostgresError) -> bool {
+    error.class() == Class::Permission
+}
+
+/// One migration at a time in a database: CREATE … IF NOT EXISTS alone races.
+async fn lock(client: &Client) -> Result<(), MigrateError> {
+    let sql = "SET lock_timeout = '30s'; SELECT pg_catalog.pg_advisory_lock(hashtextextended('outboxd migrate', 0))";
+    client
+        .batch_execute(sql)
+        .await
+        .map_err(|error| MigrateError::Lock(error.into()))
+}
+
+async fn unlock(client: &Client) -> Result<(), MigrateError> {
+    let sql = "SELECT pg_catalog.pg_advisory_unlock(hashtextextended('outboxd migrate', 0)); \
+               RESET lock_timeout; RESET statement_timeout";
+    client
+        .batch_execute(sql)
+        .await
+        .map_err(|error| MigrateError::Lock(error.into()))
+}

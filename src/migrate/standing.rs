@@ -1,0 +1,241 @@
+//! What of an outbox already stands in the database. Reads only.
+
+use tokio_postgres::Client;
+
+use super::Names;
+use super::fragment::{state_tables, suffixed};
+use crate::inspect::{InspectError, Table, inspect};
+
+/// What was found; the default is an empty database.
+#[derive(Debug, Default)]
+pub(super) struct Standing {
+    pub table: Option<Table>,
+    pub has_state: bool,
+    /// The version of the state tables.
+    pub version: Option<i32>,
+    /// The body of the publish function.
+    pub function: Option<String>,
+    pub view: Option<View>,
+    pub publication: Option<Publication>,
+    pub has_slot: bool,
+    /// The rows that stood before the slot were read.
+    pub is_caught_up: bool,
+    pub may_create_role: bool,
+    pub relay: Grants,
+    pub application: Grants,
+}
+
+/// A relation under the name of the status view.
+#[derive(Debug)]
+pub(super) struct View {
+    /// Empty where there is none.
+    pub comment: String,
+    pub columns: Vec<String>,
+}
+
+#[derive(Debug)]
+pub(super) struct Publication {
+    pub has_table: bool,
+    /// The table is all that it publishes.
+    pub is_ours: bool,
+    pub is_insert_only: bool,
+}
+
+/// What a role may already do; nothing where the role is not there.
+#[derive(Debug, Default)]
+pub(super) struct Grants {
+    pub role_exists: bool,
+    pub reads: bool,
+    pub reads_sequence: bool,
+    pub updates_sent_at: bool,
+    pub deletes: bool,
+    pub inserts: bool,
+    pub state: bool,
+    pub status: bool,
+}
+
+/// Why the database could not be looked at.
+#[derive(Debug)]
+pub(super) enum LookError {
+    Inspect(InspectError),
+    Catalog(tokio_postgres::Error),
+    /// The state schema stands, and this role may not look into it.
+    Denied,
+}
+
+impl From<tokio_postgres::Error> for LookError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Catalog(error)
+    }
+}
+
+impl Standing {
+    /// Looks at all that a migration would make.
+    pub(super) async fn look(client: &Client, names: &Names) -> Result<Self, LookError> {
+        let table = match inspect(client, &names.schema, &names.table).await {
+            Ok(table) => Some(table),
+            Err(InspectError::NotFound { .. }) => None,
+            Err(error) => return Err(LookError::Inspect(error)),
+        };
+        let mut standing = Self {
+            table,
+            ..Self::default()
+        };
+        standing.look_at_state(client, names).await?;
+        standing.look_beside_the_table(client, names).await?;
+        standing.look_at_stream(client, names).await?;
+        let oid = standing.table.as_ref().map(|table| table.oid);
+        standing.relay = grants(client, names, names.relay_role(), oid).await?;
+        if let Some(role) = &names.application_role {
+            standing.application = grants(client, names, role, oid).await?;
+        }
+        let may = client.query_one(MAY_CREATE_ROLE, &[]).await?;
+        standing.may_create_role = may.get(0);
+        Ok(standing)
+    }
+
+    async fn look_at_state(&mut self, client: &Client, names: &Names) -> Result<(), LookError> {
+        let row = client.query_one(STATE_TABLES, &[]).await?;
+        let there: Vec<String> = row.get("tables");
+        self.has_state = state_tables().all(|table| there.iter().any(|one| one == table));
+        if there.iter().all(|one| one != "schema_version") {
+            return Ok(());
+        }
+        if !row.get::<_, bool>("may_look") {
+            return Err(LookError::Denied);
+        }
+        let version = "SELECT max(version) FROM outboxd.schema_version";
+        self.version = client.query_one(version, &[]).await?.get(0);
+        if there.iter().any(|one| one == "outbox") {
+            let caught_up = "SELECT caught_up FROM outboxd.outbox WHERE outbox = $1";
+            let row = client.query_opt(caught_up, &[&names.outbox()]).await?;
+            self.is_caught_up = row.is_some_and(|row| row.get(0));
+        }
+        Ok(())
+    }
+
+    async fn look_beside_the_table(
+        &mut self,
+        client: &Client,
+        names: &Names,
+    ) -> Result<(), LookError> {
+        let function = suffixed(&names.table, "_publish");
+        let row = client
+            .query_opt(FUNCTION, &[&names.schema, &function])
+            .await?;
+        self.function = row.map(|row| row.get(0));
+        let view = suffixed(&names.table, "_status");
+        let row = client.query_opt(VIEW, &[&names.schema, &view]).await?;
+        self.view = row.map(|row| View {
+            comment: row.get("comment"),
+            columns: row.get("columns"),
+        });
+        Ok(())
+    }
+
+    async fn look_at_stream(&mut self, client: &Client, names: &Names) -> Result<(), LookError> {
+        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
+            [&names.publication, &names.schema, &names.table];
+        let row = client.query_opt(PUBLICATION, &parameters).await?;
+        self.publication = row.map(|row| Publication {
+            has_table: row.get("has_table"),
+            is_ours: row.get("is_ours"),
+            is_insert_only: row.get("is_insert_only"),
+        });
+        let slot = "SELECT FROM pg_catalog.pg_replication_slots \
+                    WHERE slot_name = $1 AND database = pg_catalog.current_database()";
+        self.has_slot = client.query_opt(slot, &[&names.slot]).await?.is_some();
+        Ok(())
+    }
+}
+
+async fn grants(
+    client: &Client,
+    names: &Names,
+    role: &str,
+    table: Option<u32>,
+) -> Result<Grants, LookError> {
+    let exists = "SELECT FROM pg_catalog.pg_roles WHERE rolname = $1";
+    if client.query_opt(exists, &[&role]).await?.is_none() {
+        return Ok(Grants::default());
+    }
+    let view = suffixed(&names.table, "_status");
+    let row = client
+        .query_one(GRANTED, &[&role, &table, &names.schema, &view])
+        .await?;
+    Ok(Grants {
+        role_exists: true,
+        reads: row.get("reads"),
+        reads_sequence: row.get("reads_sequence"),
+        updates_sent_at: row.get("updates_sent_at"),
+        deletes: row.get("deletes"),
+        inserts: row.get("inserts"),
+        state: row.get("state"),
+        status: row.get("status"),
+    })
+}
+
+const STATE_TABLES: &str = "
+    SELECT coalesce(array_agg(c.relname::text) FILTER (WHERE c.relname IS NOT NULL), '{}') AS tables,
+           coalesce(bool_and(pg_catalog.has_schema_privilege(n.oid, 'USAGE')
+                             AND (c.oid IS NULL OR pg_catalog.has_table_privilege(c.oid, 'SELECT'))), true) AS may_look
+    FROM pg_catalog.pg_namespace n
+    LEFT JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relkind IN ('r', 'p')
+    WHERE n.nspname = 'outboxd'";
+
+const FUNCTION: &str = "
+    SELECT p.prosrc
+    FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+    WHERE n.nspname = $1 AND p.proname = $2
+    ORDER BY p.oid LIMIT 1";
+
+const VIEW: &str = "
+    SELECT coalesce(pg_catalog.obj_description(c.oid, 'pg_class'), '') AS comment,
+           coalesce((SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_catalog.pg_attribute a
+                     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), '{}') AS columns
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = $1 AND c.relname = $2";
+
+const PUBLICATION: &str = "
+    SELECT p.puballtables OR t.has_table OR EXISTS (
+               SELECT FROM pg_catalog.pg_publication_rel r
+               JOIN pg_catalog.pg_class c ON c.oid = r.prrelid
+               JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+               WHERE r.prpubid = p.oid AND n.nspname = $2 AND c.relname = $3) AS has_table,
+           NOT p.puballtables AND t.tables <= 1 AS is_ours,
+           p.pubinsert AND p.pubviaroot AND NOT (p.pubupdate OR p.pubdelete OR p.pubtruncate) AS is_insert_only
+    FROM pg_catalog.pg_publication p
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS tables,
+               coalesce(bool_or(t.schemaname = $2 AND t.tablename = $3), false) AS has_table
+        FROM pg_catalog.pg_publication_tables t WHERE t.pubname = p.pubname) t
+    WHERE p.pubname = $1";
+
+const MAY_CREATE_ROLE: &str =
+    "SELECT rolsuper OR rolcreaterole FROM pg_catalog.pg_roles WHERE rolname = current_user";
+
+/// A list of privileges in one call would mean any of them; hence one call for each.
+const GRANTED: &str = "
+    SELECT coalesce(u.schema AND pg_catalog.has_table_privilege($1::name, $2::oid, 'SELECT'), false) AS reads,
+           coalesce(u.schema AND pg_catalog.has_table_privilege($1::name, $2::oid, 'INSERT'), false) AS inserts,
+           coalesce(pg_catalog.has_table_privilege($1::name, $2::oid, 'DELETE'), false) AS deletes,
+           coalesce((SELECT pg_catalog.has_column_privilege($1::name, a.attrelid, a.attnum, 'UPDATE')
+                     FROM pg_catalog.pg_attribute a WHERE a.attrelid = $2::oid AND a.attname = 'sent_at'), false)
+               AS updates_sent_at,
+           coalesce((SELECT bool_and(pg_catalog.has_sequence_privilege($1::name, s.oid, 'SELECT'))
+                     FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_class s ON s.oid = d.objid AND s.relkind = 'S'
+                     WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.refclassid = 'pg_catalog.pg_class'::regclass
+                       AND d.refobjid = $2::oid AND d.deptype IN ('a', 'i')), false) AS reads_sequence,
+           coalesce((SELECT bool_and(pg_catalog.has_schema_privilege($1::name, n.oid, 'USAGE')
+                                     AND pg_catalog.has_table_privilege($1::name, c.oid, 'SELECT')
+                                     AND pg_catalog.has_table_privilege($1::name, c.oid, 'INSERT')
+                                     AND pg_catalog.has_table_privilege($1::name, c.oid, 'UPDATE')
+                                     AND pg_catalog.has_table_privilege($1::name, c.oid, 'DELETE'))
+                     FROM pg_catalog.pg_namespace n
+                     JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relkind IN ('r', 'p')
+                     WHERE n.nspname = 'outboxd'), false) AS state,
+           coalesce((SELECT pg_catalog.has_table_privilege($1::name, c.oid, 'SELECT')
+                     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                     WHERE n.nspname = $3 AND c.relname = $4), false) AS status
+    FROM (SELECT (SELECT pg_catalog.has_schema_privilege($1::name, n.oid, 'USAGE')
+                  FROM pg_catalog.pg_namespace n WHERE n.nspname = $3) AS schema) u";

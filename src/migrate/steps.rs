@@ -1,0 +1,384 @@
+//! What a migration does, from what stands already. Pure.
+
+use postgres_protocol::escape::escape_identifier;
+
+use super::fragment::{COLUMNS, GRANTS, OUTBOX, STATE, STATUS, Values};
+use super::standing::{Grants, Standing, View};
+use super::{MigrateError, Names, Part, RELAY_ROLE, Step, StepState};
+use crate::config::{Mark, Mode};
+use crate::inspect::Table;
+
+/// How the comment of every status view begins; a view without it is not ours to replace.
+const STATUS_COMMENT: &str = "outboxd: which rows were sent";
+
+/// Every step in the order in which they build on each other.
+pub(super) fn steps(names: &Names, standing: &Standing) -> Result<Vec<Step>, MigrateError> {
+    let values = values(names, standing)?;
+    let mut steps = vec![
+        Step {
+            part: Part::State,
+            description: "the relay's state in schema `outboxd`".to_owned(),
+            sql: values.render(STATE, ""),
+            state: needed(!standing.has_state || standing.version.is_none()),
+        },
+        Step {
+            part: Part::Table,
+            description: format!("table `{}`", names.outbox()),
+            sql: values.render(OUTBOX, "table"),
+            state: needed(standing.table.is_none()),
+        },
+    ];
+    steps.extend(function(names, standing, &values));
+    steps.push(view(names, standing, &values));
+    if names.mode == Mode::Replication {
+        steps.extend(publication(names, standing, &values));
+    }
+    grants(names, standing, &values, &mut steps);
+    if names.mode == Mode::Replication {
+        steps.extend(slot(names, standing, &values));
+    }
+    Ok(steps)
+}
+
+fn needed(is_needed: bool) -> StepState {
+    if is_needed {
+        StepState::Needed
+    } else {
+        StepState::AlreadyThere
+    }
+}
+
+fn mark_name(mark: Mark) -> &'static str {
+    match mark {
+        Mark::Ledger => "ledger",
+        Mark::SentAt => "sent_at",
+        Mark::Delete => "delete",
+        Mark::None => "none",
+    }
+}
+
+fn values(names: &Names, standing: &Standing) -> Result<Values, MigrateError> {
+    if let Some(table) = &standing.table {
+        let column = match names.mark {
+            Mark::Ledger if table.layout.seq.is_none() => Some("seq"),
+            Mark::SentAt if table.layout.sent_at.is_none() => Some("sent_at"),
+            _ => None,
+        };
+        if let Some(column) = column {
+            let (mark, table) = (mark_name(names.mark), names.outbox());
+            return Err(MigrateError::MarkNeedsColumn {
+                mark,
+                column,
+                table,
+            });
+        }
+    }
+    let mut values = Values::new(&names.schema, &names.table);
+    // An update stays on its page, and touches no index, where the page has room.
+    let (column, storage) = match names.mark {
+        Mark::SentAt => (
+            ",\n    sent_at          timestamptz",
+            " WITH (fillfactor = 50)",
+        ),
+        Mark::Ledger | Mark::Delete | Mark::None => ("", ""),
+    };
+    values.set("sent_at_column", column.to_owned());
+    values.set("storage", storage.to_owned());
+    if let Some(sequence) = standing.table.as_ref().and_then(Table::sequence) {
+        values.set("sequence", sequence.name.clone());
+    }
+    values.set_identifier("publication", &names.publication);
+    values.set_literal("slot", &names.slot);
+    values.set_identifier("relay_role", names.relay_role());
+    if let Some(role) = &names.application_role {
+        values.set_identifier("application_role", role);
+    }
+    let columns: Vec<String> = status_columns(standing)
+        .iter()
+        .map(|column| format!("o.{}", escape_identifier(column)))
+        .collect();
+    values.set("status_columns", columns.join(", "));
+    values.set_literal("status_comment", &status_comment(names));
+    Ok(values)
+}
+
+/// The table's columns as the view shows them after `sent` and `sent_at`.
+fn status_columns(standing: &Standing) -> Vec<&str> {
+    match &standing.table {
+        None => COLUMNS.to_vec(),
+        Some(table) => {
+            let names = table
+                .layout
+                .columns
+                .iter()
+                .map(|column| column.name.as_str());
+            names
+                .filter(|name| !matches!(*name, "sent" | "sent_at"))
+                .collect()
+        }
+    }
+}
+
+fn status_comment(names: &Names) -> String {
+    format!("{STATUS_COMMENT} (mark = {})", mark_name(names.mark))
+}
+
+/// Only for a table with all columns that the function writes.
+fn function(names: &Names, standing: &Standing, values: &Values) -> Option<Step> {
+    if let Some(table) = &standing.table {
+        let is_there = |column: &str| table.layout.column(column).is_some();
+        if !COLUMNS.iter().all(|column| is_there(column)) {
+            return None;
+        }
+    }
+    let sql = values.render(OUTBOX, "publish function");
+    let body = sql.split("$outboxd$").nth(1);
+    let stands = standing.function.is_some() && standing.function.as_deref() == body;
+    Some(Step {
+        part: Part::Function,
+        description: format!("function `{}_publish`", names.outbox()),
+        state: needed(!stands),
+        sql,
+    })
+}
+
+fn view(names: &Names, standing: &Standing, values: &Values) -> Step {
+    let wanted = ["sent", "sent_at"]
+        .into_iter()
+        .chain(status_columns(standing));
+    let state = match &standing.view {
+        None => StepState::Needed,
+        Some(View { comment, .. }) if !comment.starts_with(STATUS_COMMENT) => {
+            StepState::Skipped("something else of that name is there")
+        }
+        Some(View { comment, columns }) => {
+            let stands = *comment == status_comment(names) && wanted.eq(columns.iter());
+            needed(!stands)
+        }
+    };
+    Step {
+        part: Part::View,
+        description: format!("view `{}_status`", names.outbox()),
+        sql: values.render(STATUS, mark_name(names.mark)),
+        state,
+    }
+}
+
+fn publication(names: &Names, standing: &Standing, values: &Values) -> Vec<Step> {
+    let name = &names.publication;
+    let step = |description: String, fragment: &str, state: StepState| Step {
+        part: Part::Publication,
+        description,
+        sql: values.render(OUTBOX, fragment),
+        state,
+    };
+    let mut steps = Vec::new();
+    match &standing.publication {
+        None => steps.push(step(
+            format!("publication `{name}`"),
+            "publication",
+            StepState::Needed,
+        )),
+        Some(found) if !found.has_table => steps.push(step(
+            format!("table `{}` in publication `{name}`", names.outbox()),
+            "publication table",
+            StepState::Needed,
+        )),
+        Some(_) => steps.push(step(
+            format!("publication `{name}`"),
+            "publication",
+            StepState::AlreadyThere,
+        )),
+    }
+    if let Some(found) = standing
+        .publication
+        .as_ref()
+        .filter(|found| !found.is_insert_only)
+    {
+        let state = if found.is_ours {
+            StepState::Needed
+        } else {
+            StepState::Skipped("it publishes other tables too, and more than their inserts")
+        };
+        let description =
+            format!("publication `{name}` of inserts alone, through the partition root");
+        steps.push(step(description, "publication options", state));
+    }
+    steps
+}
+
+fn slot(names: &Names, standing: &Standing, values: &Values) -> Vec<Step> {
+    let step = |description: String, fragment: &str, is_needed: bool| Step {
+        part: Part::Slot,
+        description,
+        sql: values.render(OUTBOX, fragment),
+        state: needed(is_needed),
+    };
+    let mut steps = Vec::new();
+    if !standing.has_slot && standing.is_caught_up {
+        let description = "the wish to read the rows that are older than the new slot".to_owned();
+        steps.push(step(description, "read again", true));
+    }
+    steps.push(step(
+        format!(
+            "slot `{}` (waits for the transactions that are open)",
+            names.slot
+        ),
+        "slot",
+        !standing.has_slot,
+    ));
+    steps
+}
+
+fn grants(names: &Names, standing: &Standing, values: &Values, steps: &mut Vec<Step>) {
+    let relay = names.relay_role();
+    let has_seq = standing
+        .table
+        .as_ref()
+        .is_none_or(|table| table.sequence().is_some());
+    let is_made = |part: Part| {
+        steps
+            .iter()
+            .any(|step| step.part == part && step.state == StepState::Needed)
+    };
+    let (state_made, view_made) = (is_made(Part::State), is_made(Part::View));
+    let may = standing.relay.role_exists || names.relay_role.is_some() || standing.may_create_role;
+    // Without a server nothing is known of the roles: the script creates the group.
+    let is_script = standing.table.is_none() && standing.version.is_none();
+    let Grants {
+        reads,
+        reads_sequence,
+        updates_sent_at,
+        deletes,
+        state,
+        status,
+        ..
+    } = standing.relay;
+    let mut push = |fragment: &str, what: String, is_needed: bool| {
+        let state = match needed(is_needed) {
+            StepState::Needed if !may && !is_script => StepState::Skipped(
+                "this role may not create roles; --relay-role names one that is there",
+            ),
+            state => state,
+        };
+        steps.push(Step {
+            part: Part::Grant,
+            description: what,
+            sql: values.render(GRANTS, fragment),
+            state,
+        });
+    };
+    if names.relay_role.is_none() {
+        push(
+            "relay role",
+            format!("group role `{RELAY_ROLE}`"),
+            !standing.relay.role_exists,
+        );
+    }
+    push(
+        "relay",
+        format!("right of `{relay}` to read the table"),
+        !reads,
+    );
+    if has_seq {
+        push(
+            "relay sequence",
+            format!("right of `{relay}` to read the sequence"),
+            !reads_sequence,
+        );
+    }
+    match names.mark {
+        Mark::SentAt => push(
+            "relay sent_at",
+            format!("right of `{relay}` to set `sent_at`"),
+            !updates_sent_at,
+        ),
+        Mark::Delete => push(
+            "relay delete",
+            format!("right of `{relay}` to delete rows that were sent"),
+            !deletes,
+        ),
+        Mark::Ledger | Mark::None => {}
+    }
+    push(
+        "relay state",
+        format!("right of `{relay}` to keep its state"),
+        state_made || !state,
+    );
+    push(
+        "relay status",
+        format!("right of `{relay}` to read the status view"),
+        view_made || !status,
+    );
+    if let Some(role) = &names.application_role {
+        steps.push(Step {
+            part: Part::Grant,
+            description: format!("right of `{role}` to insert rows"),
+            sql: values.render(GRANTS, "application"),
+            state: needed(!standing.application.inserts),
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(mode: Mode, mark: Mark) -> Names {
+        Names {
+            schema: "my schema".to_owned(),
+            table: "o\"box".to_owned(),
+            mode,
+            mark,
+            publication: "outboxd orders".to_owned(),
+            slot: "outboxd_orders".to_owned(),
+            relay_role: None,
+            application_role: Some("shop".to_owned()),
+        }
+    }
+
+    const MARKS: [Mark; 4] = [Mark::Ledger, Mark::SentAt, Mark::Delete, Mark::None];
+
+    #[test]
+    fn every_word_in_braces_is_filled_in_for_every_mode_and_mark() {
+        for mode in [Mode::Replication, Mode::Polling] {
+            for mark in MARKS {
+                for step in steps(&names(mode, mark), &Standing::default()).unwrap() {
+                    let left =
+                        step.sql.split('{').skip(1).find(|rest| {
+                            rest.starts_with(|first: char| first.is_ascii_lowercase())
+                        });
+                    assert_eq!(left, None, "{}", step.sql);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_publication_comes_before_the_slot_and_polling_has_neither() {
+        let parts = |mode| {
+            let steps = steps(&names(mode, Mark::Ledger), &Standing::default()).unwrap();
+            steps.iter().map(|step| step.part).collect::<Vec<Part>>()
+        };
+        let replication = parts(Mode::Replication);
+        let at = |part| replication.iter().position(|one| *one == part);
+        assert!(at(Part::Publication).unwrap() < at(Part::Slot).unwrap());
+        let polling = parts(Mode::Polling);
+        assert!(!polling.contains(&Part::Publication) && !polling.contains(&Part::Slot));
+    }
+
+    #[test]
+    fn only_the_mark_that_needs_it_gets_more_than_select() {
+        let sql = |mark| {
+            let steps = steps(&names(Mode::Polling, mark), &Standing::default()).unwrap();
+            let sql: Vec<String> = steps.into_iter().map(|step| step.sql).collect();
+            sql.join("\n")
+        };
+        assert!(
+            !sql(Mark::Ledger).contains("GRANT UPDATE")
+                && !sql(Mark::Ledger).contains("GRANT DELETE")
+        );
+        assert!(sql(Mark::SentAt).contains("GRANT UPDATE (sent_at)"));
+        assert!(sql(Mark::Delete).contains("GRANT DELETE"));
+    }
+}
