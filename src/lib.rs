@@ -9,6 +9,7 @@ pub mod demo;
 pub mod encode;
 pub mod identity;
 pub mod inspect;
+pub mod kafka;
 pub mod lease;
 pub mod migrate;
 pub mod outbox;

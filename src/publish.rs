@@ -1,8 +1,30 @@
-//! The producer session: the only file that imports rdkafka's producer.
+//! The producer session: the only module that imports rdkafka's producer.
+//!
+//! Owns one producer and the thread that drives it. Records go in by `Publisher::publish`, reports
+//! come out as events. A session never repairs itself: the first failed report ends it, and the
+//! supervisor starts the next one.
+
+mod fault;
+mod look_up;
+mod reports;
+mod session;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::{oneshot, watch};
+
+use crate::config::{KafkaConfig, LimitsConfig};
 use crate::encode::Record;
+use crate::kafka::KafkaError;
+use look_up::LookUps;
+use reports::Broker;
+use session::{Command, Session};
 
 /// Names one row in flight; tickets grow by one in publishing order.
 pub type Ticket = u64;
@@ -52,4 +74,102 @@ pub enum Fault {
     Topic(String),
     /// The session's or the cluster's: never condemns a row.
     Session(String),
+}
+
+/// The producer session can't begin.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    #[error("cannot configure the producer")]
+    Config(#[from] KafkaError),
+    #[error("cannot start a thread of the producer")]
+    Thread(#[source] std::io::Error),
+}
+
+/// One producer session.
+///
+/// Dropping it purges what is in flight without waiting for reports; `end` drains it first.
+#[derive(Debug)]
+pub struct Publisher {
+    commands: mpsc::Sender<Command>,
+    look_ups: mpsc::Sender<Arc<str>>,
+    in_flight: Arc<AtomicUsize>,
+    broker: Broker,
+}
+
+impl Publisher {
+    /// Starts a session without waiting for Kafka, which may be absent.
+    pub fn start(
+        kafka: &KafkaConfig,
+        limits: &LimitsConfig,
+    ) -> Result<(Self, UnboundedReceiver<PublisherEvent>), PublishError> {
+        let (events, receiver) = unbounded_channel();
+        let (commands, command_receiver) = mpsc::channel();
+        let (look_ups, look_up_receiver) = mpsc::channel();
+        let in_flight = Arc::new(AtomicUsize::new(0));
+        let broker = Broker::default();
+        let session = Session::new(
+            crate::kafka::producer_config(kafka, limits)?,
+            broker.clone(),
+            command_receiver,
+            events.clone(),
+            Arc::clone(&in_flight),
+        )?;
+        let asking = LookUps::new(kafka.clone(), broker.clone(), look_up_receiver, events);
+        spawn("publish", move || session.run())?;
+        spawn("look-up", move || asking.run())?;
+        let publisher = Self {
+            commands,
+            look_ups,
+            in_flight,
+            broker,
+        };
+        Ok((publisher, receiver))
+    }
+
+    /// Hands records over for sending, in this order; never blocks, the core's window bounds it.
+    ///
+    /// After the session ended it does nothing.
+    pub fn publish(&self, records: Vec<Outgoing>) {
+        // Nobody takes commands any more once the session has ended.
+        let _ = self.commands.send(Command::Publish(records));
+    }
+
+    /// Asks whether a topic can be written; `PublisherEvent::Topic` answers as soon as a broker has.
+    ///
+    /// WRITE is not asked for: only the C binding can. A topic that may be described but not written
+    /// is `Available` here, and its first record ends the session with `Fault::Topic`.
+    pub fn look_up(&self, topic: Arc<str>) {
+        // The thread lives as long as this sender, unless it panicked.
+        let _ = self.look_ups.send(topic);
+    }
+
+    /// Rows handed over and not yet reported.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// What last went wrong on the way to Kafka, `None` since a broker answered again.
+    pub fn broker_error(&self) -> watch::Receiver<Option<String>> {
+        self.broker.subscribe()
+    }
+
+    /// Sends what was handed over, waits for its reports until `deadline` has passed, purges the rest.
+    ///
+    /// Every report was sent as an event before this returns; no `Ended` follows it. The producer's
+    /// threads may outlive it for a moment.
+    /// Cancel-safe: yes, the session ends all the same.
+    pub async fn end(self, deadline: Duration) -> SessionEnd {
+        let (reply, end) = oneshot::channel();
+        let deadline = Instant::now() + deadline;
+        let _ = self.commands.send(Command::End { deadline, reply });
+        end.await.unwrap_or_else(|_| SessionEnd {
+            failed: Vec::new(),
+            reason: "the session had ended".into(),
+        })
+    }
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), PublishError> {
+    let thread = std::thread::Builder::new().name(name.to_owned());
+    thread.spawn(run).map(drop).map_err(PublishError::Thread)
 }

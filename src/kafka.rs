@@ -1,0 +1,275 @@
+//! How the relay's clients connect to Kafka: librdkafka's properties, ours first, the user's over them.
+//!
+//! Owns the values that the guarantees stand on. Never prints the value of a property.
+
+use std::path::PathBuf;
+
+use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::types::RDKafkaConfRes;
+
+use crate::config::{KafkaConfig, LimitsConfig};
+
+/// Bytes of the largest record that the producer takes, so that broker and topic decide; `batch.size`
+/// keeps requests small all the same.
+const MESSAGE_BYTES_MAX: usize = 10_485_760;
+
+/// What the guarantees and the outages that were measured ask for.
+const PRODUCER: [(&str, &str); 13] = [
+    ("enable.idempotence", "true"),
+    ("acks", "all"),
+    ("enable.gapless.guarantee", "true"),
+    // Retries go on for ever: an expired record would leave a hole.
+    ("message.timeout.ms", "0"),
+    // Its maximum: records of a topic that metadata loses for a moment wait in order.
+    ("topic.metadata.propagation.max.ms", "3600000"),
+    // With the default 60 s one frozen broker stops its partitions for as long as it is frozen.
+    ("socket.timeout.ms", "10000"),
+    ("request.timeout.ms", "5000"),
+    // The partition that a Java producer chooses.
+    ("partitioner", "murmur2_random"),
+    ("linger.ms", "2"),
+    ("batch.size", "1000000"),
+    ("batch.num.messages", "10000"),
+    ("topic.metadata.refresh.interval.ms", "30000"),
+    ("statistics.interval.ms", "0"),
+];
+
+/// What every client has.
+const CONNECTION: [(&str, &str); 6] = [
+    ("client.id", "outboxd"),
+    ("allow.auto.create.topics", "false"),
+    ("socket.keepalive.enable", "true"),
+    // The default 10 s would be added to every outage of a broker.
+    ("reconnect.backoff.max.ms", "2000"),
+    ("log.connection.close", "false"),
+    ("enable.metrics.push", "false"),
+];
+
+/// Second names of properties that are set here; librdkafka would take the two in any order.
+const ALIASES: [(&str, &str); 5] = [
+    ("queue.buffering.max.ms", "linger.ms"),
+    ("delivery.timeout.ms", "message.timeout.ms"),
+    ("request.required.acks", "acks"),
+    ("metadata.broker.list", "bootstrap.servers"),
+    ("max.in.flight", "max.in.flight.requests.per.connection"),
+];
+
+/// Properties of a producer that a client for look-ups must not have.
+const PRODUCER_ONLY: [&str; 3] = ["enable.idempotence", "enable.gapless.guarantee", "acks"];
+
+/// A client of Kafka can't be configured.
+#[derive(Debug, thiserror::Error)]
+pub enum KafkaError {
+    #[error("cannot read the file of `kafka.properties.\"{property}\"`, `{}`", path.display())]
+    ReadFile {
+        property: String,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("cannot set `kafka.properties.\"{property}\"`: librdkafka does not know it")]
+    UnknownProperty { property: String },
+    #[error("cannot set `kafka.properties.\"{property}\"`: librdkafka refuses its value")]
+    InvalidValue { property: String },
+    #[error("cannot create the Kafka client: {reason}")]
+    Create { reason: String },
+}
+
+impl From<rdkafka::error::KafkaError> for KafkaError {
+    /// Keeps the property's name and drops its value, which may be a secret.
+    fn from(error: rdkafka::error::KafkaError) -> Self {
+        use rdkafka::error::KafkaError as Source;
+        match error {
+            Source::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, _, property, _) => {
+                Self::UnknownProperty { property }
+            }
+            Source::ClientConfig(_, _, property, _) => Self::InvalidValue { property },
+            Source::ClientCreation(reason) => Self::Create { reason },
+            other => Self::Create {
+                reason: other.to_string(),
+            },
+        }
+    }
+}
+
+/// Properties of the producer: the relay's own, the user's over them.
+///
+/// Reads the files of `${file:…}` values, so that a rotated secret counts from the next session on.
+/// Source: kafka-facts, "What changes for the relay"; linger measured, see the constant's commit.
+pub fn producer_config(
+    kafka: &KafkaConfig,
+    limits: &LimitsConfig,
+) -> Result<ClientConfig, KafkaError> {
+    let record_bytes = record_bytes_max(kafka);
+    // Twice the window, so that the window and never librdkafka's queue is what is full.
+    let rows = limits
+        .in_flight_rows_max
+        .saturating_mul(2)
+        .clamp(1_000, i32::MAX as usize);
+    let bytes = limits
+        .in_flight_bytes_max
+        .max(record_bytes)
+        .saturating_mul(2);
+    let kilobytes = (bytes / 1024 + 1).min(i32::MAX as usize);
+    let mut config = connection_config(kafka);
+    for (property, value) in PRODUCER {
+        config.set(property, value);
+    }
+    config
+        .set("message.max.bytes", record_bytes.to_string())
+        .set("queue.buffering.max.messages", rows.to_string())
+        .set("queue.buffering.max.kbytes", kilobytes.to_string());
+    set_properties(&mut config, kafka)?;
+    Ok(config)
+}
+
+/// Properties of a client that only asks for metadata and creates topics.
+pub fn look_up_config(kafka: &KafkaConfig) -> Result<ClientConfig, KafkaError> {
+    let mut config = connection_config(kafka);
+    config.set("socket.timeout.ms", "10000");
+    set_properties(&mut config, kafka)?;
+    for property in PRODUCER_ONLY {
+        config.remove(property);
+    }
+    Ok(config)
+}
+
+/// Bytes of the largest record that the producer takes.
+pub fn record_bytes_max(kafka: &KafkaConfig) -> usize {
+    let own = kafka.properties.get("message.max.bytes");
+    own.and_then(|text| text.parse().ok())
+        .unwrap_or(MESSAGE_BYTES_MAX)
+}
+
+fn connection_config(kafka: &KafkaConfig) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", kafka.brokers.join(","));
+    for (property, value) in CONNECTION {
+        config.set(property, value);
+    }
+    config.set_log_level(RDKafkaLogLevel::Info);
+    config
+}
+
+fn set_properties(config: &mut ClientConfig, kafka: &KafkaConfig) -> Result<(), KafkaError> {
+    for (property, value) in &kafka.properties {
+        let alias = ALIASES.iter().find(|(alias, _)| alias == property);
+        if let Some((_, ours)) = alias {
+            config.remove(ours);
+        }
+        config.set(property, resolve(property, value)?);
+    }
+    Ok(())
+}
+
+/// The text of a `${file:/path}` value, without the line's end; any other value as it is.
+fn resolve(property: &str, value: &str) -> Result<String, KafkaError> {
+    let path = value
+        .strip_prefix("${file:")
+        .and_then(|rest| rest.strip_suffix('}'));
+    let Some(path) = path else {
+        return Ok(value.to_owned());
+    };
+    let text = std::fs::read_to_string(path).map_err(|source| KafkaError::ReadFile {
+        property: property.to_owned(),
+        path: path.into(),
+        source,
+    })?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::io::Write;
+
+    use rdkafka::producer::BaseProducer;
+
+    use super::*;
+    use crate::config::TopicsConfig;
+
+    const LIMITS: LimitsConfig = LimitsConfig {
+        in_flight_rows_max: 10_000,
+        in_flight_bytes_max: 32 << 20,
+    };
+
+    fn kafka(properties: &[(&str, &str)]) -> KafkaConfig {
+        let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        KafkaConfig {
+            brokers: vec!["a:9092".into(), "b:9092".into()],
+            properties: properties.iter().map(own).collect::<BTreeMap<_, _>>(),
+            topics: TopicsConfig {
+                create: false,
+                partitions: 1,
+                replication_factor: 1,
+            },
+        }
+    }
+
+    #[test]
+    fn librdkafka_takes_every_property_that_the_relay_sets() {
+        let config = producer_config(&kafka(&[]), &LIMITS).unwrap();
+        assert_eq!(config.get("bootstrap.servers"), Some("a:9092,b:9092"));
+        assert_eq!(config.get("enable.gapless.guarantee"), Some("true"));
+        config.create::<BaseProducer>().unwrap();
+        look_up_config(&kafka(&[]))
+            .unwrap()
+            .create::<BaseProducer>()
+            .unwrap();
+    }
+
+    #[test]
+    fn the_users_properties_stand_over_the_relays() {
+        let own = kafka(&[
+            ("queue.buffering.max.ms", "50"),
+            ("message.max.bytes", "2000000"),
+        ]);
+        let config = producer_config(&own, &LIMITS).unwrap();
+        assert_eq!(config.get("linger.ms"), None);
+        assert_eq!(config.get("message.max.bytes"), Some("2000000"));
+        assert_eq!(record_bytes_max(&own), 2_000_000);
+    }
+
+    #[test]
+    fn the_queue_holds_twice_the_window_and_two_of_the_largest_records() {
+        let limits = LimitsConfig {
+            in_flight_rows_max: 1,
+            in_flight_bytes_max: 1,
+        };
+        let config = producer_config(&kafka(&[]), &limits).unwrap();
+        assert_eq!(config.get("queue.buffering.max.messages"), Some("1000"));
+        assert_eq!(config.get("queue.buffering.max.kbytes"), Some("20481"));
+        let config = producer_config(&kafka(&[]), &LIMITS).unwrap();
+        assert_eq!(config.get("queue.buffering.max.messages"), Some("20000"));
+        assert_eq!(config.get("queue.buffering.max.kbytes"), Some("65537"));
+    }
+
+    #[test]
+    fn a_value_in_a_file_is_read_without_its_line_end() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        writeln!(file, "hush").unwrap();
+        let value = format!("${{file:{}}}", file.path().display());
+        let config = producer_config(&kafka(&[("sasl.password", &value)]), &LIMITS).unwrap();
+        assert_eq!(config.get("sasl.password"), Some("hush"));
+        let missing = kafka(&[("sasl.password", "${file:/nowhere/at/all}")]);
+        let error = producer_config(&missing, &LIMITS).unwrap_err().to_string();
+        assert!(
+            error.contains("sasl.password") && error.contains("/nowhere/at/all"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_refused_value_is_not_in_the_error() {
+        for property in ["security.protocol", "no.such.property"] {
+            let config = producer_config(&kafka(&[(property, "hush")]), &LIMITS).unwrap();
+            let error = config.create::<BaseProducer>().err().unwrap();
+            let error = KafkaError::from(error).to_string();
+            assert!(
+                error.contains(property) && !error.contains("hush"),
+                "{error}"
+            );
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! What librdkafka calls back: delivery reports, errors on the way to the brokers, its log.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::KafkaError;
+use rdkafka::message::DeliveryResult;
+use rdkafka::producer::ProducerContext;
+use rdkafka::types::RDKafkaErrorCode;
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+use super::Ticket;
+
+/// The state of the way to Kafka, shared by the clients of one session.
+#[derive(Clone, Debug)]
+pub(super) struct Broker(watch::Sender<Option<String>>);
+
+impl Default for Broker {
+    fn default() -> Self {
+        Self(watch::Sender::new(None))
+    }
+}
+
+impl Broker {
+    pub(super) fn subscribe(&self) -> watch::Receiver<Option<String>> {
+        self.0.subscribe()
+    }
+
+    /// A broker answered.
+    pub(super) fn answered(&self) {
+        self.0.send_if_modified(|error| error.take().is_some());
+    }
+
+    /// An attempt to reach a broker failed.
+    pub(super) fn failed(&self, code: Option<RDKafkaErrorCode>, text: &str) {
+        self.0.send_if_modified(|error| {
+            // What made the last broker unreachable says more than that all of them are.
+            let says_less = code == Some(RDKafkaErrorCode::AllBrokersDown) && error.is_some();
+            let is_known = error.as_deref() == Some(text);
+            if says_less || is_known {
+                return false;
+            }
+            debug!(error = text, "kafka is unreachable");
+            *error = Some(text.to_owned());
+            true
+        });
+    }
+}
+
+/// What the callbacks of one turn brought.
+#[derive(Debug, Default)]
+pub(super) struct Harvest {
+    pub(super) delivered: Vec<Ticket>,
+    pub(super) failed: Vec<(Ticket, RDKafkaErrorCode)>,
+    pub(super) is_fatal: bool,
+    /// Callbacks of any kind.
+    pub(super) callbacks: u64,
+}
+
+/// The context of a session's clients.
+#[derive(Debug)]
+pub(super) struct Reports {
+    broker: Broker,
+    harvest: Mutex<Harvest>,
+}
+
+impl Reports {
+    pub(super) fn new(broker: Broker) -> Self {
+        Self {
+            broker,
+            harvest: Mutex::default(),
+        }
+    }
+
+    pub(super) fn harvest(&self) -> MutexGuard<'_, Harvest> {
+        // Every change to it is one push or one store.
+        self.harvest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ClientContext for Reports {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        self.harvest().callbacks += 1;
+        // What matters comes as an error or a report too; librdkafka repeats itself while a broker is away.
+        match level {
+            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
+                warn!(facility, text, "librdkafka");
+            }
+            _ => debug!(facility, text, "librdkafka"),
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        let code = error.rdkafka_error_code();
+        let mut harvest = self.harvest();
+        harvest.callbacks += 1;
+        if code == Some(RDKafkaErrorCode::Fatal) {
+            harvest.is_fatal = true;
+        } else {
+            self.broker.failed(code, reason);
+        }
+    }
+}
+
+impl ProducerContext for Reports {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, report: &DeliveryResult<'_>, opaque: usize) {
+        let mut harvest = self.harvest();
+        harvest.callbacks += 1;
+        let ticket = opaque as Ticket;
+        match report {
+            Ok(_) => harvest.delivered.push(ticket),
+            Err((error, _)) => {
+                let code = error
+                    .rdkafka_error_code()
+                    .unwrap_or(RDKafkaErrorCode::Unknown);
+                harvest.failed.push((ticket, code));
+            }
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! The thread that drives one producer: feed, poll, report, and end at the first failure.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientConfig;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer, PurgeConfig};
+use rdkafka::types::RDKafkaErrorCode;
+use tokio::sync::{mpsc::UnboundedSender, oneshot};
+
+use super::reports::{Broker, Reports};
+use super::{Fault, Outgoing, PublisherEvent, SessionEnd, Ticket, fault};
+use crate::encode::Record;
+use crate::kafka::KafkaError;
+
+/// Records handed to librdkafka between two polls.
+const FEED_MAX: usize = 1_000;
+/// Pause between two looks at the reports; `poll` itself never returns early, so it is not used to wait.
+const TURN: Duration = Duration::from_millis(1);
+/// The same when no report has come for `QUIET_AFTER`: a broker is away.
+const TURN_QUIET: Duration = Duration::from_millis(10);
+const QUIET_AFTER: Duration = Duration::from_millis(500);
+/// The same when nothing is in flight: only errors and logs can come.
+const TURN_IDLE: Duration = Duration::from_millis(100);
+/// How long requests in flight may still be answered once the session has failed: a round trip.
+const HARVEST_MAX: Duration = Duration::from_millis(300);
+/// How long the records before one that was never sent may take; a frozen broker's `socket.timeout.ms`.
+const REFUSED_DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// What the relay asks of the thread.
+#[derive(Debug)]
+pub(super) enum Command {
+    Publish(Vec<Outgoing>),
+    End {
+        deadline: Instant,
+        reply: oneshot::Sender<SessionEnd>,
+    },
+}
+
+/// The end that the relay asked for.
+struct Ending {
+    deadline: Instant,
+    /// `None` when the publisher was dropped.
+    reply: Option<oneshot::Sender<SessionEnd>>,
+}
+
+/// A record that librdkafka did not take: nothing behind it is sent.
+struct Refused {
+    ticket: Ticket,
+    code: RDKafkaErrorCode,
+    at: Instant,
+}
+
+/// One producer and what it has in flight.
+pub(super) struct Session {
+    producer: BaseProducer<Reports>,
+    broker: Broker,
+    commands: Receiver<Command>,
+    events: UnboundedSender<PublisherEvent>,
+    in_flight: Arc<AtomicUsize>,
+    pending: VecDeque<Outgoing>,
+    /// Records that librdkafka has taken and not reported.
+    outstanding: usize,
+    failed: Vec<(Ticket, RDKafkaErrorCode)>,
+    refused: Option<Refused>,
+    ending: Option<Ending>,
+    reported_at: Instant,
+    is_full: bool,
+}
+
+impl Session {
+    pub(super) fn new(
+        config: ClientConfig,
+        broker: Broker,
+        commands: Receiver<Command>,
+        events: UnboundedSender<PublisherEvent>,
+        in_flight: Arc<AtomicUsize>,
+    ) -> Result<Self, KafkaError> {
+        let producer = config.create_with_context(Reports::new(broker.clone()))?;
+        Ok(Self {
+            producer,
+            broker,
+            commands,
+            events,
+            in_flight,
+            pending: VecDeque::new(),
+            outstanding: 0,
+            failed: Vec::new(),
+            refused: None,
+            ending: None,
+            reported_at: Instant::now(),
+            is_full: false,
+        })
+    }
+
+    /// Works until a report fails or the relay ends the session.
+    pub(super) fn run(mut self) {
+        loop {
+            self.take_commands();
+            self.feed();
+            let is_fatal = self.report();
+            let drained = self.pending.is_empty() && self.outstanding == 0;
+            if is_fatal || !self.failed.is_empty() || self.is_refusal_due() {
+                return self.fail();
+            }
+            match &self.ending {
+                Some(_) if drained => return self.finish(),
+                Some(ending) if Instant::now() >= ending.deadline => return self.finish(),
+                _ => {}
+            }
+        }
+    }
+
+    fn take_commands(&mut self) {
+        let pause = self.pause();
+        if self.ending.is_some() {
+            // The sender is gone, so waiting for a command would spin.
+            std::thread::sleep(pause);
+            return;
+        }
+        let mut command = self.commands.recv_timeout(pause);
+        loop {
+            match command {
+                Ok(Command::Publish(records)) => self.pending.extend(records),
+                Ok(Command::End { deadline, reply }) => {
+                    let reply = Some(reply);
+                    self.ending = Some(Ending { deadline, reply });
+                    return;
+                }
+                Err(RecvTimeoutError::Timeout) => return,
+                Err(RecvTimeoutError::Disconnected) => {
+                    let (deadline, reply) = (Instant::now(), None);
+                    self.ending = Some(Ending { deadline, reply });
+                    return;
+                }
+            }
+            command = self.commands.recv_timeout(Duration::ZERO);
+        }
+    }
+
+    fn pause(&self) -> Duration {
+        let can_feed = !self.pending.is_empty() && !self.is_full && self.refused.is_none();
+        if can_feed {
+            Duration::ZERO
+        } else if self.outstanding == 0 {
+            TURN_IDLE
+        } else if self.reported_at.elapsed() < QUIET_AFTER {
+            TURN
+        } else {
+            TURN_QUIET
+        }
+    }
+
+    fn feed(&mut self) {
+        self.is_full = false;
+        if self.outstanding == 0 {
+            self.reported_at = Instant::now();
+        }
+        for _ in 0..FEED_MAX {
+            if self.refused.is_some() {
+                return;
+            }
+            let Some(outgoing) = self.pending.front() else {
+                return;
+            };
+            match send(&self.producer, outgoing) {
+                Ok(()) => self.outstanding += 1,
+                Err(RDKafkaErrorCode::QueueFull) => {
+                    self.is_full = true;
+                    return;
+                }
+                Err(code) => {
+                    let (ticket, at) = (outgoing.ticket, Instant::now());
+                    self.refused = Some(Refused { ticket, code, at });
+                }
+            }
+            self.pending.pop_front();
+        }
+    }
+
+    /// Serves callbacks and tells the relay of what was delivered; whether the producer is dead.
+    fn report(&mut self) -> bool {
+        self.poll();
+        let (delivered, is_fatal) = {
+            let mut harvest = self.producer.context().harvest();
+            self.outstanding -= harvest.delivered.len() + harvest.failed.len();
+            self.failed.append(&mut harvest.failed);
+            (std::mem::take(&mut harvest.delivered), harvest.is_fatal)
+        };
+        let in_flight = self.outstanding + self.pending.len();
+        self.in_flight.store(in_flight, Ordering::Relaxed);
+        if !delivered.is_empty() {
+            self.reported_at = Instant::now();
+            self.broker.answered();
+            // The relay is gone when nobody listens; the dropped publisher ends the session.
+            let _ = self.events.send(PublisherEvent::Delivered(delivered));
+        }
+        is_fatal
+    }
+
+    /// Serves every event that waits; each poll serves one.
+    fn poll(&self) {
+        for _ in 0..FEED_MAX {
+            let before = self.producer.context().harvest().callbacks;
+            self.producer.poll(Duration::ZERO);
+            if self.producer.context().harvest().callbacks == before {
+                return;
+            }
+        }
+    }
+
+    /// A record was not taken, and what stands before it has been reported or takes too long.
+    fn is_refusal_due(&self) -> bool {
+        let is_due =
+            |refused: &Refused| self.outstanding == 0 || refused.at.elapsed() >= REFUSED_DRAIN_MAX;
+        self.refused.as_ref().is_some_and(is_due)
+    }
+
+    /// Ends a session that failed: nothing more is sent, every report that can still come is taken.
+    fn fail(mut self) {
+        self.pending.clear();
+        // What is queued would go out as soon as its topic is back: a hole. What is in flight is
+        // most likely acknowledged within a round trip.
+        self.purge(PurgeConfig::default().queue());
+        self.harvest(HARVEST_MAX);
+        self.purge(PurgeConfig::default().queue().inflight());
+        self.harvest(HARVEST_MAX);
+        let end = self.session_end();
+        match self.ending.take().and_then(|ending| ending.reply) {
+            Some(reply) => drop(reply.send(end)),
+            None => drop(self.events.send(PublisherEvent::Ended(end))),
+        }
+    }
+
+    /// Ends a session as the relay asked.
+    fn finish(mut self) {
+        let left = self.pending.len() + self.outstanding;
+        self.pending.clear();
+        if self.outstanding > 0 {
+            self.purge(PurgeConfig::default().queue().inflight());
+            self.harvest(HARVEST_MAX);
+        }
+        let mut end = self.session_end();
+        end.reason = format!("the relay ended the session with {left} records unacknowledged");
+        if let Some(reply) = self.ending.take().and_then(|ending| ending.reply) {
+            let _ = reply.send(end);
+        }
+    }
+
+    fn purge(&self, what: PurgeConfig) {
+        // A broker's thread may hang in a name look-up; the reports are waited for with a limit.
+        self.producer.purge(what.non_blocking());
+    }
+
+    /// Takes reports until none is missing or the time is up: some never come (kafka-facts, 1).
+    fn harvest(&mut self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        self.report();
+        while self.outstanding > 0 && Instant::now() < deadline {
+            std::thread::sleep(TURN);
+            self.report();
+        }
+    }
+
+    fn session_end(&mut self) -> SessionEnd {
+        let mut failed: Vec<(Ticket, Fault)> = Vec::new();
+        for (ticket, code) in self.failed.drain(..) {
+            failed.extend(fault::of(code).map(|fault| (ticket, fault)));
+        }
+        if let Some(Refused { ticket, code, .. }) = self.refused.take() {
+            failed.extend(fault::of(code).map(|fault| (ticket, fault)));
+        }
+        let mut reasons = Vec::new();
+        if let Some((_, Fault::Row(text) | Fault::Topic(text) | Fault::Session(text))) =
+            failed.first()
+        {
+            reasons.push(format!("a record was refused: {text}"));
+        }
+        if let Some((code, text)) = self.producer.client().fatal_error() {
+            reasons.push(format!("the producer cannot go on: {code}: {text}"));
+        }
+        if reasons.is_empty() {
+            reasons.push("the producer gave records up".into());
+        }
+        SessionEnd {
+            failed,
+            reason: reasons.join("; "),
+        }
+    }
+}
+
+/// Hands one record to librdkafka, which copies it.
+fn send(producer: &BaseProducer<Reports>, outgoing: &Outgoing) -> Result<(), RDKafkaErrorCode> {
+    let Outgoing { ticket, record } = outgoing;
+    // The supported platforms have 64 bits; a ticket never exceeds the rows of one process.
+    let mut message =
+        BaseRecord::<[u8], [u8], usize>::with_opaque_to(&record.topic, *ticket as usize);
+    message.key = record.key.as_deref();
+    message.payload = record.value.as_deref();
+    message.headers = headers(record);
+    producer
+        .send(message)
+        .map_err(|(error, _)| error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail))
+}
+
+fn headers(record: &Record) -> Option<OwnedHeaders> {
+    if record.headers.is_empty() {
+        return None;
+    }
+    let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
+    for header in &record.headers {
+        headers = headers.insert(Header {
+            key: &header.name,
+            value: header.value.as_deref(),
+        });
+    }
+    Some(headers)
+}
