@@ -2,11 +2,13 @@
 //!
 //! Owns the values that the guarantees stand on. Never prints the value of a property.
 
+use std::path::PathBuf;
+
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::types::RDKafkaConfRes;
 
-use crate::config::{ConfigError, KafkaConfig, LimitsConfig, resolve_property};
+use crate::config::{KafkaConfig, LimitsConfig};
 
 /// Bytes of the largest record that the producer takes, so that broker and topic decide; `batch.size`
 /// keeps requests small all the same.
@@ -59,11 +61,12 @@ const PRODUCER_ONLY: [&str; 3] = ["enable.idempotence", "enable.gapless.guarante
 /// A client of Kafka can't be configured.
 #[derive(Debug, thiserror::Error)]
 pub enum KafkaError {
-    #[error("cannot read the value of `kafka.properties.\"{property}\"`")]
-    Property {
+    #[error("cannot read the file of `kafka.properties.\"{property}\"`, `{}`", path.display())]
+    ReadFile {
         property: String,
+        path: PathBuf,
         #[source]
-        source: ConfigError,
+        source: std::io::Error,
     },
     #[error("cannot set `kafka.properties.\"{property}\"`: librdkafka does not know it")]
     UnknownProperty { property: String },
@@ -155,13 +158,25 @@ fn set_properties(config: &mut ClientConfig, kafka: &KafkaConfig) -> Result<(), 
         if let Some((_, ours)) = alias {
             config.remove(ours);
         }
-        let value = resolve_property(property, value).map_err(|source| KafkaError::Property {
-            property: property.clone(),
-            source,
-        })?;
-        config.set(property, value.reveal());
+        config.set(property, resolve(property, value)?);
     }
     Ok(())
+}
+
+/// The text of a `${file:/path}` value, without the line's end; any other value as it is.
+fn resolve(property: &str, value: &str) -> Result<String, KafkaError> {
+    let path = value
+        .strip_prefix("${file:")
+        .and_then(|rest| rest.strip_suffix('}'));
+    let Some(path) = path else {
+        return Ok(value.to_owned());
+    };
+    let text = std::fs::read_to_string(path).map_err(|source| KafkaError::ReadFile {
+        property: property.to_owned(),
+        path: path.into(),
+        source,
+    })?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 #[cfg(test)]
@@ -184,7 +199,6 @@ mod tests {
         KafkaConfig {
             brokers: vec!["a:9092".into(), "b:9092".into()],
             properties: properties.iter().map(own).collect::<BTreeMap<_, _>>(),
-            allow_partitioner: false,
             topics: TopicsConfig {
                 create: false,
                 partitions: 1,
@@ -239,8 +253,7 @@ mod tests {
         let config = producer_config(&kafka(&[("sasl.password", &value)]), &LIMITS).unwrap();
         assert_eq!(config.get("sasl.password"), Some("hush"));
         let missing = kafka(&[("sasl.password", "${file:/nowhere/at/all}")]);
-        let error = producer_config(&missing, &LIMITS).unwrap_err();
-        let error = format!("{error}: {}", std::error::Error::source(&error).unwrap());
+        let error = producer_config(&missing, &LIMITS).unwrap_err().to_string();
         assert!(
             error.contains("sasl.password") && error.contains("/nowhere/at/all"),
             "{error}"

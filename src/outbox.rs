@@ -5,6 +5,7 @@
 use std::fmt;
 
 use bytes::Bytes;
+use postgres_protocol::escape::escape_identifier;
 
 /// A position in PostgreSQL's write-ahead log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -94,6 +95,20 @@ pub struct Layout {
 }
 
 impl Layout {
+    /// The table's name for SQL, qualified and quoted.
+    pub fn sql_name(&self) -> String {
+        format!(
+            "{}.{}",
+            escape_identifier(&self.schema),
+            escape_identifier(&self.table)
+        )
+    }
+
+    /// The name that the state tables know the outbox by.
+    pub fn outbox(&self) -> String {
+        format!("{}.{}", self.schema, self.table)
+    }
+
     /// Finds a column by its exact name.
     pub fn column(&self, name: &str) -> Option<usize> {
         self.columns.iter().position(|column| column.name == name)

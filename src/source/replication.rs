@@ -1,4 +1,266 @@
-//! The stream of a replication slot as a source.
+//! The streaming source: decodes the slot's stream into batches and answers the server on its own
+//! timer, whatever the relay does.
 
 pub mod pgoutput;
 pub mod wire;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::{Batch, Boundary};
+use crate::outbox::{Layout, Lsn};
+use crate::postgres::{ConnectOptions, PostgresError};
+use pgoutput::{Change, DecodeError, Decoder};
+use wire::{Frame, ReplicationConnection, Reply, WalReader, WalWriter};
+
+/// After this long without a message from us the server ends the connection; a start-up parameter.
+const WAL_SENDER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often the server hears from us: a third of its patience (design 13).
+const STATUS_EVERY: Duration = Duration::from_secs(10);
+/// A server that was asked and says nothing for this long is gone.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// Leave the slot when the relay takes nothing for this long (design 13, "park").
+const PARK_AFTER: Duration = Duration::from_secs(20);
+/// Size of a batch, unless one row is larger.
+const BATCH_ROWS_MAX: usize = 512;
+const BATCH_BYTES_MAX: usize = 1 << 20;
+
+/// Why the stream ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicationError {
+    #[error("cannot start replication on slot `{slot}`")]
+    Start {
+        slot: String,
+        #[source]
+        source: PostgresError,
+    },
+    #[error("the replication stream broke off")]
+    Stream(#[source] PostgresError),
+    #[error("cannot understand the replication stream")]
+    Decode(#[from] DecodeError),
+    #[error("PostgreSQL was silent for {SILENCE_MAX:?}")]
+    Silent,
+    #[error("PostgreSQL ended the replication stream")]
+    Ended,
+    #[error("the slot was left because nothing could be published for {PARK_AFTER:?}")]
+    Parked,
+}
+
+/// What the stream's task shares with the relay.
+pub(super) struct Ends {
+    pub(super) batches: mpsc::Sender<Batch>,
+    pub(super) confirm: watch::Receiver<Lsn>,
+    /// The largest position that the server has told.
+    pub(super) server: watch::Sender<Lsn>,
+    pub(super) stop: CancellationToken,
+}
+
+/// A started stream, before its first byte is read.
+pub struct Stream {
+    reader: WalReader,
+    writer: WalWriter,
+    decoder: Decoder,
+}
+
+impl Stream {
+    /// Connects and starts at the slot's confirmed position, which the server knows best (design 4).
+    pub async fn start(
+        options: &ConnectOptions,
+        slot: &str,
+        publication: &str,
+        layout: Arc<Layout>,
+    ) -> Result<Self, ReplicationError> {
+        let failed = |source| ReplicationError::Start {
+            slot: slot.to_owned(),
+            source,
+        };
+        let connection = ReplicationConnection::connect(options, WAL_SENDER_TIMEOUT)
+            .await
+            .map_err(failed)?;
+        let (reader, writer) = connection.start(slot, publication).await.map_err(failed)?;
+        Ok(Self {
+            reader,
+            writer,
+            decoder: Decoder::new(layout),
+        })
+    }
+
+    /// Streams until it is told to stop or the connection ends.
+    pub(super) async fn run(self, ends: Ends) -> Result<(), ReplicationError> {
+        let mut status = interval(STATUS_EVERY);
+        status.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let streaming = Streaming {
+            stream: self,
+            ends,
+            batch: Batch::default(),
+            bytes: 0,
+            waiting_since: None,
+        };
+        streaming.run(status).await
+    }
+}
+
+struct Streaming {
+    stream: Stream,
+    ends: Ends,
+    batch: Batch,
+    bytes: usize,
+    /// Since when a batch waits for the relay to take it.
+    waiting_since: Option<Instant>,
+}
+
+/// What the loop woke up for.
+enum Wake {
+    Stop,
+    Confirm,
+    Status,
+    Handed,
+    Bytes,
+    Gone,
+}
+
+impl Streaming {
+    async fn run(mut self, mut status: Interval) -> Result<(), ReplicationError> {
+        loop {
+            self.decode().await?;
+            match self.wake(&mut status).await? {
+                Wake::Stop => return self.finish().await,
+                Wake::Confirm => self.report(Reply::NotRequested).await?,
+                Wake::Status => self.check_pulse().await?,
+                Wake::Gone => return Ok(()),
+                Wake::Handed | Wake::Bytes => {}
+            }
+        }
+    }
+
+    /// Waits for the next thing to do. A batch that is ready goes first; when it is full and the
+    /// relay does not take it, the socket rests, but the timers run.
+    async fn wake(&mut self, status: &mut Interval) -> Result<Wake, ReplicationError> {
+        let is_ready = !self.batch.rows.is_empty() || self.batch.boundary.is_some();
+        let is_full = self.is_full();
+        tokio::select! {
+            biased;
+            () = self.ends.stop.cancelled() => Ok(Wake::Stop),
+            _ = status.tick() => Ok(Wake::Status),
+            changed = self.ends.confirm.changed() => Ok(if changed.is_ok() { Wake::Confirm } else { Wake::Gone }),
+            permit = self.ends.batches.reserve(), if is_ready => {
+                let Ok(permit) = permit else { return Ok(Wake::Gone) };
+                permit.send(std::mem::take(&mut self.batch));
+                (self.bytes, self.waiting_since) = (0, None);
+                Ok(Wake::Handed)
+            }
+            filled = self.stream.reader.fill(), if !is_full => {
+                filled.map_err(ReplicationError::Stream)?;
+                Ok(Wake::Bytes)
+            }
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.batch.rows.len() >= BATCH_ROWS_MAX || self.bytes >= BATCH_BYTES_MAX
+    }
+
+    /// Decodes what has been read, as far as the batch has room.
+    async fn decode(&mut self) -> Result<(), ReplicationError> {
+        while !self.is_full() {
+            let Some(frame) = self
+                .stream
+                .reader
+                .try_next()
+                .map_err(ReplicationError::Stream)?
+            else {
+                break;
+            };
+            match frame {
+                Frame::Wal { data, .. } => self.take(data)?,
+                Frame::Keepalive {
+                    end,
+                    reply_requested,
+                } => {
+                    if !self.stream.decoder.is_in_transaction() {
+                        self.boundary(end);
+                    }
+                    if reply_requested {
+                        self.report(Reply::NotRequested).await?;
+                    }
+                }
+                Frame::CopyDone => return Err(ReplicationError::Ended),
+            }
+        }
+        if !self.batch.rows.is_empty() {
+            self.waiting_since.get_or_insert_with(Instant::now);
+        }
+        let received = self.stream.reader.received();
+        self.ends
+            .server
+            .send_if_modified(|server| std::mem::replace(server, received) != received);
+        Ok(())
+    }
+
+    fn take(&mut self, data: bytes::BytesMut) -> Result<(), ReplicationError> {
+        match self.stream.decoder.decode(data)? {
+            Change::Row(row) => {
+                self.bytes += row.size();
+                self.batch.rows.push(row);
+            }
+            Change::Commit { end_lsn, .. } => self.boundary(end_lsn),
+            Change::Begin { .. } | Change::Skipped => {}
+        }
+        Ok(())
+    }
+
+    fn boundary(&mut self, lsn: Lsn) {
+        self.batch.boundary = Some(Boundary {
+            rows: self.batch.rows.len(),
+            lsn,
+        });
+    }
+
+    async fn report(&mut self, reply: Reply) -> Result<(), ReplicationError> {
+        let confirmed = *self.ends.confirm.borrow_and_update();
+        let received = self.stream.reader.received();
+        self.stream
+            .writer
+            .status_update(received, confirmed, reply)
+            .await
+            .map_err(ReplicationError::Stream)
+    }
+
+    /// Reports on time, asks a silent server for a sign, and leaves when it or the relay is stuck.
+    async fn check_pulse(&mut self) -> Result<(), ReplicationError> {
+        let waiting = self.waiting_since.map(|since| since.elapsed());
+        if waiting.is_some_and(|waiting| waiting >= PARK_AFTER) {
+            debug!("leaving the slot for a while");
+            return Err(ReplicationError::Parked);
+        }
+        // While the relay takes nothing we do not read, so silence says nothing of the server.
+        let silence = if waiting.is_some() {
+            Duration::ZERO
+        } else {
+            self.stream.reader.read_at().elapsed()
+        };
+        if silence >= SILENCE_MAX {
+            return Err(ReplicationError::Silent);
+        }
+        let reply = if silence >= STATUS_EVERY / 2 {
+            Reply::Requested
+        } else {
+            Reply::NotRequested
+        };
+        self.report(reply).await
+    }
+
+    /// Ends the stream so that the server has read the last confirmation and the slot is free.
+    async fn finish(self) -> Result<(), ReplicationError> {
+        let confirmed = *self.ends.confirm.borrow();
+        let Stream { reader, writer, .. } = self.stream;
+        wire::finish(reader, writer, confirmed, super::LEAVE_WITHIN)
+            .await
+            .map_err(ReplicationError::Stream)
+    }
+}

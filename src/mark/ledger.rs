@@ -1,0 +1,356 @@
+//! The ledger of sent rows: exact ranges of `seq` in a table of ours (design 5a).
+//!
+//! Owns what is known of the numbers of the current generation. Never holds a number as sent that
+//! the broker did not acknowledge.
+
+mod statements;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tokio_postgres::Client;
+
+use super::{MarkError, Tenure};
+use crate::core::Delivered;
+use crate::outbox::{Lsn, OutboxRow};
+use crate::ranges::RangeSet;
+pub use statements::{Audit, Checkpoint};
+
+/// Numbers in one segment: the unit that is compacted, closed and retired.
+pub const SEGMENT_ROWS: i64 = 1_000_000;
+
+/// The segment of a number.
+pub fn segment_of(seq: i64) -> i64 {
+    seq.div_euclid(SEGMENT_ROWS)
+}
+
+/// The numbers of a segment.
+pub fn numbers_of(segment: i64) -> std::ops::RangeInclusive<i64> {
+    segment * SEGMENT_ROWS..=segment * SEGMENT_ROWS + (SEGMENT_ROWS - 1)
+}
+
+/// The newest number of the ledger and the row that carried it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tail {
+    pub seq: i64,
+    pub id: String,
+}
+
+/// What is known of the numbers of one outbox.
+#[derive(Debug)]
+pub struct Ledger {
+    tenure: Tenure,
+    generation: i32,
+    /// Earlier generations and the commits that each bounds, oldest first.
+    earlier: Vec<(i32, Lsn)>,
+    high_lsn: Lsn,
+    sent: RangeSet,
+    dead: RangeSet,
+    skipped: RangeSet,
+    tail: Option<Tail>,
+    /// Closed segments that are not in memory.
+    unloaded: BTreeSet<i64>,
+    /// Segments in memory that are not closed in the table.
+    open: BTreeSet<i64>,
+}
+
+/// What a streamed number means.
+#[derive(Debug, PartialEq, Eq)]
+enum Meaning {
+    New,
+    Sent,
+    Reused,
+    /// Another generation's, or a segment that is not in memory.
+    Ask {
+        generation: i32,
+    },
+}
+
+impl Ledger {
+    /// Loads the tail and the open segments of the current generation.
+    pub async fn load(
+        client: &Client,
+        tenure: Tenure,
+        generation: i32,
+        skipped: RangeSet,
+    ) -> Result<Self, MarkError> {
+        let mut ledger = Self {
+            tenure,
+            generation,
+            earlier: Vec::new(),
+            high_lsn: Lsn(0),
+            sent: RangeSet::new(),
+            dead: RangeSet::new(),
+            skipped,
+            tail: None,
+            unloaded: BTreeSet::new(),
+            open: BTreeSet::new(),
+        };
+        let mut earlier = BTreeMap::new();
+        for head in statements::heads(client, &ledger.tenure.outbox).await? {
+            if head.generation != generation {
+                let high: &mut Lsn = earlier.entry(head.generation).or_default();
+                *high = (*high).max(head.high_lsn);
+                continue;
+            }
+            ledger.take_head(head);
+        }
+        ledger.earlier = earlier.into_iter().collect();
+        let open: Vec<i64> = ledger.open.iter().copied().collect();
+        ledger.sent = statements::sent(client, &ledger.tenure.outbox, generation, &open).await?;
+        Ok(ledger)
+    }
+
+    fn take_head(&mut self, head: statements::Head) {
+        self.high_lsn = self.high_lsn.max(head.high_lsn);
+        if self
+            .tail
+            .as_ref()
+            .is_none_or(|tail| tail.seq < head.last_seq)
+        {
+            self.tail = Some(Tail {
+                seq: head.last_seq,
+                id: head.last_id,
+            });
+        }
+        let known = if head.is_closed {
+            &mut self.unloaded
+        } else {
+            &mut self.open
+        };
+        known.insert(head.segment);
+    }
+
+    /// The highest number that was sent, and its row's id.
+    pub fn tail(&self) -> Option<&Tail> {
+        self.tail.as_ref()
+    }
+
+    pub fn generation(&self) -> i32 {
+        self.generation
+    }
+
+    /// The numbers up to the highest seen that need no look-up: sent, skipped, or in a closed
+    /// segment. What is missing from it is a hole, dead ones too: they are found dead again.
+    pub fn settled(&self) -> RangeSet {
+        let mut settled = self.sent.union(&self.skipped);
+        for segment in &self.unloaded {
+            settled.insert_range(numbers_of(*segment));
+        }
+        settled
+    }
+
+    /// The highest number known to be settled, 0 where there is none.
+    pub fn highest(&self) -> i64 {
+        let sent = self.tail.as_ref().map_or(0, |tail| tail.seq);
+        sent.max(self.skipped.last().unwrap_or(0))
+    }
+
+    /// Takes numbers that no row will ever carry.
+    pub fn note_dead(&mut self, dead: &RangeSet) {
+        self.dead.extend(dead);
+    }
+
+    /// Tells for each streamed row whether its number was sent or skipped.
+    ///
+    /// Errors: `NumberReused` when the stream brings a sent number with a commit above every one
+    /// that the ledger covers: a new generation has to begin before the row is published.
+    pub async fn settled_before(
+        &mut self,
+        client: &Client,
+        rows: &[OutboxRow],
+    ) -> Result<Vec<bool>, MarkError> {
+        let mut settled = Vec::with_capacity(rows.len());
+        for row in rows {
+            let Some(seq) = row.seq else {
+                settled.push(false);
+                continue;
+            };
+            settled.push(match self.meaning(seq, row.lsn) {
+                Meaning::New => false,
+                Meaning::Sent => true,
+                Meaning::Ask { generation } => {
+                    statements::is_sent(client, &self.tenure.outbox, generation, seq).await?
+                }
+                Meaning::Reused => {
+                    return Err(MarkError::NumberReused {
+                        outbox: self.tenure.outbox.clone(),
+                        seq,
+                    });
+                }
+            });
+        }
+        Ok(settled)
+    }
+
+    fn meaning(&self, seq: i64, lsn: Lsn) -> Meaning {
+        if let Some((generation, _)) = self.earlier.iter().find(|(_, high)| *high >= lsn) {
+            return Meaning::Ask {
+                generation: *generation,
+            };
+        }
+        let is_loaded = !self.unloaded.contains(&segment_of(seq));
+        match self.sent.contains(seq) {
+            true if lsn <= self.high_lsn => Meaning::Sent,
+            true => Meaning::Reused,
+            false if self.skipped.contains(seq) => Meaning::Sent,
+            false if is_loaded => Meaning::New,
+            false => Meaning::Ask {
+                generation: self.generation,
+            },
+        }
+    }
+
+    /// Writes down what one checkpoint adds: a row for each segment that it touches.
+    pub(super) fn checkpoint(&self, rows: &[Delivered]) -> Checkpoint {
+        let mut segments: BTreeMap<i64, statements::CheckpointRow> = BTreeMap::new();
+        for row in rows {
+            let Some(seq) = row.seq else { continue };
+            segments.entry(segment_of(seq)).or_default().add(seq, row);
+        }
+        Checkpoint {
+            tenure: self.tenure.clone(),
+            generation: self.generation,
+            segments,
+        }
+    }
+
+    /// Takes a committed checkpoint into memory.
+    pub(super) fn committed(&mut self, rows: &[Delivered]) {
+        for row in rows {
+            let Some(seq) = row.seq else { continue };
+            self.sent.insert(seq);
+            self.high_lsn = self.high_lsn.max(row.lsn);
+            self.open.insert(segment_of(seq));
+            if self.tail.as_ref().is_none_or(|tail| tail.seq < seq) {
+                self.tail = Some(Tail {
+                    seq,
+                    id: row.id.to_string(),
+                });
+            }
+        }
+    }
+
+    /// Segments of which every number is sent, dead or skipped: they may be audited and closed.
+    fn complete(&self) -> Vec<i64> {
+        let mut accounted = self.sent.union(&self.dead);
+        accounted.extend(&self.skipped);
+        let is_complete = |segment: &&i64| {
+            let numbers = numbers_of(**segment);
+            // The first number of an identity column is 1, so the first segment lacks 0.
+            let numbers = (*numbers.start()).max(1)..=*numbers.end();
+            accounted.gaps(numbers).next().is_none()
+        };
+        self.open.iter().filter(is_complete).copied().collect()
+    }
+
+    /// The audits that are due; run them and hand the results to `audited`.
+    pub fn audits(&self, table: &str) -> Vec<Audit> {
+        let audit = |segment: i64| Audit {
+            tenure: self.tenure.clone(),
+            generation: self.generation,
+            segment,
+            table: table.to_owned(),
+            accounted: self.sent.union(&self.skipped),
+        };
+        self.complete().into_iter().map(audit).collect()
+    }
+
+    /// Forgets a segment that was closed.
+    pub fn closed(&mut self, segment: i64) {
+        self.open.remove(&segment);
+        self.unloaded.insert(segment);
+        for set in [&mut self.sent, &mut self.dead] {
+            set.remove_range(numbers_of(segment));
+        }
+    }
+
+    pub fn tenure(&self) -> &Tenure {
+        &self.tenure
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outbox::RowId;
+
+    fn ledger(generation: i32) -> Ledger {
+        Ledger {
+            tenure: Tenure {
+                outbox: "public.outbox".to_owned(),
+                epoch: 1,
+            },
+            generation,
+            earlier: Vec::new(),
+            high_lsn: Lsn(0),
+            sent: RangeSet::new(),
+            dead: RangeSet::new(),
+            skipped: RangeSet::new(),
+            tail: None,
+            unloaded: BTreeSet::new(),
+            open: BTreeSet::new(),
+        }
+    }
+
+    fn delivered(seq: i64, lsn: u64) -> Delivered {
+        Delivered {
+            ticket: 0,
+            seq: Some(seq),
+            id: RowId::Uuid(seq as u128),
+            lsn: Lsn(lsn),
+        }
+    }
+
+    #[test]
+    fn a_streamed_number_is_a_repetition_if_sent_with_its_commit_not_above_high_lsn() {
+        let mut ledger = ledger(1);
+        ledger.committed(&[delivered(7, 100)]);
+        assert_eq!(ledger.meaning(7, Lsn(100)), Meaning::Sent);
+        assert_eq!(ledger.meaning(7, Lsn(101)), Meaning::Reused);
+        assert_eq!(ledger.meaning(6, Lsn(100)), Meaning::New);
+    }
+
+    #[test]
+    fn a_streamed_row_is_compared_with_the_oldest_generation_that_bounds_its_commit() {
+        let mut ledger = ledger(3);
+        ledger.earlier = vec![(1, Lsn(50)), (2, Lsn(80))];
+        ledger.committed(&[delivered(7, 100)]);
+        assert_eq!(ledger.meaning(7, Lsn(50)), Meaning::Ask { generation: 1 });
+        assert_eq!(ledger.meaning(7, Lsn(60)), Meaning::Ask { generation: 2 });
+        assert_eq!(ledger.meaning(7, Lsn(90)), Meaning::Sent);
+    }
+
+    #[test]
+    fn sent_is_exact_so_dead_and_skipped_numbers_are_never_counted_as_sent() {
+        let mut ledger = ledger(1);
+        ledger.skipped.insert(3);
+        ledger.note_dead(&RangeSet::parse_multirange("{[4,6)}").expect("a multirange"));
+        ledger.committed(&[delivered(1, 10), delivered(2, 10)]);
+        let checkpoint = ledger.checkpoint(&[delivered(1, 10), delivered(2, 10)]);
+        assert_eq!(checkpoint.segments[&0].sent.to_multirange_text(), "{[1,3)}");
+        assert!(!ledger.sent.contains(3) && !ledger.sent.contains(4));
+    }
+
+    #[test]
+    fn a_segment_is_complete_when_every_number_is_sent_dead_or_skipped() {
+        let mut ledger = ledger(1);
+        ledger.sent.insert_range(1..=SEGMENT_ROWS - 3);
+        ledger.open.insert(0);
+        assert!(ledger.complete().is_empty());
+        ledger.dead.insert(SEGMENT_ROWS - 2);
+        ledger.skipped.insert(SEGMENT_ROWS - 1);
+        assert_eq!(ledger.complete(), [0]);
+    }
+
+    #[test]
+    fn a_checkpoint_across_segments_writes_one_row_for_each() {
+        let rows = [delivered(SEGMENT_ROWS - 1, 10), delivered(SEGMENT_ROWS, 20)];
+        let checkpoint = ledger(1).checkpoint(&rows);
+        assert_eq!(
+            checkpoint.segments.keys().copied().collect::<Vec<_>>(),
+            [0, 1]
+        );
+        assert_eq!(checkpoint.segments[&1].high_lsn, Lsn(20));
+        assert_eq!(checkpoint.segments[&0].last_seq, SEGMENT_ROWS - 1);
+    }
+}

@@ -1,0 +1,235 @@
+//! Every SQL statement on the ledger; each that writes checks the lease's epoch itself.
+
+use std::collections::BTreeMap;
+
+use tokio_postgres::Client;
+
+use crate::core::Delivered;
+use crate::mark::{MarkError, Tenure};
+use crate::outbox::Lsn;
+use crate::ranges::RangeSet;
+
+/// Locks the lease against a taker for the length of the statement; `$1` outbox, `$2` epoch.
+const LEASE: &str = "lease AS (SELECT FROM outboxd.lease WHERE outbox = $1 AND epoch = $2 AND NOT released FOR SHARE)";
+
+/// What the ledger's rows of one segment say together, but for the numbers.
+#[derive(Debug)]
+pub(super) struct Head {
+    pub(super) generation: i32,
+    pub(super) segment: i64,
+    pub(super) is_closed: bool,
+    pub(super) high_lsn: Lsn,
+    pub(super) last_seq: i64,
+    pub(super) last_id: String,
+}
+
+pub(super) async fn heads(client: &Client, outbox: &str) -> Result<Vec<Head>, MarkError> {
+    let sql = "SELECT generation, segment, bool_or(closed), max(high_lsn)::text, max(last_seq), \
+               (array_agg(last_id ORDER BY last_seq DESC))[1] \
+               FROM outboxd.ledger WHERE outbox = $1 GROUP BY generation, segment ORDER BY 1, 2";
+    let rows = client
+        .query(sql, &[&outbox])
+        .await
+        .map_err(MarkError::sql("read the ledger"))?;
+    let head = |row: &tokio_postgres::Row| Head {
+        generation: row.get(0),
+        segment: row.get(1),
+        is_closed: row.get(2),
+        high_lsn: row
+            .get::<_, &str>(3)
+            .parse()
+            .expect("PostgreSQL prints a pg_lsn as an LSN"),
+        last_seq: row.get(4),
+        last_id: row.get(5),
+    };
+    Ok(rows.iter().map(head).collect())
+}
+
+/// The sent numbers of these segments.
+pub(super) async fn sent(
+    client: &Client,
+    outbox: &str,
+    generation: i32,
+    segments: &[i64],
+) -> Result<RangeSet, MarkError> {
+    let sql = "SELECT sent::text FROM outboxd.ledger WHERE outbox = $1 AND generation = $2 AND segment = ANY ($3)";
+    let rows = client
+        .query(sql, &[&outbox, &generation, &segments])
+        .await
+        .map_err(MarkError::sql("read the ledger"))?;
+    let mut sent = RangeSet::new();
+    for row in &rows {
+        let numbers = RangeSet::parse_multirange(row.get(0));
+        let unreadable = |source| MarkError::Unreadable {
+            outbox: outbox.to_owned(),
+            source,
+        };
+        sent.extend(&numbers.map_err(unreadable)?);
+    }
+    Ok(sent)
+}
+
+pub(super) async fn is_sent(
+    client: &Client,
+    outbox: &str,
+    generation: i32,
+    seq: i64,
+) -> Result<bool, MarkError> {
+    let sql = "SELECT EXISTS (SELECT FROM outboxd.ledger WHERE outbox = $1 AND generation = $2 \
+               AND segment = $3 AND sent @> $4::int8)";
+    let segment = super::segment_of(seq);
+    let row = client
+        .query_one(sql, &[&outbox, &generation, &segment, &seq])
+        .await
+        .map_err(MarkError::sql("look a number up in the ledger"))?;
+    Ok(row.get(0))
+}
+
+/// What one checkpoint adds to one segment.
+#[derive(Debug, Default)]
+pub struct CheckpointRow {
+    pub(super) sent: RangeSet,
+    pub(super) high_lsn: Lsn,
+    pub(super) last_seq: i64,
+    last_id: String,
+}
+
+impl CheckpointRow {
+    pub(super) fn add(&mut self, seq: i64, row: &Delivered) {
+        self.sent.insert(seq);
+        self.high_lsn = self.high_lsn.max(row.lsn);
+        if self.last_id.is_empty() || seq > self.last_seq {
+            self.last_seq = seq;
+            self.last_id = row.id.to_string();
+        }
+    }
+}
+
+/// The rows of the ledger that one checkpoint writes.
+#[derive(Debug)]
+pub struct Checkpoint {
+    pub(super) tenure: Tenure,
+    pub(super) generation: i32,
+    pub(super) segments: BTreeMap<i64, CheckpointRow>,
+}
+
+impl Checkpoint {
+    pub(in crate::mark) async fn run(&self, client: &Client) -> Result<(), MarkError> {
+        let sql = format!(
+            "WITH {LEASE} INSERT INTO outboxd.ledger \
+             (outbox, generation, segment, sent, high_lsn, last_seq, last_id, epoch) \
+             SELECT $1, $3, r.segment, r.sent::int8multirange, r.high_lsn::pg_lsn, r.last_seq, r.last_id, $2 \
+             FROM lease, unnest($4::int8[], $5::text[], $6::text[], $7::int8[], $8::text[]) \
+             AS r (segment, sent, high_lsn, last_seq, last_id)"
+        );
+        let segments: Vec<_> = self.segments.keys().copied().collect();
+        let rows: Vec<_> = self.segments.values().collect();
+        let sent: Vec<_> = rows
+            .iter()
+            .map(|row| row.sent.to_multirange_text())
+            .collect();
+        let high_lsn: Vec<_> = rows.iter().map(|row| row.high_lsn.to_string()).collect();
+        let last_seq: Vec<_> = rows.iter().map(|row| row.last_seq).collect();
+        let last_id: Vec<_> = rows.iter().map(|row| row.last_id.as_str()).collect();
+        let Tenure { outbox, epoch } = &self.tenure;
+        let written = client
+            .execute(
+                &sql,
+                &[
+                    outbox,
+                    epoch,
+                    &self.generation,
+                    &segments,
+                    &sent,
+                    &high_lsn,
+                    &last_seq,
+                    &last_id,
+                ],
+            )
+            .await
+            .map_err(MarkError::sql("write to the ledger"))?;
+        match written {
+            0 => Err(MarkError::NotLeader {
+                outbox: outbox.clone(),
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Folds the checkpoints of each segment into one row, in one statement.
+///
+/// The `DELETE` checks the epoch, the `INSERT` reads only what it returned: a compactor that lost
+/// its lease changes nothing, and no checkpoint can fall between the two.
+pub async fn compact(client: &Client, tenure: &Tenure) -> Result<u64, MarkError> {
+    let sql = format!(
+        "WITH {LEASE}, crowded AS (\
+           SELECT generation, segment FROM outboxd.ledger WHERE outbox = $1 \
+           GROUP BY generation, segment HAVING count(*) > 1), \
+         gone AS (\
+           DELETE FROM outboxd.ledger l USING lease, crowded c \
+           WHERE l.outbox = $1 AND l.generation = c.generation AND l.segment = c.segment \
+           RETURNING l.*) \
+         INSERT INTO outboxd.ledger \
+         (outbox, generation, segment, sent, high_lsn, last_seq, last_id, closed, retired, epoch, at) \
+         SELECT g.outbox, g.generation, g.segment, range_agg(r), max(g.high_lsn), max(g.last_seq), \
+           (array_agg(g.last_id ORDER BY g.last_seq DESC))[1], bool_or(g.closed), bool_or(g.retired), \
+           max(g.epoch), max(g.at) \
+         FROM gone g, unnest(g.sent) r GROUP BY g.outbox, g.generation, g.segment"
+    );
+    client
+        .execute(&sql, &[&tenure.outbox, &tenure.epoch])
+        .await
+        .map_err(MarkError::sql("compact the ledger"))
+}
+
+/// The comparison of one segment with the table, before it is closed.
+#[derive(Debug)]
+pub struct Audit {
+    pub(super) tenure: Tenure,
+    pub(super) generation: i32,
+    pub segment: i64,
+    pub(super) table: String,
+    pub(super) accounted: RangeSet,
+}
+
+impl Audit {
+    /// Closes the segment if the table holds no number that was neither sent nor skipped.
+    ///
+    /// Returns the missed numbers: empty when the segment was closed.
+    pub async fn run(&self, client: &Client) -> Result<RangeSet, MarkError> {
+        let numbers = super::numbers_of(self.segment);
+        let sql = format!(
+            "SELECT coalesce(range_agg(int8range(seq, seq, '[]')), '{{}}')::text FROM {} \
+             WHERE seq BETWEEN $1 AND $2",
+            self.table
+        );
+        let row = client
+            .query_one(&sql, &[numbers.start(), numbers.end()])
+            .await
+            .map_err(MarkError::sql("compare a segment with the table"))?;
+        let unreadable = |source| MarkError::Unreadable {
+            outbox: self.tenure.outbox.clone(),
+            source,
+        };
+        let standing = RangeSet::parse_multirange(row.get(0)).map_err(unreadable)?;
+        let missed = standing.difference(&self.accounted);
+        if missed.is_empty() {
+            self.close(client).await?;
+        }
+        Ok(missed)
+    }
+
+    async fn close(&self, client: &Client) -> Result<(), MarkError> {
+        let sql = format!(
+            "WITH {LEASE} UPDATE outboxd.ledger l SET closed = true FROM lease \
+             WHERE l.outbox = $1 AND l.generation = $3 AND l.segment = $4"
+        );
+        let Tenure { outbox, epoch } = &self.tenure;
+        client
+            .execute(&sql, &[outbox, epoch, &self.generation, &self.segment])
+            .await
+            .map_err(MarkError::sql("close a segment"))?;
+        Ok(())
+    }
+}

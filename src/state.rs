@@ -1,0 +1,173 @@
+//! What is known of an outbox besides its numbers: where to start, what was skipped, which
+//! generation of numbers is the current one.
+
+use std::collections::HashSet;
+
+use postgres_protocol::escape::escape_identifier;
+use tokio_postgres::Client;
+
+use crate::config::Start;
+use crate::outbox::{Layout, OutboxRow};
+use crate::ranges::{ParseMultirangeError, RangeSet};
+
+/// Why the state could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    #[error("cannot {what} of `{outbox}`")]
+    Sql {
+        what: &'static str,
+        outbox: String,
+        #[source]
+        source: crate::postgres::PostgresError,
+    },
+    #[error("the skipped numbers of `{outbox}` can't be read")]
+    Unreadable {
+        outbox: String,
+        #[source]
+        source: ParseMultirangeError,
+    },
+}
+
+/// One row of `outboxd.outbox`.
+#[derive(Clone, Debug, Default)]
+pub struct OutboxState {
+    pub start: Option<Start>,
+    /// The rows that stood before the slot were read; `false` too while the outbox is polled.
+    pub caught_up: bool,
+    pub generation: i32,
+    skipped: RangeSet,
+    skipped_ids: HashSet<String>,
+}
+
+/// Reads and writes the state of one outbox.
+#[derive(Clone, Copy)]
+pub struct StateTable<'a> {
+    pub client: &'a Client,
+    pub outbox: &'a str,
+}
+
+impl StateTable<'_> {
+    /// Loads the state; an outbox that nobody has seen before has the default one.
+    pub async fn load(&self) -> Result<OutboxState, StateError> {
+        let query = "SELECT start, caught_up, generation, skipped::text, skipped_ids \
+                     FROM outboxd.outbox WHERE outbox = $1";
+        let row = self.client.query_opt(query, &[&self.outbox]).await;
+        let Some(row) = row.map_err(self.sql("read the state"))? else {
+            return Ok(OutboxState {
+                generation: 1,
+                ..OutboxState::default()
+            });
+        };
+        let skipped = RangeSet::parse_multirange(row.get(3));
+        let unreadable = |source| StateError::Unreadable {
+            outbox: self.outbox.to_owned(),
+            source,
+        };
+        Ok(OutboxState {
+            start: match row.get(0) {
+                Some("all") => Some(Start::All),
+                Some(_) => Some(Start::Now),
+                None => None,
+            },
+            caught_up: row.get(1),
+            generation: row.get(2),
+            skipped: skipped.map_err(unreadable)?,
+            skipped_ids: row.get::<_, Vec<String>>(4).into_iter().collect(),
+        })
+    }
+
+    /// How many rows stand in the table, counted up to a bound.
+    pub async fn rows_standing(&self, layout: &Layout, bound: i64) -> Result<i64, StateError> {
+        let query = format!(
+            "SELECT count(*) FROM (SELECT FROM {} LIMIT $1) AS bounded",
+            layout.sql_name()
+        );
+        let row = self.client.query_one(&query, &[&bound]).await;
+        Ok(row.map_err(self.sql("count the rows"))?.get(0))
+    }
+
+    /// Decides to publish everything that stands in the table.
+    pub async fn start_with_all(&self) -> Result<(), StateError> {
+        let statement = "INSERT INTO outboxd.outbox (outbox, start) VALUES ($1, 'all') \
+                         ON CONFLICT (outbox) DO UPDATE SET start = 'all'";
+        self.execute(statement, "decide the start").await
+    }
+
+    /// Decides to skip exactly the rows that are visible in one snapshot: this statement's.
+    pub async fn start_now(&self, layout: &Layout) -> Result<(), StateError> {
+        let table = layout.sql_name();
+        let id = escape_identifier(&layout.columns[layout.id].name);
+        let (skipped, ids) = match layout.seq {
+            Some(_) => (
+                "coalesce(range_agg(int8range(seq, seq, '[]')), '{}')",
+                "'{}'::text[]".to_owned(),
+            ),
+            None => (
+                "'{}'::int8multirange",
+                format!("coalesce(array_agg({id}::text), '{{}}')"),
+            ),
+        };
+        let statement = format!(
+            "INSERT INTO outboxd.outbox (outbox, start, skipped, skipped_ids) \
+             SELECT $1, 'now', {skipped}, {ids} FROM {table} \
+             ON CONFLICT (outbox) DO UPDATE \
+             SET start = 'now', skipped = EXCLUDED.skipped, skipped_ids = EXCLUDED.skipped_ids"
+        );
+        self.execute(&statement, "decide the start").await
+    }
+
+    /// Records whether the stream alone delivers from now on.
+    pub async fn set_caught_up(&self, caught_up: bool) -> Result<(), StateError> {
+        let statement =
+            "UPDATE outboxd.outbox SET caught_up = $2 WHERE outbox = $1 AND caught_up <> $2";
+        let done = self
+            .client
+            .execute(statement, &[&self.outbox, &caught_up])
+            .await;
+        done.map(drop).map_err(self.sql("record the catch-up"))
+    }
+
+    /// Begins a new generation of numbers; the earlier ones keep what they sent.
+    pub async fn begin_generation(&self, after: i32) -> Result<(), StateError> {
+        let statement = "UPDATE outboxd.outbox SET generation = $2 + 1, skipped = '{}' \
+                         WHERE outbox = $1 AND generation = $2";
+        let done = self
+            .client
+            .execute(statement, &[&self.outbox, &after])
+            .await;
+        done.map(drop).map_err(self.sql("begin a new generation"))
+    }
+
+    async fn execute(&self, statement: &str, what: &'static str) -> Result<(), StateError> {
+        let done = self.client.execute(statement, &[&self.outbox]).await;
+        done.map(drop).map_err(self.sql(what))
+    }
+
+    fn sql(&self, what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> StateError {
+        let outbox = self.outbox.to_owned();
+        move |source| StateError::Sql {
+            what,
+            outbox,
+            source: source.into(),
+        }
+    }
+}
+
+impl OutboxState {
+    /// The numbers that `source.start = "now"` skipped.
+    pub fn skipped(&self) -> &RangeSet {
+        &self.skipped
+    }
+
+    /// Whether `source.start = "now"` skipped this row.
+    pub fn skips(&self, row: &OutboxRow) -> bool {
+        match row.seq {
+            Some(seq) => self.skipped.contains(seq),
+            None if self.skipped_ids.is_empty() => false,
+            None => row
+                .id
+                .as_ref()
+                .is_some_and(|id| self.skipped_ids.contains(&id.to_string())),
+        }
+    }
+}
