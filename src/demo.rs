@@ -122,7 +122,7 @@ pub async fn run(options: DemoOptions) -> Result<DemoOutcome, DemoError> {
 async fn open_broker(options: &DemoOptions) -> Result<Broker, DemoError> {
     match options.brokers.as_slice() {
         [] => Broker::inside(),
-        brokers => Broker::outside(&brokers.join(",")).await,
+        brokers => Broker::outside(&brokers.join(","), broker::PARTITIONS).await,
     }
 }
 

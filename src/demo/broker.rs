@@ -15,7 +15,8 @@ use rdkafka::types::RDKafkaErrorCode;
 
 use super::error::DemoError;
 
-const PARTITIONS: i32 = 6;
+/// Partitions of the demo's topic.
+pub const PARTITIONS: i32 = 6;
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A broker with the demo's topic on it.
@@ -30,6 +31,8 @@ pub struct Broker {
     pub topic: String,
     /// What to call it in the report.
     pub name: String,
+    /// Of the topic.
+    pub partitions: i32,
     place: Place,
 }
 
@@ -39,11 +42,6 @@ enum Place {
 }
 
 impl Broker {
-    /// The number of partitions of the topic.
-    pub fn partitions(&self) -> i32 {
-        PARTITIONS
-    }
-
     /// Starts librdkafka's mock cluster in this process and creates the topic.
     pub fn inside() -> Result<Self, DemoError> {
         let topic = "outbox.event.order".to_owned();
@@ -59,12 +57,13 @@ impl Broker {
             allow: "outbox.event.*".into(),
             topic,
             name: "a broker in this process (librdkafka's mock cluster)".into(),
+            partitions: PARTITIONS,
             place: Place::Inside(mock),
         })
     }
 
     /// Creates a topic of an unused name on a broker that stands elsewhere.
-    pub async fn outside(servers: &str) -> Result<Self, DemoError> {
+    pub async fn outside(servers: &str, partitions: i32) -> Result<Self, DemoError> {
         let prefix = format!("outboxd-demo-{:08x}", fastrand::u32(..));
         let topic = format!("{prefix}.order");
         let failed = |source| DemoError::Broker {
@@ -75,7 +74,7 @@ impl Broker {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", servers);
         let admin: AdminClient<DefaultClientContext> = config.create().map_err(failed)?;
-        let wanted = NewTopic::new(&topic, PARTITIONS, TopicReplication::Fixed(-1));
+        let wanted = NewTopic::new(&topic, partitions, TopicReplication::Fixed(-1));
         let options = AdminOptions::new()
             .request_timeout(Some(ADMIN_TIMEOUT))
             .operation_timeout(Some(ADMIN_TIMEOUT));
@@ -92,6 +91,7 @@ impl Broker {
             allow: format!("{prefix}.*"),
             topic,
             name: format!("the broker at {servers}"),
+            partitions,
             place: Place::Outside(admin),
         })
     }

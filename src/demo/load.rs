@@ -37,7 +37,7 @@ const PLACE: &str = "INSERT INTO shop.orders (id, version) VALUES ($1, 1) RETURN
 const ADVANCE: &str =
     "UPDATE shop.orders SET version = version + 1 WHERE id = $1 RETURNING version";
 const PUBLISH: &str = "INSERT INTO public.outbox (id, aggregatetype, aggregateid, type, payload)
-    VALUES ($1, 'order', $2, $3, $4::text::jsonb)";
+    VALUES ($1, 'order', $2, $3, $4::text::json)";
 const TRUTH: &str = "INSERT INTO shop.truth (event_id, aggregate, version) VALUES ($1, $2, $3)";
 
 /// What the writers have done so far.

@@ -293,8 +293,16 @@ pub fn find_bin(given: Option<&Path>) -> Result<PathBuf, DemoError> {
     let on_path =
         std::env::split_paths(&path).find(|folder| folder.is_absolute() && is_bin(folder));
     on_path
+        .map(resolved)
         .or_else(newest_packaged)
         .ok_or(DemoError::NoPostgres)
+}
+
+/// Where links lead: beside the linked programs stand the others.
+fn resolved(folder: PathBuf) -> PathBuf {
+    let program = fs::canonicalize(folder.join("postgres")).ok();
+    let real = program.and_then(|program| program.parent().map(Path::to_owned));
+    real.filter(|real| is_bin(real)).unwrap_or(folder)
 }
 
 fn newest_packaged() -> Option<PathBuf> {
@@ -318,14 +326,27 @@ fn is_bin(folder: &Path) -> bool {
 }
 
 /// Finds a port on 127.0.0.1 that nobody uses at this moment.
+///
+/// Below the ports that Linux gives to outgoing connections (32768 to 60999), so that a program that
+/// is killed finds its port still free when it starts again.
 pub fn free_port() -> Result<u16, DemoError> {
-    let listener =
-        std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
-    let address = listener.map_err(|source| DemoError::Scratch {
+    let mut bound = Ok(());
+    for _ in 0..100 {
+        let port = fastrand::u16(20_000..32_000);
+        bound = std::net::TcpListener::bind(("127.0.0.1", port)).map(drop);
+        if bound.is_ok() {
+            return Ok(port);
+        }
+    }
+    let failed = |source| DemoError::Scratch {
         path: "127.0.0.1".into(),
         source,
-    })?;
-    Ok(address.port())
+    };
+    Err(failed(
+        bound
+            .err()
+            .unwrap_or_else(|| std::io::ErrorKind::AddrInUse.into()),
+    ))
 }
 
 /// The last lines of a log file, indented.

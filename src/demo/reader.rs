@@ -56,7 +56,7 @@ impl Reader {
         let follower = Follower {
             consumer,
             topic: broker.topic.clone(),
-            partitions: broker.partitions(),
+            partitions: broker.partitions,
             seen: reader.seen.clone(),
             is_last: reader.is_last.clone(),
             is_stopped: reader.is_stopped.clone(),
@@ -182,7 +182,7 @@ fn assigned(broker: &Broker) -> Result<BaseConsumer, KafkaError> {
         .set("fetch.wait.max.ms", "5")
         .create()?;
     let mut partitions = TopicPartitionList::new();
-    for partition in 0..broker.partitions() {
+    for partition in 0..broker.partitions {
         partitions.add_partition_offset(&broker.topic, partition, Offset::Beginning)?;
     }
     consumer.assign(&partitions)?;

@@ -59,13 +59,7 @@ impl Relay {
 
     /// Runs `outboxd migrate`.
     pub async fn migrate(&self) -> Result<(), DemoError> {
-        let mut command = Command::new(&self.program);
-        command
-            .arg("migrate")
-            .arg("--config")
-            .arg(&self.config)
-            .stdin(Stdio::null())
-            .process_group(0);
+        let command = self.command("migrate");
         postgres::output_of(command, "outboxd migrate").await?;
         Ok(())
     }
@@ -76,20 +70,27 @@ impl Relay {
             path: self.log.clone(),
             source,
         })?;
-        let mut command = Command::new(&self.program);
-        command.arg("run").arg("--config").arg(&self.config);
-        command
-            .stdin(Stdio::null())
-            .stdout(log)
-            .stderr(errors)
-            .process_group(0)
-            .kill_on_drop(true);
+        let mut command = self.command("run");
+        command.stdout(log).stderr(errors).kill_on_drop(true);
         let spawned = command.spawn();
         self.child = Some(spawned.map_err(|source| DemoError::Spawn {
             program: self.program.clone(),
             source,
         })?);
         Ok(())
+    }
+
+    /// A command of this program that obeys our configuration and nothing in the environment.
+    fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg(name).arg("--config").arg(&self.config);
+        command.stdin(Stdio::null()).process_group(0);
+        for (variable, _) in std::env::vars_os() {
+            if variable.to_string_lossy().starts_with("OUTBOXD_") {
+                command.env_remove(variable);
+            }
+        }
+        command
     }
 
     fn open_log(&self) -> std::io::Result<(File, File)> {
@@ -159,7 +160,7 @@ allow = [{allow}]
 [kafka]
 brokers = [{brokers}]
 [lease]
-ttl = "1s"
+ttl = "2s"
 [admin]
 listen = "127.0.0.1:{admin_port}"
 "#,

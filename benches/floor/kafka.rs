@@ -1,0 +1,142 @@
+//! The Kafka that the relay publishes to: one that stands elsewhere, or one node of the fetched jars.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use outboxd::demo::broker::Broker;
+use outboxd::demo::postgres::{free_port, tail};
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+
+use crate::process::Process;
+
+const PARTITIONS: i32 = 12;
+/// One node of 22 base64 characters, the form that Kafka asks for.
+const CLUSTER_ID: &str = "b3V0Ym94ZC1mbG9vci0wMQ";
+
+/// A running Kafka.
+pub struct Kafka {
+    pub servers: String,
+    consumer: BaseConsumer,
+    _process: Option<Process>,
+}
+
+impl Kafka {
+    /// Takes the brokers of `OUTBOXD_BENCH_BROKERS`, else starts the Kafka in `.servers/kafka`.
+    pub async fn find_or_start(folder: &Path) -> anyhow::Result<Self> {
+        let mut process = None;
+        let servers = match std::env::var("OUTBOXD_BENCH_BROKERS") {
+            Ok(servers) => servers,
+            Err(_) => {
+                let (servers, started) = start(folder)?;
+                process = Some(started);
+                servers
+            }
+        };
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", &servers)
+            .set("log_level", "0")
+            .create()?;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while consumer
+            .fetch_metadata(None, Duration::from_secs(1))
+            .is_err()
+        {
+            if let Some(process) = &mut process {
+                process
+                    .ensure_runs()
+                    .with_context(|| tail(&folder.join("kafka.log")))?;
+            }
+            anyhow::ensure!(Instant::now() < deadline, "no Kafka answers at `{servers}`");
+        }
+        Ok(Self {
+            servers,
+            consumer,
+            _process: process,
+        })
+    }
+
+    /// Creates a topic of an unused name and waits until every partition is served.
+    pub async fn topic(&self) -> anyhow::Result<Broker> {
+        let topic = Broker::outside(&self.servers, PARTITIONS).await?;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while let Err(error) = self.records(&topic) {
+            anyhow::ensure!(Instant::now() < deadline, "`{}`: {error:#}", topic.topic);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(topic)
+    }
+
+    /// The number of records that a topic holds.
+    pub fn records(&self, topic: &Broker) -> anyhow::Result<u64> {
+        let mut records = 0;
+        for partition in 0..topic.partitions {
+            let (_, end) =
+                self.consumer
+                    .fetch_watermarks(&topic.topic, partition, Duration::from_secs(10))?;
+            records += u64::try_from(end).unwrap_or(0);
+        }
+        Ok(records)
+    }
+}
+
+fn start(folder: &Path) -> anyhow::Result<(String, Process)> {
+    let jars = Path::new(env!("CARGO_MANIFEST_DIR")).join(".servers/kafka");
+    anyhow::ensure!(
+        jars.is_dir(),
+        "no Kafka: name one in OUTBOXD_BENCH_BROKERS, or fetch it with integration-tests/servers/fetch.sh"
+    );
+    let (port, controller) = (free_port()?, free_port()?);
+    let properties = folder.join("kafka.properties");
+    let logs = folder.join("kafka");
+    fs::write(&properties, configuration(port, controller, &logs))?;
+    let java = |memory: &str| {
+        let mut command = Command::new("java");
+        command
+            .arg(memory)
+            .arg("-cp")
+            .arg(jars.join("*"))
+            .env("LOG_DIR", folder);
+        command
+    };
+    let mut format = java("-Xmx128m");
+    let formatted = format
+        .args(["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"])
+        .arg(&properties)
+        .output();
+    let formatted = formatted.context("cannot run `java`: install a Java 17 runtime")?;
+    anyhow::ensure!(
+        formatted.status.success(),
+        "cannot format: {}",
+        String::from_utf8_lossy(&formatted.stderr)
+    );
+    let mut broker = java("-Xmx512m");
+    broker.arg("kafka.Kafka").arg(&properties);
+    Ok((
+        format!("127.0.0.1:{port}"),
+        Process::start(&mut broker, &folder.join("kafka.log"))?,
+    ))
+}
+
+fn configuration(port: u16, controller: u16, logs: &Path) -> String {
+    format!(
+        "process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+log.dirs={}
+offsets.topic.replication.factor=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+group.initial.rebalance.delay.ms=0
+auto.create.topics.enable=false
+",
+        logs.display()
+    )
+}
