@@ -4,17 +4,21 @@
 //! encrypts: this version refuses the modes of `sslmode` that ask for it.
 
 mod error;
+mod guard;
 mod options;
 mod socket;
 
 use std::fmt::Write as _;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_postgres::{Client, Config, NoTls};
 
+use guard::Guard;
+
+pub(crate) use error::{CLEAR_TEXT, METHOD, NO_PASSWORD, SERVER_PROOF};
 pub use error::{Class, PostgresError, ServerError};
-pub(crate) use error::{METHOD, NO_PASSWORD, SERVER_PROOF};
 pub use options::{ConnectOptions, Host};
 pub use socket::{ReadHalf, Socket, WriteHalf};
 
@@ -49,6 +53,8 @@ pub struct Session {
     /// Sends statements. Its own errors do not say why a connection ended: see [`Session::explain`].
     pub client: Client,
     ended: watch::Receiver<Option<PostgresError>>,
+    /// The reason that a statement was told; the connection itself then only saw its end.
+    told: OnceLock<PostgresError>,
 }
 
 /// Opens a session for SQL; hosts are tried in the order of the URL.
@@ -76,15 +82,18 @@ impl Session {
     /// Cancel-safe: yes.
     pub async fn closed(&self) -> PostgresError {
         let mut ended = self.ended.clone();
-        match ended.wait_for(Option::is_some).await {
-            Ok(reason) => reason.clone().unwrap_or(PostgresError::Closed),
-            Err(_) => PostgresError::Closed,
-        }
+        // An error means that the connection's task is gone without a word.
+        let _ = ended.wait_for(Option::is_some).await;
+        self.end().unwrap_or(PostgresError::Closed)
     }
 
     /// The reason of the connection's end, `None` while it stands.
     pub fn end(&self) -> Option<PostgresError> {
-        self.ended.borrow().clone()
+        let ended = self.ended.borrow().clone();
+        match (ended, self.told.get()) {
+            (Some(PostgresError::Closed), Some(told)) => Some(told.clone()),
+            (ended, _) => ended,
+        }
     }
 
     /// Says why a statement failed: where the connection ended meanwhile, the reason of its end.
@@ -93,13 +102,18 @@ impl Session {
     pub async fn explain(&self, error: tokio_postgres::Error) -> PostgresError {
         match PostgresError::from(error) {
             PostgresError::Closed => self.closed().await,
-            other => other,
+            error if error.class() == Class::Shutdown => {
+                self.told.get_or_init(|| error.clone());
+                error
+            }
+            error => error,
         }
     }
 }
 
 async fn open(host: &Host, config: &Config) -> Result<Session, PostgresError> {
     let socket = Socket::open(host).await?;
+    let socket = Guard::new(socket);
     let (client, connection) = config.connect_raw(socket, NoTls).await?;
     let (sender, ended) = watch::channel(None);
     tokio::spawn(async move {
@@ -109,7 +123,11 @@ async fn open(host: &Host, config: &Config) -> Result<Session, PostgresError> {
         };
         sender.send_replace(Some(reason));
     });
-    Ok(Session { client, ended })
+    Ok(Session {
+        client,
+        ended,
+        told: OnceLock::new(),
+    })
 }
 
 fn session_config(options: &ConnectOptions, name: &str) -> Config {

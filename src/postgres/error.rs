@@ -10,6 +10,8 @@ use fallible_iterator::FallibleIterator;
 use postgres_protocol::message::backend::ErrorFields;
 use tokio_postgres::types::WrongType;
 
+use super::guard;
+
 /// A failure to connect to PostgreSQL or to talk to it.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum PostgresError {
@@ -131,6 +133,7 @@ impl From<tokio_postgres::Error> for PostgresError {
         };
         match source.downcast::<io::Error>() {
             Ok(_) if text.starts_with("authentication") => Self::Authentication(SERVER_PROOF),
+            Ok(source) if guard::is_refusal(&source) => Self::Authentication(CLEAR_TEXT),
             Ok(source) => Self::lost(*source),
             Err(_) if text.starts_with("authentication") => Self::Authentication(METHOD),
             Err(_) if text.starts_with("invalid configuration") => {
@@ -142,6 +145,8 @@ impl From<tokio_postgres::Error> for PostgresError {
     }
 }
 
+pub(crate) const CLEAR_TEXT: &str =
+    "the server asks for the password in clear text, which is only sent over a unix socket";
 pub(crate) const NO_PASSWORD: &str = "the server asks for a password and the URL has none";
 pub(crate) const METHOD: &str = "the server asks for a method that is not supported";
 pub(crate) const SERVER_PROOF: &str = "the server's proof that it knows the password does not hold";

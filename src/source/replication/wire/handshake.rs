@@ -13,12 +13,9 @@ use postgres_protocol::message::frontend;
 use super::framing::{self, Reader};
 use super::{ReplicationConnection, server_error};
 use crate::postgres::{
-    ConnectOptions, FORMAT_SETTINGS, METHOD, NO_PASSWORD, PostgresError, SERVER_PROOF,
+    CLEAR_TEXT, ConnectOptions, FORMAT_SETTINGS, METHOD, NO_PASSWORD, PostgresError, SERVER_PROOF,
     TCP_USER_TIMEOUT,
 };
-
-const CLEAR_TEXT: &str =
-    "the server asks for the password in clear text, which is only sent over a unix socket";
 
 impl ReplicationConnection {
     /// Says who we are and pins what values look like: the walsender obeys the role's settings else.

@@ -24,10 +24,13 @@ const WAL_HEADER_BYTES: usize = FRAME_TAG_AT + 1 + 24;
 /// End and clock, then one byte: is a reply wanted.
 const KEEPALIVE_BYTES: usize = FRAME_TAG_AT + 1 + 17;
 /// A read that brought this much shows that the walsender is busy; waiting for more saves both sides
-/// one wake-up per WAL record (30 to 60 times fewer reads, 10 to 70 % more rows/s on 2 cores).
+/// one wake-up per WAL record.
 const COALESCE_BYTES_MIN: usize = 1 << 10;
-/// How long the next read then waits.
-const COALESCE_PAUSE: Duration = Duration::from_millis(1);
+/// How long the next read then waits, counted from the last one.
+///
+/// 200,000 one-row transactions on 2 cores: 90k rows/s by TCP and 105k by unix socket, without it 50k and
+/// 60k. 1 ms, which is the shortest sleep of tokio's clock, fills the socket's buffer: 45k and 30k.
+const COALESCE_PAUSE: Duration = Duration::from_micros(100);
 /// Between the epochs of Unix and of PostgreSQL.
 const EPOCH: Duration = Duration::from_secs(946_684_800);
 
@@ -58,7 +61,7 @@ pub struct WalReader {
     reader: Reader,
     received: Lsn,
     read_at: Instant,
-    pause_until: Option<Instant>,
+    is_busy: bool,
 }
 
 impl WalReader {
@@ -67,7 +70,7 @@ impl WalReader {
             reader,
             received: Lsn(0),
             read_at: Instant::now(),
-            pause_until: None,
+            is_busy: false,
         }
     }
 
@@ -86,17 +89,16 @@ impl WalReader {
 
     /// Waits for bytes from the server; under load a little longer, so that there are many.
     ///
+    /// Under load it blocks its thread for up to 100 µs, which no timer of tokio's can wait.
     /// Errors: `Closed` or `Lost` when the connection has ended.
     /// Cancel-safe: yes.
     pub async fn fill(&mut self) -> Result<(), PostgresError> {
-        if let Some(until) = self.pause_until {
-            tokio::time::sleep_until(until).await;
-            self.pause_until = None;
+        if std::mem::take(&mut self.is_busy) {
+            std::thread::sleep(COALESCE_PAUSE.saturating_sub(self.read_at.elapsed()));
         }
         let fill = self.reader.fill().await?;
         self.read_at = Instant::now();
-        let is_busy = fill.bytes > COALESCE_BYTES_MIN && !fill.is_full;
-        self.pause_until = is_busy.then(|| self.read_at + COALESCE_PAUSE);
+        self.is_busy = fill.bytes > COALESCE_BYTES_MIN && !fill.is_full;
         Ok(())
     }
 
