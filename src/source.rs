@@ -2,6 +2,7 @@
 //! Rows come in batches over a bounded channel, in the order in which they are to be published;
 //! positions go back.
 
+pub mod holes;
 pub mod replication;
 
 use std::sync::Arc;
