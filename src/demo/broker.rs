@@ -33,6 +33,9 @@ pub struct Broker {
     pub name: String,
     /// Of the topic.
     pub partitions: i32,
+    /// A reader's `fetch.wait.max.ms`. The mock cluster sleeps this long whenever it has nothing, whatever
+    /// comes meanwhile; a real broker answers at once and only suffers from many questions.
+    pub fetch_wait_ms: u32,
     place: Place,
 }
 
@@ -58,6 +61,7 @@ impl Broker {
             topic,
             name: "a broker in this process (librdkafka's mock cluster)".into(),
             partitions: PARTITIONS,
+            fetch_wait_ms: 5,
             place: Place::Inside(mock),
         })
     }
@@ -92,6 +96,7 @@ impl Broker {
             topic,
             name: format!("the broker at {servers}"),
             partitions,
+            fetch_wait_ms: 100,
             place: Place::Outside(admin),
         })
     }

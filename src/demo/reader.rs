@@ -178,8 +178,7 @@ fn assigned(broker: &Broker) -> Result<BaseConsumer, KafkaError> {
         .set("group.id", format!("{}-reader", broker.topic))
         .set("enable.auto.commit", "false")
         .set("auto.offset.reset", "earliest")
-        // The mock broker sleeps this long whenever it has nothing, whatever comes meanwhile.
-        .set("fetch.wait.max.ms", "5")
+        .set("fetch.wait.max.ms", broker.fetch_wait_ms.to_string())
         .create()?;
     let mut partitions = TopicPartitionList::new();
     for partition in 0..broker.partitions {
