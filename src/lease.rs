@@ -17,6 +17,7 @@ pub use keeper::LeaseKeeper;
 pub use owner::{Life, Owner};
 pub use statements::{read, release, renew, take};
 
+use crate::config::ConfigError;
 use crate::postgres::PostgresError;
 
 /// What `outboxd.lease` says of one outbox.
@@ -93,12 +94,8 @@ impl LeaseState {
 /// A failure to read, take or keep the lease.
 #[derive(Debug, thiserror::Error)]
 pub enum LeaseError {
-    #[error("cannot read the connection URL from `{path}`")]
-    UrlFile {
-        path: String,
-        #[source]
-        source: std::io::Error,
-    },
+    #[error("cannot read the connection URL")]
+    Url(#[source] ConfigError),
     #[error("cannot connect for the lease")]
     Connect(#[source] PostgresError),
     #[error("cannot connect for the lease within {0:?}")]

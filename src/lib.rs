@@ -3,6 +3,7 @@
 //! The modules stand in the order in which a row meets them; `ARCHITECTURE.md` walks one row through.
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod config;
 pub mod core;
 pub mod demo;
@@ -12,6 +13,7 @@ pub mod inspect;
 pub mod kafka;
 pub mod lease;
 pub mod mark;
+pub mod metrics;
 pub mod migrate;
 pub mod outbox;
 pub mod postgres;
@@ -20,4 +22,5 @@ pub mod ranges;
 pub mod slot;
 pub mod source;
 pub mod state;
+pub mod status;
 pub mod telemetry;

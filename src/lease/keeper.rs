@@ -3,7 +3,6 @@
 //! Owns the relay's role and publishes it. Never waits for anything but PostgreSQL, so that neither Kafka nor
 //! a full queue can cost us the lease.
 
-use std::path::Path;
 use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
@@ -202,10 +201,7 @@ impl Keeper {
     }
 
     async fn open(&self, patience: Duration) -> Result<Session, LeaseError> {
-        let url = match &self.url {
-            UrlSource::Inline(url) => url.clone(),
-            UrlSource::File(path) => read_url(path).await?,
-        };
+        let url = read_url(self.url.clone()).await?;
         let options = ConnectOptions::parse(&url).map_err(LeaseError::Connect)?;
         match timeout(patience, postgres::connect(&options, "lease")).await {
             Ok(session) => session.map_err(LeaseError::Connect),
@@ -378,14 +374,11 @@ fn server_after(end: &PostgresError) -> Server {
     }
 }
 
-async fn read_url(path: &Path) -> Result<Secret, LeaseError> {
-    match tokio::fs::read_to_string(path).await {
-        Ok(text) => Ok(Secret::new(text.trim().to_owned())),
-        Err(source) => Err(LeaseError::UrlFile {
-            path: path.display().to_string(),
-            source,
-        }),
-    }
+/// Reads the URL where it can block nobody else: its file may stand on a slow disk.
+async fn read_url(source: UrlSource) -> Result<Secret, LeaseError> {
+    let reading = tokio::task::spawn_blocking(move || source.read());
+    let url = reading.await.expect("reading a file does not panic");
+    url.map_err(LeaseError::Url)
 }
 
 /// What was logged last, so that waiting and trouble are said once a minute and when they change.

@@ -1,0 +1,254 @@
+//! What the relay is doing: the one report behind `/status`, `/readyz`, the gauges and `outboxd status`.
+//!
+//! Owns the report and the cell that the relay writes it to. Never holds what a row contains: a held row is
+//! named by its aggregate type and its event id.
+
+mod answer;
+mod cell;
+mod database;
+mod human;
+
+use std::time::SystemTime;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+pub use answer::{Answer, AnsweredBy, StatusError, ask};
+pub use cell::StatusCell;
+
+/// The report of one relay at one moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    /// `replication` or `polling`.
+    pub mode: String,
+    /// `ledger`, `sent_at`, `delete` or `none`.
+    pub mark: String,
+    /// `schema.table`.
+    pub table: String,
+    pub role: Role,
+    pub state: State,
+    /// Why it is in this state, such as `waiting for PostgreSQL`; empty where there is nothing to say.
+    pub reason: String,
+    /// When role, state and reason became what they are.
+    pub since: Timestamp,
+    pub lease: Option<Lease>,
+    pub position: Position,
+    pub lag: Lag,
+    /// Age of the oldest row that was not sent, held rows included; `None` where there is none or it is not known.
+    pub oldest_unsent_age_seconds: Option<f64>,
+    pub in_flight: InFlight,
+    pub held: Vec<HeldRows>,
+    pub held_topics: Vec<HeldTopic>,
+    pub postgres: Peer,
+    pub kafka: Peer,
+    /// Bytes of WAL that the slot keeps on the server.
+    pub slot_retained_bytes: Option<u64>,
+    /// Ranges of numbers below the highest one whose rows did not appear and may still do.
+    pub holes_open: Option<u64>,
+    pub last_error: Option<LastError>,
+}
+
+/// The part that a relay plays among those of one outbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    Starting,
+    Standby,
+    Leader,
+    /// Alive and publishing nothing until a person acts; the reason says what to do.
+    Halted,
+    /// No relay holds the lease; said only by the database.
+    Stopped,
+}
+
+/// What it does at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    Starting,
+    /// Publishes nothing, but will by itself.
+    Waiting,
+    Publishing,
+    /// Publishes nothing until a person acts.
+    Halted,
+    /// Settles what is in flight before it ends.
+    Draining,
+    /// Only the relay itself could say.
+    Unknown,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    pub holder: String,
+    pub epoch: Option<i64>,
+}
+
+/// How far the relay has come.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// Everything up to here is resolved; by replication.
+    pub confirmed_lsn: Option<String>,
+    /// The highest number that was sent, where the table has `seq`.
+    pub sent_seq: Option<i64>,
+}
+
+/// How far it is behind; `None` where it is not known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Lag {
+    /// Rows that stand in the table and were not sent.
+    pub rows: Option<u64>,
+    /// The rows were not all counted: there are at least so many.
+    #[serde(default)]
+    pub rows_at_least: bool,
+    /// WAL between the confirmed position and the server's, other tables' included.
+    pub bytes: Option<u64>,
+    /// Age of the oldest row that is neither sent nor held.
+    pub seconds: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InFlight {
+    pub rows: u64,
+    pub bytes: u64,
+}
+
+/// A row that could not be published, and the rows of its aggregate behind it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldRows {
+    pub aggregate_type: String,
+    /// The `id` of the row at fault.
+    pub event_id: String,
+    pub rows: u64,
+    /// Says why, without the row's content.
+    pub reason: String,
+}
+
+/// A topic whose rows wait until it can be written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldTopic {
+    pub topic: String,
+    pub rows: u64,
+    pub reason: String,
+    /// What a person can type to end it, such as the command that creates the topic.
+    pub command: Option<String>,
+}
+
+/// Whether PostgreSQL or Kafka answers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// `None` before the first answer or failure.
+    pub is_up: Option<bool>,
+    /// Why not.
+    pub error: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastError {
+    pub text: String,
+    pub at: Timestamp,
+}
+
+/// A moment, written as RFC 3339 in UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timestamp(pub SystemTime);
+
+impl Timestamp {
+    pub fn now() -> Self {
+        Self(SystemTime::now())
+    }
+}
+
+impl std::fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        humantime::format_rfc3339_seconds(self.0).fmt(f)
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        match humantime::parse_rfc3339(&text) {
+            Ok(time) => Ok(Self(time)),
+            Err(error) => Err(serde::de::Error::custom(error)),
+        }
+    }
+}
+
+impl Status {
+    /// What is known before anything was tried.
+    pub fn starting(config: &crate::config::SourceConfig) -> Self {
+        use crate::config::{Mark, Mode};
+        let mode = match config.mode {
+            Mode::Replication => "replication",
+            Mode::Polling => "polling",
+        };
+        let mark = match config.mark {
+            Mark::Ledger => "ledger",
+            Mark::SentAt => "sent_at",
+            Mark::Delete => "delete",
+            Mark::None => "none",
+        };
+        let table = match config.table_name() {
+            Ok(name) => name.to_string(),
+            Err(_) => config.table.clone(),
+        };
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            mode: mode.to_owned(),
+            mark: mark.to_owned(),
+            table,
+            role: Role::Starting,
+            state: State::Starting,
+            reason: String::new(),
+            since: Timestamp::now(),
+            lease: None,
+            position: Position::default(),
+            lag: Lag::default(),
+            oldest_unsent_age_seconds: None,
+            in_flight: InFlight::default(),
+            held: Vec::new(),
+            held_topics: Vec::new(),
+            postgres: Peer::default(),
+            kafka: Peer::default(),
+            slot_retained_bytes: None,
+            holes_open: None,
+            last_error: None,
+        }
+    }
+
+    /// Whether rows that are committed now go out now.
+    pub fn publishes(&self) -> bool {
+        self.role == Role::Leader && self.state == State::Publishing
+    }
+}
+
+impl Role {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Standby => "standby",
+            Self::Leader => "leader",
+            Self::Halted => "halted",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+impl State {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Waiting => "waiting",
+            Self::Publishing => "publishing",
+            Self::Halted => "halted",
+            Self::Draining => "draining",
+            Self::Unknown => "unknown",
+        }
+    }
+}

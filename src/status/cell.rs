@@ -1,0 +1,191 @@
+//! The place where the relay writes its report and everybody else reads it.
+//!
+//! Never waits: a reader holds the lock for one copy, a writer for one change.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use super::{LastError, Lease, Role, State, Status, Timestamp};
+use crate::config::SourceConfig;
+use crate::lease;
+
+/// The report of this process; clones share it.
+#[derive(Clone, Debug)]
+pub struct StatusCell(Arc<Mutex<Inside>>);
+
+#[derive(Debug)]
+struct Inside {
+    status: Status,
+    oldest_unsent_at: Option<SystemTime>,
+    lag_from: Option<SystemTime>,
+    /// When the main loop turned last, a reading of [`lease::since_boot`].
+    beat_at: Duration,
+}
+
+impl StatusCell {
+    pub fn new(config: &SourceConfig) -> Self {
+        Self(Arc::new(Mutex::new(Inside {
+            status: Status::starting(config),
+            oldest_unsent_at: None,
+            lag_from: None,
+            beat_at: lease::since_boot(),
+        })))
+    }
+
+    /// The report as it stands now; ages grow whether or not anybody writes.
+    pub fn snapshot(&self) -> Status {
+        let inside = self.inside();
+        let mut status = inside.status.clone();
+        status.oldest_unsent_age_seconds = inside.oldest_unsent_at.map(age_seconds);
+        status.lag.seconds = match inside.lag_from {
+            Some(at) => Some(age_seconds(at)),
+            None => status.lag.seconds,
+        };
+        status
+    }
+
+    /// Changes the report; `since` follows by itself when role, state or reason become others.
+    pub fn update(&self, change: impl FnOnce(&mut Status)) {
+        let status = &mut self.inside().status;
+        let before = (status.role, status.state, status.reason.clone());
+        change(status);
+        if before != (status.role, status.state, status.reason.clone()) {
+            status.since = Timestamp::now();
+        }
+    }
+
+    /// Says what the relay does and why; an empty reason where there is nothing to say.
+    pub fn state(&self, state: State, reason: impl Into<String>) {
+        self.update(|status| {
+            status.state = state;
+            status.reason = reason.into();
+        });
+    }
+
+    /// Publishes nothing until a person acts.
+    pub fn halt(&self, reason: impl Into<String>) {
+        self.update(|status| {
+            (status.role, status.state) = (Role::Halted, State::Halted);
+            status.reason = reason.into();
+        });
+    }
+
+    /// Takes over what the lease says: role, holder, epoch, and whether PostgreSQL answers.
+    ///
+    /// A halted relay stays halted while it holds the lease. A leader's state is not touched, that is the
+    /// session's; whoever can't publish waits.
+    pub fn lease(&self, lease: &lease::LeaseState) {
+        self.update(|status| {
+            status.postgres.is_up = Some(lease.server == lease::Server::Connected);
+            status.postgres.error.clone_from(&lease.last_error);
+            let (role, waits_for) = match &lease.role {
+                lease::Role::Starting => (Role::Starting, Some("waiting for PostgreSQL")),
+                lease::Role::Standby { holder } => {
+                    let holder = holder.clone();
+                    let epoch = None;
+                    status.lease = Some(Lease { holder, epoch });
+                    (Role::Standby, Some("another relay holds the lease"))
+                }
+                lease::Role::Leader { epoch, .. } => {
+                    status.lease = Some(Lease::ours(*epoch));
+                    (Role::Leader, None)
+                }
+                lease::Role::Suspended { epoch } => {
+                    status.lease = Some(Lease::ours(*epoch));
+                    let reason = "the lease can't be renewed: waiting for PostgreSQL";
+                    (Role::Leader, Some(reason))
+                }
+                lease::Role::Lost { by, .. } => {
+                    let holder = by.clone();
+                    let epoch = None;
+                    status.lease = Some(Lease { holder, epoch });
+                    (Role::Standby, Some("another relay took the lease"))
+                }
+                lease::Role::Released => (Role::Standby, Some("the lease was released")),
+            };
+            if status.role == Role::Halted && role == Role::Leader {
+                return;
+            }
+            if matches!(status.state, State::Draining) {
+                status.role = role;
+                return;
+            }
+            status.role = role;
+            if let Some(reason) = waits_for {
+                status.state = State::Waiting;
+                reason.clone_into(&mut status.reason);
+            } else if status.state == State::Starting || is_about_the_lease(&status.reason) {
+                status.state = State::Waiting;
+                "starting a session".clone_into(&mut status.reason);
+            }
+        });
+    }
+
+    /// Notes an error for `last_error`; the text is a chain without row content.
+    pub fn failed(&self, text: impl Into<String>) {
+        let error = LastError {
+            text: text.into(),
+            at: Timestamp::now(),
+        };
+        self.update(|status| status.last_error = Some(error));
+    }
+
+    /// Notes what librdkafka says is wrong with the brokers.
+    pub fn broker(&self, error: impl Into<String>) {
+        let text = error.into();
+        self.update(|status| {
+            status.kafka.is_up = Some(false);
+            status.kafka.error = Some(text.clone());
+        });
+        self.failed(text);
+    }
+
+    /// Notes that a broker answered.
+    pub fn broker_answers(&self) {
+        let kafka = &mut self.inside().status.kafka;
+        kafka.is_up = Some(true);
+        kafka.error = None;
+    }
+
+    /// Notes when the oldest row that was not sent was committed (held ones included), and the oldest of
+    /// those that are not held; `None` where there is none. Their ages grow by themselves.
+    pub fn oldest(&self, unsent: Option<SystemTime>, unheld: Option<SystemTime>) {
+        let inside = &mut *self.inside();
+        inside.oldest_unsent_at = unsent;
+        inside.lag_from = unheld;
+        inside.status.lag.seconds = Some(0.0);
+    }
+
+    /// Says that the main loop turns; to be called at least every few seconds.
+    pub fn beat(&self) {
+        self.inside().beat_at = lease::since_boot();
+    }
+
+    /// For how long the main loop has not turned.
+    pub fn silent_for(&self) -> Duration {
+        lease::since_boot().saturating_sub(self.inside().beat_at)
+    }
+
+    fn inside(&self) -> MutexGuard<'_, Inside> {
+        // A writer that panicked leaves a report that is whole: each field is written at once.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Lease {
+    fn ours(epoch: i64) -> Self {
+        Self {
+            holder: "this relay".to_owned(),
+            epoch: Some(epoch),
+        }
+    }
+}
+
+fn is_about_the_lease(reason: &str) -> bool {
+    reason.contains("the lease") || reason == "waiting for PostgreSQL"
+}
+
+fn age_seconds(at: SystemTime) -> f64 {
+    // A clock that was set back makes no negative age.
+    at.elapsed().unwrap_or(Duration::ZERO).as_secs_f64()
+}
