@@ -241,6 +241,7 @@ impl Kafka {
         command
     }
 
+    /// A killed broker may register again when its session has ended, by default after 9 seconds: 3 are enough here.
     fn properties(&self, controller_port: u16, extra: &[(&str, &str)]) -> String {
         let port = self.port;
         let data = self.folder.join("data");
@@ -260,6 +261,8 @@ transaction.state.log.replication.factor=1
 transaction.state.log.min.isr=1
 group.initial.rebalance.delay.ms=0
 auto.create.topics.enable=false
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
 "
         );
         for (key, value) in extra {
