@@ -34,7 +34,7 @@ if ! has_postgres; then
     "$here/fetch.sh"
     stop_if_interrupted
     # Root gives the server to another user, who may not be able to look into this checkout.
-    cp -R "$root/.servers/postgresql-15" "$scratch/postgresql"
+    cp -Rp "$root/.servers/postgresql-15" "$scratch/postgresql"
     set -- --postgres-bin "$scratch/postgresql/bin" "$@"
 fi
 

@@ -1,0 +1,32 @@
+# The two commands of a fresh clone are `make demo` and `make test`; `make help` names the rest.
+
+CARGO ?= cargo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo check test servers bench clean-servers
+
+help: ## Shows this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: ## Kills the relay again and again and counts what the broker holds (KAFKA=1: a real Kafka)
+	$(CARGO) build --release --locked --bin outboxd
+	@KAFKA=$(KAFKA) integration-tests/servers/demo.sh $(DEMO_ARGS)
+
+check: ## Format, lints, generated files; licences and spelling where cargo-deny and typos are installed
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) test --locked --quiet --lib is_fresh
+	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --log-level warn check bans licenses sources; fi
+	@if command -v typos >/dev/null; then typos; fi
+
+test: ## Everything: check, unit tests, integration tests on real servers (TESTS=name: only these)
+	@integration-tests/stages.sh
+
+servers: ## Fetches the Kafka and PostgreSQL that tests run on into .servers/
+	@integration-tests/servers/fetch.sh
+
+bench: servers ## Measures outboxd against pg_recvlogical, which publishes nothing
+	$(CARGO) bench --locked --bench floor
+
+clean-servers: ## Removes .servers/
+	rm -rf .servers
