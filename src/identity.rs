@@ -224,6 +224,29 @@ pub async fn store(
     })
 }
 
+/// Reads the highest number that the ledger recorded in the present generation, with its row's id.
+///
+/// Cancel-safe: yes.
+pub async fn ledger_tail(
+    client: &Client,
+    outbox: &str,
+) -> Result<Option<(i64, RowId)>, IdentityError> {
+    let row = client
+        .query_opt(TAIL, &[&outbox])
+        .await
+        .map_err(|error| IdentityError {
+            action: "read the ledger for",
+            outbox: outbox.to_owned(),
+            source: error.into(),
+        })?;
+    Ok(row.map(|row| {
+        (
+            row.get(0),
+            RowId::from_text(row.get::<_, &str>(1).as_bytes()),
+        )
+    }))
+}
+
 /// Reads what table and sequence say now; `tail` is the ledger's last number with its row's id.
 ///
 /// The sequence is read after the highest row: a row that is seen has drawn its number before.
@@ -318,155 +341,11 @@ const STORE: &str = "
         table_filenodes = excluded.table_filenodes, sequence_filenode = excluded.sequence_filenode,
         at = clock_timestamp()";
 
+const TAIL: &str = "
+    SELECT l.last_seq, l.last_id
+    FROM outboxd.ledger l JOIN outboxd.outbox b ON b.outbox = l.outbox AND b.generation = l.generation
+    WHERE l.outbox = $1
+    ORDER BY l.last_seq DESC LIMIT 1";
+
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn stored() -> Identity {
-        Identity {
-            system_identifier: "7710623233773267313".to_owned(),
-            timeline: 1,
-            database: "shop".to_owned(),
-            table_oid: 16_400,
-            table_filenodes: vec![16_400, 16_401],
-            sequence_filenode: Some(16_402),
-        }
-    }
-
-    /// 90 is sent and the row is there; the sequence stands at 100 and so does the table.
-    fn healthy() -> Evidence {
-        Evidence {
-            tail: Some((90, RowAt::Same)),
-            last_value: Some(100),
-            highest_row: Some(100),
-        }
-    }
-
-    fn judge(change: impl FnOnce(&mut Identity, &mut Evidence)) -> Verdict {
-        let (mut now, mut evidence) = (stored(), healthy());
-        change(&mut now, &mut evidence);
-        compare(&stored(), &now, &evidence)
-    }
-
-    #[track_caller]
-    fn assert_halts(verdict: &Verdict) {
-        assert!(matches!(verdict, Verdict::Halt { .. }), "{verdict:?}");
-    }
-
-    fn truncate_restart(now: &mut Identity, evidence: &mut Evidence) {
-        now.table_filenodes = vec![20_000, 20_001];
-        now.sequence_filenode = Some(20_002);
-        *evidence = Evidence {
-            tail: Some((90, RowAt::Gone)),
-            last_value: Some(5),
-            highest_row: Some(5),
-        };
-    }
-
-    #[test]
-    fn nothing_changed_is_the_same() {
-        assert_eq!(judge(|_, _| ()), Verdict::Same);
-    }
-
-    #[test]
-    fn a_truncate_with_restart_identity_begins_a_new_generation() {
-        assert!(matches!(
-            judge(truncate_restart),
-            Verdict::NewGeneration { .. }
-        ));
-    }
-
-    #[test]
-    fn a_truncate_that_continues_the_identity_is_the_same() {
-        let verdict = judge(|now, evidence| {
-            now.table_filenodes = vec![20_000, 20_001];
-            evidence.tail = Some((90, RowAt::Gone));
-            evidence.highest_row = None;
-        });
-        assert_eq!(verdict, Verdict::Same);
-    }
-
-    #[test]
-    fn a_sequence_set_back_alone_halts_even_when_the_row_is_gone() {
-        let verdict = judge(|now, evidence| {
-            now.sequence_filenode = Some(20_002);
-            *evidence = Evidence {
-                tail: Some((90, RowAt::Gone)),
-                last_value: Some(5),
-                highest_row: Some(5),
-            };
-        });
-        assert_halts(&verdict);
-    }
-
-    #[test]
-    fn a_lower_last_value_halts() {
-        assert_halts(&judge(|_, evidence| {
-            evidence.last_value = Some(89);
-            evidence.highest_row = Some(80);
-        }));
-    }
-
-    #[test]
-    fn another_id_at_the_last_number_halts_even_with_new_files() {
-        assert_halts(&judge(|_, evidence| {
-            evidence.tail = Some((90, RowAt::Other))
-        }));
-        let refilled = judge(|now, evidence| {
-            truncate_restart(now, evidence);
-            evidence.tail = Some((90, RowAt::Other));
-        });
-        assert_halts(&refilled);
-    }
-
-    #[test]
-    fn another_system_database_or_table_halts() {
-        assert_halts(&judge(|now, _| now.system_identifier = "1".to_owned()));
-        assert_halts(&judge(|now, _| now.database = "clone".to_owned()));
-        assert_halts(&judge(|now, _| now.table_oid = 1));
-    }
-
-    #[test]
-    fn a_sequence_that_cannot_be_read_halts() {
-        assert_halts(&judge(|_, evidence| evidence.last_value = None));
-    }
-
-    #[test]
-    fn a_row_above_the_last_value_halts_before_a_new_generation_begins() {
-        assert_halts(&judge(|_, evidence| evidence.highest_row = Some(101)));
-        let restarted = judge(|now, evidence| {
-            truncate_restart(now, evidence);
-            evidence.highest_row = Some(6);
-        });
-        assert_halts(&restarted);
-    }
-
-    #[test]
-    fn a_failover_a_rewritten_table_or_another_partition_is_the_same() {
-        assert_eq!(judge(|now, _| now.timeline = 2), Verdict::Same);
-        assert_eq!(
-            judge(|now, _| now.table_filenodes = vec![1, 2]),
-            Verdict::Same
-        );
-        assert_eq!(
-            judge(|now, _| now.table_filenodes.push(30_000)),
-            Verdict::Same
-        );
-    }
-
-    #[test]
-    fn rows_removed_by_retention_are_the_same() {
-        let verdict = judge(|_, evidence| evidence.tail = Some((90, RowAt::Gone)));
-        assert_eq!(verdict, Verdict::Same);
-    }
-
-    #[test]
-    fn without_a_ledger_only_the_place_and_the_sequence_are_judged() {
-        assert_eq!(judge(|_, evidence| evidence.tail = None), Verdict::Same);
-        let without_seq = judge(|now, evidence| {
-            now.sequence_filenode = None;
-            evidence.last_value = None;
-        });
-        assert_eq!(without_seq, Verdict::Same);
-    }
-}
+mod tests;

@@ -44,6 +44,7 @@ pub enum TableKind {
 #[derive(Clone, Debug)]
 pub struct Leaf {
     pub oid: u32,
+    /// Qualified and quoted, ready for SQL.
     pub name: String,
     pub filenode: u32,
     pub is_permanent: bool,
@@ -297,8 +298,10 @@ const TREE: &str = "
         SELECT $1::oid
         UNION ALL
         SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid)
-    SELECT c.oid, c.relname::text AS name, c.relfilenode, c.relpersistence::text, c.reltuples
-    FROM tree JOIN pg_catalog.pg_class c USING (oid)
+    SELECT c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname) AS name, c.relfilenode, c.relpersistence::text, c.reltuples
+    FROM tree
+    JOIN pg_catalog.pg_class c USING (oid)
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind <> 'p'
     ORDER BY c.oid";
 
@@ -339,3 +342,78 @@ const SEQ_INDEX: &str = "
     SELECT coalesce(bool_or(i.indisunique AND i.indnkeyatts = 1), false) AS is_unique, count(*) > 0 AS is_plain
     FROM pg_catalog.pg_index i
     WHERE i.indrelid = $1 AND i.indkey[0] = $2 AND i.indisvalid AND i.indpred IS NULL";
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::outbox::Column;
+
+    /// A table of Debezium's five columns.
+    pub(crate) fn five_columns() -> Table {
+        let names = ["id", "aggregatetype", "aggregateid", "type", "payload"];
+        let column = |name: &str| Column {
+            name: name.to_owned(),
+            type_name: "text".to_owned(),
+            is_bytea: false,
+        };
+        Table {
+            oid: 1,
+            layout: Layout {
+                schema: "public".to_owned(),
+                table: "outbox".to_owned(),
+                columns: names.into_iter().map(column).collect(),
+                id: 0,
+                aggregate_type: 1,
+                aggregate_id: 2,
+                event_type: Some(3),
+                payload: 4,
+                headers: None,
+                topic: None,
+                partition_key: None,
+                seq: None,
+                sent_at: None,
+            },
+            kind: TableKind::Ordinary,
+            owner: "owner".to_owned(),
+            generated: Vec::new(),
+            leaves: vec![Leaf {
+                oid: 1,
+                name: "outbox".to_owned(),
+                filenode: 1,
+                is_permanent: true,
+                row_estimate: None,
+            }],
+            before_insert_triggers: Vec::new(),
+            subscriptions: Vec::new(),
+            row_security: false,
+            replica_identity: ReplicaIdentity::Default,
+            seq: None,
+        }
+    }
+
+    /// The same with a `seq` that nobody meddles with.
+    pub(crate) fn trusted() -> Table {
+        let mut table = five_columns();
+        table.layout.seq = Some(5);
+        table.layout.columns.push(Column {
+            name: "seq".to_owned(),
+            type_name: "bigint".to_owned(),
+            is_bytea: false,
+        });
+        table.seq = Some(SeqFacts {
+            numbering: Numbering::Always,
+            sequence: Some(Sequence {
+                oid: 2,
+                name: "public.outbox_seq_seq".to_owned(),
+                filenode: 2,
+                cache: 1,
+                increment: 1,
+                cycles: false,
+                start: 1,
+            }),
+            index: SeqIndex::Unique,
+            is_not_null: true,
+        });
+        table
+    }
+}

@@ -34,7 +34,7 @@ pub fn seq_trusted(table: &Table) -> Result<(), Vec<Distrust>> {
             text: format!(
                 "`{leaf}` is not a permanent table: a crash empties it and its numbers begin again"
             ),
-            remedy: format!("ALTER TABLE {name} SET LOGGED; -- or the partition `{leaf}` alone"),
+            remedy: format!("ALTER TABLE {leaf} SET LOGGED;"),
         });
     }
     for trigger in &table.before_insert_triggers {
@@ -134,58 +134,8 @@ fn to_identity(table: &str, serial: Option<&Sequence>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Leaf, ReplicaIdentity, SeqIndex, TableKind};
     use super::*;
-    use crate::outbox::Layout;
-
-    fn trusted() -> Table {
-        Table {
-            oid: 1,
-            layout: Layout {
-                schema: "public".to_owned(),
-                table: "outbox".to_owned(),
-                columns: Vec::new(),
-                id: 0,
-                aggregate_type: 1,
-                aggregate_id: 2,
-                event_type: None,
-                payload: 3,
-                headers: None,
-                topic: None,
-                partition_key: None,
-                seq: Some(4),
-                sent_at: None,
-            },
-            kind: TableKind::Ordinary,
-            owner: "owner".to_owned(),
-            generated: Vec::new(),
-            leaves: vec![Leaf {
-                oid: 1,
-                name: "outbox".to_owned(),
-                filenode: 1,
-                is_permanent: true,
-                row_estimate: None,
-            }],
-            before_insert_triggers: Vec::new(),
-            subscriptions: Vec::new(),
-            row_security: false,
-            replica_identity: ReplicaIdentity::Default,
-            seq: Some(SeqFacts {
-                numbering: Numbering::Always,
-                sequence: Some(Sequence {
-                    oid: 2,
-                    name: "public.outbox_seq_seq".to_owned(),
-                    filenode: 2,
-                    cache: 1,
-                    increment: 1,
-                    cycles: false,
-                    start: 1,
-                }),
-                index: SeqIndex::Unique,
-                is_not_null: true,
-            }),
-        }
-    }
+    use crate::inspect::tests::trusted;
 
     /// The texts of the distrusts that one change to a trusted table brings.
     fn after(change: impl FnOnce(&mut Table)) -> Vec<String> {

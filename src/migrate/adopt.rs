@@ -5,7 +5,6 @@ use tokio_postgres::Client;
 use super::{MigrateError, Names};
 use crate::identity::{self, Evidence, Identity, RowAt, Verdict};
 use crate::inspect::{Table, inspect};
-use crate::outbox::RowId;
 
 /// Records the identity as it is now and says what that means.
 ///
@@ -15,7 +14,7 @@ use crate::outbox::RowId;
 pub(super) async fn adopt(client: &Client, names: &Names) -> Result<&'static str, MigrateError> {
     let table = inspect(client, &names.schema, &names.table).await?;
     let now = identity::read(client, &table).await?;
-    let tail = tail(client, names).await?;
+    let tail = identity::ledger_tail(client, &names.outbox()).await?;
     let evidence = identity::evidence(client, &table, tail).await?;
     let verdict = identity::compare(&now, &now, &evidence);
     if let Verdict::Halt { why, remedy } = verdict {
@@ -45,19 +44,6 @@ fn numbers_began_again(evidence: &Evidence) -> bool {
         .is_some_and(|(last_seq, row)| row == RowAt::Other || last_value < last_seq)
 }
 
-async fn tail(client: &Client, names: &Names) -> Result<Option<(i64, RowId)>, MigrateError> {
-    let row = client
-        .query_opt(TAIL, &[&names.outbox()])
-        .await
-        .map_err(|error| MigrateError::Look(error.into()))?;
-    Ok(row.map(|row| {
-        (
-            row.get(0),
-            RowId::from_text(row.get::<_, &str>(1).as_bytes()),
-        )
-    }))
-}
-
 async fn new_generation(
     client: &Client,
     names: &Names,
@@ -84,12 +70,6 @@ async fn new_generation(
         .map(drop)
         .map_err(failed)
 }
-
-const TAIL: &str = "
-    SELECT l.last_seq, l.last_id
-    FROM outboxd.ledger l JOIN outboxd.outbox b ON b.outbox = l.outbox AND b.generation = l.generation
-    WHERE l.outbox = $1
-    ORDER BY l.last_seq DESC LIMIT 1";
 
 const NEW_GENERATION: &str = "
     UPDATE outboxd.outbox SET

@@ -5,6 +5,7 @@ use postgres_protocol::escape::escape_identifier;
 use super::fragment::{COLUMNS, GRANTS, OUTBOX, STATE, STATUS, Values};
 use super::standing::{Grants, Standing, View};
 use super::{MigrateError, Names, Part, RELAY_ROLE, Step, StepState};
+use crate::check::fit::mark_name;
 use crate::config::{Mark, Mode};
 use crate::inspect::Table;
 
@@ -45,15 +46,6 @@ fn needed(is_needed: bool) -> StepState {
         StepState::Needed
     } else {
         StepState::AlreadyThere
-    }
-}
-
-fn mark_name(mark: Mark) -> &'static str {
-    match mark {
-        Mark::Ledger => "ledger",
-        Mark::SentAt => "sent_at",
-        Mark::Delete => "delete",
-        Mark::None => "none",
     }
 }
 

@@ -1,0 +1,178 @@
+//! Which modes and marks a table allows, and why not the others (design §6, "Mode, mark and table"). Pure.
+
+use crate::config::{Mark, Mode};
+use crate::inspect::{Table, seq_trusted};
+
+/// Why a table does not allow a mode and a mark.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub text: String,
+    pub remedy: String,
+}
+
+const MODES: [Mode; 2] = [Mode::Replication, Mode::Polling];
+const MARKS: [Mark; 4] = [Mark::Ledger, Mark::SentAt, Mark::Delete, Mark::None];
+
+/// The reasons against reading `table` in this mode with this mark; none where it is allowed.
+pub fn refusals(mode: Mode, mark: Mark, order_column: Option<&str>, table: &Table) -> Vec<Refusal> {
+    let mut refusals = Vec::new();
+    let mut refuse = |text: String, remedy: String| refusals.push(Refusal { text, remedy });
+    let name = table.name();
+    if mode == Mode::Polling && mark == Mark::None {
+        refuse(
+            "with `none` nothing says which rows polling has sent".to_owned(),
+            "set source.mark = \"ledger\", or source.mode = \"replication\"".to_owned(),
+        );
+    }
+    if mark == Mark::SentAt && table.layout.sent_at.is_none() {
+        refuse(
+            "the table has no column `sent_at`".to_owned(),
+            format!("ALTER TABLE {name} ADD COLUMN \"sent_at\" timestamptz;"),
+        );
+    }
+    if let (Mark::Ledger, Err(distrusts)) = (mark, seq_trusted(table)) {
+        for distrust in distrusts {
+            let text = format!("the ledger keeps numbers, and {}", distrust.text);
+            refuse(text, distrust.remedy);
+        }
+    }
+    let by_unsent = matches!(mark, Mark::SentAt | Mark::Delete);
+    if mode == Mode::Polling && by_unsent && seq_trusted(table).is_err() {
+        match order_column {
+            None => refuse(
+                "its numbers are not trusted, and no column says in which order unsent rows go"
+                    .to_owned(),
+                "set source.order_column to a column that grows, such as \"created_at\"".to_owned(),
+            ),
+            Some(column) if table.layout.column(column).is_none() => refuse(
+                format!("`source.order_column` names `{column}`, which the table does not have"),
+                format!("name one of: {}", column_names(table)),
+            ),
+            Some(_) => {}
+        }
+    }
+    if mode == Mode::Replication {
+        for leaf in table.leaves.iter().filter(|leaf| !leaf.is_permanent) {
+            let leaf = &leaf.name;
+            refuse(
+                format!("`{leaf}` is not logged, and logical replication reads the log"),
+                format!("ALTER TABLE {leaf} SET LOGGED;"),
+            );
+        }
+        for column in table
+            .generated
+            .iter()
+            .filter(|column| is_needed(table, column))
+        {
+            refuse(
+                format!(
+                    "column `{column}` is generated, and logical replication does not send such columns"
+                ),
+                "set source.mode = \"polling\", or make it an ordinary column".to_owned(),
+            );
+        }
+    }
+    refusals
+}
+
+/// Every mode and mark that the table allows, such as `replication with ledger, none; polling with ledger`.
+pub fn allowed(order_column: Option<&str>, table: &Table) -> String {
+    let mut modes = Vec::new();
+    for mode in MODES {
+        let marks = MARKS.into_iter();
+        let marks = marks.filter(|mark| refusals(mode, *mark, order_column, table).is_empty());
+        let marks: Vec<&str> = marks.map(mark_name).collect();
+        if !marks.is_empty() {
+            modes.push(format!("{} with {}", mode_name(mode), marks.join(", ")));
+        }
+    }
+    modes.join("; ")
+}
+
+fn is_needed(table: &Table, column: &str) -> bool {
+    let layout = &table.layout;
+    let needed = [
+        layout.id,
+        layout.aggregate_type,
+        layout.aggregate_id,
+        layout.payload,
+    ];
+    needed
+        .into_iter()
+        .chain(layout.seq)
+        .any(|at| layout.columns[at].name == column)
+}
+
+fn column_names(table: &Table) -> String {
+    let names: Vec<&str> = table
+        .layout
+        .columns
+        .iter()
+        .map(|column| column.name.as_str())
+        .collect();
+    names.join(", ")
+}
+
+/// A mark as the configuration spells it.
+pub fn mark_name(mark: Mark) -> &'static str {
+    match mark {
+        Mark::Ledger => "ledger",
+        Mark::SentAt => "sent_at",
+        Mark::Delete => "delete",
+        Mark::None => "none",
+    }
+}
+
+/// A mode as the configuration spells it.
+pub fn mode_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Replication => "replication",
+        Mode::Polling => "polling",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inspect::tests::{five_columns, trusted};
+
+    #[test]
+    fn a_table_with_trusted_numbers_allows_all_but_polling_without_a_mark() {
+        assert_eq!(
+            allowed(None, &trusted()),
+            "replication with ledger, delete, none; polling with ledger, delete"
+        );
+    }
+
+    #[test]
+    fn debeziums_five_columns_allow_replication_that_deletes_or_marks_nothing() {
+        assert_eq!(
+            allowed(None, &five_columns()),
+            "replication with delete, none"
+        );
+    }
+
+    #[test]
+    fn an_order_column_lets_a_table_without_numbers_be_polled() {
+        assert_eq!(
+            allowed(Some("id"), &five_columns()),
+            "replication with delete, none; polling with delete"
+        );
+        let refusals = refusals(Mode::Polling, Mark::Delete, Some("nope"), &five_columns());
+        assert_eq!(
+            refusals[0].text,
+            "`source.order_column` names `nope`, which the table does not have"
+        );
+    }
+
+    #[test]
+    fn a_generated_column_that_is_needed_cannot_be_streamed() {
+        let mut table = trusted();
+        table.generated.push("aggregateid".to_owned());
+        assert_eq!(
+            refusals(Mode::Replication, Mark::Ledger, None, &table).len(),
+            1
+        );
+        assert_eq!(refusals(Mode::Polling, Mark::Ledger, None, &table).len(), 0);
+    }
+}

@@ -1,0 +1,130 @@
+//! The server: its version, its role, and what logical replication asks of it.
+
+use tokio_postgres::Client;
+
+use super::{Finding, Report, unknown};
+use crate::config::{Config, Mode};
+
+/// The first minor of each major without the loss of changes beside a concurrent ALTER PUBLICATION or ALTER TYPE,
+/// and without the memory fault of its first repair. Source: release notes of May and August 2025.
+const SOUND_MINORS: [(i32, i32); 4] = [(14, 19), (15, 14), (16, 10), (17, 6)];
+
+pub(super) async fn look(client: &Client, config: &Config, report: &mut Report) {
+    let row = match client.query_one(SERVER, &[]).await {
+        Ok(row) => row,
+        Err(error) => return report.push(unknown("PostgreSQL", error)),
+    };
+    report.push(version(
+        row.get("version"),
+        row.get("database"),
+        row.get("role"),
+    ));
+    if row.get("is_standby") {
+        report.push(Finding::missing(
+            "primary",
+            "this server is a standby: nothing can be marked here",
+            "name the primary in `source.url`",
+        ));
+    }
+    if config.source.mode == Mode::Replication {
+        replication(client, config, report).await;
+    }
+}
+
+fn version(number: i32, database: &str, role: &str) -> Finding {
+    let (major, minor) = (number / 10_000, number % 10_000);
+    let detail = format!("{major}.{minor}, database `{database}`, role `{role}`");
+    if major < 14 {
+        return Finding::missing("PostgreSQL", detail, "outboxd needs PostgreSQL 14 or newer");
+    }
+    if major > 18 {
+        let remedy = "outboxd was tried with PostgreSQL 14 to 18";
+        return Finding::warning("PostgreSQL", detail, remedy);
+    }
+    match SOUND_MINORS
+        .iter()
+        .find(|(of, sound)| *of == major && minor < *sound)
+    {
+        Some((_, sound)) => Finding::warning(
+            "PostgreSQL",
+            detail,
+            format!(
+                "{major}.{sound} or newer: older ones can lose changes beside an ALTER PUBLICATION"
+            ),
+        ),
+        None => Finding::ok("PostgreSQL", detail),
+    }
+}
+
+async fn replication(client: &Client, config: &Config, report: &mut Report) {
+    let slot = &config.source.replication.slot;
+    let row = match client.query_one(REPLICATION, &[slot]).await {
+        Ok(row) => row,
+        Err(error) => return report.push(unknown("replication", error)),
+    };
+    let wal_level: &str = row.get("wal_level");
+    report.push(match wal_level {
+        "logical" => Finding::ok("wal_level", wal_level),
+        _ => Finding::missing(
+            "wal_level",
+            format!("`{wal_level}`, and replication needs `logical`"),
+            "ALTER SYSTEM SET wal_level = logical; -- then restart PostgreSQL (managed: a parameter of the instance)",
+        ),
+    });
+    let role: &str = row.get("role");
+    report.push(match row.get("may_replicate") {
+        true => Finding::ok("REPLICATION", format!("role `{role}` may replicate")),
+        false => Finding::missing(
+            "REPLICATION",
+            format!("role `{role}` may not replicate"),
+            format!(
+                "ALTER ROLE {} REPLICATION;",
+                postgres_protocol::escape::escape_identifier(role)
+            ),
+        ),
+    });
+    let room = |what: &str, used: i64, most: i64, is_ours: bool| {
+        let detail = format!("{used} of {most} used");
+        if is_ours || used < most {
+            return Finding::ok(what, detail);
+        }
+        let remedy = format!(
+            "ALTER SYSTEM SET {what} = {}; -- then restart PostgreSQL",
+            most + 4
+        );
+        Finding::missing(what, detail, remedy)
+    };
+    let (has_slot, is_read): (bool, bool) = (row.get("has_slot"), row.get("is_read"));
+    report.push(room(
+        "max_replication_slots",
+        row.get("slots"),
+        row.get("slots_max"),
+        has_slot,
+    ));
+    report.push(room(
+        "max_wal_senders",
+        row.get("senders"),
+        row.get("senders_max"),
+        is_read,
+    ));
+}
+
+const SERVER: &str = "
+    SELECT pg_catalog.current_setting('server_version_num')::int4 AS version, pg_catalog.pg_is_in_recovery() AS is_standby,
+           pg_catalog.current_database()::text AS database, current_user::text AS role";
+
+/// A managed server may have a role of its own in place of the attribute.
+const REPLICATION: &str = "
+    SELECT pg_catalog.current_setting('wal_level') AS wal_level, current_user::text AS role,
+           r.rolsuper OR r.rolreplication OR coalesce((
+               SELECT pg_catalog.pg_has_role(m.oid, 'MEMBER') FROM pg_catalog.pg_roles m
+               WHERE m.rolname = 'rds_replication'), false) AS may_replicate,
+           pg_catalog.current_setting('max_replication_slots')::int8 AS slots_max,
+           pg_catalog.current_setting('max_wal_senders')::int8 AS senders_max,
+           (SELECT count(*) FROM pg_catalog.pg_stat_replication) AS senders,
+           s.slots, s.has_slot, s.is_read
+    FROM pg_catalog.pg_roles r
+    CROSS JOIN (SELECT count(*) AS slots, coalesce(bool_or(slot_name = $1), false) AS has_slot,
+                       coalesce(bool_or(slot_name = $1 AND active), false) AS is_read
+                FROM pg_catalog.pg_replication_slots) s
+    WHERE r.rolname = current_user";

@@ -1,0 +1,171 @@
+//! What a migration has left to do, the relay's rights, and what is known of the rows that stand.
+
+use tokio_postgres::Client;
+
+use super::{Finding, Outcome, Report, chain, shown, unknown};
+use crate::config::{Config, Mode};
+use crate::identity::{self, IdentityError, Verdict};
+use crate::inspect::Table;
+use crate::migrate::{self, MigrateError, MigrateOptions, Part, Step, StepState};
+
+/// Rows are counted up to here: `check` must stay quick on any table.
+const ROWS_COUNTED_MAX: i64 = 100_000;
+
+pub(super) async fn look(client: &Client, config: &Config, table: &Table, report: &mut Report) {
+    let role = match client.query_one("SELECT current_user::text", &[]).await {
+        Ok(row) => row.get::<_, String>(0),
+        Err(error) => return report.push(unknown("state", error)),
+    };
+    let options = MigrateOptions {
+        relay_role: Some(role),
+        ..MigrateOptions::default()
+    };
+    let steps = match migrate::plan(client, config, &options).await {
+        Ok(steps) => steps,
+        // The finding on mode and mark has said so already.
+        Err(MigrateError::MarkNeedsColumn { .. }) => return,
+        Err(error) => return report.push(refused(&error, &options)),
+    };
+    let has_state = steps
+        .iter()
+        .any(|step| step.part == Part::State && step.state == StepState::AlreadyThere);
+    for step in &steps {
+        left_to_do(step, &options, report);
+    }
+    let reads = steps.iter().filter(|step| step.part == Part::Grant);
+    let reads = reads
+        .clone()
+        .all(|step| step.state == StepState::AlreadyThere);
+    if has_state && reads {
+        numbers(client, config, table, report).await;
+        start(client, config, table, report).await;
+    }
+}
+
+fn migrate_command(options: &MigrateOptions) -> String {
+    let role = options.relay_role.as_deref().unwrap_or_default();
+    format!("outboxd migrate --relay-role {role}, as the owner of table and database; or:")
+}
+
+fn refused(error: &MigrateError, options: &MigrateOptions) -> Finding {
+    let remedy = match error {
+        MigrateError::StateDenied => migrate_command(options)
+            .trim_end_matches("; or:")
+            .to_owned(),
+        error => error.hint().unwrap_or_default(),
+    };
+    Finding::missing("state", chain(error), remedy)
+}
+
+/// One finding for a step: what stands is ok, what people alone miss is a warning.
+fn left_to_do(step: &Step, options: &MigrateOptions, report: &mut Report) {
+    let what = match step.part {
+        Part::State => "state",
+        Part::View => "view",
+        Part::Publication => "publication",
+        Part::Grant => "right",
+        // The table has its own finding, the slot too, and the function is the application's affair.
+        Part::Table | Part::Slot | Part::Function => return,
+    };
+    let outcome = match (step.state, step.part) {
+        (StepState::AlreadyThere, _) => Outcome::Ok,
+        (StepState::Skipped(_), _) | (_, Part::View) => Outcome::Warning,
+        (StepState::Needed, _) if step.description.contains("status view") => Outcome::Warning,
+        (StepState::Needed, _) => Outcome::Missing,
+    };
+    let detail = match step.state {
+        StepState::AlreadyThere => step.description.clone(),
+        StepState::Needed => format!("{} is not there", step.description),
+        StepState::Skipped(why) => format!("{}: {why}", step.description),
+    };
+    let remedy = match (step.state, step.part) {
+        (StepState::AlreadyThere, _) => None,
+        (_, Part::State | Part::View) => {
+            let command = migrate_command(options);
+            Some(command.trim_end_matches("; or:").to_owned())
+        }
+        _ => {
+            let sql: Vec<&str> = step
+                .sql
+                .lines()
+                .filter(|line| !line.starts_with("--"))
+                .collect();
+            Some(format!("{}\n{}", migrate_command(options), sql.join("\n")))
+        }
+    };
+    report.push(Finding::new(what, outcome, detail, remedy));
+}
+
+async fn numbers(client: &Client, config: &Config, table: &Table, report: &mut Report) {
+    if table.seq.is_none() {
+        return;
+    }
+    let verdict = match verdict(client, table).await {
+        Ok(verdict) => verdict,
+        Err(error) => {
+            return report.push(Finding::warning("numbers", chain(&error), ""));
+        }
+    };
+    report.push(match verdict {
+        None => Finding::ok("numbers", "nothing was sent yet"),
+        Some(Verdict::Same) => Finding::ok("numbers", "they are those that the relay knows"),
+        Some(Verdict::NewGeneration { why }) => Finding::warning(
+            "numbers",
+            why,
+            "the relay begins a new generation by itself",
+        ),
+        Some(Verdict::Halt { why, remedy }) => {
+            let mode = super::fit::mode_name(config.source.mode);
+            Finding::missing("numbers", format!("{mode} would halt: {why}"), remedy)
+        }
+    });
+}
+
+async fn verdict(client: &Client, table: &Table) -> Result<Option<Verdict>, IdentityError> {
+    let outbox = shown(table);
+    let Some(stored) = identity::load(client, &outbox).await? else {
+        return Ok(None);
+    };
+    let now = identity::read(client, table).await?;
+    let tail = identity::ledger_tail(client, &outbox).await?;
+    let evidence = identity::evidence(client, table, tail).await?;
+    Ok(Some(identity::compare(&stored, &now, &evidence)))
+}
+
+/// Rows that stand before anything is known of them need a decision.
+async fn start(client: &Client, config: &Config, table: &Table, report: &mut Report) {
+    let known = "SELECT start IS NOT NULL OR caught_up FROM outboxd.outbox WHERE outbox = $1";
+    let known = match client.query_opt(known, &[&shown(table)]).await {
+        Ok(row) => row.is_some_and(|row| row.get(0)),
+        Err(error) => return report.push(unknown("start", error)),
+    };
+    if known || config.source.start.is_some() {
+        return;
+    }
+    let count = format!(
+        "SELECT count(*) FROM (SELECT FROM {} LIMIT $1) rows",
+        table.name()
+    );
+    let rows: i64 = match client.query_one(&count, &[&ROWS_COUNTED_MAX]).await {
+        Ok(row) => row.get(0),
+        Err(error) => return report.push(unknown("start", error)),
+    };
+    if rows == 0 {
+        return;
+    }
+    let many = if rows == ROWS_COUNTED_MAX {
+        "at least "
+    } else {
+        ""
+    };
+    report.push(Finding::missing(
+        "start",
+        format!("the table holds {many}{rows} rows and nothing is known of them"),
+        "source.start = \"all\" publishes them, source.start = \"now\" only what is committed from now on",
+    ));
+}
+
+/// The slot that polling does not use is named by [`super::stream`].
+pub(super) fn uses_slot(config: &Config) -> bool {
+    config.source.mode == Mode::Replication
+}

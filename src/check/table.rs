@@ -1,0 +1,131 @@
+//! The outbox table: its columns and their types, and whether it allows the mode and the mark.
+
+use tokio_postgres::Client;
+
+use super::{Finding, Outcome, Report, chain, fit, shown, unknown};
+use crate::config::{Config, Mark, Mode};
+use crate::inspect::{InspectError, SeqIndex, Table, TableKind, inspect, seq_trusted};
+
+/// Gives the table back where the relay could read it at all.
+pub(super) async fn look(client: &Client, config: &Config, report: &mut Report) -> Option<Table> {
+    let name = match config.source.table_name() {
+        Ok(name) => name,
+        Err(error) => {
+            let remedy = "source.table = \"schema.table\", as in SQL";
+            report.push(Finding::missing("source.table", chain(&error), remedy));
+            return None;
+        }
+    };
+    let table = match inspect(client, &name.schema, &name.table).await {
+        Ok(table) => table,
+        Err(error) => {
+            report.push(refused(&error));
+            return None;
+        }
+    };
+    let columns = table.layout.columns.len();
+    report.push(Finding::ok(
+        "table",
+        format!("`{}`, {columns} columns", shown(&table)),
+    ));
+    mode_and_mark(config, &table, report);
+    numbers(config, &table, report);
+    row_security(client, &table, report).await;
+    Some(table)
+}
+
+fn refused(error: &InspectError) -> Finding {
+    let remedy = match error {
+        InspectError::NotFound { .. } => {
+            "`outboxd migrate` creates it; `source.table` names another".to_owned()
+        }
+        InspectError::NotATable { .. } => "name the table behind it in `source.table`".to_owned(),
+        InspectError::MissingColumns { .. } => {
+            "columns are found by these very names; a renamed one can be told by ALTER TABLE … RENAME COLUMN".to_owned()
+        }
+        InspectError::WrongTypes { wrong, .. } => {
+            let remedies: Vec<&str> = wrong.iter().map(|one| one.remedy.as_str()).collect();
+            remedies.join("\n")
+        }
+        InspectError::Catalog { .. } => String::new(),
+    };
+    Finding::missing("table", chain(error), remedy)
+}
+
+fn mode_and_mark(config: &Config, table: &Table, report: &mut Report) {
+    let source = &config.source;
+    let order_column = source.order_column.as_deref();
+    let (mode, mark) = (fit::mode_name(source.mode), fit::mark_name(source.mark));
+    let allowed = match fit::allowed(order_column, table) {
+        none if none.is_empty() => "no mode with any mark".to_owned(),
+        allowed => allowed,
+    };
+    let refusals = fit::refusals(source.mode, source.mark, order_column, table);
+    if refusals.is_empty() {
+        let detail = format!("{mode} with {mark}; this table allows {allowed}");
+        report.push(Finding::ok("mode and mark", detail));
+    } else {
+        let detail = format!("as it is, it allows {allowed}");
+        report.push(Finding::warning("table", detail, ""));
+    }
+    for refusal in refusals {
+        report.push(Finding::missing(
+            "mode and mark",
+            format!("{mode} with {mark} is not possible: {}", refusal.text),
+            refusal.remedy,
+        ));
+    }
+    if source.mark == Mark::Delete {
+        report.push(Finding::warning(
+            "mark",
+            "a row is deleted once it was sent: nothing is left to publish again from",
+            "source.mark = \"ledger\" keeps the rows",
+        ));
+    }
+}
+
+/// What is not asked for by this mark, yet makes the numbers worth less.
+fn numbers(config: &Config, table: &Table, report: &mut Report) {
+    let Some(seq) = &table.seq else {
+        return;
+    };
+    if config.source.mark != Mark::Ledger {
+        for distrust in seq_trusted(table).err().unwrap_or_default() {
+            report.push(Finding::warning("seq", distrust.text, distrust.remedy));
+        }
+    }
+    if seq.index == SeqIndex::None {
+        let outcome = match config.source.mode {
+            Mode::Polling => Outcome::Missing,
+            Mode::Replication => Outcome::Warning,
+        };
+        let create = match table.kind {
+            TableKind::Ordinary => "CREATE UNIQUE INDEX CONCURRENTLY ON",
+            TableKind::Partitioned => "CREATE INDEX ON",
+        };
+        let remedy = format!("{create} {} (\"seq\");", table.name());
+        report.push(Finding::new(
+            "seq",
+            outcome,
+            "no index begins with `seq`: every look for unsent rows would read the whole table",
+            Some(remedy),
+        ));
+    }
+}
+
+async fn row_security(client: &Client, table: &Table, report: &mut Report) {
+    if !table.row_security {
+        return;
+    }
+    let sql =
+        "SELECT pg_catalog.row_security_active($1::oid), pg_catalog.quote_ident(current_user)";
+    match client.query_one(sql, &[&table.oid]).await {
+        Err(error) => report.push(unknown("row security", error)),
+        Ok(row) if row.get(0) => report.push(Finding::missing(
+            "row security",
+            "policies hide rows of the table from this role: they would never be sent",
+            format!("ALTER ROLE {} BYPASSRLS;", row.get::<_, &str>(1)),
+        )),
+        Ok(_) => {}
+    }
+}

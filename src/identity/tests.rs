@@ -1,0 +1,151 @@
+//! Each sentence of the rule on the identity of the numbers, as a fact.
+
+use super::*;
+
+fn stored() -> Identity {
+    Identity {
+        system_identifier: "7710623233773267313".to_owned(),
+        timeline: 1,
+        database: "shop".to_owned(),
+        table_oid: 16_400,
+        table_filenodes: vec![16_400, 16_401],
+        sequence_filenode: Some(16_402),
+    }
+}
+
+/// 90 is sent and the row is there; the sequence stands at 100 and so does the table.
+fn healthy() -> Evidence {
+    Evidence {
+        tail: Some((90, RowAt::Same)),
+        last_value: Some(100),
+        highest_row: Some(100),
+    }
+}
+
+fn judge(change: impl FnOnce(&mut Identity, &mut Evidence)) -> Verdict {
+    let (mut now, mut evidence) = (stored(), healthy());
+    change(&mut now, &mut evidence);
+    compare(&stored(), &now, &evidence)
+}
+
+#[track_caller]
+fn assert_halts(verdict: &Verdict) {
+    assert!(matches!(verdict, Verdict::Halt { .. }), "{verdict:?}");
+}
+
+fn truncate_restart(now: &mut Identity, evidence: &mut Evidence) {
+    now.table_filenodes = vec![20_000, 20_001];
+    now.sequence_filenode = Some(20_002);
+    *evidence = Evidence {
+        tail: Some((90, RowAt::Gone)),
+        last_value: Some(5),
+        highest_row: Some(5),
+    };
+}
+
+#[test]
+fn nothing_changed_is_the_same() {
+    assert_eq!(judge(|_, _| ()), Verdict::Same);
+}
+
+#[test]
+fn a_truncate_with_restart_identity_begins_a_new_generation() {
+    assert!(matches!(
+        judge(truncate_restart),
+        Verdict::NewGeneration { .. }
+    ));
+}
+
+#[test]
+fn a_truncate_that_continues_the_identity_is_the_same() {
+    let verdict = judge(|now, evidence| {
+        now.table_filenodes = vec![20_000, 20_001];
+        evidence.tail = Some((90, RowAt::Gone));
+        evidence.highest_row = None;
+    });
+    assert_eq!(verdict, Verdict::Same);
+}
+
+#[test]
+fn a_sequence_set_back_alone_halts_even_when_the_row_is_gone() {
+    let verdict = judge(|now, evidence| {
+        now.sequence_filenode = Some(20_002);
+        *evidence = Evidence {
+            tail: Some((90, RowAt::Gone)),
+            last_value: Some(5),
+            highest_row: Some(5),
+        };
+    });
+    assert_halts(&verdict);
+}
+
+#[test]
+fn a_lower_last_value_halts() {
+    assert_halts(&judge(|_, evidence| {
+        evidence.last_value = Some(89);
+        evidence.highest_row = Some(80);
+    }));
+}
+
+#[test]
+fn another_id_at_the_last_number_halts_even_with_new_files() {
+    assert_halts(&judge(|_, evidence| {
+        evidence.tail = Some((90, RowAt::Other))
+    }));
+    let refilled = judge(|now, evidence| {
+        truncate_restart(now, evidence);
+        evidence.tail = Some((90, RowAt::Other));
+    });
+    assert_halts(&refilled);
+}
+
+#[test]
+fn another_system_database_or_table_halts() {
+    assert_halts(&judge(|now, _| now.system_identifier = "1".to_owned()));
+    assert_halts(&judge(|now, _| now.database = "clone".to_owned()));
+    assert_halts(&judge(|now, _| now.table_oid = 1));
+}
+
+#[test]
+fn a_sequence_that_cannot_be_read_halts() {
+    assert_halts(&judge(|_, evidence| evidence.last_value = None));
+}
+
+#[test]
+fn a_row_above_the_last_value_halts_before_a_new_generation_begins() {
+    assert_halts(&judge(|_, evidence| evidence.highest_row = Some(101)));
+    let restarted = judge(|now, evidence| {
+        truncate_restart(now, evidence);
+        evidence.highest_row = Some(6);
+    });
+    assert_halts(&restarted);
+}
+
+#[test]
+fn a_failover_a_rewritten_table_or_another_partition_is_the_same() {
+    assert_eq!(judge(|now, _| now.timeline = 2), Verdict::Same);
+    assert_eq!(
+        judge(|now, _| now.table_filenodes = vec![1, 2]),
+        Verdict::Same
+    );
+    assert_eq!(
+        judge(|now, _| now.table_filenodes.push(30_000)),
+        Verdict::Same
+    );
+}
+
+#[test]
+fn rows_removed_by_retention_are_the_same() {
+    let verdict = judge(|_, evidence| evidence.tail = Some((90, RowAt::Gone)));
+    assert_eq!(verdict, Verdict::Same);
+}
+
+#[test]
+fn without_a_ledger_only_the_place_and_the_sequence_are_judged() {
+    assert_eq!(judge(|_, evidence| evidence.tail = None), Verdict::Same);
+    let without_seq = judge(|now, evidence| {
+        now.sequence_filenode = None;
+        evidence.last_value = None;
+    });
+    assert_eq!(without_seq, Verdict::Same);
+}
