@@ -168,13 +168,7 @@ fn judge(config: &Config, topic: &str, state: &TopicState) -> Finding {
         TopicState::Unknown => Finding::missing(
             "topic",
             format!("`{topic}` is not there"),
-            format!(
-                "kafka-topics.sh --bootstrap-server {} --create --topic '{}' --partitions {} --replication-factor {}",
-                config.kafka.brokers.join(","),
-                topic.replace('\'', "'\\''"),
-                settings.partitions,
-                settings.replication_factor
-            ),
+            create_command(config, topic),
         ),
         TopicState::Denied => Finding::missing(
             "topic",
@@ -187,6 +181,26 @@ fn judge(config: &Config, topic: &str, state: &TopicState) -> Finding {
             "",
         ),
     }
+}
+
+/// Counts below one stand for the broker's own defaults.
+fn create_command(config: &Config, topic: &str) -> String {
+    let settings = &config.kafka.topics;
+    let mut command = format!(
+        "kafka-topics.sh --bootstrap-server {} --create --topic '{}'",
+        config.kafka.brokers.join(","),
+        topic.replace('\'', "'\\''"),
+    );
+    if settings.partitions > 0 {
+        command.push_str(&format!(" --partitions {}", settings.partitions));
+    }
+    if settings.replication_factor > 0 {
+        command.push_str(&format!(
+            " --replication-factor {}",
+            settings.replication_factor
+        ));
+    }
+    command
 }
 
 #[cfg(test)]
