@@ -4,6 +4,7 @@
 
 pub mod fit;
 mod kafka;
+mod route;
 mod server;
 mod state;
 mod stream;
@@ -127,7 +128,7 @@ pub async fn run(config: &Config) -> Report {
     let topics = match open(config).await {
         Err(finding) => {
             report.push(finding);
-            kafka::fixed_topics(config)
+            route::fixed_topics(config)
         }
         Ok(session) => look_at_postgres(&session, config, &mut report).await,
     };
@@ -152,11 +153,11 @@ async fn look_at_postgres(session: &Session, config: &Config, report: &mut Repor
     let client = &session.client;
     server::look(client, config, report).await;
     let Some(table) = table::look(client, config, report).await else {
-        return kafka::fixed_topics(config);
+        return route::fixed_topics(config);
     };
     state::look(client, config, &table, report).await;
     stream::look(client, config, &table, report).await;
-    kafka::topics(client, config, &table).await
+    route::look(client, config, &table, report).await
 }
 
 /// An error with what caused it, on one line.

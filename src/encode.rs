@@ -168,6 +168,11 @@ impl Encoder {
         Ok(record)
     }
 
+    /// Tells whether a row may reach a topic of this name; for `check`, which has no row.
+    pub fn check_topic(&self, topic: &str) -> Result<(), Rejection> {
+        self.route.check(topic)
+    }
+
     fn topic(&self, row: &OutboxRow, names: &mut Names) -> Result<Arc<str>, Rejection> {
         let mut buffer = std::mem::take(&mut names.buffer);
         let topic = self.route.render(row, &mut buffer).and_then(|()| {
