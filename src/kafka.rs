@@ -28,7 +28,8 @@ const PRODUCER: [(&str, &str); 13] = [
     ("request.timeout.ms", "5000"),
     // The partition that a Java producer chooses.
     ("partitioner", "murmur2_random"),
-    ("linger.ms", "2"),
+    // Costs 1 ms of latency; 2 and 5 ms made neither more records a second nor less CPU of it.
+    ("linger.ms", "1"),
     ("batch.size", "1000000"),
     ("batch.num.messages", "10000"),
     ("topic.metadata.refresh.interval.ms", "30000"),
@@ -96,7 +97,6 @@ impl From<rdkafka::error::KafkaError> for KafkaError {
 /// Properties of the producer: the relay's own, the user's over them.
 ///
 /// Reads the files of `${file:…}` values, so that a rotated secret counts from the next session on.
-/// Source: kafka-facts, "What changes for the relay"; linger measured, see the constant's commit.
 pub fn producer_config(
     kafka: &KafkaConfig,
     limits: &LimitsConfig,

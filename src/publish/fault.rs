@@ -7,7 +7,7 @@ use super::Fault;
 /// Classes the code of a failed report; `None` where the record is only a bystander.
 ///
 /// A row is never condemned by this alone: one bad record fails its whole request.
-/// Source: reliability, 3.3; kafka-facts, 1 and 7.
+/// Source: what Kafka 4.1.1 answered to refused records, denied and vanished topics.
 pub(super) fn of(code: Code) -> Option<Fault> {
     let text = code.to_string();
     match code {

@@ -1,5 +1,5 @@
 //! Sessions against librdkafka's mock cluster: injected codes with one request in flight, brokers
-//! that go away. Prefixes and duplicates belong to real Kafka (kafka-facts, 6).
+//! that go away. Prefixes and duplicates belong to real Kafka: the mock checks no sequence numbers.
 
 use std::collections::BTreeMap;
 
