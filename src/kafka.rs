@@ -2,13 +2,11 @@
 //!
 //! Owns the values that the guarantees stand on. Never prints the value of a property.
 
-use std::path::PathBuf;
-
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::types::RDKafkaConfRes;
 
-use crate::config::{KafkaConfig, LimitsConfig};
+use crate::config::{ConfigError, KafkaConfig, LimitsConfig, resolve_property};
 
 /// Bytes of the largest record that the producer takes, so that broker and topic decide; `batch.size`
 /// keeps requests small all the same.
@@ -62,12 +60,11 @@ const PRODUCER_ONLY: [&str; 3] = ["enable.idempotence", "enable.gapless.guarante
 /// A client of Kafka can't be configured.
 #[derive(Debug, thiserror::Error)]
 pub enum KafkaError {
-    #[error("cannot read the file of `kafka.properties.\"{property}\"`, `{}`", path.display())]
-    ReadFile {
+    #[error("cannot read the value of `kafka.properties.\"{property}\"`")]
+    Property {
         property: String,
-        path: PathBuf,
         #[source]
-        source: std::io::Error,
+        source: Box<ConfigError>,
     },
     #[error("cannot set `kafka.properties.\"{property}\"`: librdkafka does not know it")]
     UnknownProperty { property: String },
@@ -158,25 +155,13 @@ fn set_properties(config: &mut ClientConfig, kafka: &KafkaConfig) -> Result<(), 
         if let Some((_, ours)) = alias {
             config.remove(ours);
         }
-        config.set(property, resolve(property, value)?);
+        let value = resolve_property(property, value).map_err(|source| KafkaError::Property {
+            property: property.clone(),
+            source: Box::new(source),
+        })?;
+        config.set(property, value.reveal());
     }
     Ok(())
-}
-
-/// The text of a `${file:/path}` value, without the line's end; any other value as it is.
-fn resolve(property: &str, value: &str) -> Result<String, KafkaError> {
-    let path = value
-        .strip_prefix("${file:")
-        .and_then(|rest| rest.strip_suffix('}'));
-    let Some(path) = path else {
-        return Ok(value.to_owned());
-    };
-    let text = std::fs::read_to_string(path).map_err(|source| KafkaError::ReadFile {
-        property: property.to_owned(),
-        path: path.into(),
-        source,
-    })?;
-    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 #[cfg(test)]
@@ -199,6 +184,7 @@ mod tests {
         KafkaConfig {
             brokers: vec!["a:9092".into(), "b:9092".into()],
             properties: properties.iter().map(own).collect::<BTreeMap<_, _>>(),
+            allow_partitioner: false,
             topics: TopicsConfig {
                 create: false,
                 partitions: 1,
@@ -253,7 +239,8 @@ mod tests {
         let config = producer_config(&kafka(&[("sasl.password", &value)]), &LIMITS).unwrap();
         assert_eq!(config.get("sasl.password"), Some("hush"));
         let missing = kafka(&[("sasl.password", "${file:/nowhere/at/all}")]);
-        let error = producer_config(&missing, &LIMITS).unwrap_err().to_string();
+        let error = producer_config(&missing, &LIMITS).unwrap_err();
+        let error = format!("{error}: {}", std::error::Error::source(&error).unwrap());
         assert!(
             error.contains("sasl.password") && error.contains("/nowhere/at/all"),
             "{error}"

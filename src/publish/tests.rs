@@ -36,6 +36,7 @@ fn kafka(brokers: String, properties: &[(&str, &str)]) -> KafkaConfig {
     KafkaConfig {
         brokers: vec![brokers],
         properties: properties.iter().map(own).collect::<BTreeMap<_, _>>(),
+        allow_partitioner: false,
         topics: TopicsConfig {
             create: false,
             partitions: 1,
