@@ -51,8 +51,10 @@ impl Transport {
 #[derive(Clone, Copy, Debug)]
 pub struct Drain {
     pub rows: usize,
-    /// From the start of the process to the last row.
-    pub elapsed: Duration,
+    /// By `pg_recvlogical` from its start; by the relay from the first record that stood in the topic.
+    pub rows_per_second: f64,
+    /// From the start of the relay's process to its first record.
+    pub first_after: Option<Duration>,
     pub cpu: Duration,
     pub rss_bytes: u64,
     /// Records beyond one for each row.
@@ -96,7 +98,7 @@ impl Backlog<'_> {
             );
             tokio::time::sleep(Duration::from_millis(5)).await;
         };
-        let elapsed = started_at.elapsed();
+        let rows_per_second = self.rows as f64 / started_at.elapsed().as_secs_f64();
         anyhow::ensure!(
             status.success(),
             "pg_recvlogical: {}",
@@ -105,7 +107,8 @@ impl Backlog<'_> {
         self.drop_slot(COPY).await?;
         Ok(Drain {
             rows: self.rows,
-            elapsed,
+            rows_per_second,
+            first_after: None,
             cpu,
             rss_bytes,
             repeated: 0,
@@ -126,18 +129,21 @@ impl Backlog<'_> {
         let started_at = Instant::now();
         let mut process = relay.start(&topic, &self.folder)?;
         let rows = self.rows as u64;
-        while self.kafka.records(&topic)? < rows {
-            process
-                .ensure_runs()
-                .with_context(|| tail(&self.folder.join("relay.log")))?;
-            anyhow::ensure!(
-                started_at.elapsed() < DRAIN_MAX,
-                "no end: {}",
-                tail(&self.folder.join("relay.log"))
-            );
+        let (mut first_at, mut first_records) = (started_at, 0);
+        loop {
+            let records = self.kafka.records(&topic)?;
+            if first_records == 0 && records > 0 && records < rows {
+                (first_at, first_records) = (Instant::now(), records);
+            }
+            if records >= rows {
+                break;
+            }
+            let log = || tail(&self.folder.join("relay.log"));
+            process.ensure_runs().with_context(log)?;
+            anyhow::ensure!(started_at.elapsed() < DRAIN_MAX, "no end: {}", log());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let elapsed = started_at.elapsed();
+        let rows_per_second = (rows - first_records) as f64 / first_at.elapsed().as_secs_f64();
         let cpu = process.cpu();
         self.wait_until_marked().await?;
         let rss_bytes = process.rss_bytes();
@@ -147,7 +153,8 @@ impl Backlog<'_> {
         self.drop_slot(COPY).await?;
         Ok(Drain {
             rows: self.rows,
-            elapsed,
+            rows_per_second,
+            first_after: Some(first_at - started_at),
             cpu,
             rss_bytes,
             repeated,
