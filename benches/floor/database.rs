@@ -217,5 +217,10 @@ listen = "127.0.0.1:{port}"
 fn relay_command(name: &str, config: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_outboxd"));
     command.arg(name).arg("--config").arg(config);
+    for (variable, _) in std::env::vars_os() {
+        if variable.to_string_lossy().starts_with("OUTBOXD_") {
+            command.env_remove(variable);
+        }
+    }
     command
 }
