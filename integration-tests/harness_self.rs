@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use outboxd::config::Config;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use uuid::Uuid;
@@ -12,6 +13,7 @@ use crate::harness::load::Load;
 use crate::harness::murmur2::partition_of;
 use crate::harness::oracle::{Oracle, Truth, Verdict, payload, truth};
 use crate::harness::postgres::{MAJORS, Postgres, Stop, USUAL};
+use crate::harness::relay::RelayConfig;
 use crate::harness::topic::Read;
 use crate::harness::{POLL, wait_until};
 
@@ -205,6 +207,26 @@ async fn waiting_in_vain_says_what_was_last_seen() {
         Err::<(), _>("a pig on the ground")
     })
     .await;
+}
+
+#[test]
+fn the_relay_accepts_the_configurations_that_tests_build() {
+    for (mode, mark) in [("replication", "ledger"), ("polling", "delete")] {
+        let config = RelayConfig::of(
+            "accepted_1",
+            "postgres://postgres@127.0.0.1/accepted_1",
+            "127.0.0.1:9092",
+        )
+        .mode(mode)
+        .mark(mark)
+        .set("source.polling.interval", "50ms")
+        .kafka_property("compression.type", "zstd");
+        assert_eq!(config.topic_of("order"), "accepted_1.order");
+        let text = config.text();
+        if let Err(errors) = Config::parse("outboxd.toml", &text, []) {
+            panic!("{errors}\n{text}");
+        }
+    }
 }
 
 #[test]

@@ -23,22 +23,32 @@ pub struct RelayConfig {
 }
 
 impl RelayConfig {
-    /// A relay of `public.outbox` in this database; slot and publication are named after it.
+    /// A relay of `public.outbox` in this database; slot, publication and topics are named after it.
     pub fn new(database: &Database, kafka: &Kafka) -> Self {
-        let name = format!("outboxd_{}", database.name);
+        Self::of(&database.name, &database.url, &kafka.brokers())
+    }
+
+    /// `new` for servers that do not run or are not what they should be.
+    pub fn of(name: &str, url: &str, brokers: &str) -> Self {
+        let slot = format!("outboxd_{name}");
         Self {
             document: DocumentMut::new(),
         }
-        .set("source.url", database.url.as_str())
+        .set("source.url", url)
         .set("source.mode", "replication")
         .set("source.mark", "ledger")
         .set("source.table", "public.outbox")
-        .set("source.replication.slot", name.as_str())
-        .set("source.replication.publication", name.as_str())
-        .set(
-            "kafka.brokers",
-            toml_edit::Array::from_iter([kafka.brokers()]),
-        )
+        .set("source.replication.slot", slot.as_str())
+        .set("source.replication.publication", slot.as_str())
+        .set("kafka.brokers", toml_edit::Array::from_iter([brokers]))
+        .topic(&format!("{name}.${{aggregatetype}}"))
+    }
+
+    /// The topic of an aggregate type, by the template that this configuration has.
+    pub fn topic_of(&self, aggregate_type: &str) -> String {
+        let template = self.document["route"]["topic"].as_str();
+        let template = template.expect("every configuration has a template");
+        template.replace("${aggregatetype}", aggregate_type)
     }
 
     /// Sets a key by its dotted name; values are TOML values, so text is `"100ms"` and numbers are numbers.

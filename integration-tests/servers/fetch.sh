@@ -72,7 +72,7 @@ fi
 
 echo "servers: fetching Kafka and PostgreSQL 14 to 18 with Maven"
 rm -rf "$servers"/kafka "$servers"/jars "$servers"/postgresql-* "$stamp"
-mvn -B -q -f "$here/pom.xml" -Dservers="$servers" -Dpostgresql.platform="$(platform)" \
+mvn -B -q -Dstyle.color=never -f "$here/pom.xml" -Dservers="$servers" -Dpostgresql.platform="$(platform)" \
     dependency:copy-dependencies@kafka dependency:copy@postgresql
 
 for jar in "$servers"/jars/postgresql-*.jar; do
