@@ -3,6 +3,7 @@
 //! positions go back.
 
 pub mod holes;
+pub mod polling;
 pub mod replication;
 
 use std::sync::Arc;

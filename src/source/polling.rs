@@ -1,0 +1,179 @@
+//! Polling: rows read from the table itself, for servers without logical replication and for draining backlogs.
+//!
+//! Owns the turns, what each reads, and their pace. The rule for missing numbers stands in [`holes`](super::holes). Never
+//! writes to the database, and never decides what was sent.
+
+mod gate;
+mod locks;
+mod rows;
+mod turn;
+mod unsent;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::Batch;
+use crate::outbox::{Layout, RowId};
+use crate::postgres::{PostgresError, Session};
+use crate::ranges::RangeSet;
+
+pub use gate::WalGeometry;
+pub use unsent::{Unsent, UnsentMark, poll_unsent};
+
+/// What both kinds of polling need.
+pub struct Polling {
+    /// A connection of its own, with the settings of [`postgres::connect`](crate::postgres::connect).
+    pub session: Session,
+    pub layout: Arc<Layout>,
+    /// The table's name for SQL, qualified and quoted.
+    pub table: String,
+    /// Rows that one turn reads at most.
+    pub batch_rows: usize,
+    /// Time between two turns that did not fill a batch.
+    pub interval: Duration,
+}
+
+/// What is known of the numbers when polling begins.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// The lowest number that the sequence gives, usually 1.
+    pub first: i64,
+    /// The highest number seen, below `first` where there is none.
+    pub top: i64,
+    /// The id of the row at `top`; `None` where it is not known yet.
+    pub top_id: Option<RowId>,
+    /// The numbers up to `top` that need no look-up; the others are holes.
+    pub settled: RangeSet,
+}
+
+/// Why polling ended.
+#[derive(Debug, thiserror::Error)]
+pub enum PollError {
+    #[error("cannot {what}")]
+    Statement {
+        what: &'static str,
+        #[source]
+        source: PostgresError,
+    },
+    #[error("the row with the highest `seq`, {seq}, {found}")]
+    TopRow { seq: i64, found: TopRow },
+    #[error("PostgreSQL answered with {0}")]
+    Unexpected(&'static str),
+    #[error("the table has no column `seq`, and none was named to order its rows")]
+    NoOrder,
+}
+
+/// What stands in the place of the highest row: the numbers are not what they were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TopRow {
+    /// No row: it was deleted, or the table truncated.
+    Gone,
+    /// A row with another id.
+    Other,
+}
+
+impl std::fmt::Display for TopRow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Gone => "is gone",
+            Self::Other => "has another id",
+        })
+    }
+}
+
+impl PollError {
+    /// Explains a statement's failure by the connection's end, where it has ended.
+    async fn check<T>(
+        session: &Session,
+        what: &'static str,
+        result: Result<T, tokio_postgres::Error>,
+    ) -> Result<T, Self> {
+        match result {
+            Ok(value) => Ok(value),
+            Err(error) => {
+                let source = session.explain(error).await;
+                Err(Self::Statement { what, source })
+            }
+        }
+    }
+}
+
+/// Why a turn did not end as turns do.
+enum Ended {
+    /// Nobody takes batches any more.
+    ReceiverGone,
+    Failed(PollError),
+}
+
+impl From<PollError> for Ended {
+    fn from(error: PollError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// What the next turn waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// The batch was full: there is more.
+    AtOnce,
+    AfterInterval,
+}
+
+/// Polls a table whose numbers are trusted, by `seq`: rows above the highest seen, and holes as they fill.
+///
+/// Batches are in publishing order and carry the numbers found dead; a batch with `caught_up` ends a turn that read all there
+/// was. The rows' `lsn` is the WAL insert position read after them.
+///
+/// Errors: the connection's end, or `TopRow` when the numbers are not what they were. Nothing learned outlives an error.
+/// Ends without one when `stop` is cancelled or nobody takes batches.
+/// Cancel-safe: yes, rows that were read and not handed over are lost with everything else that was learned.
+pub async fn poll_by_seq(
+    polling: Polling,
+    known: Known,
+    batches: mpsc::Sender<Batch>,
+    stop: CancellationToken,
+) -> Result<(), PollError> {
+    let interval = polling.interval;
+    let work = async {
+        let mut turns = turn::Turns::prepare(polling, known).await?;
+        loop {
+            match turns.turn(&batches).await? {
+                Next::AtOnce => {}
+                Next::AfterInterval => tokio::time::sleep(jittered(interval)).await,
+            }
+        }
+    };
+    until_stopped(work, stop, &batches).await
+}
+
+/// Runs until the work fails, `stop` is cancelled or the receiver is dropped.
+async fn until_stopped(
+    work: impl Future<Output = Result<std::convert::Infallible, Ended>>,
+    stop: CancellationToken,
+    batches: &mpsc::Sender<Batch>,
+) -> Result<(), PollError> {
+    tokio::select! {
+        // Being stopped is no error, whatever the work says.
+        biased;
+        () = stop.cancelled() => Ok(()),
+        () = batches.closed() => Ok(()),
+        ended = work => match ended {
+            Err(Ended::Failed(error)) => Err(error),
+            Err(Ended::ReceiverGone) => Ok(()),
+        },
+    }
+}
+
+/// A duration that is up to a tenth shorter, so that relays do not poll in step.
+fn jittered(interval: Duration) -> Duration {
+    interval.mul_f64(1.0 - fastrand::f64() / 10.0)
+}
+
+/// Hands a batch over.
+async fn send(batches: &mpsc::Sender<Batch>, batch: Batch) -> Result<(), Ended> {
+    let sent = batches.send(batch).await;
+    sent.map_err(|_| Ended::ReceiverGone)
+}

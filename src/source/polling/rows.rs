@@ -1,0 +1,138 @@
+//! Rows as they come from the table.
+//!
+//! Owns how a row's columns become one `OutboxRow`, and how many rows fit one statement. Never interprets a column.
+
+use std::pin::pin;
+use std::sync::Arc;
+
+use bytes::{BufMut, BytesMut};
+use futures_util::TryStreamExt;
+use tokio_postgres::types::{FromSql, Type};
+use tokio_postgres::{Row, RowStream};
+
+use super::PollError;
+use crate::outbox::{Field, Layout, Lsn, OutboxRow};
+use crate::postgres::Session;
+
+/// Bytes of rows that one statement's result may hold in memory.
+pub(super) const PAGE_BYTES: usize = 4 << 20;
+/// Bytes that rows share; a row that stays in memory keeps so much alive.
+const CHUNK_BYTES: usize = 64 << 10;
+/// A guess at the size of a row before the first was seen.
+const ROW_BYTES: usize = 1 << 10;
+
+/// Rows of one statement.
+pub(super) struct Page {
+    pub(super) rows: Vec<OutboxRow>,
+    /// The statement's result was read to its end.
+    pub(super) is_whole: bool,
+}
+
+/// Builds rows and learns their size.
+pub(super) struct RowReader {
+    layout: Arc<Layout>,
+    chunk: BytesMut,
+    row_bytes: usize,
+}
+
+/// A column's bytes, whatever its type.
+struct RawColumn<'a>(Option<&'a [u8]>);
+
+impl<'a> FromSql<'a> for RawColumn<'a> {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Self(Some(raw)))
+    }
+
+    fn from_sql_null(_: &Type) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Self(None))
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+}
+
+impl RowReader {
+    pub(super) fn new(layout: Arc<Layout>) -> Self {
+        Self {
+            layout,
+            chunk: BytesMut::new(),
+            row_bytes: ROW_BYTES,
+        }
+    }
+
+    /// How many rows one statement may ask for: `rows_max`, or fewer where rows are large.
+    pub(super) fn limit(&self, rows_max: usize) -> usize {
+        (PAGE_BYTES / self.row_bytes.max(1)).clamp(1, rows_max.max(1))
+    }
+
+    /// Reads rows until `bytes_max` is reached, one row at least; what is left of the result is discarded by the connection.
+    ///
+    /// The rows' `lsn` is not known yet.
+    pub(super) async fn read(
+        &mut self,
+        session: &Session,
+        stream: RowStream,
+        bytes_max: usize,
+    ) -> Result<Page, PollError> {
+        let mut stream = pin!(stream);
+        let (mut rows, mut bytes) = (Vec::new(), 0);
+        loop {
+            let row = stream.try_next().await;
+            let Some(row) = PollError::check(session, "read rows", row).await? else {
+                self.learn(rows.len(), bytes);
+                return Ok(Page {
+                    rows,
+                    is_whole: true,
+                });
+            };
+            rows.push(self.build(&row)?);
+            bytes += row.raw_size_bytes();
+            if bytes >= bytes_max {
+                self.learn(rows.len(), bytes);
+                return Ok(Page {
+                    rows,
+                    is_whole: false,
+                });
+            }
+        }
+    }
+
+    fn build(&mut self, row: &Row) -> Result<OutboxRow, PollError> {
+        let size = row.raw_size_bytes();
+        if self.chunk.capacity() < size {
+            self.chunk = BytesMut::with_capacity(size.max(CHUNK_BYTES));
+        }
+        let columns = self.layout.columns.len();
+        let mut fields = Vec::with_capacity(columns);
+        for column in 0..columns {
+            let raw: RawColumn<'_> = row
+                .try_get(column)
+                .map_err(|_| PollError::Unexpected("a row with fewer columns than the table"))?;
+            fields.push(self.append(raw.0));
+        }
+        let bytes = self.chunk.split().freeze();
+        let fields = fields.into_boxed_slice();
+        Ok(OutboxRow::new(&self.layout, Lsn(0), bytes, fields))
+    }
+
+    fn append(&mut self, value: Option<&[u8]>) -> Field {
+        let Some(value) = value else {
+            return Field::null();
+        };
+        let length = |bytes: usize| u32::try_from(bytes).expect("a message is shorter than 2 GiB");
+        let field = Field {
+            start: length(self.chunk.len()),
+            len: length(value.len()),
+        };
+        self.chunk.put_slice(value);
+        field
+    }
+
+    /// Moves the average a fourth of the way to what a page showed.
+    fn learn(&mut self, rows: usize, bytes: usize) {
+        if let Some(seen) = bytes.checked_div(rows) {
+            self.row_bytes = (3 * self.row_bytes + seen).div_ceil(4);
+        }
+    }
+}

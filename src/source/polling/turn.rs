@@ -1,0 +1,377 @@
+//! One turn of polling by `seq`: new rows, locks, look-ups, the durability gate, and the merge of what was found.
+//!
+//! Owns the statements on the table. Each is a statement of its own in READ COMMITTED, in the order that
+//! [`Holes`](crate::source::holes::Holes) asks for.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::TryStreamExt;
+use postgres_protocol::escape::escape_identifier;
+use tokio::sync::mpsc;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{RowStream, Statement};
+
+use super::gate::Gate;
+use super::locks::Locks;
+use super::rows::{PAGE_BYTES, Page, RowReader};
+use super::{Ended, Known, Next, PollError, Polling, TopRow, send};
+use crate::inspect::select_columns;
+use crate::outbox::{Layout, Lsn, OutboxRow, RowId};
+use crate::postgres::Session;
+use crate::ranges::RangeSet;
+use crate::source::Batch;
+use crate::source::holes::{Arrivals, Death, Holes, Plan, Snapshot};
+
+/// The plans must not depend on statistics, which a new or emptied outbox has none of: every statement here is an index scan
+/// in the index's order. Costs that are high on purpose must not start workers or a compiler.
+pub(super) const PLANNER: &str = "\
+    SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off; \
+    SET max_parallel_workers_per_gather = 0; SET jit = off";
+/// A guess at what looking up one number costs, before the first look-up.
+const NUMBER_COST: Duration = Duration::from_micros(1);
+
+/// The turns over one connection, and what they have learned.
+pub(super) struct Turns {
+    session: Session,
+    batch_rows: usize,
+    statements: Statements,
+    rows: RowReader,
+    locks: Locks,
+    gate: Gate,
+    holes: Holes,
+    /// Seconds that looking up one number takes.
+    number_cost: f64,
+    first: i64,
+    top: i64,
+    top_id: Option<RowId>,
+    /// Nothing was said of having caught up since rows were left in the table.
+    is_behind: bool,
+}
+
+struct Statements {
+    /// Rows from a number upwards.
+    new: Statement,
+    /// Which numbers of some ranges are rows, and the snapshot that says so.
+    look_up: Statement,
+    /// The rows of some ranges.
+    contents: Statement,
+}
+
+impl Turns {
+    pub(super) async fn prepare(polling: Polling, known: Known) -> Result<Self, PollError> {
+        let Polling {
+            session,
+            layout,
+            table,
+            batch_rows,
+            ..
+        } = polling;
+        let settings = session.client.batch_execute(PLANNER).await;
+        PollError::check(&session, "set the planner up", settings).await?;
+        let mut holes = Holes::new(Death::OnLocks);
+        holes.note(known.settled.gaps(known.first..=known.top).collect());
+        Ok(Self {
+            statements: Statements::prepare(&session, &layout, &table).await?,
+            rows: RowReader::new(Arc::clone(&layout)),
+            locks: Locks::prepare(&session, &table).await?,
+            gate: Gate::prepare(&session).await?,
+            session,
+            batch_rows,
+            holes,
+            number_cost: NUMBER_COST.as_secs_f64(),
+            first: known.first,
+            top: known.top,
+            top_id: known.top_id,
+            is_behind: true,
+        })
+    }
+
+    /// Takes one turn and hands over what it found.
+    pub(super) async fn turn(&mut self, batches: &mpsc::Sender<Batch>) -> Result<Next, Ended> {
+        let (new, next) = self.read_new().await?;
+        let arrivals = if new.is_empty() {
+            Arrivals::Nothing
+        } else {
+            Arrivals::Rows
+        };
+        self.note(&new);
+        let (found, dead) = self.fill_holes(arrivals).await?;
+        let has_caught_up = next == Next::AfterInterval && self.is_behind;
+        self.is_behind = next == Next::AtOnce;
+        if new.is_empty() && found.is_empty() && dead.is_empty() && !has_caught_up {
+            return Ok(next);
+        }
+        let mut lsn = Lsn(0);
+        if !new.is_empty() || !found.is_empty() {
+            lsn = self.gate.pass(&self.session).await?;
+        }
+        let new = self.hand_over_found(new, found, lsn, batches).await?;
+        let rest = Batch {
+            rows: at(new, lsn),
+            dead,
+            caught_up: next == Next::AfterInterval,
+            ..Batch::default()
+        };
+        send(batches, rest).await?;
+        Ok(next)
+    }
+
+    /// Step 1: the rows above the highest seen, which is read again to see that it is still the same.
+    async fn read_new(&mut self) -> Result<(Vec<OutboxRow>, Next), PollError> {
+        let has_top = self.top >= self.first;
+        let from = self.top.max(self.first);
+        let limit = self.rows.limit(self.batch_rows) + usize::from(has_top);
+        let limit_rows = i64::try_from(limit).unwrap_or(i64::MAX);
+        let params: [&(dyn ToSql + Sync); 2] = [&from, &limit_rows];
+        let stream = stream(&self.session, &self.statements.new, params).await?;
+        let page = self.rows.read(&self.session, stream, PAGE_BYTES).await?;
+        let is_full = !page.is_whole || page.rows.len() >= limit;
+        let mut rows = page.rows;
+        if has_top {
+            self.verify_top(rows.first())?;
+            rows.remove(0);
+        }
+        let next = if is_full {
+            Next::AtOnce
+        } else {
+            Next::AfterInterval
+        };
+        Ok((rows, next))
+    }
+
+    /// Compares the first row read with the one that was the highest.
+    fn verify_top(&mut self, row: Option<&OutboxRow>) -> Result<(), PollError> {
+        let fault = |found| PollError::TopRow {
+            seq: self.top,
+            found,
+        };
+        let Some(row) = row.filter(|row| row.seq == Some(self.top)) else {
+            return Err(fault(TopRow::Gone));
+        };
+        if self.top_id.is_some() && self.top_id != row.id {
+            return Err(fault(TopRow::Other));
+        }
+        self.top_id.clone_from(&row.id);
+        Ok(())
+    }
+
+    /// Takes the numbers that the new rows leave out as holes.
+    fn note(&mut self, new: &[OutboxRow]) {
+        let Some(OutboxRow {
+            seq: Some(last),
+            id,
+            ..
+        }) = new.last()
+        else {
+            return;
+        };
+        let numbers: RangeSet = new.iter().filter_map(|row| row.seq).collect();
+        let from = self.first.max(self.top.saturating_add(1));
+        self.holes.note(numbers.gaps(from..=*last).collect());
+        self.top = *last;
+        self.top_id.clone_from(id);
+    }
+
+    /// Steps 2 and 3: which holes are rows by now, and which will never be.
+    async fn fill_holes(&mut self, arrivals: Arrivals) -> Result<(RangeSet, RangeSet), PollError> {
+        if self.holes.is_empty() {
+            return Ok(Default::default());
+        }
+        let mut plan = self.plan(arrivals).await?;
+        let (mut found, mut seen) = self.look_up(&plan.look_up).await?;
+        while !found.is_empty() {
+            let Some(wider) = self.holes.widen(&plan, &seen) else {
+                break;
+            };
+            plan = wider;
+            (found, seen) = self.look_up(&plan.look_up).await?;
+        }
+        let dead = self.holes.answer(&plan, &found);
+        Ok((found, dead))
+    }
+
+    /// Step 2, unless the locks were read too recently and looking every hole up costs less than reading them.
+    async fn plan(&mut self, arrivals: Arrivals) -> Result<Plan, PollError> {
+        let every_hole = self.number_cost * self.holes.len() as f64;
+        if !self.locks.is_due() && every_hole <= self.locks.cost().as_secs_f64() {
+            return Ok(self.holes.plan_without_locks());
+        }
+        let reading = self.locks.read(&self.session).await?;
+        let plan = self.holes.plan(&reading, arrivals, Lsn(0));
+        self.locks.warn_of_forgotten(&self.holes);
+        Ok(plan)
+    }
+
+    /// Step 3, one statement: which of these numbers are rows.
+    async fn look_up(&mut self, numbers: &RangeSet) -> Result<(RangeSet, Snapshot), PollError> {
+        let (mut found, mut seen) = (RangeSet::new(), Snapshot::default());
+        if numbers.is_empty() {
+            return Ok((found, seen));
+        }
+        let began = Instant::now();
+        let (low, high) = bounds(numbers);
+        let params: [&(dyn ToSql + Sync); 2] = [&low, &high];
+        let mut rows = pin!(stream(&self.session, &self.statements.look_up, params).await?);
+        loop {
+            let row = rows.try_next().await;
+            let Some(row) = PollError::check(&self.session, "look numbers up", row).await? else {
+                break;
+            };
+            match row.get::<_, Option<i64>>(0) {
+                Some(seq) => found.insert(seq),
+                None => seen = snapshot(row.get(1))?,
+            }
+        }
+        let cost = began.elapsed().as_secs_f64() / numbers.len() as f64;
+        self.number_cost += (cost - self.number_cost) / 4.0;
+        Ok((found, seen))
+    }
+
+    /// Step 4: hands over what was found, page by page, each with the new rows that belong before its end.
+    ///
+    /// Returns the new rows that are left.
+    async fn hand_over_found(
+        &mut self,
+        new: Vec<OutboxRow>,
+        mut found: RangeSet,
+        lsn: Lsn,
+        batches: &mpsc::Sender<Batch>,
+    ) -> Result<Vec<OutboxRow>, Ended> {
+        let mut new = new.into_iter().peekable();
+        while !found.is_empty() {
+            let numbers = lowest(&found, self.rows.limit(self.batch_rows));
+            let page = self.read_contents(&numbers).await?;
+            let read_to = match page.rows.last() {
+                Some(row) if !page.is_whole => row.seq,
+                _ => numbers.last(),
+            };
+            let Some(last) = read_to else {
+                return Err(PollError::Unexpected("a row without `seq`").into());
+            };
+            found.remove_range(i64::MIN..=last);
+            let mut rows = page.rows;
+            while let Some(row) = new.next_if(|row| row.seq <= Some(last)) {
+                rows.push(row);
+            }
+            rows.sort_unstable_by_key(|row| row.seq);
+            let batch = Batch {
+                rows: at(rows, lsn),
+                ..Batch::default()
+            };
+            send(batches, batch).await?;
+        }
+        Ok(new.collect())
+    }
+
+    /// Reads the rows of some numbers, in their order.
+    async fn read_contents(&mut self, numbers: &RangeSet) -> Result<Page, PollError> {
+        let (low, high) = bounds(numbers);
+        let params: [&(dyn ToSql + Sync); 2] = [&low, &high];
+        let stream = stream(&self.session, &self.statements.contents, params).await?;
+        self.rows.read(&self.session, stream, PAGE_BYTES).await
+    }
+}
+
+impl Statements {
+    async fn prepare(session: &Session, layout: &Layout, table: &str) -> Result<Self, PollError> {
+        let seq = layout.seq.and_then(|column| layout.columns.get(column));
+        let seq = escape_identifier(&seq.ok_or(PollError::NoOrder)?.name);
+        let columns = select_columns(layout);
+        // `o.` throughout: a bare name in ORDER BY means the selected text.
+        let new = format!(
+            "SELECT {columns} FROM {table} AS o WHERE o.{seq} >= $1::int8 \
+             ORDER BY o.{seq} LIMIT $2::int8"
+        );
+        let ranges = "ROWS FROM (pg_catalog.unnest($1::int8[]), pg_catalog.unnest($2::int8[])) \
+             AS hole(low, high)";
+        let look_up = format!(
+            "SELECT NULL::int8, pg_catalog.pg_current_snapshot()::text UNION ALL \
+             SELECT filled.seq, NULL FROM {ranges} CROSS JOIN LATERAL \
+             (SELECT o.{seq}::int8 AS seq FROM {table} AS o \
+             WHERE o.{seq} BETWEEN hole.low AND hole.high OFFSET 0) AS filled"
+        );
+        let contents = format!(
+            "SELECT filled.* FROM {ranges} CROSS JOIN LATERAL \
+             (SELECT {columns}, o.{seq}::int8 AS outboxd_seq FROM {table} AS o \
+             WHERE o.{seq} BETWEEN hole.low AND hole.high OFFSET 0) AS filled \
+             ORDER BY filled.outboxd_seq"
+        );
+        Ok(Self {
+            new: prepare(session, &new).await?,
+            look_up: prepare(session, &look_up).await?,
+            contents: prepare(session, &contents).await?,
+        })
+    }
+}
+
+pub(super) async fn prepare(session: &Session, query: &str) -> Result<Statement, PollError> {
+    let statement = session.client.prepare(query).await;
+    PollError::check(session, "prepare a statement on the outbox", statement).await
+}
+
+/// Starts a statement whose rows are read one by one.
+pub(super) async fn stream<const N: usize>(
+    session: &Session,
+    statement: &Statement,
+    params: [&(dyn ToSql + Sync); N],
+) -> Result<RowStream, PollError> {
+    let stream = session.client.query_raw(statement, params).await;
+    PollError::check(session, "read from the outbox", stream).await
+}
+
+/// Gives rows the position that bounds their commits.
+pub(super) fn at(mut rows: Vec<OutboxRow>, lsn: Lsn) -> Vec<OutboxRow> {
+    for row in &mut rows {
+        row.lsn = lsn;
+    }
+    rows
+}
+
+/// The ends of a set's ranges, as two arrays.
+fn bounds(numbers: &RangeSet) -> (Vec<i64>, Vec<i64>) {
+    let ends = |range: std::ops::RangeInclusive<i64>| range.into_inner();
+    numbers.ranges().map(ends).unzip()
+}
+
+/// The lowest `count` numbers of a set.
+fn lowest(numbers: &RangeSet, count: usize) -> RangeSet {
+    let mut left = i64::try_from(count).unwrap_or(i64::MAX);
+    let mut lowest = RangeSet::new();
+    for range in numbers.ranges() {
+        let (low, high) = range.into_inner();
+        let end = high.min(low.saturating_add(left - 1));
+        lowest.insert_range(low..=end);
+        left -= end - low + 1;
+        if left == 0 {
+            break;
+        }
+    }
+    lowest
+}
+
+fn snapshot(text: &str) -> Result<Snapshot, PollError> {
+    text.parse()
+        .map_err(|_| PollError::Unexpected("a snapshot it does not print"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lowest_numbers_come_from_as_many_ranges_as_they_need() {
+        let numbers: RangeSet = [1..=3, 7..=9, 20..=30].into_iter().collect();
+        let texts = [1, 3, 5, 100].map(|count| lowest(&numbers, count).to_multirange_text());
+        assert_eq!(
+            texts,
+            [
+                "{[1,2)}",
+                "{[1,4)}",
+                "{[1,4),[7,9)}",
+                "{[1,4),[7,10),[20,31)}"
+            ]
+        );
+    }
+}

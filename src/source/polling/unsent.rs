@@ -1,0 +1,183 @@
+//! Polling by the unsent mark: every turn reads the table's unsent rows from the start, whatever was read before.
+//!
+//! For tables whose numbers are not trusted or that have none. Nothing is remembered between turns, so nothing can be missed;
+//! the next turn waits until every row of this one is marked or held.
+
+use std::sync::Arc;
+
+use postgres_protocol::escape::escape_identifier;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_postgres::Statement;
+use tokio_util::sync::CancellationToken;
+
+use super::gate::Gate;
+use super::rows::{PAGE_BYTES, Page, RowReader};
+use super::turn::{at, prepare, stream};
+use super::{Ended, Next, PollError, Polling, jittered, send, until_stopped};
+use crate::inspect::select_columns;
+use crate::outbox::{Layout, RowId};
+use crate::postgres::Session;
+use crate::source::Batch;
+
+/// How unsent rows are told from sent ones, and how the relay answers.
+pub struct Unsent {
+    pub mark: UnsentMark,
+    /// The column that orders the rows; `seq` where it is `None`. Rows of equal value come by `id`.
+    pub order_by: Option<String>,
+    /// How many rows are held: they stay unsent, and each turn reads so many more.
+    pub held_rows: watch::Receiver<usize>,
+    /// Told by `notify_one` once every row of a turn is marked or held; a turn is one batch with rows.
+    pub resolved: Arc<Notify>,
+}
+
+/// What an unsent row looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnsentMark {
+    /// `sent_at` is NULL.
+    SentAt,
+    /// It is in the table: sent rows are deleted.
+    Present,
+}
+
+struct Turns {
+    session: Session,
+    rows: RowReader,
+    gate: Gate,
+    statement: Statement,
+    unsent: Unsent,
+    batch_rows: usize,
+    /// Bytes that a turn may read; grows while it shows nothing but rows of the turn before.
+    bytes_max: usize,
+    /// The last row of the turn before, where there was more behind it.
+    cut_off_at: Option<RowId>,
+}
+
+/// Polls the unsent rows of a table in the order of a column.
+///
+/// One batch a turn; held rows come again each turn, the relay knows them by their id. A turn that was cut off by its bytes
+/// and showed nothing new, because all its rows are held, is followed by one that may read twice as many.
+///
+/// Errors: the connection's end, or `NoOrder`.
+/// Ends without one when `stop` is cancelled or nobody takes batches.
+/// Cancel-safe: yes.
+pub async fn poll_unsent(
+    polling: Polling,
+    unsent: Unsent,
+    batches: mpsc::Sender<Batch>,
+    stop: CancellationToken,
+) -> Result<(), PollError> {
+    let interval = polling.interval;
+    let work = async {
+        let mut turns = Turns::prepare(polling, unsent).await?;
+        loop {
+            match turns.turn(&batches).await? {
+                Next::AtOnce => {}
+                Next::AfterInterval => tokio::time::sleep(jittered(interval)).await,
+            }
+        }
+    };
+    until_stopped(work, stop, &batches).await
+}
+
+impl Turns {
+    async fn prepare(polling: Polling, unsent: Unsent) -> Result<Self, PollError> {
+        let Polling {
+            session,
+            layout,
+            table,
+            batch_rows,
+            ..
+        } = polling;
+        // The statistics of a table whose rows come and go say little about the next minute.
+        let settings = "SET plan_cache_mode = force_custom_plan; SET jit = off; \
+             SET max_parallel_workers_per_gather = 0";
+        let settings = session.client.batch_execute(settings).await;
+        PollError::check(&session, "set the planner up", settings).await?;
+        let query = query(&layout, &table, &unsent)?;
+        Ok(Self {
+            statement: prepare(&session, &query).await?,
+            gate: Gate::prepare(&session).await?,
+            rows: RowReader::new(layout),
+            session,
+            unsent,
+            batch_rows,
+            bytes_max: PAGE_BYTES,
+            cut_off_at: None,
+        })
+    }
+
+    /// Takes one turn and waits until it is resolved.
+    async fn turn(&mut self, batches: &mpsc::Sender<Batch>) -> Result<Next, Ended> {
+        let held = *self.unsent.held_rows.borrow_and_update();
+        let limit = self.batch_rows.saturating_add(held);
+        if held == 0 {
+            self.bytes_max = PAGE_BYTES;
+        }
+        let limit_rows = i64::try_from(limit).unwrap_or(i64::MAX);
+        let stream = stream(&self.session, &self.statement, [&limit_rows]).await?;
+        let page = self
+            .rows
+            .read(&self.session, stream, self.bytes_max)
+            .await?;
+        let Some(last) = page.rows.last() else {
+            return Ok(Next::AfterInterval);
+        };
+        let last = last.id.clone();
+        let next = if page.is_whole && page.rows.len() < limit {
+            Next::AfterInterval
+        } else {
+            Next::AtOnce
+        };
+        let is_last = next == Next::AfterInterval;
+        let next = self.pace(next, last, &page);
+        let lsn = self.gate.pass(&self.session).await?;
+        let batch = Batch {
+            rows: at(page.rows, lsn),
+            caught_up: is_last,
+            ..Batch::default()
+        };
+        send(batches, batch).await?;
+        self.unsent.resolved.notified().await;
+        Ok(next)
+    }
+
+    /// A full turn that ends where the full one before ended showed nothing but held rows: the next waits, and may read more.
+    fn pace(&mut self, next: Next, last: Option<RowId>, page: &Page) -> Next {
+        if next == Next::AfterInterval {
+            self.cut_off_at = None;
+            return next;
+        }
+        let stood_still = last.is_some() && last == self.cut_off_at;
+        self.cut_off_at = last;
+        if !stood_still {
+            return next;
+        }
+        if !page.is_whole {
+            self.bytes_max = self.bytes_max.saturating_mul(2);
+        }
+        Next::AfterInterval
+    }
+}
+
+fn query(layout: &Layout, table: &str, unsent: &Unsent) -> Result<String, PollError> {
+    let column = |index: usize| layout.columns.get(index).map(|column| column.name.as_str());
+    let order_by = unsent.order_by.as_deref();
+    let order_by = order_by.or_else(|| layout.seq.and_then(column));
+    let order_by = escape_identifier(order_by.ok_or(PollError::NoOrder)?);
+    let id = escape_identifier(column(layout.id).ok_or(PollError::NoOrder)?);
+    let unsent_only = match (unsent.mark, layout.sent_at.and_then(column)) {
+        (UnsentMark::SentAt, Some(sent_at)) => {
+            format!("WHERE o.{} IS NULL", escape_identifier(sent_at))
+        }
+        (UnsentMark::SentAt, None) => {
+            return Err(PollError::Unexpected("a table without `sent_at`"));
+        }
+        (UnsentMark::Present, _) => String::new(),
+    };
+    let columns = select_columns(layout);
+    // `o.`: a bare name in ORDER BY means the selected text.
+    Ok(format!(
+        "SELECT {columns} FROM {table} AS o {unsent_only} \
+         ORDER BY o.{order_by}, o.{id} LIMIT $1::int8"
+    ))
+}
