@@ -71,10 +71,10 @@ async fn measure() -> anyhow::Result<()> {
     let server = Server::start(postgres::find_bin(None)?, &scratch, &settings).await?;
     eprintln!("filling a backlog of {rows} rows, one transaction each");
     let backlog = Backlog::fill(&server, &kafka, rows, scratch.path()).await?;
-    print_head(rows, rounds);
+    let mut report = Report::new(rows, rounds);
     for transport in [Transport::Tcp, Transport::Unix] {
         let floor = best_of(rounds, async || backlog.floor(transport).await).await?;
-        print_drain(
+        report.drain(
             &format!("pg_recvlogical, {}", transport.name()),
             &floor,
             None,
@@ -83,7 +83,7 @@ async fn measure() -> anyhow::Result<()> {
             backlog.drain(DemoMode::Replication, transport).await
         })
         .await?;
-        print_drain(
+        report.drain(
             &format!("replication, {}", transport.name()),
             &relay,
             Some((&floor, REPLICATION_RATIO_MIN)),
@@ -93,7 +93,7 @@ async fn measure() -> anyhow::Result<()> {
                 backlog.drain(DemoMode::Polling, transport).await
             })
             .await?;
-            print_drain("polling, TCP", &polling, Some((&floor, POLLING_RATIO_MIN)));
+            report.drain("polling, TCP", &polling, Some((&floor, POLLING_RATIO_MIN)));
         }
     }
     backlog.drop_slot(database::SLOT).await?;
@@ -109,8 +109,9 @@ async fn measure() -> anyhow::Result<()> {
                 .filter(|best| best.p99 <= latency.p99)
                 .or(Some(latency));
         }
-        print_latency(mode, best, p99_max);
+        report.latency(mode, best, p99_max);
     }
+    println!("{}", report.text);
     Ok(())
 }
 
@@ -140,52 +141,71 @@ fn number_from(variable: &str, default: usize) -> anyhow::Result<usize> {
     }
 }
 
-fn print_head(rows: usize, rounds: usize) {
-    println!("\n{rows} rows of 250 B in one-row transactions, best of {rounds}\n");
-    println!(
-        "{:<28}{:>10}{:>12}{:>10}{:>10}{:>8}  target",
-        "", "rows/s", "CPU µs/row", "peak MiB", "first ms", "ratio"
-    );
+/// The text that is printed at the end; every line is said on standard error as soon as it is known.
+struct Report {
+    text: String,
 }
 
-fn print_drain(name: &str, drain: &Drain, floor: Option<(&Drain, f64)>) {
-    let cpu_micros = drain.cpu.as_secs_f64() * 1e6 / drain.rows as f64;
-    let first = drain
-        .first_after
-        .map_or(String::new(), |after| after.as_millis().to_string());
-    let rss_mib = drain.rss_bytes as f64 / f64::from(1 << 20);
-    let mut line = format!(
-        "{name:<28}{:>10.0}{cpu_micros:>12.2}{rss_mib:>10.0}{first:>10}",
-        drain.rows_per_second
-    );
-    if let Some((floor, ratio_min)) = floor {
-        let ratio = drain.rows_per_second / floor.rows_per_second;
-        let verdict = said(ratio >= ratio_min && rss_mib <= RSS_MIB_MAX);
-        let _ = write!(
-            line,
-            "{ratio:>8.2}  ≥ {ratio_min}, ≤ {RSS_MIB_MAX} MiB: {verdict}"
+impl Report {
+    fn new(rows: usize, rounds: usize) -> Self {
+        let mut report = Self {
+            text: String::new(),
+        };
+        report.line(&format!(
+            "\n{rows} rows of 250 B in one-row transactions, best of {rounds}\n"
+        ));
+        report.line(&format!(
+            "{:<28}{:>10}{:>12}{:>10}{:>10}{:>8}  target",
+            "", "rows/s", "CPU µs/row", "peak MiB", "first ms", "ratio"
+        ));
+        report
+    }
+
+    fn drain(&mut self, name: &str, drain: &Drain, floor: Option<(&Drain, f64)>) {
+        let cpu_micros = drain.cpu.as_secs_f64() * 1e6 / drain.rows as f64;
+        let first = drain
+            .first_after
+            .map_or(String::new(), |after| after.as_millis().to_string());
+        let rss_mib = drain.rss_bytes as f64 / f64::from(1 << 20);
+        let mut line = format!(
+            "{name:<28}{:>10.0}{cpu_micros:>12.2}{rss_mib:>10.0}{first:>10}",
+            drain.rows_per_second
         );
+        if let Some((floor, ratio_min)) = floor {
+            let ratio = drain.rows_per_second / floor.rows_per_second;
+            let verdict = said(ratio >= ratio_min && rss_mib <= RSS_MIB_MAX);
+            let _ = write!(
+                line,
+                "{ratio:>8.2}  ≥ {ratio_min}, ≤ {RSS_MIB_MAX} MiB: {verdict}"
+            );
+        }
+        if drain.repeated > 0 {
+            let _ = write!(line, "  ({} records repeated)", drain.repeated);
+        }
+        self.line(&line);
     }
-    if drain.repeated > 0 {
-        let _ = write!(line, "  ({} records repeated)", drain.repeated);
-    }
-    println!("{}", line.trim_end());
-}
 
-fn print_latency(mode: DemoMode, latency: Option<Latency>, p99_max: Duration) {
-    let name = mode.name();
-    let line = match latency {
-        Some(latency) => format!(
-            "{name} at {ROWS_PER_SECOND}/s, COMMIT answered → record consumed: p50 {:.1} ms, p99 {:.1} ms, max {:.0} ms; p99 ≤ {} ms: {}",
-            latency.p50.as_secs_f64() * 1e3,
-            latency.p99.as_secs_f64() * 1e3,
-            latency.max.as_secs_f64() * 1e3,
-            p99_max.as_millis(),
-            said(latency.p99 <= p99_max),
-        ),
-        None => format!("{name}: nothing was measured"),
-    };
-    println!("{}", line.trim_end());
+    fn latency(&mut self, mode: DemoMode, latency: Option<Latency>, p99_max: Duration) {
+        let name = mode.name();
+        let line = match latency {
+            Some(latency) => format!(
+                "{name} at {ROWS_PER_SECOND}/s, COMMIT answered → record consumed: p50 {:.1} ms, p99 {:.1} ms, max {:.0} ms; p99 ≤ {} ms: {}",
+                latency.p50.as_secs_f64() * 1e3,
+                latency.p99.as_secs_f64() * 1e3,
+                latency.max.as_secs_f64() * 1e3,
+                p99_max.as_millis(),
+                said(latency.p99 <= p99_max),
+            ),
+            None => format!("{name}: nothing was measured"),
+        };
+        self.line(&line);
+    }
+
+    fn line(&mut self, line: &str) {
+        eprintln!("{line}");
+        self.text.push_str(line);
+        self.text.push('\n');
+    }
 }
 
 fn said(is_reached: bool) -> &'static str {

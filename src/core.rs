@@ -389,7 +389,7 @@ impl Core {
                 Fault::Row(_) => {
                     self.suspects.insert(RowKey::of(entry.seq, &entry.id));
                 }
-                Fault::Topic(reason) => self.held.hold_topic(&entry.topic, reason.clone()),
+                Fault::Topic(reason) => self.held.refuse_topic(&entry.topic, reason.clone()),
                 Fault::Session(_) => {}
             }
         }

@@ -139,6 +139,17 @@ pub fn record_bytes_max(kafka: &KafkaConfig) -> usize {
         .unwrap_or(MESSAGE_BYTES_MAX)
 }
 
+/// The command that creates a topic, for a person to type.
+pub fn create_command(kafka: &KafkaConfig, topic: &str) -> String {
+    let or_default = |number: i32, default| if number > 0 { number } else { default };
+    format!(
+        "kafka-topics.sh --bootstrap-server {} --create --topic '{topic}' --partitions {} --replication-factor {}",
+        kafka.brokers.join(","),
+        or_default(kafka.topics.partitions, 6),
+        or_default(kafka.topics.replication_factor, 3),
+    )
+}
+
 fn connection_config(kafka: &KafkaConfig) -> ClientConfig {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", kafka.brokers.join(","));

@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod check;
+pub mod cli;
 pub mod config;
 pub mod core;
 pub mod demo;
@@ -20,8 +21,11 @@ pub mod outbox;
 pub mod postgres;
 pub mod publish;
 pub mod ranges;
+pub mod relay;
+pub mod session;
 pub mod slot;
 pub mod source;
 pub mod state;
 pub mod status;
+pub mod supervise;
 pub mod telemetry;

@@ -1,1 +1,7 @@
-fn main() {}
+//! From arguments to a command; the only exit codes.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    outboxd::cli::main()
+}

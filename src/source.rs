@@ -9,7 +9,7 @@ pub mod replication;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +17,7 @@ use crate::config::ReplicationConfig;
 use crate::outbox::{Layout, Lsn, OutboxRow};
 use crate::postgres::ConnectOptions;
 use crate::ranges::RangeSet;
+use polling::{Known, Polling, Unsent, UnsentMark};
 
 /// How long a source may take to end in order: the final acknowledgement of a stream.
 const LEAVE_WITHIN: Duration = Duration::from_secs(3);
@@ -49,6 +50,8 @@ pub struct Boundary {
 pub enum SourceError {
     #[error(transparent)]
     Replication(#[from] replication::ReplicationError),
+    #[error(transparent)]
+    Polling(#[from] polling::PollError),
     #[error("the source ended without a reason")]
     Ended,
 }
@@ -62,6 +65,10 @@ pub struct Source {
     batches: mpsc::Receiver<Batch>,
     confirm: watch::Sender<Lsn>,
     server: watch::Receiver<Lsn>,
+    held_rows: watch::Sender<usize>,
+    resolved: Arc<Notify>,
+    /// The source reads on when the batch that it handed over is settled.
+    is_awaited: bool,
     stop: CancellationToken,
     /// `None` once its end was told.
     task: Option<JoinHandle<Result<(), SourceError>>>,
@@ -70,7 +77,8 @@ pub struct Source {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Stream,
-    Table,
+    Numbers,
+    Unsent,
 }
 
 impl Source {
@@ -82,30 +90,83 @@ impl Source {
     ) -> Result<Self, SourceError> {
         let ReplicationConfig { slot, publication } = replication;
         let stream = replication::Stream::start(options, slot, publication, layout).await?;
-        let (batches, receiver) = mpsc::channel(BATCHES_WAITING);
-        let (confirm, confirmed) = watch::channel(Lsn(0));
+        let (source, batches, stop) = Self::polled();
+        let confirmed = source.confirm.subscribe();
         let (told, server) = watch::channel(Lsn(0));
-        let stop = CancellationToken::new();
         let ends = replication::Ends {
             batches,
             confirm: confirmed,
             server: told,
-            stop: stop.clone(),
+            stop,
         };
         let task = tokio::spawn(async move { stream.run(ends).await.map_err(SourceError::from) });
         Ok(Self {
             kind: Kind::Stream,
-            batches: receiver,
-            confirm,
             server,
-            stop,
             task: Some(task),
+            ..source
         })
+    }
+
+    /// Starts to read the table by `seq`: new rows and the holes between them.
+    pub fn by_seq(polling: Polling, known: Known) -> Self {
+        let (ends, batches, stop) = Self::polled();
+        let task = polling::poll_by_seq(polling, known, batches, stop);
+        Self {
+            kind: Kind::Numbers,
+            task: Some(tokio::spawn(async move { Ok(task.await?) })),
+            ..ends
+        }
+    }
+
+    /// Starts to read the rows of a table that are not marked, turn by turn.
+    pub fn unsent(polling: Polling, mark: UnsentMark, order_by: Option<String>) -> Self {
+        let (ends, batches, stop) = Self::polled();
+        let (held_rows, resolved) = (ends.held_rows.subscribe(), Arc::clone(&ends.resolved));
+        let task = polling::poll_unsent(
+            polling,
+            Unsent {
+                mark,
+                order_by,
+                held_rows,
+                resolved,
+            },
+            batches,
+            stop,
+        );
+        Self {
+            kind: Kind::Unsent,
+            task: Some(tokio::spawn(async move { Ok(task.await?) })),
+            ..ends
+        }
+    }
+
+    /// The relay's ends of a source without a stream.
+    fn polled() -> (Self, mpsc::Sender<Batch>, CancellationToken) {
+        let (batches, receiver) = mpsc::channel(BATCHES_WAITING);
+        let stop = CancellationToken::new();
+        let ends = Self {
+            kind: Kind::Numbers,
+            batches: receiver,
+            confirm: watch::Sender::new(Lsn(0)),
+            server: watch::Sender::new(Lsn(0)).subscribe(),
+            held_rows: watch::Sender::new(0),
+            resolved: Arc::new(Notify::new()),
+            is_awaited: false,
+            stop: stop.clone(),
+            task: None,
+        };
+        (ends, batches, stop)
     }
 
     /// Whether the rows come from the slot and may be repetitions of what was marked.
     pub fn is_stream(&self) -> bool {
         self.kind == Kind::Stream
+    }
+
+    /// Whether held rows are handed out again with each turn.
+    pub fn repeats_held_rows(&self) -> bool {
+        self.kind == Kind::Unsent
     }
 
     /// Waits for the next batch.
@@ -114,6 +175,7 @@ impl Source {
     /// Cancel-safe: yes.
     pub async fn read(&mut self) -> Result<Batch, SourceError> {
         if let Some(batch) = self.batches.recv().await {
+            self.is_awaited |= !batch.rows.is_empty();
             return Ok(batch);
         }
         let Some(task) = &mut self.task else {
@@ -136,6 +198,18 @@ impl Source {
             }
             is_newer
         });
+    }
+
+    /// Tells a source that waits for it that everything it handed over is marked or held.
+    pub fn resolved(&mut self) {
+        if std::mem::take(&mut self.is_awaited) {
+            self.resolved.notify_one();
+        }
+    }
+
+    /// Tells a source of unsent rows how many of them are held and come again each turn.
+    pub fn hold(&self, rows: usize) {
+        self.held_rows.send_replace(rows);
     }
 
     /// The position of the server's write-ahead log, as far as it has told.

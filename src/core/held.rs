@@ -29,6 +29,8 @@ pub struct HeldAggregate {
 #[derive(Clone, Debug)]
 pub struct TopicHold {
     pub reason: String,
+    /// Its records were refused, whatever a look-up says of it: to be tried again now and then.
+    pub is_refused: bool,
     pub rows: u64,
 }
 
@@ -112,9 +114,15 @@ impl Held {
         }
     }
 
-    pub(super) fn hold_topic(&mut self, topic: &Arc<str>, reason: String) {
-        self.topics
-            .insert(topic.clone(), Topic::Held(TopicHold { reason, rows: 0 }));
+    /// Holds a topic whose records were refused.
+    pub(super) fn refuse_topic(&mut self, topic: &Arc<str>, reason: String) {
+        let is_refused = true;
+        let hold = TopicHold {
+            reason,
+            is_refused,
+            rows: 0,
+        };
+        self.topics.insert(topic.clone(), Topic::Held(hold));
     }
 
     pub(super) fn topic(&mut self, topic: &Arc<str>, state: &TopicState) -> bool {
@@ -128,7 +136,12 @@ impl Held {
             TopicState::Denied => "the topic may not be described or written",
         };
         if !was_held {
-            self.hold_topic(topic, reason.to_owned());
+            let hold = TopicHold {
+                reason: reason.to_owned(),
+                is_refused: false,
+                rows: 0,
+            };
+            self.topics.insert(topic.clone(), Topic::Held(hold));
         }
         false
     }

@@ -127,7 +127,7 @@ impl World {
     fn acknowledge(&mut self, count: usize) {
         let mut delivered = Vec::new();
         for _ in 0..count.min(self.flying.len()) {
-            if self.flying[0].1 % POISON == 0 {
+            if self.flying[0].1.is_multiple_of(POISON) {
                 self.core.delivered(&delivered);
                 return self.refuse();
             }
@@ -200,7 +200,8 @@ impl World {
 
     /// A row behind the first refused row of its aggregate, or that row itself.
     fn is_held(&self, number: u64) -> bool {
-        (1..=number).any(|row| row % POISON == 0 && row % AGGREGATES == number % AGGREGATES)
+        (1..=number)
+            .any(|row| row.is_multiple_of(POISON) && row % AGGREGATES == number % AGGREGATES)
     }
 
     fn check_always(&self, settling: Settling) {

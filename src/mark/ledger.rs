@@ -13,7 +13,7 @@ use super::{MarkError, Tenure};
 use crate::core::Delivered;
 use crate::outbox::{Lsn, OutboxRow};
 use crate::ranges::RangeSet;
-pub use statements::{Audit, Checkpoint};
+pub use statements::{Audit, Checkpoint, compact};
 
 /// Numbers in one segment: the unit that is compacted, closed and retired.
 pub const SEGMENT_ROWS: i64 = 1_000_000;

@@ -1,0 +1,199 @@
+//! The command line: what can be asked, and what each answer exits with.
+
+mod commands;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Config, ConfigErrors};
+use crate::demo::DemoOptions;
+
+/// Relays a transactional outbox from PostgreSQL to Kafka: nothing lost, nothing reordered.
+///
+/// A service inserts its events into an `outbox` table in the transaction of its business change. outboxd reads
+/// the committed rows, publishes them keyed by aggregate id and marks them sent.
+///
+/// Exit codes: 0 done, 1 failed, 2 wrong arguments or configuration, 75 try again.
+#[derive(Debug, Parser)]
+#[command(name = "outboxd", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Publish committed rows until told to stop.
+    ///
+    /// Neither PostgreSQL nor Kafka has to be there at the start: outboxd waits for both and says so on
+    /// `admin.listen` (/status, /metrics, /readyz, /livez). SIGTERM drains what is in flight and exits with 0.
+    Run(Common),
+    /// Say what is missing before `run`, with the SQL or setting that mends it.
+    ///
+    /// Validates the file, connects to PostgreSQL and Kafka and changes nothing. Exits with 1 when something is
+    /// missing.
+    Check(Report),
+    /// Create what a relay needs: outbox table, state, publication, slot, grants.
+    ///
+    /// Can be run again at any time; says what it creates and what stands already.
+    Migrate(Migrate),
+    /// Say what the relay is doing: role, position, lag, held rows, last error.
+    ///
+    /// Asks the relay on `admin.listen` and, where nobody answers, the database, and says which.
+    Status(Report),
+    /// Look at or remove the replication slot.
+    #[command(subcommand)]
+    Slot(Slot),
+    /// Kill the relay under load and count what the broker holds: nothing to install or configure.
+    Demo(DemoOptions),
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// The configuration: one file for one database; config/outboxd.toml explains every key.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Report {
+    #[command(flatten)]
+    common: Common,
+    /// Print JSON for programs.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Migrate {
+    #[command(flatten)]
+    common: Common,
+    /// Print the SQL for a database that has nothing yet, and connect to nothing.
+    #[arg(long)]
+    print: bool,
+    /// The role that outboxd connects with; it gets the grants a relay needs.
+    #[arg(long, value_name = "ROLE")]
+    relay_role: Option<String>,
+    /// The role of the application; it gets INSERT on the outbox and nothing else.
+    #[arg(long, value_name = "ROLE")]
+    application_role: Option<String>,
+    /// Take the table's numbers as they are now, after a restore or an upgrade that halted the relay.
+    #[arg(long)]
+    adopt: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Slot {
+    /// Say who reads the slot, how far it is and what it retains.
+    Status(Report),
+    /// Drop the slot. Refused while somebody reads it.
+    Drop(SlotDrop),
+}
+
+#[derive(Debug, Args)]
+struct SlotDrop {
+    #[command(flatten)]
+    common: Common,
+    /// Really drop it: what it alone would have delivered is then read from the table.
+    #[arg(long)]
+    yes: bool,
+}
+
+/// How a command ended, as an exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Done,
+    Failed,
+    Misused,
+    TryAgain,
+}
+
+impl From<Outcome> for ExitCode {
+    fn from(outcome: Outcome) -> Self {
+        // 75 is EX_TEMPFAIL of sysexits.h.
+        Self::from(match outcome {
+            Outcome::Done => 0,
+            Outcome::Failed => 1,
+            Outcome::Misused => 2,
+            Outcome::TryAgain => 75,
+        })
+    }
+}
+
+/// Parses the arguments, runs the command and says on stderr why it failed.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(&format!("cannot start the runtime: {error}"), None);
+            return Outcome::Failed.into();
+        }
+    };
+    let outcome = runtime.block_on(dispatch(cli.command));
+    // A look-up thread may still wait for a broker that is away: nothing of it is needed any more.
+    runtime.shutdown_background();
+    outcome.into()
+}
+
+async fn dispatch(command: Command) -> Outcome {
+    match command {
+        Command::Run(common) => match load(&common) {
+            Ok(config) => commands::run(config).await,
+            Err(outcome) => outcome,
+        },
+        Command::Check(report) => match load(&report.common) {
+            Ok(config) => commands::check(&config, report.json).await,
+            Err(outcome) => outcome,
+        },
+        Command::Migrate(migrate) => match load(&migrate.common) {
+            Ok(config) => commands::migrate(&config, &migrate).await,
+            Err(outcome) => outcome,
+        },
+        Command::Status(report) => match load(&report.common) {
+            Ok(config) => commands::status(&config, report.json).await,
+            Err(outcome) => outcome,
+        },
+        Command::Slot(Slot::Status(report)) => match load(&report.common) {
+            Ok(config) => commands::slot_status(&config, report.json).await,
+            Err(outcome) => outcome,
+        },
+        Command::Slot(Slot::Drop(drop)) => match load(&drop.common) {
+            Ok(config) => commands::slot_drop(&config, drop.yes).await,
+            Err(outcome) => outcome,
+        },
+        Command::Demo(options) => commands::demo(options).await,
+    }
+}
+
+fn load(common: &Common) -> Result<Config, Outcome> {
+    Config::load(&common.config).map_err(|errors: ConfigErrors| {
+        print_error(&format!("{errors}"));
+        Outcome::Misused
+    })
+}
+
+/// Prints an error and what can be done about it.
+fn complain(error: &str, hint: Option<&str>) {
+    print_error(&format!("error: {error}"));
+    if let Some(hint) = hint {
+        print_error(&format!("hint: {hint}"));
+    }
+}
+
+/// Prints a line on stderr; nobody is left to tell when that fails.
+fn print_error(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Prints a line on stdout; a reader that went away has read enough.
+fn print(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}

@@ -1,0 +1,200 @@
+//! What each command does.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use super::{Migrate, Outcome, complain, print};
+use crate::admin::Admin;
+use crate::config::Config;
+use crate::demo::{DemoOptions, DemoOutcome};
+use crate::metrics::Metrics;
+use crate::migrate::MigrateOptions;
+use crate::session;
+use crate::slot::{self, Consent};
+use crate::status::StatusCell;
+use crate::supervise::Supervisor;
+use crate::telemetry::chain;
+use crate::{check, migrate, status, telemetry};
+
+/// Says what failed, each cause on a line of its own.
+fn failed(failure: &dyn Error, hint: Option<&str>) -> Outcome {
+    let mut text = failure.to_string();
+    let mut cause = failure.source();
+    while let Some(next) = cause {
+        text.push_str("\n  caused by: ");
+        text.push_str(&next.to_string());
+        cause = next.source();
+    }
+    complain(&text, hint);
+    Outcome::Failed
+}
+
+/// Prints an answer for people or for programs.
+fn show(answer: &(impl std::fmt::Display + serde::Serialize), json: bool) {
+    match serde_json::to_string_pretty(answer) {
+        Ok(text) if json => print(&text),
+        _ => print(&answer.to_string()),
+    }
+}
+
+pub(super) async fn run(config: Config) -> Outcome {
+    let _log = match telemetry::start(&config.log) {
+        Ok(guard) => guard,
+        Err(failure) => {
+            failed(&failure, None);
+            return Outcome::Misused;
+        }
+    };
+    let config = Arc::new(config);
+    let (metrics, cell) = (Arc::new(Metrics::new()), StatusCell::new(&config.source));
+    let stop = CancellationToken::new();
+    if let Err(failure) = stop_on_signals(&stop) {
+        return failed(&failure, None);
+    }
+    let admin = match Admin::start(&config.admin.listen, cell.clone(), metrics.clone()).await {
+        Ok(admin) => admin,
+        Err(failure) => return failed(&failure, None),
+    };
+    info!(version = env!("CARGO_PKG_VERSION"), "outboxd started");
+    let done = Supervisor::new(config, metrics, cell, stop).run().await;
+    admin.stop().await;
+    match done {
+        Ok(()) => Outcome::Done,
+        Err(failure) => {
+            error!(error = %chain(&failure), "outboxd can't run");
+            failed(&failure, None);
+            Outcome::Misused
+        }
+    }
+}
+
+/// SIGTERM and SIGINT drain; a second one ends the process at once.
+fn stop_on_signals(stop: &CancellationToken) -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if stop.is_cancelled() {
+                std::process::exit(1);
+            }
+            info!("asked to stop");
+            stop.cancel();
+        }
+    });
+    Ok(())
+}
+
+pub(super) async fn check(config: &Config, json: bool) -> Outcome {
+    let report = check::run(config).await;
+    show(&report, json);
+    if report.is_complete() {
+        Outcome::Done
+    } else {
+        Outcome::Failed
+    }
+}
+
+pub(super) async fn migrate(config: &Config, arguments: &Migrate) -> Outcome {
+    let options = MigrateOptions {
+        relay_role: arguments.relay_role.clone(),
+        application_role: arguments.application_role.clone(),
+        adopt: arguments.adopt,
+    };
+    if arguments.print {
+        return match migrate::script(config, &options) {
+            Ok(script) => {
+                print(&script);
+                Outcome::Done
+            }
+            Err(failure) => failed(&failure, failure.hint().as_deref()),
+        };
+    }
+    let session = match connect(config).await {
+        Ok(session) => session,
+        Err(outcome) => return outcome,
+    };
+    match migrate::run(&session.client, config, &options, &mut std::io::stdout()).await {
+        Ok(()) => Outcome::Done,
+        Err(failure) => failed(&failure, failure.hint().as_deref()),
+    }
+}
+
+pub(super) async fn status(config: &Config, json: bool) -> Outcome {
+    match status::ask(config).await {
+        Ok(answer) => {
+            show(&answer, json);
+            Outcome::Done
+        }
+        Err(failure) => {
+            failed(&failure, None);
+            Outcome::TryAgain
+        }
+    }
+}
+
+pub(super) async fn slot_status(config: &Config, json: bool) -> Outcome {
+    let session = match connect(config).await {
+        Ok(session) => session,
+        Err(outcome) => return outcome,
+    };
+    let name = &config.source.replication.slot;
+    match slot::status(&session.client, name).await {
+        Ok(Some(slot)) => {
+            show(&slot, json);
+            Outcome::Done
+        }
+        Ok(None) => {
+            complain(
+                &format!("slot `{name}` does not exist"),
+                Some("`outboxd migrate` creates it"),
+            );
+            Outcome::Failed
+        }
+        Err(failure) => failed(&failure, None),
+    }
+}
+
+pub(super) async fn slot_drop(config: &Config, yes: bool) -> Outcome {
+    let session = match connect(config).await {
+        Ok(session) => session,
+        Err(outcome) => return outcome,
+    };
+    let name = &config.source.replication.slot;
+    let consent = if yes {
+        Consent::Given
+    } else {
+        Consent::Missing
+    };
+    match slot::drop_slot(&session.client, name, consent).await {
+        Ok(()) => {
+            print(&format!("slot `{name}` is dropped"));
+            Outcome::Done
+        }
+        Err(failure) => failed(&failure, None),
+    }
+}
+
+pub(super) async fn demo(options: DemoOptions) -> Outcome {
+    match crate::demo::run(options).await {
+        Ok(DemoOutcome::Passed) => Outcome::Done,
+        Ok(DemoOutcome::Failed) => Outcome::Failed,
+        Err(failure) => failed(&failure, None),
+    }
+}
+
+async fn connect(config: &Config) -> Result<crate::postgres::Session, Outcome> {
+    let connected = async {
+        let options = session::connect_options(config)?;
+        session::connect(&options, "command").await
+    };
+    connected.await.map_err(|failure| failed(&failure, None))
+}

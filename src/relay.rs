@@ -1,0 +1,591 @@
+//! One session: rows go down from the source to the producer, reports come back, marks and
+//! confirmations follow. Executes what the core says and decides nothing about order.
+
+mod feed;
+mod lag;
+mod outlook;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use crate::config::Config;
+use crate::core::{Core, Delivered, Window};
+use crate::encode::Encoder;
+use crate::lease::LeaseState;
+use crate::mark::{MarkError, Marks};
+use crate::metrics::Metrics;
+use crate::outbox::{Layout, Lsn, OutboxRow, RowId};
+use crate::postgres;
+use crate::publish::{PublishError, Publisher, PublisherEvent};
+use crate::ranges::RangeSet;
+use crate::source::{Source, SourceError};
+use crate::state::OutboxState;
+use crate::status::StatusCell;
+use crate::telemetry::chain;
+use feed::Feed;
+
+/// How long delivered rows wait for company before they are marked, unless the window is pressed.
+const MARK_EVERY: Duration = Duration::from_millis(50);
+/// How long a failed mark waits before it is tried again.
+const MARK_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// How often a held topic is asked for.
+const TOPICS_EVERY: Duration = Duration::from_secs(2);
+/// How often the ledger is compacted and complete segments are audited.
+const MAINTAIN_EVERY: Duration = Duration::from_secs(60);
+
+/// What outlives a session: the rows in flight and the producer that carries them.
+pub struct Relay {
+    pub core: Core,
+    pub metrics: Arc<Metrics>,
+    pub status: StatusCell,
+    producer: Option<Producer>,
+    /// What the catch-up read where nothing is marked, for the stream brings some of it again.
+    read_before: ReadBefore,
+    config: Arc<Config>,
+}
+
+/// Numbers that were read from the table, and a position that bounds their commits.
+#[derive(Default)]
+struct ReadBefore {
+    numbers: RangeSet,
+    until: Lsn,
+}
+
+impl ReadBefore {
+    fn note(&mut self, row: &OutboxRow) {
+        if let Some(seq) = row.seq {
+            self.numbers.insert(seq);
+            self.until = self.until.max(row.lsn);
+        }
+    }
+
+    fn has(&self, row: &OutboxRow) -> bool {
+        row.lsn <= self.until && row.seq.is_some_and(|seq| self.numbers.contains(seq))
+    }
+}
+
+struct Producer {
+    publisher: Publisher,
+    events: mpsc::UnboundedReceiver<PublisherEvent>,
+}
+
+/// What one session works with.
+pub struct Session {
+    pub source: Source,
+    pub phase: Phase,
+    pub marks: Marks,
+    pub layout: Arc<Layout>,
+    pub encoder: Encoder,
+    pub state: OutboxState,
+    /// The connection that marks.
+    pub sql: Arc<postgres::Session>,
+    pub epoch: i64,
+    pub lease: watch::Receiver<LeaseState>,
+    pub stop: CancellationToken,
+}
+
+/// What the source of a session is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// The rows that stood before the slot; the stream takes over afterwards.
+    CatchUp,
+    Steady,
+}
+
+/// Why a session ended.
+#[derive(Debug)]
+pub enum End {
+    /// We were asked to stop, and everything in flight was settled or the grace period passed.
+    Stopped,
+    /// The source or the marking connection was lost; the producer and what is in flight stay.
+    Source(SourceError),
+    /// A mark could not be written.
+    Mark(MarkError),
+    /// The producer ended; what it did not deliver is read again.
+    Producer(String),
+    /// The lease is somebody else's.
+    Deposed,
+    /// A person must act.
+    Halt(String),
+    /// What is known of the table has changed: read it again.
+    Reread(String),
+    /// A sent number came again with a new row: a new generation of numbers begins.
+    Renumbered(String),
+    /// The rows that stood before the slot are delivered and marked; the stream takes over.
+    CaughtUp { held_rows: u64 },
+}
+
+impl Relay {
+    pub fn new(config: Arc<Config>, metrics: Arc<Metrics>, status: StatusCell) -> Self {
+        let window = Window {
+            rows_max: config.limits.in_flight_rows_max,
+            bytes_max: config.limits.in_flight_bytes_max,
+        };
+        let settling = match config.source.mark {
+            crate::config::Mark::None => crate::core::Settling::OnConfirmation,
+            _ => crate::core::Settling::OnMark,
+        };
+        Self {
+            core: Core::new(window, settling),
+            metrics,
+            status,
+            producer: None,
+            read_before: ReadBefore::default(),
+            config,
+        }
+    }
+
+    /// Starts the producer if none lives.
+    pub fn start_producer(&mut self) -> Result<(), PublishError> {
+        if self.producer.is_none() {
+            let (publisher, events) = Publisher::start(&self.config.kafka, &self.config.limits)?;
+            self.producer = Some(Producer { publisher, events });
+        }
+        Ok(())
+    }
+
+    /// Ends the producer within the deadline and settles what it still delivers.
+    ///
+    /// Rows that it did not deliver are dropped: a source hands them out again.
+    pub async fn end_producer(&mut self, deadline: Duration) {
+        let Some(mut producer) = self.producer.take() else {
+            return;
+        };
+        let end = producer.publisher.end(deadline).await;
+        while let Ok(event) = producer.events.try_recv() {
+            if let PublisherEvent::Delivered(tickets) = event {
+                self.core.delivered(&tickets);
+            }
+        }
+        self.core.producer_ended(&end);
+    }
+
+    /// Drops everything in flight: another relay publishes from now on.
+    pub async fn depose(&mut self) {
+        self.end_producer(Duration::ZERO).await;
+        self.core.forget_all();
+        self.read_before = ReadBefore::default();
+    }
+
+    /// Settles what Kafka acknowledges during a pause between sessions.
+    ///
+    /// Cancel-safe: yes.
+    pub async fn rest(&mut self, pause: Duration, stop: &CancellationToken) {
+        let until = Instant::now() + pause;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = sleep_until(until) => return,
+                event = next_event(&mut self.producer) => self.take_at_rest(event),
+            }
+        }
+    }
+
+    /// Waits until half of the window is free, or the lease is somebody else's.
+    ///
+    /// Cancel-safe: yes.
+    pub async fn await_room(
+        &mut self,
+        lease: &mut watch::Receiver<LeaseState>,
+        stop: &CancellationToken,
+    ) {
+        let epoch = lease.borrow().epoch();
+        while self.core.sent() * 2 > self.config.limits.in_flight_rows_max
+            || self.core.bytes() * 2 > self.config.limits.in_flight_bytes_max
+        {
+            self.status.beat();
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = lease.changed() => {
+                    if changed.is_err() || lease.borrow().epoch() != epoch {
+                        return;
+                    }
+                }
+                event = next_event(&mut self.producer) => self.take_at_rest(event),
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            }
+            if self.producer.is_none() {
+                return;
+            }
+        }
+    }
+
+    fn take_at_rest(&mut self, event: Option<PublisherEvent>) {
+        match event {
+            Some(PublisherEvent::Delivered(tickets)) => self.core.delivered(&tickets),
+            Some(PublisherEvent::Topic { topic, state }) => {
+                self.core.topic(&topic, &state);
+            }
+            Some(PublisherEvent::Ended(end)) => {
+                warn!(error = %end.reason, "the producer ended");
+                self.core.producer_ended(&end);
+                self.producer = None;
+            }
+            None => self.producer = None,
+        }
+    }
+
+    /// Runs one session until it ends.
+    ///
+    /// Cancel-safe: no.
+    pub async fn run(&mut self, session: Session) -> End {
+        let mut run = Run {
+            relay: self,
+            feed: Feed::default(),
+            marking: None,
+            mark_again_at: None,
+            last_mark_at: Instant::now(),
+            drain_until: None,
+            maintenance: None,
+            lag_question: None,
+            held_ids: HashSet::new(),
+            ticks: 0,
+            topic_ticks: 0,
+            session,
+        };
+        let end = run.until_end().await;
+        run.leave(&end).await;
+        end
+    }
+}
+
+/// The state of one running session.
+struct Run<'a> {
+    relay: &'a mut Relay,
+    session: Session,
+    feed: Feed,
+    marking: Option<Marking>,
+    mark_again_at: Option<Instant>,
+    last_mark_at: Instant,
+    /// Set while we stop: nothing is fed, everything in flight is settled until then.
+    drain_until: Option<Instant>,
+    maintenance: Option<JoinHandle<Result<Vec<Finding>, MarkError>>>,
+    lag_question: Option<JoinHandle<()>>,
+    /// Held rows that a source of unsent rows hands out again and again.
+    held_ids: HashSet<RowId>,
+    ticks: u32,
+    topic_ticks: u32,
+}
+
+struct Marking {
+    rows: Arc<Vec<Delivered>>,
+    task: JoinHandle<Result<(), MarkError>>,
+}
+
+/// What the audit of one complete segment found.
+struct Finding {
+    segment: i64,
+    missed: crate::ranges::RangeSet,
+}
+
+impl Run<'_> {
+    async fn until_end(&mut self) -> End {
+        let mut topics = interval(TOPICS_EVERY);
+        let mut outlook = interval(Duration::from_secs(1));
+        let mut maintain = interval(MAINTAIN_EVERY);
+        for timer in [&mut topics, &mut outlook, &mut maintain] {
+            timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        }
+        loop {
+            if let Some(end) = self.turn() {
+                return end;
+            }
+            let mark_at = self.mark_due_at();
+            let Some(producer) = self.relay.producer.as_mut() else {
+                return End::Producer("the producer did not start".to_owned());
+            };
+            // Reports first: they make room; the source last: it fills it.
+            tokio::select! {
+                biased;
+                () = self.session.stop.cancelled(), if self.drain_until.is_none() => self.drain(),
+                changed = self.session.lease.changed() => {
+                    if changed.is_err() {
+                        return End::Deposed;
+                    }
+                }
+                event = producer.events.recv() => {
+                    if let Some(end) = self.take_event(event) {
+                        return end;
+                    }
+                }
+                result = finished(&mut self.marking) => {
+                    if let Some(end) = self.take_mark(result) {
+                        return end;
+                    }
+                }
+                () = sleep_until(mark_at.unwrap_or_else(far)), if mark_at.is_some() => {}
+                result = joined(&mut self.maintenance) => {
+                    if let Some(end) = self.take_maintenance(result) {
+                        return end;
+                    }
+                }
+                _ = maintain.tick() => self.maintain(),
+                _ = topics.tick() => self.ask_for_held_topics(),
+                _ = outlook.tick() => self.look_out(),
+                batch = self.session.source.read(), if self.feed.is_empty() && self.drain_until.is_none() => {
+                    if let Some(end) = self.take_batch(batch).await {
+                        return end;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Does what can be done without waiting; tells when the session is over.
+    fn turn(&mut self) -> Option<End> {
+        let lease = self.session.lease.borrow();
+        if lease.epoch() != Some(self.session.epoch) {
+            return Some(End::Deposed);
+        }
+        let may_publish = lease.may_publish(self.session.epoch);
+        drop(lease);
+        if may_publish
+            && self.drain_until.is_none()
+            && let Some(end) = self.feed_rows()
+        {
+            return Some(end);
+        }
+        self.settle()
+    }
+
+    /// Marks and confirms what came back; tells when a drain is over.
+    fn settle(&mut self) -> Option<End> {
+        self.start_mark();
+        if let Some(lsn) = self.relay.core.confirmable() {
+            self.session.source.confirm(lsn);
+        }
+        let is_settled = self.is_settled();
+        if is_settled && self.feed.is_empty() {
+            self.session.source.resolved();
+        }
+        let deadline = self.drain_until?;
+        (is_settled || Instant::now() >= deadline).then_some(End::Stopped)
+    }
+
+    fn is_settled(&self) -> bool {
+        self.relay.core.sent() == 0 && self.relay.core.unmarked() == 0 && self.marking.is_none()
+    }
+
+    fn drain(&mut self) {
+        let grace = self.relay.config.shutdown.grace;
+        info!(rows = self.relay.core.rows(), "draining");
+        self.relay
+            .status
+            .state(crate::status::State::Draining, "asked to stop");
+        self.drain_until = Some(Instant::now() + grace);
+    }
+
+    fn take_event(&mut self, event: Option<PublisherEvent>) -> Option<End> {
+        match event {
+            Some(PublisherEvent::Delivered(tickets)) => {
+                self.relay.metrics.delivered(tickets.len());
+                self.relay.core.delivered(&tickets);
+                None
+            }
+            Some(PublisherEvent::Topic { topic, state }) => {
+                if self.relay.core.topic(&topic, &state) {
+                    info!(%topic, "a held topic can be written again");
+                    return Some(End::Reread("a held topic can be written again".to_owned()));
+                }
+                self.announce_topic(&topic, &state);
+                None
+            }
+            Some(PublisherEvent::Ended(end)) => {
+                self.relay.core.producer_ended(&end);
+                self.relay.producer = None;
+                Some(End::Producer(end.reason))
+            }
+            None => {
+                self.relay.producer = None;
+                Some(End::Producer("the producer's thread ended".to_owned()))
+            }
+        }
+    }
+
+    fn mark_due_at(&self) -> Option<Instant> {
+        let deadline = self.drain_until;
+        if self.marking.is_some() || self.relay.core.unmarked() == 0 {
+            return deadline;
+        }
+        let due = self.mark_again_at.unwrap_or(self.last_mark_at + MARK_EVERY);
+        Some(deadline.map_or(due, |deadline| due.min(deadline)))
+    }
+
+    fn start_mark(&mut self) {
+        if self.marking.is_some() || self.relay.core.unmarked() == 0 {
+            return;
+        }
+        let now = Instant::now();
+        let is_due = match self.mark_again_at {
+            Some(at) => now >= at,
+            None => {
+                self.drain_until.is_some()
+                    || self.relay.core.is_pressed()
+                    || now >= self.last_mark_at + MARK_EVERY
+            }
+        };
+        if !is_due {
+            return;
+        }
+        let rows = Arc::new(self.relay.core.take_delivered());
+        (self.last_mark_at, self.mark_again_at) = (now, None);
+        let Some(statement) = self.session.marks.statement(&rows) else {
+            return;
+        };
+        let sql = self.session.sql.clone();
+        let task = tokio::spawn(async move { statement.run(&sql.client).await });
+        self.marking = Some(Marking { rows, task });
+    }
+
+    fn take_mark(
+        &mut self,
+        (rows, result): (Arc<Vec<Delivered>>, Result<(), MarkError>),
+    ) -> Option<End> {
+        match result {
+            Ok(()) => {
+                self.session.marks.committed(&rows);
+                self.relay.core.marked(&rows);
+                self.relay
+                    .metrics
+                    .marked(rows.len(), self.last_mark_at.elapsed());
+                debug!(rows = rows.len(), "marked");
+                None
+            }
+            Err(MarkError::NotLeader { .. }) => {
+                self.relay.core.mark_failed(&rows);
+                Some(End::Deposed)
+            }
+            Err(failure) => {
+                self.relay.core.mark_failed(&rows);
+                if self.session.sql.client.is_closed() {
+                    return Some(End::Mark(failure));
+                }
+                warn!(error = %chain(&failure), rows = rows.len(), "could not mark; trying again");
+                self.mark_again_at = Some(Instant::now() + MARK_AGAIN_AFTER);
+                None
+            }
+        }
+    }
+
+    /// Compacts the ledger and audits what is complete, beside the marks.
+    fn maintain(&mut self) {
+        let Marks::Ledger(ledger) = &self.session.marks else {
+            return;
+        };
+        if self.maintenance.is_some() || self.drain_until.is_some() {
+            return;
+        }
+        let table = self.session.layout.sql_name();
+        let (tenure, audits) = (ledger.tenure().clone(), ledger.audits(&table));
+        let sql = self.session.sql.clone();
+        self.maintenance = Some(tokio::spawn(async move {
+            crate::mark::ledger::compact(&sql.client, &tenure).await?;
+            let mut findings = Vec::new();
+            for audit in audits {
+                findings.push(Finding {
+                    segment: audit.segment,
+                    missed: audit.run(&sql.client).await?,
+                });
+            }
+            Ok(findings)
+        }));
+    }
+
+    fn take_maintenance(&mut self, result: Result<Vec<Finding>, MarkError>) -> Option<End> {
+        let findings = match result {
+            Ok(findings) => findings,
+            Err(MarkError::NotLeader { .. }) => return Some(End::Deposed),
+            Err(failure) if self.session.sql.client.is_closed() => return Some(End::Mark(failure)),
+            Err(failure) => {
+                warn!(error = %chain(&failure), "could not compact the ledger");
+                return None;
+            }
+        };
+        for finding in findings {
+            if finding.missed.is_empty() {
+                if let Marks::Ledger(ledger) = &mut self.session.marks {
+                    ledger.closed(finding.segment);
+                }
+                continue;
+            }
+            self.relay
+                .metrics
+                .missed(usize::try_from(finding.missed.len()).unwrap_or(usize::MAX));
+            error!(
+                segment = finding.segment,
+                rows = finding.missed.len(),
+                "rows of a complete segment were never sent"
+            );
+            return Some(End::Reread(
+                "rows of a complete segment were never sent".to_owned(),
+            ));
+        }
+        None
+    }
+
+    /// Leaves the source in order; a mark whose outcome is unknown is written again later.
+    async fn leave(mut self, end: &End) {
+        if let Some(marking) = self.marking.take() {
+            marking.task.abort();
+            self.relay.core.mark_failed(&marking.rows);
+        }
+        if let Some(maintenance) = self.maintenance.take() {
+            maintenance.abort();
+        }
+        self.session.source.leave().await;
+        match end {
+            End::Deposed => self.relay.depose().await,
+            _ => self.relay.core.source_ended(),
+        }
+    }
+}
+
+/// Waits for what the producer tells; for ever while there is none.
+///
+/// Cancel-safe: yes.
+async fn next_event(producer: &mut Option<Producer>) -> Option<PublisherEvent> {
+    match producer {
+        Some(producer) => producer.events.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn far() -> Instant {
+    Instant::now() + Duration::from_secs(3_600)
+}
+
+/// Waits for the running mark; for ever while none runs.
+///
+/// Cancel-safe: yes.
+async fn finished(marking: &mut Option<Marking>) -> (Arc<Vec<Delivered>>, Result<(), MarkError>) {
+    let Some(running) = marking else {
+        return std::future::pending().await;
+    };
+    let result = (&mut running.task)
+        .await
+        .expect("a mark neither panics nor is aborted while it is awaited");
+    let rows = running.rows.clone();
+    *marking = None;
+    (rows, result)
+}
+
+/// Waits for the running maintenance; for ever while none runs.
+///
+/// Cancel-safe: yes.
+async fn joined<T>(task: &mut Option<JoinHandle<T>>) -> T {
+    let Some(running) = task else {
+        return std::future::pending().await;
+    };
+    let result = running
+        .await
+        .expect("maintenance neither panics nor is aborted while it is awaited");
+    *task = None;
+    result
+}

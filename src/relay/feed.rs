@@ -1,0 +1,271 @@
+//! The way down: a batch is screened for repetitions, each row is encoded and offered to the core,
+//! and what it admits goes to the producer.
+
+use std::sync::Arc;
+
+use tracing::{error, info, trace, warn};
+
+use super::{End, Phase, Run};
+use crate::core::{Offer, RowFacts};
+use crate::encode::{Record, Rejection};
+use crate::mark::{MarkError, Marks};
+use crate::outbox::{Lsn, OutboxRow, RowId};
+use crate::publish::{Outgoing, TopicState};
+use crate::source::{Batch, SourceError};
+use crate::telemetry::chain;
+
+/// Records handed to the producer at once.
+const OUTGOING_ROWS: usize = 500;
+
+/// A topic that refused records is tried again after so many questions for the others: 30 s.
+const REFUSED_TOPICS_EVERY_TICKS: u32 = 15;
+
+/// The batch that is being fed.
+#[derive(Default)]
+pub(super) struct Feed {
+    rows: std::vec::IntoIter<OutboxRow>,
+    /// A row that had to wait, encoded.
+    waiting: Option<(OutboxRow, Result<Record, Rejection>)>,
+    /// Rows still to be fed before the batch's boundary, and its position.
+    boundary: Option<(usize, Lsn)>,
+    /// The rows end a catch-up turn that found no more.
+    caught_up: bool,
+}
+
+impl Feed {
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_none() && self.rows.len() == 0
+    }
+
+    fn boundary_reached(&mut self) -> Option<Lsn> {
+        let (_, lsn) = self.boundary.filter(|(rows, _)| *rows == 0)?;
+        self.boundary = None;
+        Some(lsn)
+    }
+
+    fn row_left(&mut self) {
+        if let Some((rows, _)) = &mut self.boundary {
+            *rows -= 1;
+        }
+    }
+}
+
+impl Run<'_> {
+    /// Takes the next batch, without the rows that went out before.
+    pub(super) async fn take_batch(&mut self, batch: Result<Batch, SourceError>) -> Option<End> {
+        let mut batch = match batch {
+            Ok(batch) => batch,
+            Err(failure) => return Some(End::Source(failure)),
+        };
+        self.relay.metrics.read(batch.rows.len());
+        if let Marks::Ledger(ledger) = &mut self.session.marks {
+            ledger.note_dead(&batch.dead);
+        }
+        if let Err(failure) = self.screen(&mut batch).await {
+            return Some(match failure {
+                MarkError::NumberReused { .. } => End::Renumbered(chain(&failure)),
+                other => End::Mark(other),
+            });
+        }
+        self.feed = Feed {
+            rows: batch.rows.into_iter(),
+            waiting: None,
+            boundary: batch.boundary.map(|boundary| (boundary.rows, boundary.lsn)),
+            caught_up: batch.caught_up,
+        };
+        None
+    }
+
+    /// Removes rows that are in flight or were settled by an earlier session.
+    async fn screen(&mut self, batch: &mut Batch) -> Result<(), MarkError> {
+        if batch.rows.is_empty() {
+            return Ok(());
+        }
+        let (core, state, read_before) = (
+            &self.relay.core,
+            &self.session.state,
+            &mut self.relay.read_before,
+        );
+        let held = &self.held_ids;
+        let is_held = |row: &OutboxRow| {
+            !held.is_empty() && row.id.as_ref().is_some_and(|id| held.contains(id))
+        };
+        let is_known =
+            |row: &OutboxRow| core.was_in_flight(row) || state.skips(row) || is_held(row);
+        let mut repeated: Vec<_> = batch.rows.iter().map(is_known).collect();
+        if self.session.source.is_stream() {
+            let settled = self
+                .session
+                .marks
+                .settled_before(&self.session.sql.client, &batch.rows)
+                .await?;
+            repeated
+                .iter_mut()
+                .zip(settled)
+                .for_each(|(repeated, settled)| *repeated |= settled);
+            repeated
+                .iter_mut()
+                .zip(&batch.rows)
+                .for_each(|(repeated, row)| *repeated |= read_before.has(row));
+        } else if let Marks::None = self.session.marks {
+            batch.rows.iter().for_each(|row| read_before.note(row));
+        }
+        let count = repeated.iter().filter(|repeated| **repeated).count();
+        if count == 0 {
+            return Ok(());
+        }
+        if let Some(boundary) = &mut batch.boundary {
+            boundary.rows -= repeated[..boundary.rows]
+                .iter()
+                .filter(|repeated| **repeated)
+                .count();
+        }
+        let mut repeated = repeated.into_iter();
+        batch.rows.retain(|_| !repeated.next().unwrap_or(false));
+        self.relay.metrics.repeated(count);
+        Ok(())
+    }
+
+    /// Feeds rows until one has to wait or the batch ends.
+    pub(super) fn feed_rows(&mut self) -> Option<End> {
+        let mut outgoing = Vec::new();
+        let mut end = None;
+        loop {
+            if let Some(lsn) = self.feed.boundary_reached() {
+                self.relay.core.boundary(lsn);
+            }
+            let Some((row, encoded)) = self.next_row() else {
+                break;
+            };
+            let facts = RowFacts::of(&self.session.layout, &row);
+            let topic = encoded.as_ref().map(|record| &record.topic);
+            match self.relay.core.offer(&facts, topic) {
+                Offer::Publish(ticket) => {
+                    trace!(event_id = %facts.id, ticket, "publishing");
+                    if let Ok(record) = encoded {
+                        outgoing.push(Outgoing { ticket, record });
+                    }
+                }
+                Offer::Held => self.note_held(facts.id),
+                Offer::Blocked => {
+                    self.announce_block(&facts, &encoded);
+                    self.note_held(facts.id);
+                    if self.relay.core.held().is_full() {
+                        end = Some(End::Halt("too many aggregates are blocked".to_owned()));
+                    }
+                }
+                Offer::LookUp => {
+                    self.look_up(topic.ok().cloned());
+                    self.feed.waiting = Some((row, encoded));
+                    break;
+                }
+                Offer::Wait => {
+                    self.feed.waiting = Some((row, encoded));
+                    break;
+                }
+            }
+            self.feed.row_left();
+            if outgoing.len() >= OUTGOING_ROWS {
+                self.publish(std::mem::take(&mut outgoing));
+            }
+            if end.is_some() {
+                break;
+            }
+        }
+        self.publish(outgoing);
+        end.or_else(|| self.caught_up())
+    }
+
+    /// A source of unsent rows hands a held row out again with each turn.
+    fn note_held(&mut self, id: RowId) {
+        self.relay.metrics.held();
+        if self.session.source.repeats_held_rows() {
+            self.held_ids.insert(id);
+            self.session.source.hold(self.held_ids.len());
+        }
+    }
+
+    fn next_row(&mut self) -> Option<(OutboxRow, Result<Record, Rejection>)> {
+        if let Some(waiting) = self.feed.waiting.take() {
+            return Some(waiting);
+        }
+        let row = self.feed.rows.next()?;
+        let encoded = self.session.encoder.encode(&row);
+        Some((row, encoded))
+    }
+
+    fn publish(&mut self, outgoing: Vec<Outgoing>) {
+        if let Some(producer) = self
+            .relay
+            .producer
+            .as_ref()
+            .filter(|_| !outgoing.is_empty())
+        {
+            producer.publisher.publish(outgoing);
+        }
+    }
+
+    /// The catch-up is over when its last turn found nothing and all that it read is settled.
+    fn caught_up(&self) -> Option<End> {
+        let is_over = self.session.phase == Phase::CatchUp
+            && self.feed.caught_up
+            && self.feed.is_empty()
+            && self.relay.core.is_empty();
+        let held_rows = self.relay.core.held().rows();
+        (is_over && self.marking.is_none()).then_some(End::CaughtUp { held_rows })
+    }
+
+    fn look_up(&self, topic: Option<Arc<str>>) {
+        if let (Some(topic), Some(producer)) = (topic, &self.relay.producer) {
+            producer.publisher.look_up(topic);
+        }
+    }
+
+    /// Asks whether held topics can be written again; one that refused records less often, since
+    /// only a record shows whether it still does.
+    pub(super) fn ask_for_held_topics(&mut self) {
+        self.topic_ticks += 1;
+        let is_turn_of_refused = self.topic_ticks.is_multiple_of(REFUSED_TOPICS_EVERY_TICKS);
+        let topics = self.relay.core.held().topics();
+        let due = topics.filter(|(_, hold)| is_turn_of_refused || !hold.is_refused);
+        let due: Vec<_> = due.map(|(topic, _)| topic.clone()).collect();
+        for topic in due {
+            self.look_up(Some(topic));
+        }
+    }
+
+    fn announce_block(&self, facts: &RowFacts<'_>, encoded: &Result<Record, Rejection>) {
+        let Err(rejection) = encoded else { return };
+        self.relay.metrics.blocked(rejection.reason.as_str());
+        error!(
+            event_id = %facts.id,
+            reason = rejection.reason.as_str(),
+            error = %rejection.text,
+            "row can't be published: its aggregate is blocked, the row and its followers stay in the table"
+        );
+    }
+
+    pub(super) fn announce_topic(&mut self, topic: &Arc<str>, state: &TopicState) {
+        match state {
+            TopicState::Available { partitions } => {
+                info!(%topic, partitions, "publishing to topic")
+            }
+            TopicState::Unknown | TopicState::Denied => {
+                let is_new = self
+                    .relay
+                    .core
+                    .held()
+                    .topics()
+                    .any(|(name, hold)| name == topic && hold.rows == 0);
+                if is_new {
+                    warn!(
+                        %topic,
+                        reason = ?state,
+                        remedy = %crate::kafka::create_command(&self.relay.config.kafka, topic),
+                        "topic can't be written: its rows are held, all others flow"
+                    );
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! How far behind the table is: counted up to a bound, beside everything else.
+
+use std::time::SystemTime;
+
+use tokio_postgres::Client;
+
+use crate::config::{Config, Mark, Mode};
+use crate::outbox::Layout;
+
+/// Rows counted at most.
+const ROWS_MAX: i64 = 100_000;
+
+/// What the database says of the rows that were not sent and of the slot.
+pub(super) struct Measured {
+    pub(super) rows: Option<u64>,
+    pub(super) rows_at_least: bool,
+    pub(super) oldest_at: Option<SystemTime>,
+    pub(super) slot_retained_bytes: Option<u64>,
+}
+
+/// The question for one table and mark.
+pub(super) struct Question {
+    rows_sql: Option<String>,
+    /// The highest number that was sent: everything above it was not, holes below it are brief.
+    above: Option<i64>,
+    slot: Option<String>,
+}
+
+impl Question {
+    pub(super) fn new(config: &Config, layout: &Layout, sent_seq: Option<i64>) -> Self {
+        let table = layout.sql_name();
+        let age = if layout.column("created_at").is_some() {
+            "created_at::timestamptz"
+        } else {
+            "NULL::timestamptz"
+        };
+        let unsent = match config.source.mark {
+            Mark::Ledger => Some("seq > $2::int8"),
+            Mark::SentAt => Some("sent_at IS NULL AND $2::int8 IS NOT DISTINCT FROM $2::int8"),
+            Mark::Delete => Some("$2::int8 IS NOT DISTINCT FROM $2::int8"),
+            Mark::None => None,
+        };
+        let sql = |unsent| {
+            format!(
+                "SELECT count(*), min(at) FROM (SELECT {age} AS at FROM {table} WHERE {unsent} LIMIT $1) AS bounded"
+            )
+        };
+        let is_streamed = config.source.mode == Mode::Replication;
+        Self {
+            rows_sql: unsent.map(sql),
+            above: (config.source.mark == Mark::Ledger).then(|| sent_seq.unwrap_or(0)),
+            slot: is_streamed.then(|| config.source.replication.slot.clone()),
+        }
+    }
+
+    /// Asks; reads only.
+    ///
+    /// Cancel-safe: yes.
+    pub(super) async fn ask(&self, client: &Client) -> Result<Measured, tokio_postgres::Error> {
+        let mut measured = Measured {
+            rows: None,
+            rows_at_least: false,
+            oldest_at: None,
+            slot_retained_bytes: None,
+        };
+        if let Some(sql) = &self.rows_sql {
+            let row = client.query_one(sql, &[&ROWS_MAX, &self.above]).await?;
+            let rows: i64 = row.get(0);
+            measured.rows = u64::try_from(rows).ok();
+            measured.rows_at_least = rows == ROWS_MAX;
+            measured.oldest_at = row.get(1);
+        }
+        if let Some(slot) = &self.slot {
+            let sql = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8 \
+                       FROM pg_replication_slots WHERE slot_name = $1";
+            let row = client.query_opt(sql, &[slot]).await?;
+            let bytes: Option<i64> = row.and_then(|row| row.get(0));
+            measured.slot_retained_bytes = bytes.and_then(|bytes| u64::try_from(bytes).ok());
+        }
+        Ok(measured)
+    }
+}

@@ -1,0 +1,110 @@
+//! What a running session shows: its status and gauges, once a second.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::Run;
+use super::lag::{Measured, Question};
+use crate::mark::Marks;
+use crate::status::{HeldRows, HeldTopic, InFlight, State, StatusCell};
+
+/// How often the table is asked for the rows that were not sent.
+const LAG_EVERY_TICKS: u32 = 5;
+/// How long that may take; a table that is too busy for it is asked again later.
+const LAG_WITHIN: Duration = Duration::from_secs(5);
+
+impl Run<'_> {
+    /// Writes down where the session stands.
+    pub(super) fn look_out(&mut self) {
+        self.relay.status.beat();
+        self.show_broker();
+        let core = &self.relay.core;
+        let held = core.held().aggregates().map(|held| HeldRows {
+            aggregate_type: held.aggregate_type.clone(),
+            event_id: held.row.to_string(),
+            rows: held.rows,
+            reason: held.reason.clone(),
+        });
+        let held: Vec<_> = held.collect();
+        let topics = core.held().topics().map(|(topic, hold)| HeldTopic {
+            topic: topic.to_string(),
+            rows: hold.rows,
+            reason: hold.reason.clone(),
+            command: Some(crate::kafka::create_command(
+                &self.relay.config.kafka,
+                topic,
+            )),
+        });
+        let topics: Vec<_> = topics.collect();
+        let in_flight = InFlight {
+            rows: core.rows() as u64,
+            bytes: core.bytes() as u64,
+        };
+        let confirmed = core.confirmable();
+        let server = self.session.source.server_lsn();
+        let lag_bytes = confirmed.map(|confirmed| server.0.saturating_sub(confirmed.0));
+        let sent_seq = match &self.session.marks {
+            Marks::Ledger(ledger) => ledger.tail().map(|tail| tail.seq),
+            Marks::Rows(_) | Marks::None => None,
+        };
+        let is_draining = self.drain_until.is_some();
+        self.relay.status.update(|status| {
+            (status.held, status.held_topics, status.in_flight) = (held, topics, in_flight);
+            status.position.confirmed_lsn = confirmed.map(|lsn| lsn.to_string());
+            status.position.sent_seq = sent_seq;
+            status.lag.bytes = lag_bytes;
+            if !is_draining {
+                status.state = State::Publishing;
+                status.reason.clear();
+            }
+        });
+        self.ask_for_lag(sent_seq);
+    }
+
+    fn show_broker(&self) {
+        let Some(producer) = &self.relay.producer else {
+            return;
+        };
+        let error = producer.publisher.broker_error().borrow().clone();
+        match error {
+            Some(error) => self.relay.status.update(|status| {
+                status.kafka.is_up = Some(false);
+                status.kafka.error = Some(error);
+            }),
+            None => self.relay.status.broker_answers(),
+        }
+    }
+
+    /// Asks the table, beside everything else, what was not sent yet.
+    fn ask_for_lag(&mut self, sent_seq: Option<i64>) {
+        self.ticks += 1;
+        if self.ticks % LAG_EVERY_TICKS != 1
+            || self
+                .lag_question
+                .as_ref()
+                .is_some_and(|task| !task.is_finished())
+        {
+            return;
+        }
+        let (sql, status) = (Arc::clone(&self.session.sql), self.relay.status.clone());
+        let question = Question::new(&self.relay.config, &self.session.layout, sent_seq);
+        self.lag_question = Some(tokio::spawn(async move {
+            match timeout(LAG_WITHIN, question.ask(&sql.client)).await {
+                Ok(Ok(measured)) => show(&status, &measured),
+                Ok(Err(_)) | Err(_) => debug!("the table did not say how far behind it is"),
+            }
+        }));
+    }
+}
+
+fn show(status: &StatusCell, measured: &Measured) {
+    status.update(|status| {
+        status.lag.rows = measured.rows;
+        status.lag.rows_at_least = measured.rows_at_least;
+        status.slot_retained_bytes = measured.slot_retained_bytes;
+    });
+    status.oldest(measured.oldest_at, measured.oldest_at);
+}

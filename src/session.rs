@@ -1,0 +1,445 @@
+//! Opening a session: is it the table we know, where do we start, what was sent, who hands out rows.
+//!
+//! Runs only under the lease, and the lease comes before the slot (design 12).
+
+use std::sync::Arc;
+
+use thiserror::Error;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use crate::config::{Config, Mark, Mode, Start};
+use crate::encode::{EncodeError, Encoder};
+use crate::identity::{self, IdentityError, RowAt, Verdict};
+use crate::inspect::{self, InspectError, Table};
+use crate::lease::LeaseState;
+use crate::mark::ledger::Ledger;
+use crate::mark::{MarkError, Marks, Tenure};
+use crate::migrate::{self, Creates, MigrateError, Step};
+use crate::outbox::{Lsn, RowId};
+use crate::postgres::{self, ConnectOptions, PostgresError};
+use crate::ranges::RangeSet;
+use crate::relay::{Phase, Session};
+use crate::source::polling::{Known, Polling, UnsentMark};
+use crate::source::{Source, SourceError};
+use crate::state::{OutboxState, StateError, StateTable};
+
+/// More rows than this are "at least so many" in what is told.
+const ROWS_TOLD_MAX: i64 = 1_000_000;
+
+/// Why a session could not be opened.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    #[error("cannot read `source.url`")]
+    Url(#[source] crate::config::ConfigError),
+    #[error("cannot use PostgreSQL for {purpose}")]
+    Postgres {
+        purpose: &'static str,
+        #[source]
+        source: PostgresError,
+    },
+    #[error(transparent)]
+    Migrate(#[from] MigrateError),
+    #[error("{}; run `outboxd migrate` with a role that may", missing(.0))]
+    Missing(Vec<Step>),
+    #[error("cannot read table `{table}`")]
+    Inspect {
+        table: String,
+        #[source]
+        source: InspectError,
+    },
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Mark(#[from] MarkError),
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error("{reason}; {remedy}")]
+    Halt { reason: String, remedy: String },
+}
+
+fn missing(steps: &[Step]) -> String {
+    let names: Vec<_> = steps.iter().map(|step| step.description.as_str()).collect();
+    format!("this role may not create {}", names.join(", "))
+}
+
+/// Whether the rows that stood in the table before the slot were read by this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CatchUp {
+    Pending,
+    /// Some of them are held: the next process has to read them again.
+    DoneButHeld,
+    Done,
+}
+
+/// What the last session learned of the numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Numbers {
+    AsKnown,
+    /// The stream brought a sent number with a commit that the ledger does not cover.
+    Reused,
+}
+
+/// What the state tables say of an outbox that is still the one we knew.
+struct KnownOutbox {
+    state: OutboxState,
+    /// The id of the row that carries the ledger's highest number, while it stands.
+    top_id: Option<RowId>,
+}
+
+/// What a session is opened with.
+pub struct Opening<'a> {
+    pub config: &'a Config,
+    pub options: &'a ConnectOptions,
+    pub lease: watch::Receiver<LeaseState>,
+    pub epoch: i64,
+    pub catch_up: CatchUp,
+    pub numbers: Numbers,
+    pub stop: CancellationToken,
+}
+
+/// Reads the URL anew, so that a rotated secret is picked up at the next connect.
+pub fn connect_options(config: &Config) -> Result<ConnectOptions, OpenError> {
+    let url = config.source.url.read().map_err(OpenError::Url)?;
+    ConnectOptions::parse(&url).map_err(|source| OpenError::Postgres {
+        purpose: "anything",
+        source,
+    })
+}
+
+/// The name of the lease: the outbox, since only one relay may mark it; a relay that marks nothing
+/// shares only its slot.
+pub fn lease_key(config: &Config) -> String {
+    let table = match config.source.table_name() {
+        Ok(name) => format!("{}.{}", name.schema, name.table),
+        Err(_) => config.source.table.clone(),
+    };
+    match config.source.mark {
+        Mark::None => format!("{table}#{}", config.source.replication.slot),
+        Mark::Ledger | Mark::SentAt | Mark::Delete => table,
+    }
+}
+
+/// Opens a connection for one purpose.
+pub async fn connect(
+    options: &ConnectOptions,
+    purpose: &'static str,
+) -> Result<postgres::Session, OpenError> {
+    let session = postgres::connect(options, purpose).await;
+    session.map_err(|source| OpenError::Postgres { purpose, source })
+}
+
+/// Creates the state tables where they are missing: the lease needs them.
+pub async fn ensure_state(config: &Config, options: &ConnectOptions) -> Result<(), OpenError> {
+    let session = connect(options, "setup").await?;
+    let denied = migrate::ensure(&session.client, config, Creates::State).await?;
+    if denied.is_empty() {
+        Ok(())
+    } else {
+        Err(OpenError::Missing(denied))
+    }
+}
+
+impl Opening<'_> {
+    /// Opens the session.
+    ///
+    /// Errors: `Halt` when a person must decide; every other is worth another try.
+    /// Cancel-safe: yes; what was recorded stays and is found by the next opening.
+    pub async fn open(&self) -> Result<Session, OpenError> {
+        let sql = Arc::new(connect(self.options, "marks").await?);
+        let table = self.inspect(&sql).await?;
+        let layout = Arc::new(table.layout.clone());
+        let outbox = layout.outbox();
+        let states = StateTable {
+            client: &sql.client,
+            outbox: &outbox,
+        };
+        let mut state = states.load().await?;
+        self.create_slot(&sql, &state).await?;
+        if state.start.is_none() {
+            self.decide_start(&states, &table).await?;
+            state = states.load().await?;
+        }
+        let tenure = Tenure {
+            outbox: outbox.clone(),
+            epoch: self.epoch,
+        };
+        let known = self.check_identity(&sql, &states, &table, state).await?;
+        let marks = self.marks(&sql, &table, tenure, &known.state).await?;
+        let state = known.state.clone();
+        let (source, phase) = self.source(&table, &marks, &states, known).await?;
+        let encoder = Encoder::new(
+            &self.config.route,
+            &layout,
+            crate::kafka::record_bytes_max(&self.config.kafka),
+        )?;
+        let (lease, stop) = (self.lease.clone(), self.stop.clone());
+        Ok(Session {
+            source,
+            phase,
+            marks,
+            state,
+            layout,
+            encoder,
+            sql,
+            lease,
+            epoch: self.epoch,
+            stop,
+        })
+    }
+
+    async fn inspect(&self, sql: &postgres::Session) -> Result<Table, OpenError> {
+        let name = self
+            .config
+            .source
+            .table_name()
+            .map_err(MigrateError::Name)?;
+        let table = inspect::inspect(&sql.client, &name.schema, &name.table).await;
+        let table = table.map_err(|source| OpenError::Inspect {
+            table: self.config.source.table.clone(),
+            source,
+        })?;
+        let source = &self.config.source;
+        let refusals = crate::check::fit::refusals(
+            source.mode,
+            source.mark,
+            source.order_column.as_deref(),
+            &table,
+        );
+        if let Some(refusal) = refusals.into_iter().next() {
+            return Err(OpenError::Halt {
+                reason: refusal.text,
+                remedy: refusal.remedy,
+            });
+        }
+        Ok(table)
+    }
+
+    /// Creates publication and slot before the table is read, unless they were there and are lost.
+    async fn create_slot(
+        &self,
+        sql: &postgres::Session,
+        state: &OutboxState,
+    ) -> Result<(), OpenError> {
+        if self.config.source.mode == Mode::Polling {
+            return Ok(());
+        }
+        let replication = &self.config.source.replication;
+        if state.caught_up {
+            let slot = crate::slot::status(&sql.client, &replication.slot).await;
+            let slot = slot.map_err(|source| OpenError::Halt {
+                reason: crate::telemetry::chain(&source),
+                remedy: String::new(),
+            })?;
+            if slot.is_none() {
+                return Err(OpenError::Halt {
+                    reason: format!("slot `{}` is gone, and rows may have gone with it", replication.slot),
+                    remedy: "see `outboxd slot status`; `outboxd migrate` creates a new one and the table is read again".to_owned(),
+                });
+            }
+            return Ok(());
+        }
+        let denied = migrate::ensure(&sql.client, self.config, Creates::Everything).await?;
+        if denied.is_empty() {
+            Ok(())
+        } else {
+            Err(OpenError::Missing(denied))
+        }
+    }
+
+    /// The first start: everything, or what comes from now on, or a person is asked.
+    async fn decide_start(&self, states: &StateTable<'_>, table: &Table) -> Result<(), OpenError> {
+        let rows = states.rows_standing(&table.layout, ROWS_TOLD_MAX).await?;
+        match self.config.source.start {
+            Some(Start::Now) => {
+                states.start_now(&table.layout).await?;
+                info!(rows, "starting with what is committed from now on");
+            }
+            Some(Start::All) => {
+                states.start_with_all().await?;
+                info!(rows, "starting with everything that stands in the table");
+            }
+            None if rows == 0 => states.start_with_all().await?,
+            None => {
+                let count = if rows == ROWS_TOLD_MAX {
+                    "at least "
+                } else {
+                    ""
+                };
+                return Err(OpenError::Halt {
+                    reason: format!(
+                        "`{}` holds {count}{rows} rows and nothing is known of them",
+                        states.outbox
+                    ),
+                    remedy: "set source.start = \"all\" to publish them or \"now\" to skip them"
+                        .to_owned(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares the table with the one we knew; numbers that began anew begin a new generation.
+    async fn check_identity(
+        &self,
+        sql: &postgres::Session,
+        states: &StateTable<'_>,
+        table: &Table,
+        state: OutboxState,
+    ) -> Result<KnownOutbox, OpenError> {
+        let now = identity::read(&sql.client, table).await?;
+        let Some(stored) = identity::load(&sql.client, states.outbox).await? else {
+            identity::store(&sql.client, states.outbox, &now).await?;
+            return Ok(KnownOutbox {
+                state,
+                top_id: None,
+            });
+        };
+        let tail = match self.config.source.mark {
+            Mark::Ledger => identity::ledger_tail(&sql.client, states.outbox).await?,
+            Mark::SentAt | Mark::Delete | Mark::None => None,
+        };
+        let evidence = identity::evidence(&sql.client, table, tail.clone()).await?;
+        let why = match identity::compare(&stored, &now, &evidence) {
+            Verdict::Halt { why, remedy } => {
+                return Err(OpenError::Halt {
+                    reason: why,
+                    remedy,
+                });
+            }
+            Verdict::NewGeneration { why } => Some(why),
+            Verdict::Same if self.numbers == Numbers::Reused => {
+                Some("the stream brought a sent number again".to_owned())
+            }
+            Verdict::Same => None,
+        };
+        if stored != now {
+            identity::store(&sql.client, states.outbox, &now).await?;
+        }
+        let Some(why) = why else {
+            let is_standing = matches!(evidence.tail, Some((_, RowAt::Same)));
+            let top_id = tail.filter(|_| is_standing).map(|(_, id)| id);
+            return Ok(KnownOutbox { state, top_id });
+        };
+        error!(reason = %why, generation = state.generation + 1, "a new generation of numbers begins");
+        states.begin_generation(state.generation).await?;
+        Ok(KnownOutbox {
+            state: states.load().await?,
+            top_id: None,
+        })
+    }
+
+    async fn marks(
+        &self,
+        sql: &postgres::Session,
+        table: &Table,
+        tenure: Tenure,
+        state: &OutboxState,
+    ) -> Result<Marks, OpenError> {
+        Ok(match self.config.source.mark {
+            Mark::Ledger => {
+                let skipped = state.skipped().clone();
+                Marks::Ledger(Ledger::load(&sql.client, tenure, state.generation, skipped).await?)
+            }
+            Mark::None => Marks::None,
+            mark => {
+                let position = insert_position(sql).await?;
+                Marks::rows(mark, &table.layout, tenure, position)
+            }
+        })
+    }
+
+    async fn source(
+        &self,
+        table: &Table,
+        marks: &Marks,
+        states: &StateTable<'_>,
+        known: KnownOutbox,
+    ) -> Result<(Source, Phase), OpenError> {
+        let replication = &self.config.source.replication;
+        let is_streamed = self.config.source.mode == Mode::Replication;
+        if is_streamed && (known.state.caught_up || self.catch_up != CatchUp::Pending) {
+            if self.catch_up == CatchUp::Done {
+                states.set_caught_up(true).await?;
+            }
+            let layout = Arc::new(table.layout.clone());
+            let stream = Source::stream(self.options, replication, layout).await?;
+            return Ok((stream, Phase::Steady));
+        }
+        let source = self.table_source(table, marks, known.top_id).await?;
+        if is_streamed {
+            return Ok((source, Phase::CatchUp));
+        }
+        // Were the stream to take over again, it would have missed what is polled from now on.
+        states.set_caught_up(false).await?;
+        Ok((source, Phase::Steady))
+    }
+
+    /// Reads from the table itself: by number, or what is not marked.
+    async fn table_source(
+        &self,
+        table: &Table,
+        marks: &Marks,
+        top_id: Option<RowId>,
+    ) -> Result<Source, OpenError> {
+        let source = &self.config.source;
+        let polling = Polling {
+            session: connect(self.options, "polling").await?,
+            layout: Arc::new(table.layout.clone()),
+            table: table.layout.sql_name(),
+            batch_rows: source.polling.batch_rows,
+            interval: source.polling.interval,
+        };
+        let first = table.sequence().map_or(1, |sequence| sequence.start);
+        let (top, settled) = match (marks, source.mark) {
+            (Marks::Ledger(ledger), _) => (ledger.highest(), ledger.settled()),
+            (_, Mark::SentAt) => {
+                return Ok(Source::unsent(
+                    polling,
+                    UnsentMark::SentAt,
+                    source.order_column.clone(),
+                ));
+            }
+            (_, Mark::Delete) => {
+                return Ok(Source::unsent(
+                    polling,
+                    UnsentMark::Present,
+                    source.order_column.clone(),
+                ));
+            }
+            (_, Mark::Ledger | Mark::None) => (first - 1, RangeSet::new()),
+        };
+        let top = top.max(first - 1);
+        // The ledger's tail is the top, unless rows above it were skipped.
+        let top_id = top_id.filter(|_| matches!(marks, Marks::Ledger(ledger) if ledger.tail().is_some_and(|tail| tail.seq == top)));
+        Ok(Source::by_seq(
+            polling,
+            Known {
+                first,
+                top,
+                top_id,
+                settled,
+            },
+        ))
+    }
+}
+
+async fn insert_position(sql: &postgres::Session) -> Result<Lsn, OpenError> {
+    let row = sql
+        .client
+        .query_one("SELECT pg_current_wal_insert_lsn()::text", &[])
+        .await;
+    let row = row.map_err(|source| OpenError::Postgres {
+        purpose: "its position",
+        source: source.into(),
+    })?;
+    Ok(row
+        .get::<_, &str>(0)
+        .parse()
+        .expect("PostgreSQL prints a pg_lsn as an LSN"))
+}

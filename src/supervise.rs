@@ -1,0 +1,362 @@
+//! Leadership, then a session, then a verdict, then a pause: the only retry loop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::config::Config;
+use crate::lease::{LeaseKeeper, LeaseState, Role};
+use crate::metrics::Metrics;
+use crate::postgres::Class;
+use crate::publish::PublishError;
+use crate::relay::{End, Relay};
+use crate::session::{self, CatchUp, Numbers, OpenError, Opening};
+use crate::source::SourceError;
+use crate::source::polling::PollError;
+use crate::source::replication::ReplicationError;
+use crate::status::{State, StatusCell};
+use crate::telemetry::chain;
+
+/// The pauses between attempts, before jitter (design 6: 1 s doubling to 15 s; the first one is
+/// shorter, for a connection that was cut is back at once).
+const PAUSES: [Duration; 6] = [
+    Duration::from_millis(250),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+    Duration::from_secs(8),
+    Duration::from_secs(15),
+];
+/// While another reader is on the slot: a handover takes less than a second.
+const SLOT_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// A session that lived so long was a good one: the pauses start anew.
+const GOOD_AFTER: Duration = Duration::from_secs(10);
+
+/// What the supervisor does after a session ended or could not be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Stop,
+    /// Open the next session at once.
+    Again,
+    /// Try again after a pause.
+    Retry,
+    /// Somebody else reads the slot: wait for it.
+    AwaitSlot,
+    /// Wait until there is room in the window.
+    AwaitRoom,
+    /// A person must act; look again now and then.
+    Halt,
+}
+
+/// Why a relay can't even start.
+#[derive(Debug, thiserror::Error)]
+pub enum SuperviseError {
+    #[error("cannot configure the producer")]
+    Producer(#[from] PublishError),
+}
+
+/// One relay, from start to stop.
+pub struct Supervisor {
+    config: Arc<Config>,
+    relay: Relay,
+    status: StatusCell,
+    metrics: Arc<Metrics>,
+    keeper: Option<LeaseKeeper>,
+    epoch: Option<i64>,
+    catch_up: CatchUp,
+    numbers: Numbers,
+    attempts: usize,
+    told: String,
+    stop: CancellationToken,
+}
+
+/// How an attempt at a session went.
+enum Attempt {
+    Ended(End, Duration),
+    NotOpened(OpenError),
+}
+
+impl Supervisor {
+    pub fn new(
+        config: Arc<Config>,
+        metrics: Arc<Metrics>,
+        status: StatusCell,
+        stop: CancellationToken,
+    ) -> Self {
+        let relay = Relay::new(config.clone(), metrics.clone(), status.clone());
+        Self {
+            config,
+            relay,
+            status,
+            metrics,
+            keeper: None,
+            epoch: None,
+            catch_up: CatchUp::Pending,
+            numbers: Numbers::AsKnown,
+            attempts: 0,
+            told: String::new(),
+            stop,
+        }
+    }
+
+    /// Runs sessions until it is told to stop; neither PostgreSQL nor Kafka has to be there.
+    ///
+    /// Errors: only what no retry can mend, before the first session.
+    pub async fn run(mut self) -> Result<(), SuperviseError> {
+        while !self.stop.is_cancelled() {
+            self.relay.start_producer()?;
+            let attempt = self.attempt().await;
+            let verdict = verdict(&attempt);
+            self.tell(&attempt, verdict);
+            self.follow(&attempt);
+            if verdict == Verdict::Stop {
+                break;
+            }
+            self.pause(verdict).await;
+        }
+        self.relay.end_producer(Duration::ZERO).await;
+        if let Some(keeper) = self.keeper.take() {
+            keeper.release().await;
+        }
+        Ok(())
+    }
+
+    async fn attempt(&mut self) -> Attempt {
+        let stop = self.stop.clone();
+        let opened = tokio::select! {
+            biased;
+            () = stop.cancelled() => return Attempt::Ended(End::Stopped, Duration::ZERO),
+            opened = self.open() => opened,
+        };
+        let session = match opened {
+            Ok(session) => session,
+            Err(failure) => return Attempt::NotOpened(failure),
+        };
+        let started_at = Instant::now();
+        let end = self.relay.run(session).await;
+        Attempt::Ended(end, started_at.elapsed())
+    }
+
+    async fn open(&mut self) -> Result<crate::relay::Session, OpenError> {
+        let options = session::connect_options(&self.config)?;
+        let lease = self.lease(&options).await?;
+        let epoch = self.await_leadership(lease.clone()).await;
+        self.status.state(State::Waiting, "starting a session");
+        if self
+            .epoch
+            .replace(epoch)
+            .is_some_and(|before| before != epoch)
+        {
+            // Somebody else published in between: what we still had in flight is theirs.
+            self.relay.depose().await;
+        }
+        let opening = Opening {
+            config: &self.config,
+            options: &options,
+            lease,
+            epoch,
+            catch_up: self.catch_up,
+            numbers: self.numbers,
+            stop: self.stop.clone(),
+        };
+        let session = opening.open().await?;
+        self.numbers = Numbers::AsKnown;
+        Ok(session)
+    }
+
+    /// The lease's state; the first call starts the keeper, once the state tables stand.
+    async fn lease(
+        &mut self,
+        options: &crate::postgres::ConnectOptions,
+    ) -> Result<watch::Receiver<LeaseState>, OpenError> {
+        if let Some(keeper) = &self.keeper {
+            return Ok(keeper.state());
+        }
+        session::ensure_state(&self.config, options).await?;
+        let keeper = LeaseKeeper::start(
+            self.config.source.url.clone(),
+            session::lease_key(&self.config),
+            self.config.lease.ttl,
+        );
+        Ok(self.keeper.insert(keeper).state())
+    }
+
+    /// Waits until the lease is ours and returns its epoch.
+    ///
+    /// Cancel-safe: yes.
+    async fn await_leadership(&mut self, mut lease: watch::Receiver<LeaseState>) -> i64 {
+        loop {
+            let state = lease.borrow_and_update().clone();
+            self.status.lease(&state);
+            match state.role {
+                Role::Leader { epoch, .. } if state.may_publish(epoch) => return epoch,
+                Role::Standby { .. } | Role::Lost { .. } => self.relay.depose().await,
+                _ => {}
+            }
+            self.status.beat();
+            // A keeper lives as long as the supervisor; were it gone, nothing could be published.
+            if lease.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Draws the consequences that outlive the session.
+    fn follow(&mut self, attempt: &Attempt) {
+        match attempt {
+            Attempt::Ended(End::CaughtUp { held_rows: 0 }, _) => self.catch_up = CatchUp::Done,
+            Attempt::Ended(End::CaughtUp { .. }, _) => self.catch_up = CatchUp::DoneButHeld,
+            Attempt::Ended(End::Reread(_), _) => self.catch_up = CatchUp::Pending,
+            Attempt::Ended(End::Renumbered(_), _) => self.numbers = Numbers::Reused,
+            _ => {}
+        }
+        match attempt {
+            Attempt::Ended(_, lived) if *lived >= GOOD_AFTER => self.attempts = 0,
+            _ => {}
+        }
+    }
+
+    /// Says what happened, once for each reason and not for each attempt.
+    fn tell(&mut self, attempt: &Attempt, verdict: Verdict) {
+        let reason = reason(attempt);
+        self.metrics.session_ended(label(attempt));
+        let is_news = reason != self.told;
+        match verdict {
+            Verdict::Stop => info!("stopped"),
+            Verdict::Again => info!(reason, "session ended; the next one starts at once"),
+            Verdict::AwaitRoom => {
+                self.status.state(State::Waiting, "waiting for Kafka");
+                if is_news {
+                    warn!(reason, "nothing can be published; waiting for Kafka");
+                }
+            }
+            Verdict::Halt => {
+                self.status.halt(reason.as_str());
+                if is_news {
+                    error!(reason, "halted: nothing is published until a person acts");
+                }
+            }
+            Verdict::Retry | Verdict::AwaitSlot => {
+                self.status.failed(reason.as_str());
+                self.status.state(State::Waiting, reason.as_str());
+                if is_news {
+                    warn!(error = reason, "session ended; trying again");
+                }
+            }
+        }
+        self.told = reason;
+    }
+
+    /// Waits as the verdict says, settling what Kafka still acknowledges.
+    async fn pause(&mut self, verdict: Verdict) {
+        let pause = match verdict {
+            Verdict::Stop | Verdict::Again => {
+                self.attempts = 0;
+                return;
+            }
+            Verdict::AwaitRoom => {
+                if let Some(keeper) = &self.keeper {
+                    self.relay.await_room(&mut keeper.state(), &self.stop).await;
+                }
+                return;
+            }
+            Verdict::Retry => PAUSES[self.attempts.min(PAUSES.len() - 1)],
+            Verdict::AwaitSlot => PAUSES[self.attempts.min(PAUSES.len() - 1)].min(SLOT_PAUSE_MAX),
+            Verdict::Halt => PAUSES[PAUSES.len() - 1],
+        };
+        self.attempts += 1;
+        self.relay
+            .rest(pause.mul_f64(0.5 + fastrand::f64() / 2.0), &self.stop)
+            .await;
+    }
+}
+
+fn verdict(attempt: &Attempt) -> Verdict {
+    match attempt {
+        Attempt::Ended(end, _) => match end {
+            End::Stopped => Verdict::Stop,
+            End::Source(failure) => of_source(failure),
+            // The keeper may not have noticed yet: a pause keeps us from asking it in a circle.
+            End::Deposed | End::Mark(_) | End::Producer(_) => Verdict::Retry,
+            End::Halt(_) => Verdict::Halt,
+            End::Reread(_) | End::Renumbered(_) | End::CaughtUp { .. } => Verdict::Again,
+        },
+        Attempt::NotOpened(failure) => match failure {
+            OpenError::Source(failure) => of_source(failure),
+            OpenError::Postgres { source, .. } => of_class(source.class()),
+            OpenError::Halt { .. } | OpenError::Encode(_) | OpenError::Missing(_) => Verdict::Halt,
+            OpenError::Migrate(_) | OpenError::Inspect { .. } => Verdict::Halt,
+            OpenError::Url(_)
+            | OpenError::Identity(_)
+            | OpenError::State(_)
+            | OpenError::Mark(_) => Verdict::Retry,
+        },
+    }
+}
+
+fn of_source(failure: &SourceError) -> Verdict {
+    match failure {
+        SourceError::Replication(ReplicationError::Parked) => Verdict::AwaitRoom,
+        SourceError::Replication(
+            ReplicationError::Start { source, .. } | ReplicationError::Stream(source),
+        ) => of_class(source.class()),
+        SourceError::Replication(ReplicationError::Decode(_)) => Verdict::Halt,
+        SourceError::Replication(ReplicationError::Silent | ReplicationError::Ended) => {
+            Verdict::Retry
+        }
+        SourceError::Polling(PollError::NoOrder) => Verdict::Halt,
+        SourceError::Polling(_) | SourceError::Ended => Verdict::Retry,
+    }
+}
+
+fn of_class(class: Class) -> Verdict {
+    match class {
+        Class::SlotInUse { .. } => Verdict::AwaitSlot,
+        Class::SlotInvalidated | Class::Configuration | Class::Missing => Verdict::Halt,
+        Class::Authentication
+        | Class::Permission
+        | Class::Lost
+        | Class::Shutdown
+        | Class::TooManyConnections
+        | Class::Other => Verdict::Retry,
+    }
+}
+
+fn reason(attempt: &Attempt) -> String {
+    match attempt {
+        Attempt::NotOpened(failure) => chain(failure),
+        Attempt::Ended(end, _) => match end {
+            End::Stopped => "asked to stop".to_owned(),
+            End::Source(failure) => chain(failure),
+            End::Mark(failure) => chain(failure),
+            End::Deposed => "another relay holds the lease".to_owned(),
+            End::Producer(reason)
+            | End::Halt(reason)
+            | End::Reread(reason)
+            | End::Renumbered(reason) => reason.clone(),
+            End::CaughtUp { .. } => "the rows that stood in the table are published".to_owned(),
+        },
+    }
+}
+
+/// The low-cardinality name of what happened.
+fn label(attempt: &Attempt) -> &'static str {
+    match attempt {
+        Attempt::NotOpened(_) => "not_opened",
+        Attempt::Ended(end, _) => match end {
+            End::Stopped => "stopped",
+            End::Source(_) => "source",
+            End::Mark(_) => "mark",
+            End::Producer(_) => "producer",
+            End::Deposed => "deposed",
+            End::Halt(_) => "halt",
+            End::Reread(_) => "reread",
+            End::Renumbered(_) => "renumbered",
+            End::CaughtUp { .. } => "caught_up",
+        },
+    }
+}
