@@ -16,6 +16,7 @@ pub use held::{Held, HeldAggregate, TopicHold};
 use crate::encode::Rejection;
 use crate::outbox::{Layout, Lsn, OutboxRow, RowId};
 use crate::publish::{Fault, SessionEnd, Ticket, TopicState};
+use crate::ranges::RangeSet;
 use positions::Positions;
 
 /// An aggregate, by a hash of its type and id.
@@ -421,6 +422,17 @@ impl Core {
 
     pub fn held(&self) -> &Held {
         &self.held
+    }
+
+    /// The numbers of all rows that are in flight or held.
+    pub fn numbers(&self) -> RangeSet {
+        let mut numbers: RangeSet = self
+            .entries
+            .values()
+            .filter_map(|entry| entry.seq)
+            .collect();
+        numbers.extend(self.held.numbers());
+        numbers
     }
 
     /// Rows that count in the window.

@@ -3,6 +3,7 @@
 
 mod feed;
 mod lag;
+mod marking;
 mod outlook;
 
 use std::collections::HashSet;
@@ -13,10 +14,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{info, warn};
 
 use crate::config::Config;
-use crate::core::{Core, Delivered, Window};
+use crate::core::{Core, Window};
 use crate::encode::Encoder;
 use crate::lease::LeaseState;
 use crate::mark::{MarkError, Marks};
@@ -28,13 +29,9 @@ use crate::ranges::RangeSet;
 use crate::source::{Source, SourceError};
 use crate::state::OutboxState;
 use crate::status::StatusCell;
-use crate::telemetry::chain;
 use feed::Feed;
+use marking::{Finding, Marking, finished, joined};
 
-/// How long delivered rows wait for company before they are marked, unless the window is pressed.
-const MARK_EVERY: Duration = Duration::from_millis(50);
-/// How long a failed mark waits before it is tried again.
-const MARK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// How often a held topic is asked for.
 const TOPICS_EVERY: Duration = Duration::from_secs(2);
 /// How often the ledger is compacted and complete segments are audited.
@@ -48,6 +45,7 @@ pub struct Relay {
     producer: Option<Producer>,
     /// What the catch-up read where nothing is marked, for the stream brings some of it again.
     read_before: ReadBefore,
+    kafka_is_up: bool,
     config: Arc<Config>,
 }
 
@@ -138,6 +136,7 @@ impl Relay {
             status,
             producer: None,
             read_before: ReadBefore::default(),
+            kafka_is_up: true,
             config,
         }
     }
@@ -274,17 +273,6 @@ struct Run<'a> {
     topic_ticks: u32,
 }
 
-struct Marking {
-    rows: Arc<Vec<Delivered>>,
-    task: JoinHandle<Result<(), MarkError>>,
-}
-
-/// What the audit of one complete segment found.
-struct Finding {
-    segment: i64,
-    missed: crate::ranges::RangeSet,
-}
-
 impl Run<'_> {
     async fn until_end(&mut self) -> End {
         let mut topics = interval(TOPICS_EVERY);
@@ -409,127 +397,6 @@ impl Run<'_> {
         }
     }
 
-    fn mark_due_at(&self) -> Option<Instant> {
-        let deadline = self.drain_until;
-        if self.marking.is_some() || self.relay.core.unmarked() == 0 {
-            return deadline;
-        }
-        let due = self.mark_again_at.unwrap_or(self.last_mark_at + MARK_EVERY);
-        Some(deadline.map_or(due, |deadline| due.min(deadline)))
-    }
-
-    fn start_mark(&mut self) {
-        if self.marking.is_some() || self.relay.core.unmarked() == 0 {
-            return;
-        }
-        let now = Instant::now();
-        let is_due = match self.mark_again_at {
-            Some(at) => now >= at,
-            None => {
-                self.drain_until.is_some()
-                    || self.relay.core.is_pressed()
-                    || now >= self.last_mark_at + MARK_EVERY
-            }
-        };
-        if !is_due {
-            return;
-        }
-        let rows = Arc::new(self.relay.core.take_delivered());
-        (self.last_mark_at, self.mark_again_at) = (now, None);
-        let Some(statement) = self.session.marks.statement(&rows) else {
-            return;
-        };
-        let sql = self.session.sql.clone();
-        let task = tokio::spawn(async move { statement.run(&sql.client).await });
-        self.marking = Some(Marking { rows, task });
-    }
-
-    fn take_mark(
-        &mut self,
-        (rows, result): (Arc<Vec<Delivered>>, Result<(), MarkError>),
-    ) -> Option<End> {
-        match result {
-            Ok(()) => {
-                self.session.marks.committed(&rows);
-                self.relay.core.marked(&rows);
-                self.relay
-                    .metrics
-                    .marked(rows.len(), self.last_mark_at.elapsed());
-                debug!(rows = rows.len(), "marked");
-                None
-            }
-            Err(MarkError::NotLeader { .. }) => {
-                self.relay.core.mark_failed(&rows);
-                Some(End::Deposed)
-            }
-            Err(failure) => {
-                self.relay.core.mark_failed(&rows);
-                if self.session.sql.client.is_closed() {
-                    return Some(End::Mark(failure));
-                }
-                warn!(error = %chain(&failure), rows = rows.len(), "could not mark; trying again");
-                self.mark_again_at = Some(Instant::now() + MARK_AGAIN_AFTER);
-                None
-            }
-        }
-    }
-
-    /// Compacts the ledger and audits what is complete, beside the marks.
-    fn maintain(&mut self) {
-        let Marks::Ledger(ledger) = &self.session.marks else {
-            return;
-        };
-        if self.maintenance.is_some() || self.drain_until.is_some() {
-            return;
-        }
-        let table = self.session.layout.sql_name();
-        let (tenure, audits) = (ledger.tenure().clone(), ledger.audits(&table));
-        let sql = self.session.sql.clone();
-        self.maintenance = Some(tokio::spawn(async move {
-            crate::mark::ledger::compact(&sql.client, &tenure).await?;
-            let mut findings = Vec::new();
-            for audit in audits {
-                findings.push(Finding {
-                    segment: audit.segment,
-                    missed: audit.run(&sql.client).await?,
-                });
-            }
-            Ok(findings)
-        }));
-    }
-
-    fn take_maintenance(&mut self, result: Result<Vec<Finding>, MarkError>) -> Option<End> {
-        let findings = match result {
-            Ok(findings) => findings,
-            Err(MarkError::NotLeader { .. }) => return Some(End::Deposed),
-            Err(failure) if self.session.sql.client.is_closed() => return Some(End::Mark(failure)),
-            Err(failure) => {
-                warn!(error = %chain(&failure), "could not compact the ledger");
-                return None;
-            }
-        };
-        for finding in findings {
-            if finding.missed.is_empty() {
-                if let Marks::Ledger(ledger) = &mut self.session.marks {
-                    ledger.closed(finding.segment);
-                }
-                continue;
-            }
-            self.relay
-                .metrics
-                .missed(usize::try_from(finding.missed.len()).unwrap_or(usize::MAX));
-            error!(
-                segment = finding.segment,
-                rows = finding.missed.len(),
-                "rows of a complete segment were never sent"
-            );
-            return Some(End::Reread(
-                "rows of a complete segment were never sent".to_owned(),
-            ));
-        }
-        None
-    }
-
     /// Leaves the source in order; a mark whose outcome is unknown is written again later.
     async fn leave(mut self, end: &End) {
         if let Some(marking) = self.marking.take() {
@@ -559,33 +426,4 @@ async fn next_event(producer: &mut Option<Producer>) -> Option<PublisherEvent> {
 
 fn far() -> Instant {
     Instant::now() + Duration::from_secs(3_600)
-}
-
-/// Waits for the running mark; for ever while none runs.
-///
-/// Cancel-safe: yes.
-async fn finished(marking: &mut Option<Marking>) -> (Arc<Vec<Delivered>>, Result<(), MarkError>) {
-    let Some(running) = marking else {
-        return std::future::pending().await;
-    };
-    let result = (&mut running.task)
-        .await
-        .expect("a mark neither panics nor is aborted while it is awaited");
-    let rows = running.rows.clone();
-    *marking = None;
-    (rows, result)
-}
-
-/// Waits for the running maintenance; for ever while none runs.
-///
-/// Cancel-safe: yes.
-async fn joined<T>(task: &mut Option<JoinHandle<T>>) -> T {
-    let Some(running) = task else {
-        return std::future::pending().await;
-    };
-    let result = running
-        .await
-        .expect("maintenance neither panics nor is aborted while it is awaited");
-    *task = None;
-    result
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::{Aggregate, RowFacts};
 use crate::outbox::RowId;
 use crate::publish::TopicState;
+use crate::ranges::RangeSet;
 
 /// Bounds the memory that blocked aggregates take; about 2 MB.
 const AGGREGATES_MAX: usize = 10_000;
@@ -53,6 +54,8 @@ pub(super) enum TopicAnswer {
 pub struct Held {
     aggregates: HashMap<Aggregate, HeldAggregate>,
     topics: HashMap<Arc<str>, Topic>,
+    /// The numbers of the rows that this source has handed out and that are held.
+    numbers: RangeSet,
 }
 
 impl Held {
@@ -84,6 +87,9 @@ impl Held {
     }
 
     pub(super) fn count(&mut self, row: &RowFacts<'_>, topic: Option<&Arc<str>>) {
+        if let Some(seq) = row.seq {
+            self.numbers.insert(seq);
+        }
         match topic {
             Some(topic) => {
                 if let Some(Topic::Held(hold)) = self.topics.get_mut(topic) {
@@ -146,7 +152,12 @@ impl Held {
         false
     }
 
+    pub(super) fn numbers(&self) -> &RangeSet {
+        &self.numbers
+    }
+
     pub(super) fn source_ended(&mut self) {
+        self.numbers = RangeSet::new();
         self.aggregates.values_mut().for_each(|held| held.rows = 0);
         self.topics
             .retain(|_, topic| !matches!(topic, Topic::Asked));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::timeout;
-use tracing::debug;
+use tracing::{debug, info, warn};
 
 use super::Run;
 use super::lag::{Measured, Question};
@@ -64,17 +64,30 @@ impl Run<'_> {
         self.ask_for_lag(sent_seq);
     }
 
-    fn show_broker(&self) {
+    /// Shows whether Kafka answers; says so when that changes.
+    fn show_broker(&mut self) {
         let Some(producer) = &self.relay.producer else {
             return;
         };
         let error = producer.publisher.broker_error().borrow().clone();
+        let was_up = std::mem::replace(&mut self.relay.kafka_is_up, error.is_none());
         match error {
-            Some(error) => self.relay.status.update(|status| {
-                status.kafka.is_up = Some(false);
-                status.kafka.error = Some(error);
-            }),
-            None => self.relay.status.broker_answers(),
+            Some(error) => {
+                if was_up {
+                    warn!(error, "Kafka does not answer; rows wait in order");
+                    self.relay.status.failed(error.as_str());
+                }
+                self.relay.status.update(|status| {
+                    status.kafka.is_up = Some(false);
+                    status.kafka.error = Some(error);
+                });
+            }
+            None => {
+                if !was_up {
+                    info!("Kafka answers again");
+                }
+                self.relay.status.broker_answers();
+            }
         }
     }
 
