@@ -237,6 +237,17 @@ pub async fn run(
     out: &mut (dyn Write + Send),
 ) -> Result<(), MigrateError> {
     lock(client).await?;
+    let done = run_locked(client, config, options, out).await;
+    unlock(client).await?;
+    done
+}
+
+async fn run_locked(
+    client: &Client,
+    config: &Config,
+    options: &MigrateOptions,
+    out: &mut (dyn Write + Send),
+) -> Result<(), MigrateError> {
     for step in plan(client, config, options).await? {
         match step.state {
             StepState::AlreadyThere => writeln!(out, "already there  {}", step.description)?,
@@ -263,7 +274,7 @@ pub async fn run(
         let done = adopt::adopt(client, &names).await?;
         writeln!(out, "adopted        {done}")?;
     }
-    unlock(client).await
+    Ok(())
 }
 
 /// Creates what a relay needs at its start and its role may create, and gives back the rest.
@@ -276,12 +287,21 @@ pub async fn ensure(
     creates: Creates,
 ) -> Result<Vec<Step>, MigrateError> {
     lock(client).await?;
+    let denied = ensure_locked(client, config, creates).await;
+    unlock(client).await?;
+    denied
+}
+
+async fn ensure_locked(
+    client: &Client,
+    config: &Config,
+    creates: Creates,
+) -> Result<Vec<Step>, MigrateError> {
     let steps = plan(client, config, &MigrateOptions::default()).await?;
     let is_needed = |step: &&Step| step.state == StepState::Needed;
     let needed: Vec<&Step> = steps.iter().filter(is_needed).collect();
     if needed.iter().any(|step| step.part == Part::Table) {
         let table = config.source.table.clone();
-        unlock(client).await?;
         return Err(MigrateError::NoTable { table });
     }
     let mut denied = Vec::new();
@@ -303,7 +323,6 @@ pub async fn ensure(
             Err(error) => return Err(error),
         }
     }
-    unlock(client).await?;
     Ok(denied)
 }
 
