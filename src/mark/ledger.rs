@@ -169,17 +169,24 @@ impl Ledger {
                 Meaning::New => false,
                 Meaning::Sent => true,
                 Meaning::Ask { generation } => {
-                    statements::is_sent(client, &self.tenure.outbox, generation, seq).await?
+                    let is_sent =
+                        statements::is_sent(client, &self.tenure.outbox, generation, seq).await?;
+                    if is_sent && generation == self.generation && row.lsn > self.high_lsn {
+                        return Err(self.reused(seq));
+                    }
+                    is_sent
                 }
-                Meaning::Reused => {
-                    return Err(MarkError::NumberReused {
-                        outbox: self.tenure.outbox.clone(),
-                        seq,
-                    });
-                }
+                Meaning::Reused => return Err(self.reused(seq)),
             });
         }
         Ok(settled)
+    }
+
+    fn reused(&self, seq: i64) -> MarkError {
+        MarkError::NumberReused {
+            outbox: self.tenure.outbox.clone(),
+            seq,
+        }
     }
 
     fn meaning(&self, seq: i64, lsn: Lsn) -> Meaning {
