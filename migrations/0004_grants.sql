@@ -1,7 +1,11 @@
 -- Who may do what. Nothing goes to PUBLIC; the application needs INSERT and nothing else.
 
 --: relay role
-CREATE ROLE {relay_role} NOLOGIN;
+-- Roles belong to the whole server: another database may have created it, now or before.
+DO $outboxd$ BEGIN
+    CREATE ROLE {relay_role} NOLOGIN;
+EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
+END $outboxd$;
 
 --: relay
 GRANT USAGE ON SCHEMA {schema} TO {relay_role};
