@@ -2,6 +2,7 @@
 //! confirmations follow. Executes what the core says and decides nothing about order.
 
 mod feed;
+mod holes;
 mod lag;
 mod marking;
 mod outlook;
@@ -26,14 +27,18 @@ use crate::outbox::{Layout, Lsn, OutboxRow, RowId};
 use crate::postgres;
 use crate::publish::{PublishError, Publisher, PublisherEvent};
 use crate::ranges::RangeSet;
+use crate::source::replication::hole_watch::HoleWatch;
 use crate::source::{Source, SourceError};
 use crate::state::OutboxState;
 use crate::status::StatusCell;
 use feed::Feed;
+use holes::Judged;
 use marking::{Finding, Marking, finished, joined};
 
 /// How often a held topic is asked for.
 const TOPICS_EVERY: Duration = Duration::from_secs(2);
+/// How often the holes that the stream leaves are looked at.
+const HOLES_EVERY: Duration = Duration::from_secs(5);
 /// How often the ledger is compacted and complete segments are audited.
 const MAINTAIN_EVERY: Duration = Duration::from_secs(60);
 
@@ -77,6 +82,8 @@ struct Producer {
 /// What one session works with.
 pub struct Session {
     pub source: Source,
+    /// Judges the holes that the stream leaves; with the ledger only.
+    pub hole_watch: Option<HoleWatch>,
     pub phase: Phase,
     pub marks: Marks,
     pub layout: Arc<Layout>,
@@ -243,6 +250,9 @@ impl Relay {
             last_mark_at: Instant::now(),
             drain_until: None,
             maintenance: None,
+            judging: None,
+            missed: RangeSet::new(),
+            top: 0,
             lag_question: None,
             held_ids: HashSet::new(),
             ticks: 0,
@@ -266,6 +276,11 @@ struct Run<'a> {
     /// Set while we stop: nothing is fed, everything in flight is settled until then.
     drain_until: Option<Instant>,
     maintenance: Option<JoinHandle<Result<Vec<Finding>, MarkError>>>,
+    judging: Option<JoinHandle<Judged>>,
+    /// Rows that the stream missed and that were told of.
+    missed: RangeSet,
+    /// The highest number that the stream has brought.
+    top: i64,
     lag_question: Option<JoinHandle<()>>,
     /// Held rows that a source of unsent rows hands out again and again.
     held_ids: HashSet<RowId>,
@@ -278,7 +293,8 @@ impl Run<'_> {
         let mut topics = interval(TOPICS_EVERY);
         let mut outlook = interval(Duration::from_secs(1));
         let mut maintain = interval(MAINTAIN_EVERY);
-        for timer in [&mut topics, &mut outlook, &mut maintain] {
+        let mut holes = interval(HOLES_EVERY);
+        for timer in [&mut topics, &mut outlook, &mut maintain, &mut holes] {
             timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
         loop {
@@ -314,7 +330,9 @@ impl Run<'_> {
                         return end;
                     }
                 }
+                judged = joined(&mut self.judging) => self.take_judgement(judged),
                 _ = maintain.tick() => self.maintain(),
+                _ = holes.tick() => self.judge_holes(),
                 _ = topics.tick() => self.ask_for_held_topics(),
                 _ = outlook.tick() => self.look_out(),
                 batch = self.session.source.read(), if self.feed.is_empty() && self.drain_until.is_none() => {
@@ -405,6 +423,9 @@ impl Run<'_> {
         }
         if let Some(maintenance) = self.maintenance.take() {
             maintenance.abort();
+        }
+        if let Some(judging) = self.judging.take() {
+            judging.abort();
         }
         self.session.source.leave().await;
         match end {

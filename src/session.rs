@@ -22,6 +22,7 @@ use crate::postgres::{self, ConnectOptions, PostgresError};
 use crate::ranges::RangeSet;
 use crate::relay::{Phase, Session};
 use crate::source::polling::{Known, Polling, UnsentMark};
+use crate::source::replication::hole_watch::HoleWatch;
 use crate::source::{Source, SourceError};
 use crate::state::{OutboxState, StateError, StateTable};
 
@@ -173,6 +174,7 @@ impl Opening<'_> {
         let marks = self.marks(&sql, &table, tenure, &known.state).await?;
         let state = known.state.clone();
         let (source, phase) = self.source(&table, &marks, &states, known).await?;
+        let hole_watch = self.hole_watch(&table, &marks, &source).await?;
         let encoder = Encoder::new(
             &self.config.route,
             &layout,
@@ -181,6 +183,7 @@ impl Opening<'_> {
         let (lease, stop) = (self.lease.clone(), self.stop.clone());
         Ok(Session {
             source,
+            hole_watch,
             phase,
             marks,
             state,
@@ -380,6 +383,21 @@ impl Opening<'_> {
         Ok((source, Phase::Steady))
     }
 
+    /// A stream leaves holes that only the table can explain.
+    async fn hole_watch(
+        &self,
+        table: &Table,
+        marks: &Marks,
+        source: &Source,
+    ) -> Result<Option<HoleWatch>, OpenError> {
+        let (Marks::Ledger(_), true) = (marks, source.is_stream()) else {
+            return Ok(None);
+        };
+        let session = connect(self.options, "holes").await?;
+        let watch = HoleWatch::prepare(session, &table.layout, first_number(table)).await;
+        Ok(Some(watch.map_err(SourceError::from)?))
+    }
+
     /// Reads from the table itself: by number, or what is not marked.
     async fn table_source(
         &self,
@@ -395,7 +413,7 @@ impl Opening<'_> {
             batch_rows: source.polling.batch_rows,
             interval: source.polling.interval,
         };
-        let first = table.sequence().map_or(1, |sequence| sequence.start);
+        let first = first_number(table);
         let (top, settled) = match (marks, source.mark) {
             (Marks::Ledger(ledger), _) => (ledger.highest(), ledger.settled()),
             (_, Mark::SentAt) => {
@@ -427,6 +445,10 @@ impl Opening<'_> {
             },
         ))
     }
+}
+
+fn first_number(table: &Table) -> i64 {
+    table.sequence().map_or(1, |sequence| sequence.start)
 }
 
 async fn insert_position(sql: &postgres::Session) -> Result<Lsn, OpenError> {

@@ -139,6 +139,11 @@ impl Ledger {
         settled
     }
 
+    /// Every number of which it is known what became of it, dead ones included.
+    pub fn accounted(&self) -> RangeSet {
+        self.settled().union(&self.dead)
+    }
+
     /// The highest number known to be settled, 0 where there is none.
     pub fn highest(&self) -> i64 {
         let sent = self.tail.as_ref().map_or(0, |tail| tail.seq);

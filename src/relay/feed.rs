@@ -67,6 +67,8 @@ impl Run<'_> {
                 other => End::Mark(other),
             });
         }
+        let highest = batch.rows.iter().filter_map(|row| row.seq).max();
+        self.top = self.top.max(highest.unwrap_or(0));
         self.feed = Feed {
             rows: batch.rows.into_iter(),
             waiting: None,

@@ -4,9 +4,10 @@
 //! writes to the database, and never decides what was sent.
 
 mod gate;
-mod locks;
+pub(in crate::source) mod locks;
+pub(in crate::source) mod look_up;
 mod rows;
-mod turn;
+pub(in crate::source) mod turn;
 mod unsent;
 
 use std::sync::Arc;
@@ -86,7 +87,7 @@ impl std::fmt::Display for TopRow {
 
 impl PollError {
     /// Explains a statement's failure by the connection's end, where it has ended.
-    async fn check<T>(
+    pub(in crate::source) async fn check<T>(
         session: &Session,
         what: &'static str,
         result: Result<T, tokio_postgres::Error>,

@@ -1,6 +1,7 @@
 //! The streaming source: decodes the slot's stream into batches and answers the server on its own
 //! timer, whatever the relay does.
 
+pub mod hole_watch;
 pub mod pgoutput;
 pub mod wire;
 

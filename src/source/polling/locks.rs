@@ -54,7 +54,7 @@ const QUERY: &str = "\
     FROM holder, instant";
 
 /// Reads the locks no more often than they may be read.
-pub(super) struct Locks {
+pub(in crate::source) struct Locks {
     table: u32,
     statement: Statement,
     /// When the last reading ended, and how long readings take.
@@ -65,7 +65,10 @@ pub(super) struct Locks {
 }
 
 impl Locks {
-    pub(super) async fn prepare(session: &Session, table: &str) -> Result<Self, PollError> {
+    pub(in crate::source) async fn prepare(
+        session: &Session,
+        table: &str,
+    ) -> Result<Self, PollError> {
         let oid = session
             .client
             .query_one("SELECT $1::text::regclass::oid", &[&table])
@@ -92,7 +95,10 @@ impl Locks {
         self.last.map_or(Duration::ZERO, |(_, cost)| cost)
     }
 
-    pub(super) async fn read(&mut self, session: &Session) -> Result<LockReading, PollError> {
+    pub(in crate::source) async fn read(
+        &mut self,
+        session: &Session,
+    ) -> Result<LockReading, PollError> {
         let began = Instant::now();
         let rows = session.client.query(&self.statement, &[&self.table]).await;
         let rows = PollError::check(session, "read the locks", rows).await?;
@@ -125,7 +131,7 @@ impl Locks {
     }
 
     /// Tells of prepared transactions that nobody ends while numbers wait for them, once a minute at most.
-    pub(super) fn warn_of_forgotten(&mut self, holes: &Holes) {
+    pub(in crate::source) fn warn_of_forgotten(&mut self, holes: &Holes) {
         let is_told = |at: Instant| at.elapsed() < FORGOTTEN;
         if self.prepared.is_empty() || self.warned_at.is_some_and(is_told) {
             return;

@@ -3,11 +3,8 @@
 //! Owns the statements on the table. Each is a statement of its own in READ COMMITTED, in the order that
 //! [`Holes`](crate::source::holes::Holes) asks for.
 
-use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use futures_util::TryStreamExt;
 use postgres_protocol::escape::escape_identifier;
 use tokio::sync::mpsc;
 use tokio_postgres::types::ToSql;
@@ -15,6 +12,7 @@ use tokio_postgres::{RowStream, Statement};
 
 use super::gate::Gate;
 use super::locks::Locks;
+use super::look_up::{LookUp, RANGES, bounds};
 use super::rows::{PAGE_BYTES, Page, RowReader};
 use super::{Ended, Known, Next, PollError, Polling, TopRow, send};
 use crate::inspect::select_columns;
@@ -22,15 +20,13 @@ use crate::outbox::{Layout, Lsn, OutboxRow, RowId};
 use crate::postgres::Session;
 use crate::ranges::RangeSet;
 use crate::source::Batch;
-use crate::source::holes::{Arrivals, Death, Holes, Plan, Snapshot};
+use crate::source::holes::{Arrivals, Death, Holes, Plan};
 
 /// The plans must not depend on statistics, which a new or emptied outbox has none of: every statement here is an index scan
 /// in the index's order. Costs that are high on purpose must not start workers or a compiler.
-pub(super) const PLANNER: &str = "\
+pub(in crate::source) const PLANNER: &str = "\
     SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off; \
     SET max_parallel_workers_per_gather = 0; SET jit = off";
-/// A guess at what looking up one number costs, before the first look-up.
-const NUMBER_COST: Duration = Duration::from_micros(1);
 
 /// The turns over one connection, and what they have learned.
 pub(super) struct Turns {
@@ -41,8 +37,7 @@ pub(super) struct Turns {
     locks: Locks,
     gate: Gate,
     holes: Holes,
-    /// Seconds that looking up one number takes.
-    number_cost: f64,
+    look_up: LookUp,
     first: i64,
     top: i64,
     top_id: Option<RowId>,
@@ -53,8 +48,6 @@ pub(super) struct Turns {
 struct Statements {
     /// Rows from a number upwards.
     new: Statement,
-    /// Which numbers of some ranges are rows, and the snapshot that says so.
-    look_up: Statement,
     /// The rows of some ranges.
     contents: Statement,
 }
@@ -77,10 +70,10 @@ impl Turns {
             rows: RowReader::new(Arc::clone(&layout)),
             locks: Locks::prepare(&session, &table).await?,
             gate: Gate::prepare(&session).await?,
+            look_up: LookUp::prepare(&session, &layout, &table).await?,
             session,
             batch_rows,
             holes,
-            number_cost: NUMBER_COST.as_secs_f64(),
             first: known.first,
             top: known.top,
             top_id: known.top_id,
@@ -130,8 +123,9 @@ impl Turns {
         let is_full = !page.is_whole || page.rows.len() >= limit;
         let mut rows = page.rows;
         if has_top {
-            self.verify_top(rows.first())?;
-            rows.remove(0);
+            let is_standing = rows.first().is_some_and(|row| row.seq == Some(self.top));
+            self.verify_top(rows.first().filter(|_| is_standing))?;
+            rows.drain(..usize::from(is_standing));
         }
         let next = if is_full {
             Next::AtOnce
@@ -141,20 +135,22 @@ impl Turns {
         Ok((rows, next))
     }
 
-    /// Compares the first row read with the one that was the highest.
+    /// Compares the row that stands at the highest number with the one that stood there, if that is known.
     fn verify_top(&mut self, row: Option<&OutboxRow>) -> Result<(), PollError> {
-        let fault = |found| PollError::TopRow {
+        let found = match (row, &self.top_id) {
+            (Some(row), None) => {
+                self.top_id.clone_from(&row.id);
+                return Ok(());
+            }
+            (None, None) => return Ok(()),
+            (Some(row), known) if row.id == *known => return Ok(()),
+            (Some(_), Some(_)) => TopRow::Other,
+            (None, Some(_)) => TopRow::Gone,
+        };
+        Err(PollError::TopRow {
             seq: self.top,
             found,
-        };
-        let Some(row) = row.filter(|row| row.seq == Some(self.top)) else {
-            return Err(fault(TopRow::Gone));
-        };
-        if self.top_id.is_some() && self.top_id != row.id {
-            return Err(fault(TopRow::Other));
-        }
-        self.top_id.clone_from(&row.id);
-        Ok(())
+        })
     }
 
     /// Takes the numbers that the new rows leave out as holes.
@@ -180,13 +176,13 @@ impl Turns {
             return Ok(Default::default());
         }
         let mut plan = self.plan(arrivals).await?;
-        let (mut found, mut seen) = self.look_up(&plan.look_up).await?;
+        let (mut found, mut seen) = self.look_up.ask(&self.session, &plan.look_up).await?;
         while !found.is_empty() {
             let Some(wider) = self.holes.widen(&plan, &seen) else {
                 break;
             };
             plan = wider;
-            (found, seen) = self.look_up(&plan.look_up).await?;
+            (found, seen) = self.look_up.ask(&self.session, &plan.look_up).await?;
         }
         let dead = self.holes.answer(&plan, &found);
         Ok((found, dead))
@@ -194,39 +190,14 @@ impl Turns {
 
     /// Step 2, unless the locks were read too recently and looking every hole up costs less than reading them.
     async fn plan(&mut self, arrivals: Arrivals) -> Result<Plan, PollError> {
-        let every_hole = self.number_cost * self.holes.len() as f64;
-        if !self.locks.is_due() && every_hole <= self.locks.cost().as_secs_f64() {
+        let every_hole = self.look_up.cost_of(self.holes.len());
+        if !self.locks.is_due() && every_hole <= self.locks.cost() {
             return Ok(self.holes.plan_without_locks());
         }
         let reading = self.locks.read(&self.session).await?;
         let plan = self.holes.plan(&reading, arrivals, Lsn(0));
         self.locks.warn_of_forgotten(&self.holes);
         Ok(plan)
-    }
-
-    /// Step 3, one statement: which of these numbers are rows.
-    async fn look_up(&mut self, numbers: &RangeSet) -> Result<(RangeSet, Snapshot), PollError> {
-        let (mut found, mut seen) = (RangeSet::new(), Snapshot::default());
-        if numbers.is_empty() {
-            return Ok((found, seen));
-        }
-        let began = Instant::now();
-        let (low, high) = bounds(numbers);
-        let params: [&(dyn ToSql + Sync); 2] = [&low, &high];
-        let mut rows = pin!(stream(&self.session, &self.statements.look_up, params).await?);
-        loop {
-            let row = rows.try_next().await;
-            let Some(row) = PollError::check(&self.session, "look numbers up", row).await? else {
-                break;
-            };
-            match row.get::<_, Option<i64>>(0) {
-                Some(seq) => found.insert(seq),
-                None => seen = snapshot(row.get(1))?,
-            }
-        }
-        let cost = began.elapsed().as_secs_f64() / numbers.len() as f64;
-        self.number_cost += (cost - self.number_cost) / 4.0;
-        Ok((found, seen))
     }
 
     /// Step 4: hands over what was found, page by page, each with the new rows that belong before its end.
@@ -284,29 +255,23 @@ impl Statements {
             "SELECT {columns} FROM {table} AS o WHERE o.{seq} >= $1::int8 \
              ORDER BY o.{seq} LIMIT $2::int8"
         );
-        let ranges = "ROWS FROM (pg_catalog.unnest($1::int8[]), pg_catalog.unnest($2::int8[])) \
-             AS hole(low, high)";
-        let look_up = format!(
-            "SELECT NULL::int8, pg_catalog.pg_current_snapshot()::text UNION ALL \
-             SELECT filled.seq, NULL FROM {ranges} CROSS JOIN LATERAL \
-             (SELECT o.{seq}::int8 AS seq FROM {table} AS o \
-             WHERE o.{seq} BETWEEN hole.low AND hole.high OFFSET 0) AS filled"
-        );
         let contents = format!(
-            "SELECT filled.* FROM {ranges} CROSS JOIN LATERAL \
+            "SELECT filled.* FROM {RANGES} CROSS JOIN LATERAL \
              (SELECT {columns}, o.{seq}::int8 AS outboxd_seq FROM {table} AS o \
              WHERE o.{seq} BETWEEN hole.low AND hole.high OFFSET 0) AS filled \
              ORDER BY filled.outboxd_seq"
         );
         Ok(Self {
             new: prepare(session, &new).await?,
-            look_up: prepare(session, &look_up).await?,
             contents: prepare(session, &contents).await?,
         })
     }
 }
 
-pub(super) async fn prepare(session: &Session, query: &str) -> Result<Statement, PollError> {
+pub(in crate::source) async fn prepare(
+    session: &Session,
+    query: &str,
+) -> Result<Statement, PollError> {
     let statement = session.client.prepare(query).await;
     PollError::check(session, "prepare a statement on the outbox", statement).await
 }
@@ -329,12 +294,6 @@ pub(super) fn at(mut rows: Vec<OutboxRow>, lsn: Lsn) -> Vec<OutboxRow> {
     rows
 }
 
-/// The ends of a set's ranges, as two arrays.
-fn bounds(numbers: &RangeSet) -> (Vec<i64>, Vec<i64>) {
-    let ends = |range: std::ops::RangeInclusive<i64>| range.into_inner();
-    numbers.ranges().map(ends).unzip()
-}
-
 /// The lowest `count` numbers of a set.
 fn lowest(numbers: &RangeSet, count: usize) -> RangeSet {
     let mut left = i64::try_from(count).unwrap_or(i64::MAX);
@@ -349,11 +308,6 @@ fn lowest(numbers: &RangeSet, count: usize) -> RangeSet {
         }
     }
     lowest
-}
-
-fn snapshot(text: &str) -> Result<Snapshot, PollError> {
-    text.parse()
-        .map_err(|_| PollError::Unexpected("a snapshot it does not print"))
 }
 
 #[cfg(test)]
