@@ -115,6 +115,8 @@ pub enum End {
     Mark(MarkError),
     /// The producer ended; what it did not deliver is read again.
     Producer(String),
+    /// PostgreSQL said on the lease's connection that it is stopping: it waits for the stream to end.
+    PostgresStops,
     /// The lease is somebody else's.
     Deposed,
     /// A person must act.
@@ -242,6 +244,7 @@ impl Relay {
     ///
     /// Cancel-safe: no.
     pub async fn run(&mut self, session: Session) -> End {
+        let shutdown_notices = session.lease.borrow().shutdown_notices;
         let mut run = Run {
             relay: self,
             feed: Feed::default(),
@@ -255,6 +258,7 @@ impl Relay {
             top: 0,
             lag_question: None,
             held_ids: HashSet::new(),
+            shutdown_notices,
             ticks: 0,
             topic_ticks: 0,
             session,
@@ -282,6 +286,8 @@ struct Run<'a> {
     /// The highest number that the stream has brought.
     top: i64,
     lag_question: Option<JoinHandle<()>>,
+    /// How often PostgreSQL had said that it stops when the session began.
+    shutdown_notices: u64,
     /// Held rows that a source of unsent rows hands out again and again.
     held_ids: HashSet<RowId>,
     ticks: u32,
@@ -349,6 +355,9 @@ impl Run<'_> {
         let lease = self.session.lease.borrow();
         if lease.epoch() != Some(self.session.epoch) {
             return Some(End::Deposed);
+        }
+        if lease.shutdown_notices != self.shutdown_notices {
+            return Some(End::PostgresStops);
         }
         let may_publish = lease.may_publish(self.session.epoch);
         drop(lease);

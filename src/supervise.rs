@@ -281,7 +281,7 @@ fn verdict(attempt: &Attempt) -> Verdict {
             End::Stopped => Verdict::Stop,
             End::Source(failure) => of_source(failure),
             // The keeper may not have noticed yet: a pause keeps us from asking it in a circle.
-            End::Deposed | End::Mark(_) | End::Producer(_) => Verdict::Retry,
+            End::Deposed | End::PostgresStops | End::Mark(_) | End::Producer(_) => Verdict::Retry,
             End::Halt(_) => Verdict::Halt,
             End::Reread(_) | End::Renumbered(_) | End::CaughtUp { .. } => Verdict::Again,
         },
@@ -333,6 +333,7 @@ fn reason(attempt: &Attempt) -> String {
             End::Stopped => "asked to stop".to_owned(),
             End::Source(failure) => chain(failure),
             End::Mark(failure) => chain(failure),
+            End::PostgresStops => "PostgreSQL is stopping".to_owned(),
             End::Deposed => "another relay holds the lease".to_owned(),
             End::Producer(reason)
             | End::Halt(reason)
@@ -352,6 +353,7 @@ fn label(attempt: &Attempt) -> &'static str {
             End::Source(_) => "source",
             End::Mark(_) => "mark",
             End::Producer(_) => "producer",
+            End::PostgresStops => "postgres_stops",
             End::Deposed => "deposed",
             End::Halt(_) => "halt",
             End::Reread(_) => "reread",
