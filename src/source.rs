@@ -33,6 +33,7 @@ pub struct Batch {
     pub boundary: Option<Boundary>,
     /// Numbers that no row will ever carry.
     pub dead: RangeSet,
+    /// The table held no more visible rows when the last of these was read; polling only.
     pub caught_up: bool,
 }
 

@@ -50,6 +50,8 @@ struct Turns {
     bytes_max: usize,
     /// The last row of the turn before, where there was more behind it.
     cut_off_at: Option<RowId>,
+    /// Nothing was said of having caught up since rows were left in the table.
+    is_behind: bool,
 }
 
 /// Polls the unsent rows of a table in the order of a column.
@@ -103,6 +105,7 @@ impl Turns {
             batch_rows,
             bytes_max: PAGE_BYTES,
             cut_off_at: None,
+            is_behind: true,
         })
     }
 
@@ -120,7 +123,7 @@ impl Turns {
             .read(&self.session, stream, self.bytes_max)
             .await?;
         let Some(last) = page.rows.last() else {
-            return Ok(Next::AfterInterval);
+            return self.rest(batches).await;
         };
         let last = last.id.clone();
         let next = if page.is_whole && page.rows.len() < limit {
@@ -128,17 +131,30 @@ impl Turns {
         } else {
             Next::AtOnce
         };
-        let is_last = next == Next::AfterInterval;
+        self.is_behind = next == Next::AtOnce;
         let next = self.pace(next, last, &page);
         let lsn = self.gate.pass(&self.session).await?;
         let batch = Batch {
             rows: at(page.rows, lsn),
-            caught_up: is_last,
+            caught_up: !self.is_behind,
             ..Batch::default()
         };
         send(batches, batch).await?;
         self.unsent.resolved.notified().await;
         Ok(next)
+    }
+
+    /// Ends a turn that found nothing; says so once.
+    async fn rest(&mut self, batches: &mpsc::Sender<Batch>) -> Result<Next, Ended> {
+        if std::mem::take(&mut self.is_behind) {
+            let caught_up = Batch {
+                caught_up: true,
+                ..Batch::default()
+            };
+            send(batches, caught_up).await?;
+        }
+        self.cut_off_at = None;
+        Ok(Next::AfterInterval)
     }
 
     /// A full turn that ends where the full one before ended showed nothing but held rows: the next waits, and may read more.
