@@ -251,7 +251,10 @@ impl Core {
     }
 
     /// Settles rows that the broker acknowledged; a ticket of an earlier producer is ignored.
-    pub fn delivered(&mut self, tickets: &[Ticket]) {
+    ///
+    /// Returns the bytes of the rows that were settled.
+    pub fn delivered(&mut self, tickets: &[Ticket]) -> usize {
+        let mut bytes = 0;
         for ticket in tickets {
             let Some(entry) = self
                 .entries
@@ -261,6 +264,7 @@ impl Core {
                 continue;
             };
             self.sent -= 1;
+            bytes += entry.bytes;
             if self.alone == Some(*ticket) {
                 self.alone = None;
                 self.suspects.remove(&RowKey::of(entry.seq, &entry.id));
@@ -274,6 +278,7 @@ impl Core {
             }
         }
         self.release_confirmed();
+        bytes
     }
 
     fn resolve_unmarked(&mut self, ticket: Ticket) {

@@ -6,7 +6,7 @@ use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::types::RDKafkaConfRes;
 
-use crate::config::{ConfigError, KafkaConfig, LimitsConfig, resolve_property};
+use crate::config::{ConfigError, KafkaConfig, LimitsConfig, TopicsConfig, resolve_property};
 
 /// Bytes of the largest record that the producer takes, so that broker and topic decide; `batch.size`
 /// keeps requests small all the same.
@@ -139,15 +139,26 @@ pub fn record_bytes_max(kafka: &KafkaConfig) -> usize {
         .unwrap_or(MESSAGE_BYTES_MAX)
 }
 
-/// The command that creates a topic, for a person to type.
+/// The command that creates a topic, for a person to type; the broker's own counts where none are set.
 pub fn create_command(kafka: &KafkaConfig, topic: &str) -> String {
-    let or_default = |number: i32, default| if number > 0 { number } else { default };
-    format!(
-        "kafka-topics.sh --bootstrap-server {} --create --topic '{topic}' --partitions {} --replication-factor {}",
-        kafka.brokers.join(","),
-        or_default(kafka.topics.partitions, 6),
-        or_default(kafka.topics.replication_factor, 3),
-    )
+    let mut command = format!(
+        "kafka-topics.sh --bootstrap-server {} --create --topic '{topic}'",
+        kafka.brokers.join(",")
+    );
+    let TopicsConfig {
+        partitions,
+        replication_factor,
+        ..
+    } = kafka.topics;
+    for (option, count) in [
+        ("partitions", partitions),
+        ("replication-factor", replication_factor),
+    ] {
+        if count > 0 {
+            command.push_str(&format!(" --{option} {count}"));
+        }
+    }
+    command
 }
 
 fn connection_config(kafka: &KafkaConfig) -> ClientConfig {

@@ -130,7 +130,7 @@ impl Metrics {
             delivery_seconds: histogram(
                 &registry,
                 "outboxd_delivery_duration_seconds",
-                "From a row's commit, or its created_at where that is all we know, to the broker's acknowledgement.",
+                "From handing rows to the producer to the broker's acknowledgement of the last of them.",
             ),
             checkpoint_seconds: histogram(
                 &registry,

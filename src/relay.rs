@@ -7,7 +7,7 @@ mod lag;
 mod marking;
 mod outlook;
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ use crate::mark::{MarkError, Marks};
 use crate::metrics::Metrics;
 use crate::outbox::{Layout, Lsn, OutboxRow, RowId};
 use crate::postgres;
-use crate::publish::{PublishError, Publisher, PublisherEvent};
+use crate::publish::{PublishError, Publisher, PublisherEvent, Ticket};
 use crate::ranges::RangeSet;
 use crate::source::replication::hole_watch::HoleWatch;
 use crate::source::{Source, SourceError};
@@ -227,7 +227,9 @@ impl Relay {
 
     fn take_at_rest(&mut self, event: Option<PublisherEvent>) {
         match event {
-            Some(PublisherEvent::Delivered(tickets)) => self.core.delivered(&tickets),
+            Some(PublisherEvent::Delivered(tickets)) => {
+                self.core.delivered(&tickets);
+            }
             Some(PublisherEvent::Topic { topic, state }) => {
                 self.core.topic(&topic, &state);
             }
@@ -259,6 +261,7 @@ impl Relay {
             lag_question: None,
             held_ids: HashSet::new(),
             shutdown_notices,
+            handed_over: VecDeque::new(),
             ticks: 0,
             topic_ticks: 0,
             session,
@@ -290,6 +293,8 @@ struct Run<'a> {
     shutdown_notices: u64,
     /// Held rows that a source of unsent rows hands out again and again.
     held_ids: HashSet<RowId>,
+    /// The last ticket of what was handed to the producer, and when.
+    handed_over: VecDeque<(Ticket, Instant)>,
     ticks: u32,
     topic_ticks: u32,
 }
@@ -400,8 +405,10 @@ impl Run<'_> {
     fn take_event(&mut self, event: Option<PublisherEvent>) -> Option<End> {
         match event {
             Some(PublisherEvent::Delivered(tickets)) => {
+                let bytes = self.relay.core.delivered(&tickets);
                 self.relay.metrics.delivered(tickets.len());
-                self.relay.core.delivered(&tickets);
+                self.relay.metrics.delivered_bytes(bytes);
+                self.observe_delivery(&tickets);
                 None
             }
             Some(PublisherEvent::Topic { topic, state }) => {

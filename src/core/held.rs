@@ -152,7 +152,8 @@ impl Held {
         false
     }
 
-    pub(super) fn numbers(&self) -> &RangeSet {
+    /// The numbers of the rows of this source that are held back.
+    pub fn numbers(&self) -> &RangeSet {
         &self.numbers
     }
 

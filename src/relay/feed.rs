@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
 use tracing::{error, info, trace, warn};
 
 use super::{End, Phase, Run};
@@ -197,12 +198,11 @@ impl Run<'_> {
     }
 
     fn publish(&mut self, outgoing: Vec<Outgoing>) {
-        if let Some(producer) = self
-            .relay
-            .producer
-            .as_ref()
-            .filter(|_| !outgoing.is_empty())
-        {
+        let Some(last) = outgoing.last().map(|last| last.ticket) else {
+            return;
+        };
+        if let Some(producer) = &self.relay.producer {
+            self.handed_over.push_back((last, Instant::now()));
             producer.publisher.publish(outgoing);
         }
     }

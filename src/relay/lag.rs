@@ -14,8 +14,16 @@ const ROWS_MAX: i64 = 100_000;
 pub(super) struct Measured {
     pub(super) rows: Option<u64>,
     pub(super) rows_at_least: bool,
+    /// Of the oldest row that is not held.
     pub(super) oldest_at: Option<SystemTime>,
+    pub(super) oldest_held_at: Option<SystemTime>,
     pub(super) slot_retained_bytes: Option<u64>,
+}
+
+/// What the core holds: with the ledger the rows stand below the highest number sent.
+pub(super) struct HeldFacts {
+    pub(super) rows: u64,
+    pub(super) first: Option<i64>,
 }
 
 /// The question for one table and mark.
@@ -24,10 +32,17 @@ pub(super) struct Question {
     /// The highest number that was sent: everything above it was not, holes below it are brief.
     above: Option<i64>,
     slot: Option<String>,
+    held: HeldFacts,
+    held_sql: Option<String>,
 }
 
 impl Question {
-    pub(super) fn new(config: &Config, layout: &Layout, sent_seq: Option<i64>) -> Self {
+    pub(super) fn new(
+        config: &Config,
+        layout: &Layout,
+        sent_seq: Option<i64>,
+        held: HeldFacts,
+    ) -> Self {
         let table = layout.sql_name();
         let age = if layout.column("created_at").is_some() {
             "created_at::timestamptz"
@@ -49,6 +64,10 @@ impl Question {
         Self {
             rows_sql: unsent.map(sql),
             above: (config.source.mark == Mark::Ledger).then(|| sent_seq.unwrap_or(0)),
+            held_sql: layout
+                .seq
+                .map(|_| format!("SELECT {age} FROM {table} WHERE seq = $1::int8")),
+            held,
             slot: is_streamed.then(|| config.source.replication.slot.clone()),
         }
     }
@@ -61,6 +80,7 @@ impl Question {
             rows: None,
             rows_at_least: false,
             oldest_at: None,
+            oldest_held_at: None,
             slot_retained_bytes: None,
         };
         if let Some(sql) = &self.rows_sql {
@@ -69,6 +89,13 @@ impl Question {
             measured.rows = u64::try_from(rows).ok();
             measured.rows_at_least = rows == ROWS_MAX;
             measured.oldest_at = row.get(1);
+        }
+        if self.above.is_some() {
+            measured.rows = measured.rows.map(|rows| rows + self.held.rows);
+        }
+        if let (Some(sql), Some(first)) = (&self.held_sql, self.held.first) {
+            let row = client.query_opt(sql, &[&first]).await?;
+            measured.oldest_held_at = row.and_then(|row| row.get(0));
         }
         if let Some(slot) = &self.slot {
             let sql = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8 \

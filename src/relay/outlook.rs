@@ -7,10 +7,13 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use super::Run;
-use super::lag::{Measured, Question};
+use super::lag::{HeldFacts, Measured, Question};
 use crate::mark::Marks;
-use crate::status::{HeldRows, HeldTopic, InFlight, State, StatusCell};
+use crate::publish::Ticket;
+use crate::status::{HeldRows, HeldTopic, InFlight, Role, State, StatusCell};
 
+/// Blocked aggregates that the status names; a metric counts all of them.
+const HELD_SHOWN_MAX: usize = 100;
 /// How often the table is asked for the rows that were not sent.
 const LAG_EVERY_TICKS: u32 = 5;
 /// How long that may take; a table that is too busy for it is asked again later.
@@ -28,7 +31,7 @@ impl Run<'_> {
             rows: held.rows,
             reason: held.reason.clone(),
         });
-        let held: Vec<_> = held.collect();
+        let held: Vec<_> = held.take(HELD_SHOWN_MAX).collect();
         let topics = core.held().topics().map(|(topic, hold)| HeldTopic {
             topic: topic.to_string(),
             rows: hold.rows,
@@ -57,11 +60,25 @@ impl Run<'_> {
             status.position.sent_seq = sent_seq;
             status.lag.bytes = lag_bytes;
             if !is_draining {
-                status.state = State::Publishing;
+                (status.role, status.state) = (Role::Leader, State::Publishing);
                 status.reason.clear();
             }
         });
         self.ask_for_lag(sent_seq);
+    }
+
+    /// Observes how long what was handed over together took until its last row was acknowledged.
+    pub(super) fn observe_delivery(&mut self, tickets: &[Ticket]) {
+        let Some(newest) = tickets.iter().max() else {
+            return;
+        };
+        while let Some((last, at)) = self.handed_over.front() {
+            if last > newest {
+                return;
+            }
+            self.relay.metrics.delivery(at.elapsed());
+            self.handed_over.pop_front();
+        }
     }
 
     /// Shows whether Kafka answers; says so when that changes.
@@ -103,7 +120,12 @@ impl Run<'_> {
             return;
         }
         let (sql, status) = (Arc::clone(&self.session.sql), self.relay.status.clone());
-        let question = Question::new(&self.relay.config, &self.session.layout, sent_seq);
+        let held = self.relay.core.held();
+        let held = HeldFacts {
+            rows: held.rows(),
+            first: held.numbers().first(),
+        };
+        let question = Question::new(&self.relay.config, &self.session.layout, sent_seq, held);
         self.lag_question = Some(tokio::spawn(async move {
             match timeout(LAG_WITHIN, question.ask(&sql.client)).await {
                 Ok(Ok(measured)) => show(&status, &measured),
@@ -119,5 +141,9 @@ fn show(status: &StatusCell, measured: &Measured) {
         status.lag.rows_at_least = measured.rows_at_least;
         status.slot_retained_bytes = measured.slot_retained_bytes;
     });
-    status.oldest(measured.oldest_at, measured.oldest_at);
+    let oldest = [measured.oldest_at, measured.oldest_held_at]
+        .into_iter()
+        .flatten()
+        .min();
+    status.oldest(oldest, measured.oldest_at);
 }
