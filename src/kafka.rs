@@ -142,8 +142,9 @@ pub fn record_bytes_max(kafka: &KafkaConfig) -> usize {
 /// The command that creates a topic, for a person to type; the broker's own counts where none are set.
 pub fn create_command(kafka: &KafkaConfig, topic: &str) -> String {
     let mut command = format!(
-        "kafka-topics.sh --bootstrap-server {} --create --topic '{topic}'",
-        kafka.brokers.join(",")
+        "kafka-topics.sh --bootstrap-server {} --create --topic '{}'",
+        kafka.brokers.join(","),
+        topic.replace('\'', "'\\''"),
     );
     let TopicsConfig {
         partitions,

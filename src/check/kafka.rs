@@ -9,6 +9,7 @@ use rdkafka::types::RDKafkaRespErr;
 
 use super::{Finding, Report, chain};
 use crate::config::Config;
+use crate::kafka::create_command;
 use crate::kafka::look_up_config;
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -102,7 +103,7 @@ fn judge(config: &Config, topic: &str, state: &TopicState) -> Finding {
         TopicState::Unknown => Finding::missing(
             "topic",
             format!("`{topic}` is not there"),
-            create_command(config, topic),
+            create_command(&config.kafka, topic),
         ),
         TopicState::Denied => Finding::missing(
             "topic",
@@ -115,24 +116,4 @@ fn judge(config: &Config, topic: &str, state: &TopicState) -> Finding {
             "",
         ),
     }
-}
-
-/// Counts below one stand for the broker's own defaults.
-fn create_command(config: &Config, topic: &str) -> String {
-    let settings = &config.kafka.topics;
-    let mut command = format!(
-        "kafka-topics.sh --bootstrap-server {} --create --topic '{}'",
-        config.kafka.brokers.join(","),
-        topic.replace('\'', "'\\''"),
-    );
-    if settings.partitions > 0 {
-        command.push_str(&format!(" --partitions {}", settings.partitions));
-    }
-    if settings.replication_factor > 0 {
-        command.push_str(&format!(
-            " --replication-factor {}",
-            settings.replication_factor
-        ));
-    }
-    command
 }
