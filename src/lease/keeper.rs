@@ -377,8 +377,11 @@ fn server_after(end: &PostgresError) -> Server {
 /// Reads the URL where it can block nobody else: its file may stand on a slow disk.
 async fn read_url(source: UrlSource) -> Result<Secret, LeaseError> {
     let reading = tokio::task::spawn_blocking(move || source.read());
-    let url = reading.await.expect("reading a file does not panic");
-    url.map_err(LeaseError::Url)
+    match reading.await {
+        Ok(url) => url.map_err(LeaseError::Url),
+        // The runtime is ending, and with it this task.
+        Err(_) => std::future::pending().await,
+    }
 }
 
 /// What was logged last, so that waiting and trouble are said once a minute and when they change.
