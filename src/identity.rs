@@ -132,7 +132,7 @@ fn another_place(stored: &Identity, now: &Identity) -> Option<String> {
 }
 
 /// Only TRUNCATE … RESTART IDENTITY gives both the table and the sequence new files.
-fn began_again(stored: &Identity, now: &Identity) -> bool {
+pub(crate) fn began_again(stored: &Identity, now: &Identity) -> bool {
     let kept = now
         .table_filenodes
         .iter()

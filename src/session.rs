@@ -308,7 +308,10 @@ impl Opening<'_> {
             Mark::SentAt | Mark::Delete | Mark::None => None,
         };
         let evidence = identity::evidence(&sql.client, table, tail.clone()).await?;
+        let is_restart = self.numbers == Numbers::Reused && identity::began_again(&stored, &now);
         let why = match identity::compare(&stored, &now, &evidence) {
+            // The rows that came after a TRUNCATE have reached the last number that was sent.
+            Verdict::Halt { why, .. } if is_restart => Some(why),
             Verdict::Halt { why, remedy } => {
                 return Err(OpenError::Halt {
                     reason: why,
@@ -321,16 +324,18 @@ impl Opening<'_> {
             }
             Verdict::Same => None,
         };
-        if stored != now {
-            identity::store(&sql.client, states.outbox, &now).await?;
-        }
         let Some(why) = why else {
+            if stored != now {
+                identity::store(&sql.client, states.outbox, &now).await?;
+            }
             let is_standing = matches!(evidence.tail, Some((_, RowAt::Same)));
             let top_id = tail.filter(|_| is_standing).map(|(_, id)| id);
             return Ok(KnownOutbox { state, top_id });
         };
         error!(reason = %why, generation = state.generation + 1, "a new generation of numbers begins");
+        // Before the identity is recorded: a crash in between must not hide what began it.
         states.begin_generation(state.generation).await?;
+        identity::store(&sql.client, states.outbox, &now).await?;
         Ok(KnownOutbox {
             state: states.load().await?,
             top_id: None,
