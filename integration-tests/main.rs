@@ -7,4 +7,7 @@
 mod harness;
 
 mod harness_self;
+mod identity;
+mod lease;
 mod ledger;
+mod orders;

@@ -1,0 +1,226 @@
+//! The identity of the numbers: what begins a new generation by itself, and what halts until a person has decided.
+
+use std::collections::HashSet;
+
+use uuid::Uuid;
+
+use crate::harness::postgres::{Postgres, USUAL};
+use crate::harness::relay::{Relay, RelayConfig, said};
+use crate::orders::{ARRIVAL, Orders, wait_for_reason, wait_for_status};
+
+const ALARM: &str = "a new generation of numbers begins";
+const MODES: [&str; 2] = ["replication", "polling"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_truncated_while_the_relay_runs_begins_a_new_generation() {
+    for mode in MODES {
+        let orders = orders(mode).await;
+        let relay = Relay::start(&orders.config);
+        let mut ids = orders.insert(30).await;
+        orders.wait_for(&ids).await;
+        orders.wait_until_marked().await;
+        orders.run("TRUNCATE outbox RESTART IDENTITY").await;
+        // The stream tells by the commits that numbers come again, however many; polling by the highest row.
+        let again = if mode == "polling" { 10 } else { 40 };
+        ids.extend(orders.insert(again).await);
+        orders.wait_for(&ids).await;
+        orders.wait_until_marked().await;
+        relay.wait_for_log(ALARM, ARRIVAL).await;
+        assert_eq!(generation(&orders).await, 2, "{mode}");
+        ids.extend(orders.insert(5).await);
+        orders.wait_for(&ids).await;
+        assert_each_once(&orders, &ids);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_truncated_while_no_relay_runs_begins_a_new_generation() {
+    for mode in MODES {
+        let orders = orders(mode).await;
+        let mut relay = Relay::start(&orders.config);
+        let mut ids = orders.insert(30).await;
+        orders.wait_for(&ids).await;
+        orders.wait_until_marked().await;
+        assert!(relay.terminate().success());
+        orders.run("TRUNCATE outbox RESTART IDENTITY").await;
+        ids.extend(orders.insert(10).await);
+        relay.restart();
+        orders.wait_for(&ids).await;
+        orders.wait_until_marked().await;
+        relay.wait_for_log(ALARM, ARRIVAL).await;
+        assert_eq!(generation(&orders).await, 2, "{mode}");
+        assert_each_once(&orders, &ids);
+    }
+}
+
+/// A plain TRUNCATE goes on counting: nothing about the numbers has changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_emptied_without_restarting_its_numbers_stays_in_its_generation() {
+    let orders = orders("polling").await;
+    let mut relay = Relay::start(&orders.config);
+    let mut ids = orders.insert(30).await;
+    orders.wait_for(&ids).await;
+    orders.wait_until_marked().await;
+    orders.run("TRUNCATE outbox").await;
+    ids.extend(orders.insert(3).await);
+    orders.wait_for(&ids).await;
+    assert!(relay.terminate().success());
+    orders.run("DELETE FROM outbox").await;
+    relay.restart();
+    ids.extend(orders.insert(3).await);
+    orders.wait_for(&ids).await;
+    assert_eq!(generation(&orders).await, 1);
+    assert_each_once(&orders, &ids);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sequence_set_back_halts_and_adopting_the_numbers_gets_it_going() {
+    for mode in MODES {
+        let orders = orders(mode).await;
+        let mut relay = Relay::start(&orders.config);
+        let mut ids = orders.insert(30).await;
+        orders.wait_for(&ids).await;
+        orders.wait_until_marked().await;
+        assert!(relay.terminate().success());
+        orders
+            .run("DELETE FROM outbox; SELECT setval(pg_get_serial_sequence('outbox', 'seq'), 5)")
+            .await;
+        ids.extend(orders.insert(3).await);
+        relay.restart();
+        let status = wait_for_reason(&relay, "halted", "it was set back").await;
+        assert!(
+            status["reason"]
+                .as_str()
+                .unwrap()
+                .contains("outboxd migrate --adopt"),
+            "{status}"
+        );
+        let check = orders.config.outboxd(&["check"]);
+        assert_eq!(check.status.code(), Some(1), "{}", said(&check));
+        assert!(
+            said(&check).contains("outboxd migrate --adopt"),
+            "{}",
+            said(&check)
+        );
+        assert!(relay.terminate().success());
+        adopt(&orders, "a new generation begins");
+        // The numbers are new, and so is the question which of the rows to publish.
+        relay.restart();
+        wait_for_reason(&relay, "halted", "source.start").await;
+        assert!(relay.terminate().success());
+        drop(relay);
+        let relay = Relay::start(&orders.config.clone().set("source.start", "all"));
+        orders.wait_for(&ids).await;
+        wait_for_status(&relay, "it leads", |status| status["role"] == "leader").await;
+        ids.extend(orders.insert(30).await);
+        orders.wait_for(&ids).await;
+        assert_eq!(generation(&orders).await, 2);
+        assert_each_once(&orders, &ids);
+    }
+}
+
+/// The next row would draw a number that another row has: no adoption mends that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sequence_below_the_rows_of_its_table_halts_until_it_is_set_forward() {
+    let orders = orders("polling").await;
+    let mut relay = Relay::start(&orders.config);
+    let mut ids = orders.insert(30).await;
+    orders.wait_for(&ids).await;
+    assert!(relay.terminate().success());
+    let set = |to: i64| format!("SELECT setval(pg_get_serial_sequence('outbox', 'seq'), {to})");
+    orders.run(&set(5)).await;
+    relay.restart();
+    let status = wait_for_reason(&relay, "halted", "the table holds number 30").await;
+    assert!(
+        status["reason"].as_str().unwrap().contains("setval"),
+        "{status}"
+    );
+    let refused = orders.config.outboxd(&["migrate", "--adopt"]);
+    assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
+    assert!(said(&refused).contains("setval"), "{}", said(&refused));
+    // It looks again by itself; a restart only makes that sooner.
+    orders.run(&set(30)).await;
+    assert!(relay.terminate().success());
+    relay.restart();
+    ids.extend(orders.insert(3).await);
+    orders.wait_for(&ids).await;
+    assert_eq!(generation(&orders).await, 1);
+    assert_each_once(&orders, &ids);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_table_of_the_same_name_halts() {
+    for mode in MODES {
+        let orders = orders(mode).await;
+        let mut relay = Relay::start(&orders.config);
+        let ids = orders.insert(10).await;
+        orders.wait_for(&ids).await;
+        orders.wait_until_marked().await;
+        assert!(relay.terminate().success());
+        orders
+            .run(
+                "ALTER TABLE outbox RENAME TO outbox_old; \
+                 CREATE TABLE outbox (LIKE outbox_old INCLUDING DEFAULTS INCLUDING IDENTITY, PRIMARY KEY (id), UNIQUE (seq))",
+            )
+            .await;
+        orders.insert(3).await;
+        relay.restart();
+        let status = wait_for_reason(&relay, "halted", "the table has oid").await;
+        assert!(
+            status["reason"].as_str().unwrap().contains("--adopt"),
+            "{status}"
+        );
+        assert_each_once(&orders, &ids);
+        assert!(relay.is_running());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_system_halts_and_a_copy_that_is_adopted_goes_on_without_repeating_a_row() {
+    let orders = orders("polling").await;
+    let mut relay = Relay::start(&orders.config);
+    let mut ids = orders.insert(10).await;
+    orders.wait_for(&ids).await;
+    orders.wait_until_marked().await;
+    assert!(relay.terminate().success());
+    // What a dump restored elsewhere looks like.
+    orders
+        .run("UPDATE outboxd.outbox SET system_identifier = '1'")
+        .await;
+    ids.extend(orders.insert(3).await);
+    relay.restart();
+    wait_for_reason(&relay, "halted", "the numbers were learned on 1").await;
+    assert!(relay.terminate().success());
+    adopt(&orders, "the ledger goes on");
+    relay.restart();
+    orders.wait_for(&ids).await;
+    assert_eq!(generation(&orders).await, 1);
+    assert_each_once(&orders, &ids);
+}
+
+async fn orders(mode: &str) -> Orders {
+    let postgres = Postgres::shared(USUAL).await;
+    Orders::create(postgres, "identity", |config: RelayConfig| {
+        config.mode(mode)
+    })
+    .await
+}
+
+async fn generation(orders: &Orders) -> i32 {
+    let sql = "SELECT generation FROM outboxd.outbox";
+    orders.client.query_one(sql, &[]).await.unwrap().get(0)
+}
+
+fn adopt(orders: &Orders, says: &str) {
+    let adopted = orders.config.outboxd(&["migrate", "--adopt"]);
+    assert!(adopted.status.success(), "{}", said(&adopted));
+    assert!(said(&adopted).contains(says), "{}", said(&adopted));
+}
+
+/// No row was lost or invented, and none came twice: every relay was asked to stop.
+fn assert_each_once(orders: &Orders, ids: &[Uuid]) {
+    let published = orders.published();
+    let distinct: HashSet<Uuid> = published.iter().copied().collect();
+    assert_eq!(distinct, ids.iter().copied().collect());
+    assert_eq!(published.len(), ids.len(), "a row came twice");
+}
