@@ -60,4 +60,5 @@ stage check make --no-print-directory check
 stage unit cargo test --locked --quiet --lib --bins
 stage servers servers
 stage integration integration
+stage image integration-tests/image.sh target/debug/outboxd
 printf '\n%s%-12s %4d s\n' "$summary" total $(($(date +%s) - began))
