@@ -11,3 +11,4 @@ mod identity;
 mod lease;
 mod ledger;
 mod orders;
+mod refusals;
