@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -27,6 +27,9 @@ const STATUS_EVERY: Duration = Duration::from_secs(10);
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// Leave the slot when the relay takes nothing for this long (design 13, "park").
 const PARK_AFTER: Duration = Duration::from_secs(20);
+/// Batches follow each other no closer: under load many rows share the cost of waking the relay, and a
+/// row that comes alone does not wait. tokio's clock has no shorter sleep.
+const HAND_OVER_EVERY: Duration = Duration::from_millis(1);
 /// Size of a batch, unless one row is larger.
 const BATCH_ROWS_MAX: usize = 512;
 const BATCH_BYTES_MAX: usize = 1 << 20;
@@ -101,6 +104,7 @@ impl Stream {
             batch: Batch::default(),
             bytes: 0,
             waiting_since: None,
+            handed_over_at: Instant::now(),
         };
         streaming.run(status).await
     }
@@ -113,6 +117,7 @@ struct Streaming {
     bytes: usize,
     /// Since when a batch waits for the relay to take it.
     waiting_since: Option<Instant>,
+    handed_over_at: Instant,
 }
 
 /// What the loop woke up for.
@@ -121,7 +126,7 @@ enum Wake {
     Confirm,
     Status,
     Handed,
-    Bytes,
+    More,
     Gone,
 }
 
@@ -134,7 +139,7 @@ impl Streaming {
                 Wake::Confirm => self.report(Reply::NotRequested).await?,
                 Wake::Status => self.check_pulse().await?,
                 Wake::Gone => return Ok(()),
-                Wake::Handed | Wake::Bytes => {}
+                Wake::Handed | Wake::More => {}
             }
         }
     }
@@ -144,20 +149,24 @@ impl Streaming {
     async fn wake(&mut self, status: &mut Interval) -> Result<Wake, ReplicationError> {
         let is_ready = !self.batch.rows.is_empty() || self.batch.boundary.is_some();
         let is_full = self.is_full();
+        let due_at = self.handed_over_at + HAND_OVER_EVERY;
+        let is_due = is_full || Instant::now() >= due_at;
         tokio::select! {
             biased;
             () = self.ends.stop.cancelled() => Ok(Wake::Stop),
             _ = status.tick() => Ok(Wake::Status),
             changed = self.ends.confirm.changed() => Ok(if changed.is_ok() { Wake::Confirm } else { Wake::Gone }),
-            permit = self.ends.batches.reserve(), if is_ready => {
+            permit = self.ends.batches.reserve(), if is_ready && is_due => {
                 let Ok(permit) = permit else { return Ok(Wake::Gone) };
                 permit.send(std::mem::take(&mut self.batch));
                 (self.bytes, self.waiting_since) = (0, None);
+                self.handed_over_at = Instant::now();
                 Ok(Wake::Handed)
             }
+            () = sleep_until(due_at), if is_ready && !is_due => Ok(Wake::More),
             filled = self.stream.reader.fill(), if !is_full => {
                 filled.map_err(ReplicationError::Stream)?;
-                Ok(Wake::Bytes)
+                Ok(Wake::More)
             }
         }
     }
