@@ -352,7 +352,11 @@ impl Opening<'_> {
         Ok(match self.config.source.mark {
             Mark::Ledger => {
                 let skipped = state.skipped().clone();
-                Marks::Ledger(Ledger::load(&sql.client, tenure, state.generation, skipped).await?)
+                let ledger = Ledger::load(&sql.client, tenure, state.generation, skipped).await;
+                let mut ledger = ledger?;
+                // The sequence never gives the numbers below its start.
+                ledger.note_dead(&[1..=first_number(table) - 1].into_iter().collect());
+                Marks::Ledger(ledger)
             }
             Mark::None => Marks::None,
             mark => {

@@ -44,8 +44,9 @@ pub struct Ledger {
     earlier: Vec<(i32, Lsn)>,
     high_lsn: Lsn,
     sent: RangeSet,
-    dead: RangeSet,
     skipped: RangeSet,
+    /// Sent, dead, skipped or in a closed segment; few ranges, for dead numbers fill the gaps.
+    accounted: RangeSet,
     tail: Option<Tail>,
     /// Closed segments that are not in memory.
     unloaded: BTreeSet<i64>,
@@ -79,8 +80,8 @@ impl Ledger {
             earlier: Vec::new(),
             high_lsn: Lsn(0),
             sent: RangeSet::new(),
-            dead: RangeSet::new(),
             skipped,
+            accounted: RangeSet::new(),
             tail: None,
             unloaded: BTreeSet::new(),
             open: BTreeSet::new(),
@@ -97,6 +98,7 @@ impl Ledger {
         ledger.earlier = earlier.into_iter().collect();
         let open: Vec<i64> = ledger.open.iter().copied().collect();
         ledger.sent = statements::sent(client, &ledger.tenure.outbox, generation, &open).await?;
+        ledger.accounted = ledger.settled();
         Ok(ledger)
     }
 
@@ -140,8 +142,8 @@ impl Ledger {
     }
 
     /// Every number of which it is known what became of it, dead ones included.
-    pub fn accounted(&self) -> RangeSet {
-        self.settled().union(&self.dead)
+    pub fn accounted(&self) -> &RangeSet {
+        &self.accounted
     }
 
     /// The highest number known to be settled, 0 where there is none.
@@ -152,7 +154,7 @@ impl Ledger {
 
     /// Takes numbers that no row will ever carry.
     pub fn note_dead(&mut self, dead: &RangeSet) {
-        self.dead.extend(dead);
+        self.accounted.extend(dead);
     }
 
     /// Tells for each streamed row whether its number was sent or skipped.
@@ -231,6 +233,7 @@ impl Ledger {
         for row in rows {
             let Some(seq) = row.seq else { continue };
             self.sent.insert(seq);
+            self.accounted.insert(seq);
             self.high_lsn = self.high_lsn.max(row.lsn);
             self.open.insert(segment_of(seq));
             if self.tail.as_ref().is_none_or(|tail| tail.seq < seq) {
@@ -244,13 +247,11 @@ impl Ledger {
 
     /// Segments of which every number is sent, dead or skipped: they may be audited and closed.
     fn complete(&self) -> Vec<i64> {
-        let mut accounted = self.sent.union(&self.dead);
-        accounted.extend(&self.skipped);
         let is_complete = |segment: &&i64| {
             let numbers = numbers_of(**segment);
             // The first number of an identity column is 1, so the first segment lacks 0.
             let numbers = (*numbers.start()).max(1)..=*numbers.end();
-            accounted.gaps(numbers).next().is_none()
+            self.accounted.gaps(numbers).next().is_none()
         };
         self.open.iter().filter(is_complete).copied().collect()
     }
@@ -271,9 +272,8 @@ impl Ledger {
     pub fn closed(&mut self, segment: i64) {
         self.open.remove(&segment);
         self.unloaded.insert(segment);
-        for set in [&mut self.sent, &mut self.dead] {
-            set.remove_range(numbers_of(segment));
-        }
+        self.sent.remove_range(numbers_of(segment));
+        self.accounted.insert_range(numbers_of(segment));
     }
 
     pub fn tenure(&self) -> &Tenure {
@@ -296,8 +296,8 @@ mod tests {
             earlier: Vec::new(),
             high_lsn: Lsn(0),
             sent: RangeSet::new(),
-            dead: RangeSet::new(),
             skipped: RangeSet::new(),
+            accounted: RangeSet::new(),
             tail: None,
             unloaded: BTreeSet::new(),
             open: BTreeSet::new(),
@@ -346,11 +346,11 @@ mod tests {
     #[test]
     fn a_segment_is_complete_when_every_number_is_sent_dead_or_skipped() {
         let mut ledger = ledger(1);
-        ledger.sent.insert_range(1..=SEGMENT_ROWS - 3);
+        ledger.accounted.insert(SEGMENT_ROWS - 1);
+        ledger.note_dead(&[1..=SEGMENT_ROWS - 3].into_iter().collect());
         ledger.open.insert(0);
         assert!(ledger.complete().is_empty());
-        ledger.dead.insert(SEGMENT_ROWS - 2);
-        ledger.skipped.insert(SEGMENT_ROWS - 1);
+        ledger.committed(&[delivered(SEGMENT_ROWS - 2, 10)]);
         assert_eq!(ledger.complete(), [0]);
     }
 

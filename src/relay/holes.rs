@@ -23,7 +23,7 @@ impl Run<'_> {
         let Some(mut watch) = self.session.hole_watch.take() else {
             return;
         };
-        let mut settled = ledger.accounted();
+        let mut settled = ledger.accounted().clone();
         settled.extend(&self.relay.core.numbers());
         let progress = Progress {
             settled,

@@ -53,18 +53,32 @@ impl Run<'_> {
             Marks::Ledger(ledger) => ledger.tail().map(|tail| tail.seq),
             Marks::Rows(_) | Marks::None => None,
         };
+        let is_turn_of_lag = self.ticks.is_multiple_of(LAG_EVERY_TICKS);
+        let holes_open = is_turn_of_lag.then(|| self.holes_open()).flatten();
         let is_draining = self.drain_until.is_some();
         self.relay.status.update(|status| {
             (status.held, status.held_topics, status.in_flight) = (held, topics, in_flight);
             status.position.confirmed_lsn = confirmed.map(|lsn| lsn.to_string());
             status.position.sent_seq = sent_seq;
             status.lag.bytes = lag_bytes;
+            status.holes_open = holes_open.or(status.holes_open);
             if !is_draining {
                 (status.role, status.state) = (Role::Leader, State::Publishing);
                 status.reason.clear();
             }
         });
         self.ask_for_lag(sent_seq);
+    }
+
+    /// Ranges of numbers below the highest one of which it is not known what becomes of them.
+    fn holes_open(&self) -> Option<u64> {
+        let Marks::Ledger(ledger) = &self.session.marks else {
+            return None;
+        };
+        let mut known = ledger.accounted().clone();
+        known.extend(&self.relay.core.numbers());
+        let top = self.top.max(ledger.highest());
+        Some(known.gaps(1..=top).count() as u64)
     }
 
     /// Observes how long what was handed over together took until its last row was acknowledged.
