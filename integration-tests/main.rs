@@ -10,5 +10,6 @@ mod harness_self;
 mod identity;
 mod lease;
 mod ledger;
+mod migrate;
 mod orders;
 mod refusals;

@@ -20,7 +20,6 @@ pub const ARRIVAL: Duration = Duration::from_secs(30);
 pub const INSERT: &str = "INSERT INTO outbox (aggregatetype, aggregateid, type, payload) \
                           SELECT 'order', 'a', 'placed', '{}' FROM generate_series(1, $1::int8) RETURNING id";
 
-#[allow(dead_code, reason = "each subject uses a part of it")]
 pub struct Orders {
     pub database: Database,
     pub client: Client,
