@@ -10,6 +10,7 @@ pub mod murmur2;
 pub mod oracle;
 pub mod order_writer;
 pub mod postgres;
+pub mod proxy;
 pub mod relay;
 pub mod topic;
 pub mod workspace;

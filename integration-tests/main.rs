@@ -6,10 +6,12 @@
 
 mod harness;
 
+mod faults;
 mod harness_self;
 mod identity;
 mod lease;
 mod ledger;
 mod migrate;
 mod orders;
+mod publisher;
 mod refusals;

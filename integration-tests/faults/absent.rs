@@ -1,0 +1,43 @@
+//! Neither PostgreSQL nor Kafka is there when the relay starts.
+
+use super::rig::{POLLED, Rig, SOON, STREAMED, await_publishing};
+use crate::harness::kafka::Kafka;
+use crate::harness::postgres::{Postgres, Stop, USUAL};
+use crate::harness::wait_until;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_waits_for_servers_that_come_later() {
+    let (mut postgres, mut kafka) = (Postgres::start(USUAL), Kafka::start());
+    let rigs = [
+        Rig::new(STREAMED, &postgres, &kafka).await,
+        Rig::new(POLLED, &postgres, &kafka).await,
+    ];
+    postgres.stop(Stop::Fast);
+    kafka.kill();
+    let mut relays = rigs.each_ref().map(Rig::relay);
+    for relay in &relays {
+        wait_until("the relay says what it waits for", SOON, async || {
+            let status = relay.try_status()?;
+            let (live, _) = relay.get("/livez")?;
+            let error = status["last_error"]["text"].as_str().unwrap_or_default();
+            let waits = status["state"] == "waiting" && error.contains("PostgreSQL");
+            (waits && live == 200)
+                .then_some(())
+                .ok_or(status.to_string())
+        })
+        .await;
+    }
+    postgres.restart();
+    let loads = [rigs[0].load().await, rigs[1].load().await];
+    for load in &loads {
+        load.progress(50, SOON).await;
+    }
+    assert!(relays.iter_mut().all(|relay| relay.is_running()));
+    kafka.restart();
+    for relay in &relays {
+        await_publishing(relay, 0, SOON).await;
+    }
+    for (rig, load) in rigs.iter().zip(loads) {
+        rig.judge(load, 0).await;
+    }
+}

@@ -1,0 +1,45 @@
+//! Nothing can be published and rows keep coming.
+
+use std::time::{Duration, Instant};
+
+use super::rig::{POLLED, Rig, SOON, STREAMED, await_publishing};
+use crate::harness::kafka::Kafka;
+use crate::harness::postgres::{Postgres, USUAL};
+
+const RSS_MAX: u64 = 128 << 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_stays_bounded_while_kafka_is_away() {
+    let mut kafka = Kafka::start();
+    let postgres = Postgres::shared(USUAL).await;
+    let rigs = [
+        Rig::new(STREAMED, postgres, &kafka).await,
+        Rig::new(POLLED, postgres, &kafka).await,
+    ];
+    let relays = rigs.each_ref().map(Rig::relay);
+    let loads = [
+        rigs[0].load_of(60_000..65_536).await,
+        rigs[1].load_of(60_000..65_536).await,
+    ];
+    for relay in &relays {
+        await_publishing(relay, 0, SOON).await;
+    }
+    kafka.kill();
+    let killed_at = Instant::now();
+    while killed_at.elapsed() < Duration::from_secs(30) {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        for (relay, rig) in relays.iter().zip(&rigs) {
+            let rss = relay.rss_bytes();
+            assert!(rss <= RSS_MAX, "{:?}: {} MiB", rig.pair, rss >> 20);
+        }
+    }
+    kafka.restart();
+    for (rig, load) in rigs.iter().zip(loads) {
+        rig.judge(load, 0).await;
+    }
+    for relay in &relays {
+        let rss = relay.rss_bytes_max();
+        eprintln!("at most {} MiB", rss >> 20);
+        assert!(rss <= RSS_MAX, "{} MiB while it drained", rss >> 20);
+    }
+}

@@ -1,0 +1,152 @@
+//! What a fault is tried on: a database, a topic and a relay's configuration, with light load.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use tokio_postgres::Client;
+
+use crate::harness::kafka::Kafka;
+use crate::harness::load::{Load, Running};
+use crate::harness::oracle::{Oracle, Verdict};
+use crate::harness::postgres::{Database, Postgres, USUAL};
+use crate::harness::relay::{Relay, RelayConfig};
+use crate::harness::topic::TopicReader;
+use crate::harness::wait_until;
+
+/// `limits.in_flight_rows_max`: what one kill may repeat.
+pub const WINDOW_ROWS: usize = 500;
+
+/// Long enough for two busy processors; a test that waits so long has failed.
+pub const SOON: Duration = Duration::from_secs(30);
+
+const PARTITIONS: i32 = 4;
+
+/// A mode with a mark.
+#[derive(Clone, Copy, Debug)]
+pub struct Pair(pub &'static str, pub &'static str);
+
+pub const STREAMED: Pair = Pair("replication", "ledger");
+pub const POLLED: Pair = Pair("polling", "ledger");
+
+/// A database with an outbox, its topic, and how a relay finds both.
+pub struct Rig {
+    pub pair: Pair,
+    pub database: Database,
+    pub config: RelayConfig,
+    brokers: String,
+}
+
+impl Rig {
+    /// On the servers that tests share.
+    pub async fn shared(pair: Pair) -> Self {
+        Self::new(pair, Postgres::shared(USUAL).await, Kafka::shared().await).await
+    }
+
+    pub async fn new(pair: Pair, postgres: &Postgres, kafka: &Kafka) -> Self {
+        let database = postgres.create_database("faults").await;
+        let config = RelayConfig::new(&database, kafka)
+            .mode(pair.0)
+            .mark(pair.1)
+            .set("limits.in_flight_rows_max", WINDOW_ROWS as i64);
+        config.migrate();
+        kafka
+            .create_topic(&config.topic_of("order"), PARTITIONS, &[])
+            .await;
+        Self {
+            pair,
+            database,
+            config,
+            brokers: kafka.brokers(),
+        }
+    }
+
+    pub fn relay(&self) -> Relay {
+        Relay::start(&self.config)
+    }
+
+    pub async fn client(&self) -> Client {
+        self.database.client().await
+    }
+
+    /// Some hundred rows a second, until it is stopped.
+    pub async fn load(&self) -> Running {
+        self.load_of(0..300).await
+    }
+
+    pub async fn load_of(&self, padding_bytes: Range<usize>) -> Running {
+        let load = Load {
+            writers: 6,
+            pause: Duration::from_millis(10),
+            padding_bytes,
+            seed: fastrand::u64(..),
+            ..Load::default()
+        };
+        load.start(&self.database.url).await
+    }
+
+    pub async fn oracle(&self) -> Oracle {
+        let topic = self.config.topic_of("order");
+        let reader = TopicReader::open(&self.brokers, &[&topic]);
+        Oracle::new(self.client().await, reader)
+    }
+
+    /// Ends the load, waits until all of it is in Kafka and panics unless it is there in order, with at most so many
+    /// duplicates.
+    pub async fn judge(&self, load: Running, duplicates_max: usize) -> Verdict {
+        load.stop().await;
+        let mut oracle = self.oracle().await;
+        let verdict = oracle.verdict_when_drained(2 * SOON).await;
+        eprintln!(
+            "{}+{}: {} rows, {} duplicates",
+            self.pair.0, self.pair.1, verdict.committed, verdict.duplicates
+        );
+        verdict.assert_clean(duplicates_max);
+        verdict
+    }
+
+    /// The process ids of the relay's backends.
+    pub async fn backends(&self, client: &Client) -> Vec<i32> {
+        let sql = "SELECT pid FROM pg_stat_activity
+                   WHERE datname = current_database() AND application_name LIKE 'outboxd%'";
+        let rows = client.query(sql, &[]).await.expect("list the backends");
+        rows.iter().map(|row| row.get(0)).collect()
+    }
+
+    /// Whether a walsender reads the relay's slot; `None` where it has none.
+    pub async fn is_slot_active(&self, client: &Client) -> Option<bool> {
+        let sql = "SELECT active FROM pg_replication_slots WHERE database = current_database()";
+        let row = client.query_opt(sql, &[]).await.expect("look at the slot");
+        row.map(|row| row.get(0))
+    }
+}
+
+/// Rows that this process of the relay has published.
+pub async fn published(relay: &Relay) -> u64 {
+    let (_, text) = relay.get("/metrics").unwrap_or_default();
+    let value = text.lines().find_map(|line| {
+        let (name, value) = line.rsplit_once(' ')?;
+        let is_it = name == METRIC || name.starts_with(&format!("{METRIC}{{"));
+        is_it.then(|| value.parse::<f64>().unwrap_or_default())
+    });
+    value.unwrap_or_default() as u64
+}
+
+const METRIC: &str = "outboxd_published_rows_total";
+
+/// Waits until the relay has published rows beyond `before`, and says how long it took.
+pub async fn await_publishing(relay: &Relay, before: u64, within: Duration) -> Duration {
+    let started_at = std::time::Instant::now();
+    wait_until("the relay publishes", within, async || {
+        match published(relay).await {
+            rows if rows > before => Ok(()),
+            rows => Err(format!("{rows} rows")),
+        }
+    })
+    .await;
+    started_at.elapsed()
+}
+
+/// Lets a random time pass: the moment of a fault is what is varied, so no fact is waited for.
+pub async fn random_moment(up_to: Duration) {
+    tokio::time::sleep(up_to.mul_f64(fastrand::f64())).await;
+}
