@@ -47,6 +47,8 @@ pub struct Relay {
     pub core: Core,
     pub metrics: Arc<Metrics>,
     pub status: StatusCell,
+    /// Rows that Kafka acknowledged while a session ran.
+    pub delivered_rows: u64,
     producer: Option<Producer>,
     /// What the catch-up read where nothing is marked, for the stream brings some of it again.
     read_before: ReadBefore,
@@ -143,6 +145,7 @@ impl Relay {
             core: Core::new(window, settling),
             metrics,
             status,
+            delivered_rows: 0,
             producer: None,
             read_before: ReadBefore::default(),
             kafka_is_up: true,
@@ -406,6 +409,7 @@ impl Run<'_> {
         match event {
             Some(PublisherEvent::Delivered(tickets)) => {
                 let bytes = self.relay.core.delivered(&tickets);
+                self.relay.delivered_rows += tickets.len() as u64;
                 self.relay.metrics.delivered(tickets.len());
                 self.relay.metrics.delivered_bytes(bytes);
                 self.observe_delivery(&tickets);

@@ -33,7 +33,7 @@ const PAUSES: [Duration; 6] = [
 ];
 /// While another reader is on the slot: a handover takes less than a second.
 const SLOT_PAUSE_MAX: Duration = Duration::from_secs(2);
-/// A session that lived so long was a good one: the pauses start anew.
+/// A session that lived so long, or delivered anything, was a good one: the pauses start anew.
 const GOOD_AFTER: Duration = Duration::from_secs(10);
 
 /// What the supervisor does after a session ended or could not be opened.
@@ -76,7 +76,7 @@ pub struct Supervisor {
 
 /// How an attempt at a session went.
 enum Attempt {
-    Ended(End, Duration),
+    Ended(End),
     NotOpened(OpenError),
 }
 
@@ -129,16 +129,21 @@ impl Supervisor {
         let stop = self.stop.clone();
         let opened = tokio::select! {
             biased;
-            () = stop.cancelled() => return Attempt::Ended(End::Stopped, Duration::ZERO),
+            () = stop.cancelled() => return Attempt::Ended(End::Stopped),
             opened = self.open() => opened,
         };
         let session = match opened {
             Ok(session) => session,
             Err(failure) => return Attempt::NotOpened(failure),
         };
-        let started_at = Instant::now();
+        let (started_at, delivered_before) = (Instant::now(), self.relay.delivered_rows);
         let end = self.relay.run(session).await;
-        Attempt::Ended(end, started_at.elapsed())
+        let is_good =
+            started_at.elapsed() >= GOOD_AFTER || self.relay.delivered_rows > delivered_before;
+        if is_good {
+            self.attempts = 0;
+        }
+        Attempt::Ended(end)
     }
 
     async fn open(&mut self) -> Result<crate::relay::Session, OpenError> {
@@ -208,14 +213,10 @@ impl Supervisor {
     /// Draws the consequences that outlive the session.
     fn follow(&mut self, attempt: &Attempt) {
         match attempt {
-            Attempt::Ended(End::CaughtUp { held_rows: 0 }, _) => self.catch_up = CatchUp::Done,
-            Attempt::Ended(End::CaughtUp { .. }, _) => self.catch_up = CatchUp::DoneButHeld,
-            Attempt::Ended(End::Reread(_), _) => self.catch_up = CatchUp::Pending,
-            Attempt::Ended(End::Renumbered(_), _) => self.numbers = Numbers::Reused,
-            _ => {}
-        }
-        match attempt {
-            Attempt::Ended(_, lived) if *lived >= GOOD_AFTER => self.attempts = 0,
+            Attempt::Ended(End::CaughtUp { held_rows: 0 }) => self.catch_up = CatchUp::Done,
+            Attempt::Ended(End::CaughtUp { .. }) => self.catch_up = CatchUp::DoneButHeld,
+            Attempt::Ended(End::Reread(_)) => self.catch_up = CatchUp::Pending,
+            Attempt::Ended(End::Renumbered(_)) => self.numbers = Numbers::Reused,
             _ => {}
         }
     }
@@ -277,7 +278,7 @@ impl Supervisor {
 
 fn verdict(attempt: &Attempt) -> Verdict {
     match attempt {
-        Attempt::Ended(end, _) => match end {
+        Attempt::Ended(end) => match end {
             End::Stopped => Verdict::Stop,
             End::Source(failure) => of_source(failure),
             // The keeper may not have noticed yet: a pause keeps us from asking it in a circle.
@@ -329,7 +330,7 @@ fn of_class(class: Class) -> Verdict {
 fn reason(attempt: &Attempt) -> String {
     match attempt {
         Attempt::NotOpened(failure) => chain(failure),
-        Attempt::Ended(end, _) => match end {
+        Attempt::Ended(end) => match end {
             End::Stopped => "asked to stop".to_owned(),
             End::Source(failure) => chain(failure),
             End::Mark(failure) => chain(failure),
@@ -348,7 +349,7 @@ fn reason(attempt: &Attempt) -> String {
 fn label(attempt: &Attempt) -> &'static str {
     match attempt {
         Attempt::NotOpened(_) => "not_opened",
-        Attempt::Ended(end, _) => match end {
+        Attempt::Ended(end) => match end {
             End::Stopped => "stopped",
             End::Source(_) => "source",
             End::Mark(_) => "mark",
