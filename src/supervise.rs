@@ -1,5 +1,6 @@
 //! Leadership, then a session, then a verdict, then a pause: the only retry loop.
 
+use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use tracing::{error, info, warn};
 use crate::config::Config;
 use crate::lease::{LeaseKeeper, LeaseState, Role};
 use crate::metrics::Metrics;
-use crate::postgres::Class;
+use crate::postgres::{Class, PostgresError};
 use crate::publish::PublishError;
 use crate::relay::{End, Relay};
 use crate::session::{self, CatchUp, Numbers, OpenError, Opening};
@@ -290,7 +291,9 @@ fn verdict(attempt: &Attempt) -> Verdict {
             OpenError::Source(failure) => of_source(failure),
             OpenError::Postgres { source, .. } => of_class(source.class()),
             OpenError::Halt { .. } | OpenError::Encode(_) | OpenError::Missing(_) => Verdict::Halt,
-            OpenError::Migrate(_) | OpenError::Inspect { .. } => Verdict::Halt,
+            OpenError::Migrate(_) | OpenError::Inspect { .. } => {
+                class_of(failure).map_or(Verdict::Halt, of_class)
+            }
             OpenError::Url(_)
             | OpenError::Identity(_)
             | OpenError::State(_)
@@ -312,6 +315,18 @@ fn of_source(failure: &SourceError) -> Verdict {
         SourceError::Polling(PollError::NoOrder) => Verdict::Halt,
         SourceError::Polling(_) | SourceError::Ended => Verdict::Retry,
     }
+}
+
+/// The class of the server's own failure, where one stands behind ours.
+fn class_of(failure: &OpenError) -> Option<Class> {
+    let mut cause: Option<&dyn Error> = Some(failure);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<PostgresError>() {
+            return Some(error.class());
+        }
+        cause = error.source();
+    }
+    None
 }
 
 fn of_class(class: Class) -> Verdict {
