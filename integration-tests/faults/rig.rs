@@ -75,8 +75,8 @@ impl Rig {
 
     pub async fn load_of(&self, padding_bytes: Range<usize>) -> Running {
         let load = Load {
-            writers: 6,
-            pause: Duration::from_millis(10),
+            writers: 5,
+            pause: Duration::from_millis(20),
             padding_bytes,
             seed: fastrand::u64(..),
             ..Load::default()
