@@ -60,6 +60,8 @@ pub enum OpenError {
     Encode(#[from] EncodeError),
     #[error(transparent)]
     Source(#[from] SourceError),
+    #[error("table `{outbox}` was truncated or replaced while it was looked at")]
+    Moved { outbox: String },
     #[error("{reason}; {remedy}")]
     Halt { reason: String, remedy: String },
 }
@@ -313,6 +315,12 @@ impl Opening<'_> {
             // The rows that came after a TRUNCATE have reached the last number that was sent.
             Verdict::Halt { why, .. } if is_restart => Some(why),
             Verdict::Halt { why, remedy } => {
+                // What was read before a TRUNCATE does not go with what was read after it.
+                if identity::read(&sql.client, &self.inspect(sql).await?).await? != now {
+                    return Err(OpenError::Moved {
+                        outbox: states.outbox.to_owned(),
+                    });
+                }
                 return Err(OpenError::Halt {
                     reason: why,
                     remedy,

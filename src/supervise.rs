@@ -296,6 +296,7 @@ fn verdict(attempt: &Attempt) -> Verdict {
             }
             OpenError::Url(_)
             | OpenError::Identity(_)
+            | OpenError::Moved { .. }
             | OpenError::State(_)
             | OpenError::Mark(_) => Verdict::Retry,
         },
