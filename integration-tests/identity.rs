@@ -19,6 +19,10 @@ async fn a_table_truncated_while_the_relay_runs_begins_a_new_generation() {
         let mut ids = orders.insert(30).await;
         orders.wait_for(&ids).await;
         orders.wait_until_marked().await;
+        wait_for_status(&relay, "it has a position", |status| {
+            mode == "polling" || !status["position"]["confirmed_lsn"].is_null()
+        })
+        .await;
         orders.run("TRUNCATE outbox RESTART IDENTITY").await;
         // The stream tells by the commits that numbers come again, however many; polling by the highest row.
         let again = if mode == "polling" { 10 } else { 40 };
