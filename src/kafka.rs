@@ -27,7 +27,7 @@ const PRODUCER: [(&str, &str); 13] = [
     // The partition that a Java producer chooses.
     ("partitioner", "murmur2_random"),
     // Costs 1 ms of latency; 2 and 5 ms made neither more records a second nor less CPU of it.
-    ("linger.ms", "1"),
+    ("linger.ms", "5"),
     ("batch.size", "1000000"),
     ("batch.num.messages", "10000"),
     ("topic.metadata.refresh.interval.ms", "30000"),
