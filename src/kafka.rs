@@ -26,7 +26,7 @@ const PRODUCER: [(&str, &str); 13] = [
     ("request.timeout.ms", "5000"),
     // The partition that a Java producer chooses.
     ("partitioner", "murmur2_random"),
-    // Costs 1 ms of latency; 2 and 5 ms made neither more records a second nor less CPU of it.
+    // Fewer, larger requests while a stream drains, for us and for the broker; costs 5 ms of latency at most.
     ("linger.ms", "5"),
     ("batch.size", "1000000"),
     ("batch.num.messages", "10000"),
