@@ -162,6 +162,11 @@ impl Opening<'_> {
             client: &sql.client,
             outbox: &outbox,
         };
+        let encoder = Encoder::new(
+            &self.config.route,
+            &layout,
+            crate::kafka::record_bytes_max(&self.config.kafka),
+        )?;
         let mut state = states.load().await?;
         self.create_slot(&sql, &state).await?;
         if state.start.is_none() {
@@ -177,11 +182,6 @@ impl Opening<'_> {
         let state = known.state.clone();
         let (source, phase) = self.source(&table, &marks, &states, known).await?;
         let hole_watch = self.hole_watch(&table, &marks, &source).await?;
-        let encoder = Encoder::new(
-            &self.config.route,
-            &layout,
-            crate::kafka::record_bytes_max(&self.config.kafka),
-        )?;
         let (lease, stop) = (self.lease.clone(), self.stop.clone());
         Ok(Session {
             source,
