@@ -380,8 +380,10 @@ impl Core {
 
     /// Drops what the ended producer did not deliver, and draws the conclusions from its faults.
     ///
-    /// The source is to be restarted: it hands the dropped rows out again.
-    pub fn producer_ended(&mut self, end: &SessionEnd) {
+    /// The source is to be restarted: it hands the dropped rows out again. Returns the rows that were refused alone,
+    /// whose aggregates are blocked from now on, with the reasons.
+    pub fn producer_ended(&mut self, end: &SessionEnd) -> Vec<(RowId, String)> {
+        let mut refused = Vec::new();
         for (ticket, fault) in &end.failed {
             let Some(entry) = self.entries.get(ticket) else {
                 continue;
@@ -391,6 +393,7 @@ impl Core {
                     self.suspects.remove(&RowKey::of(entry.seq, &entry.id));
                     self.held
                         .block_refused(entry.aggregate, &entry.id, reason.clone());
+                    refused.push((entry.id.clone(), reason.clone()));
                 }
                 Fault::Row(_) => {
                     self.suspects.insert(RowKey::of(entry.seq, &entry.id));
@@ -408,6 +411,7 @@ impl Core {
             .for_each(|ticket| self.forget(ticket));
         self.sent = 0;
         self.source_ended();
+        refused
     }
 
     /// Takes what was found out about a topic; `true` when a held topic can be written again.

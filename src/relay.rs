@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::config::Config;
 use crate::core::{Core, Window};
@@ -25,7 +25,7 @@ use crate::mark::{MarkError, Marks};
 use crate::metrics::Metrics;
 use crate::outbox::{Layout, Lsn, OutboxRow, RowId};
 use crate::postgres;
-use crate::publish::{PublishError, Publisher, PublisherEvent, Ticket};
+use crate::publish::{PublishError, Publisher, PublisherEvent, SessionEnd, Ticket};
 use crate::ranges::RangeSet;
 use crate::source::replication::hole_watch::HoleWatch;
 use crate::source::{Source, SourceError};
@@ -68,6 +68,12 @@ impl ReadBefore {
         if let Some(seq) = row.seq {
             self.numbers.insert(seq);
             self.until = self.until.max(row.lsn);
+        }
+    }
+
+    fn forget(&mut self, seq: Option<i64>) {
+        if let Some(seq) = seq {
+            self.numbers.remove(seq);
         }
     }
 
@@ -175,7 +181,7 @@ impl Relay {
                 self.core.delivered(&tickets);
             }
         }
-        self.core.producer_ended(&end);
+        self.take_end(&end);
     }
 
     /// Drops everything in flight: another relay publishes from now on.
@@ -228,6 +234,19 @@ impl Relay {
         }
     }
 
+    /// Draws the conclusions from a producer's end, and says which rows are at fault.
+    fn take_end(&mut self, end: &SessionEnd) {
+        for (event_id, error) in self.core.producer_ended(end) {
+            self.metrics.blocked("refused");
+            error!(
+                %event_id,
+                reason = "refused",
+                error,
+                "row can't be published: its aggregate is blocked, the row and its followers stay in the table"
+            );
+        }
+    }
+
     fn take_at_rest(&mut self, event: Option<PublisherEvent>) {
         match event {
             Some(PublisherEvent::Delivered(tickets)) => {
@@ -238,7 +257,7 @@ impl Relay {
             }
             Some(PublisherEvent::Ended(end)) => {
                 warn!(error = %end.reason, "the producer ended");
-                self.core.producer_ended(&end);
+                self.take_end(&end);
                 self.producer = None;
             }
             None => self.producer = None,
@@ -424,7 +443,7 @@ impl Run<'_> {
                 None
             }
             Some(PublisherEvent::Ended(end)) => {
-                self.relay.core.producer_ended(&end);
+                self.relay.take_end(&end);
                 self.relay.producer = None;
                 Some(End::Producer(end.reason))
             }
