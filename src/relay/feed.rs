@@ -149,10 +149,10 @@ impl Run<'_> {
                         outgoing.push(Outgoing { ticket, record });
                     }
                 }
-                Offer::Held => self.note_held(facts.id),
+                Offer::Held => self.note_held(facts.id, facts.seq),
                 Offer::Blocked => {
                     self.announce_block(&facts, &encoded);
-                    self.note_held(facts.id);
+                    self.note_held(facts.id, facts.seq);
                     if self.relay.core.held().is_full() {
                         end = Some(End::Halt("too many aggregates are blocked".to_owned()));
                     }
@@ -179,9 +179,11 @@ impl Run<'_> {
         end.or_else(|| self.caught_up())
     }
 
-    /// A source of unsent rows hands a held row out again with each turn.
-    fn note_held(&mut self, id: RowId) {
+    /// A source of unsent rows hands a held row out again with each turn; a row held by the catch-up is held again when
+    /// the stream brings it, so that nothing behind it is confirmed.
+    fn note_held(&mut self, id: RowId, seq: Option<i64>) {
         self.relay.metrics.held();
+        self.relay.read_before.forget(seq);
         if self.session.source.repeats_held_rows() {
             self.held_ids.insert(id);
             self.session.source.hold(self.held_ids.len());
