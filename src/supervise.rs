@@ -226,6 +226,15 @@ impl Supervisor {
     fn tell(&mut self, attempt: &Attempt, verdict: Verdict) {
         let reason = reason(attempt);
         self.metrics.session_ended(label(attempt));
+        // Later on the lease's keeper knows whether PostgreSQL answers.
+        if let (Attempt::NotOpened(OpenError::Postgres { source, .. }), None) =
+            (attempt, &self.keeper)
+        {
+            self.status.update(|status| {
+                status.postgres.is_up = Some(false);
+                status.postgres.error = Some(chain(source));
+            });
+        }
         let is_news = reason != self.told;
         match verdict {
             Verdict::Stop => info!("stopped"),
