@@ -6,6 +6,8 @@
 
 mod harness;
 
+mod commands;
+mod conformance;
 mod faults;
 mod harness_self;
 mod identity;

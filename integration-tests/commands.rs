@@ -1,0 +1,295 @@
+//! The commands as people and scripts use them: what they print, what they exit with, what a running relay answers.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tokio_postgres::Client;
+use uuid::Uuid;
+
+use crate::harness::kafka::Kafka;
+use crate::harness::postgres::{Database, Postgres, Stop, USUAL};
+use crate::harness::relay::{Relay, RelayConfig, outboxd, said};
+use crate::harness::topic::TopicReader;
+use crate::harness::wait_until;
+
+const SOON: Duration = Duration::from_secs(30);
+
+const COMMANDS: [&[&str]; 6] = [
+    &["run"],
+    &["check"],
+    &["migrate"],
+    &["status"],
+    &["slot", "status"],
+    &["slot", "drop"],
+];
+
+/// A migrated database and the topic of its orders.
+struct Scene {
+    database: Database,
+    client: Client,
+    kafka: &'static Kafka,
+    config: RelayConfig,
+}
+
+impl Scene {
+    async fn new(mode: &str) -> Self {
+        let postgres = Postgres::shared(USUAL).await;
+        let kafka = Kafka::shared().await;
+        let database = postgres.create_database("commands").await;
+        let config = RelayConfig::new(&database, kafka).mode(mode);
+        config.migrate();
+        kafka.create_topic(&config.topic_of("order"), 3, &[]).await;
+        let client = database.client().await;
+        Self {
+            database,
+            client,
+            kafka,
+            config,
+        }
+    }
+
+    fn reader(&self) -> TopicReader {
+        self.kafka.reader(&[&self.config.topic_of("order")])
+    }
+}
+
+async fn insert(client: &Client) -> Uuid {
+    let id = Uuid::new_v4();
+    let sql = "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)
+               VALUES ($1, 'order', 'order-1', 'Made', '{}')";
+    client.execute(sql, &[&id]).await.expect("insert a row");
+    id
+}
+
+async fn wait_for_row(reader: &mut TopicReader, id: Uuid) {
+    let id = id.to_string();
+    wait_until("the row is in Kafka", SOON, async || {
+        let reads = tokio::task::block_in_place(|| reader.read_to_end());
+        let is_there = reads.iter().any(|read| read.header("id") == Some(&id));
+        is_there.then_some(()).ok_or("it is not")
+    })
+    .await;
+}
+
+async fn wait_for_state(relay: &Relay, state: &str) {
+    wait_until(&format!("the relay is {state}"), SOON, async || {
+        let status = relay.try_status()?;
+        let is_there = status["state"] == state;
+        is_there.then_some(()).ok_or(status.to_string())
+    })
+    .await;
+}
+
+#[test]
+fn the_help_of_every_command_tells_of_its_configuration() {
+    let all = said(&outboxd(&["--help"]));
+    for command in COMMANDS {
+        assert!(
+            all.contains(command[0]),
+            "`{}` is not in: {all}",
+            command[0]
+        );
+        let done = outboxd(&[command, &["--help"]].concat());
+        assert_eq!(done.status.code(), Some(0));
+        let text = said(&done);
+        assert!(text.contains("--config"), "{command:?}: {text}");
+    }
+}
+
+#[test]
+fn wrong_arguments_exit_with_two() {
+    for arguments in [
+        &["fly"][..],
+        &["run"],
+        &["check", "--config"],
+        &["run", "--config", "no-such-file.toml"],
+    ] {
+        let done = outboxd(arguments);
+        assert_eq!(
+            done.status.code(),
+            Some(2),
+            "{arguments:?}: {}",
+            said(&done)
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_is_complete_on_a_fresh_migration() {
+    for mode in ["replication", "polling"] {
+        let scene = Scene::new(mode).await;
+        let done = scene.config.outboxd(&["check"]);
+        assert!(done.status.success(), "{mode}: {}", said(&done));
+        let done = scene.config.outboxd(&["check", "--json"]);
+        let report: Value = serde_json::from_slice(&done.stdout).expect("check prints JSON");
+        assert!(report.is_object(), "{report}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_is_answered_by_the_relay_and_without_one_by_the_database() {
+    for mode in ["replication", "polling"] {
+        let scene = Scene::new(mode).await;
+        let mut relay = Relay::start(&scene.config);
+        let id = insert(&scene.client).await;
+        wait_for_row(&mut scene.reader(), id).await;
+        wait_for_state(&relay, "publishing").await;
+        let config = relay.config().clone();
+        assert_status(&config, mode, "relay");
+        let text = said(&config.outboxd(&["status"]));
+        for part in [
+            "public.outbox",
+            mode,
+            "ledger",
+            "leader",
+            "publishing",
+            "lag",
+        ] {
+            assert!(text.contains(part), "`{part}` is not in: {text}");
+        }
+        assert!(relay.terminate().success());
+        let status = assert_status(&config, mode, "database");
+        assert_eq!(status["role"], "stopped", "{status}");
+        insert(&scene.client).await;
+        let status = assert_status(&config, mode, "database");
+        assert_eq!(status["lag"]["rows"], 1, "{status}");
+        let text = said(&config.outboxd(&["status"]));
+        assert!(
+            text.contains("the database") && text.contains("1 rows"),
+            "{text}"
+        );
+    }
+}
+
+fn assert_status(config: &RelayConfig, mode: &str, answered_by: &str) -> Value {
+    let done = config.outboxd(&["status", "--json"]);
+    assert!(done.status.success(), "{}", said(&done));
+    let status: Value = serde_json::from_slice(&done.stdout).expect("status prints JSON");
+    assert_eq!(status["answered_by"], answered_by, "{status}");
+    assert_eq!(status["mode"], mode);
+    assert_eq!(status["mark"], "ledger");
+    status
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_relay_answers_on_its_admin_address() {
+    let scene = Scene::new("replication").await;
+    let relay = Relay::start(&scene.config);
+    let id = insert(&scene.client).await;
+    wait_for_row(&mut scene.reader(), id).await;
+    wait_for_state(&relay, "publishing").await;
+    wait_until(
+        "a strict reader finds it ready",
+        SOON,
+        async || match relay.get("/readyz?strict")? {
+            (200, _) => Ok(()),
+            (code, body) => Err(format!("{code} {body}")),
+        },
+    )
+    .await;
+    for path in ["/livez", "/readyz", "/status", "/metrics"] {
+        let (code, body) = relay.get(path).expect("an answer");
+        assert!(code == 200 && !body.is_empty(), "{path}: {code} {body}");
+    }
+    assert_eq!(relay.metric("outboxd_publishes").await, Some(1.0));
+    assert_eq!(
+        relay.metric("outboxd_published_rows_total").await,
+        Some(1.0)
+    );
+    let (_, metrics) = relay.get("/metrics").expect("an answer");
+    assert!(
+        metrics.contains(r#"outboxd_role{role="leader"} 1"#),
+        "{metrics}"
+    );
+    assert_eq!(relay.get("/elsewhere").expect("an answer").0, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_ends_the_relay_and_frees_the_slot() {
+    let scene = Scene::new("replication").await;
+    let mut relay = Relay::start(&scene.config);
+    let id = insert(&scene.client).await;
+    wait_for_row(&mut scene.reader(), id).await;
+    wait_for_state(&relay, "publishing").await;
+    let started_at = Instant::now();
+    let status = relay.terminate();
+    assert_eq!(status.code(), Some(0));
+    assert!(
+        started_at.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        started_at.elapsed()
+    );
+    let sql =
+        "SELECT count(*) FROM pg_replication_slots WHERE active AND database = current_database()";
+    let active: i64 = scene
+        .client
+        .query_one(sql, &[])
+        .await
+        .expect("read the slots")
+        .get(0);
+    assert_eq!(
+        active, 0,
+        "the slot of {} is still read",
+        scene.database.name
+    );
+    let text = said(&scene.config.outboxd(&["slot", "status"]));
+    assert!(
+        text.contains(&format!("outboxd_{}", scene.database.name)),
+        "{text}"
+    );
+}
+
+/// Half of the rows at least: the machine may be busy with other tests.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_is_in_kafka_within_a_second() {
+    for mode in ["replication", "polling"] {
+        let scene = Scene::new(mode).await;
+        let _relay = Relay::start(&scene.config);
+        let mut reader = scene.reader();
+        let id = insert(&scene.client).await;
+        wait_for_row(&mut reader, id).await;
+        let mut quick = 0;
+        for _ in 0..10 {
+            let id = insert(&scene.client).await;
+            let committed_at = Instant::now();
+            wait_for_row(&mut reader, id).await;
+            quick += usize::from(committed_at.elapsed() < Duration::from_secs(1));
+        }
+        assert!(quick >= 5, "{mode}: {quick} of 10 rows");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_starts_before_its_servers_waits_for_both() {
+    let (mut postgres, mut kafka) = (Postgres::start(USUAL), Kafka::start());
+    let database = postgres.create_database("waits").await;
+    let config = RelayConfig::new(&database, &kafka);
+    config.migrate();
+    let topic = config.topic_of("order");
+    kafka.create_topic(&topic, 1, &[]).await;
+    let id = insert(&database.client().await).await;
+    postgres.stop(Stop::Fast);
+    kafka.kill();
+    let mut relay = Relay::start(&config);
+    wait_until("the relay says what it waits for", SOON, async || {
+        let status = relay.try_status()?;
+        let is_waiting = status["postgres"]["is_up"] == false && status["state"] != "publishing";
+        is_waiting.then_some(()).ok_or(status.to_string())
+    })
+    .await;
+    for path in ["/livez", "/readyz"] {
+        assert_eq!(relay.get(path).expect("an answer").0, 200, "{path}");
+    }
+    assert_eq!(relay.get("/readyz?strict").expect("an answer").0, 503);
+    postgres.restart();
+    wait_until("PostgreSQL is seen", SOON, async || {
+        let status = relay.try_status()?;
+        let is_up = status["postgres"]["is_up"] == true;
+        is_up.then_some(()).ok_or(status.to_string())
+    })
+    .await;
+    assert!(relay.is_running());
+    kafka.restart();
+    wait_for_row(&mut kafka.reader(&[&topic]), id).await;
+    assert!(relay.terminate().success());
+}

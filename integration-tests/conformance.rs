@@ -1,0 +1,222 @@
+//! The conformance suite: what the relay promises, shown for every allowed pair of mode and mark.
+//!
+//! The tables below make one test for each case and pair, so that a failure names both. The judge of a run is the
+//! oracle, which reads whole topics and compares them with the truth table.
+
+mod durability;
+mod faults;
+mod golden;
+mod holes;
+mod idle;
+mod order;
+mod scene;
+mod size;
+mod start;
+mod switch;
+mod topics;
+mod wire;
+
+use crate::harness::postgres::USUAL;
+use scene::Pair;
+
+/// One test of one case.
+macro_rules! pair {
+    ($file:ident::$case:ident, $major:expr, $name:ident, $mode:literal, $mark:literal) => {
+        #[tokio::test(flavor = "multi_thread")]
+        async fn $name() {
+            let (mode, mark, major) = ($mode, $mark, $major);
+            super::$file::$case(super::Pair { mode, mark, major }).await;
+        }
+    };
+}
+
+macro_rules! ledger_pairs {
+    ($file:ident::$case:ident, $major:expr) => {
+        pair!(
+            $file::$case,
+            $major,
+            replication_ledger,
+            "replication",
+            "ledger"
+        );
+        pair!($file::$case, $major, polling_ledger, "polling", "ledger");
+    };
+}
+
+macro_rules! polled_pairs {
+    ($file:ident::$case:ident, $major:expr) => {
+        pair!($file::$case, $major, polling_ledger, "polling", "ledger");
+        pair!($file::$case, $major, polling_sent_at, "polling", "sent_at");
+        pair!($file::$case, $major, polling_delete, "polling", "delete");
+    };
+}
+
+macro_rules! streamed_pairs {
+    ($file:ident::$case:ident, $major:expr) => {
+        pair!(
+            $file::$case,
+            $major,
+            replication_ledger,
+            "replication",
+            "ledger"
+        );
+        pair!(
+            $file::$case,
+            $major,
+            replication_sent_at,
+            "replication",
+            "sent_at"
+        );
+        pair!(
+            $file::$case,
+            $major,
+            replication_delete,
+            "replication",
+            "delete"
+        );
+        pair!(
+            $file::$case,
+            $major,
+            replication_none,
+            "replication",
+            "none"
+        );
+    };
+}
+
+macro_rules! every_pair {
+    ($($file:ident::$case:ident,)+) => {
+        $(mod $case {
+            streamed_pairs!($file::$case, super::USUAL);
+            polled_pairs!($file::$case, super::USUAL);
+        })+
+    };
+}
+
+macro_rules! every_polled_pair {
+    ($($file:ident::$case:ident,)+) => {
+        $(mod $case {
+            polled_pairs!($file::$case, super::USUAL);
+        })+
+    };
+}
+
+macro_rules! both_modes {
+    ($($file:ident::$case:ident,)+) => {
+        $(mod $case {
+            ledger_pairs!($file::$case, super::USUAL);
+        })+
+    };
+}
+
+/// Both modes take turns.
+macro_rules! every_shared_mark {
+    ($($file:ident::$case:ident,)+) => {
+        $(mod $case {
+            pair!($file::$case, super::USUAL, ledger, "replication", "ledger");
+            pair!($file::$case, super::USUAL, sent_at, "replication", "sent_at");
+            pair!($file::$case, super::USUAL, delete, "replication", "delete");
+        })+
+    };
+}
+
+macro_rules! streamed {
+    ($($file:ident::$case:ident,)+) => {
+        $(mod $case {
+            pair!($file::$case, super::USUAL, replication_ledger, "replication", "ledger");
+            pair!($file::$case, super::USUAL, replication_none, "replication", "none");
+        })+
+    };
+}
+
+macro_rules! on_major {
+    ($module:ident, $major:literal: $($file:ident::$case:ident,)+) => {
+        mod $module {
+            use super::*;
+            $(mod $case {
+                ledger_pairs!($file::$case, $major);
+            })+
+        }
+    };
+}
+
+every_pair! {
+    order::order_holds_under_load,
+    order::rolled_back_rows_are_never_published,
+    holes::a_hole_that_fills_late_is_published,
+    holes::a_prepared_hole_is_published_when_it_is_committed,
+    start::rows_before_the_first_start_come_first,
+    start::now_skips_what_stands_in_the_table,
+    start::an_unclear_start_is_asked_for,
+    size::a_large_transaction_is_published_in_order,
+    size::a_payload_of_a_megabyte_is_published,
+    wire::every_payload_type_keeps_its_bytes,
+    wire::columns_become_headers_topic_and_key,
+    wire::a_null_key_is_held_or_published,
+    faults::a_topic_that_is_not_allowed_blocks_its_aggregate,
+    faults::a_reserved_header_blocks_its_aggregate,
+    faults::a_row_above_our_limit_blocks_its_aggregate,
+    faults::a_row_that_the_broker_refuses_blocks_its_aggregate,
+    topics::an_unknown_topic_is_held_until_it_is_created,
+    switch::graceful_restarts_repeat_nothing,
+}
+
+every_polled_pair! {
+    idle::an_idle_table_costs_next_to_nothing,
+    durability::a_commit_that_a_crash_undoes_is_never_published,
+}
+
+every_shared_mark! {
+    switch::switching_the_mode_repeats_nothing,
+}
+
+both_modes! {
+    topics::a_missing_topic_is_created_where_that_is_configured,
+    golden::golden_default_jsonb,
+    golden::golden_payload_json_text,
+    golden::golden_payload_jsonb_normalised,
+    golden::golden_payload_text,
+    golden::golden_payload_bytea,
+    golden::golden_payload_null_default,
+    golden::golden_payload_empty_default,
+    golden::golden_unicode_text,
+    golden::golden_key_null_and_empty,
+}
+
+// Rows that the application deletes itself can only be seen in the stream.
+streamed! {
+    golden::golden_insert_and_delete_in_one_transaction,
+    golden::golden_update_and_delete,
+}
+
+on_major! {
+    postgresql_14, 14:
+    order::order_holds_under_load,
+    order::rolled_back_rows_are_never_published,
+    start::rows_before_the_first_start_come_first,
+    size::a_large_transaction_is_published_in_order,
+}
+
+on_major! {
+    postgresql_16, 16:
+    order::order_holds_under_load,
+    order::rolled_back_rows_are_never_published,
+    start::rows_before_the_first_start_come_first,
+    size::a_large_transaction_is_published_in_order,
+}
+
+on_major! {
+    postgresql_17, 17:
+    order::order_holds_under_load,
+    order::rolled_back_rows_are_never_published,
+    start::rows_before_the_first_start_come_first,
+    size::a_large_transaction_is_published_in_order,
+}
+
+on_major! {
+    postgresql_18, 18:
+    order::order_holds_under_load,
+    order::rolled_back_rows_are_never_published,
+    start::rows_before_the_first_start_come_first,
+    size::a_large_transaction_is_published_in_order,
+}
