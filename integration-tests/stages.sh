@@ -39,7 +39,7 @@ integration() {
     folder=$(mktemp -d "${TMPDIR:-/tmp}/outboxd-run-XXXXXX")
     chmod 755 "$folder"
     # shellcheck disable=SC2086
-    TMPDIR=$folder cargo test --locked --test integration -- --test-threads="${TEST_THREADS:-3}" ${TESTS:-}
+    TMPDIR=$folder cargo test --locked --test integration -- --test-threads="${TEST_THREADS:-5}" ${TESTS:-}
     outcome=$?
     attempt=0
     until rmdir "$folder" 2>/dev/null; do
