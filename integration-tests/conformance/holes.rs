@@ -5,7 +5,7 @@ use super::scene::{Pair, Scene, execute, has, insert, stop};
 /// The order of commits, not of numbers, is the order of an aggregate.
 pub async fn a_hole_that_fills_late_is_published(pair: Pair) {
     let scene = Scene::new(pair).await;
-    let mut relay = scene.start();
+    let mut relay = scene.start_steady().await;
     let mut reader = scene.reader();
     let (early, late) = (&scene.client, scene.database.client().await);
     execute(&late, "BEGIN").await;
@@ -24,7 +24,7 @@ pub async fn a_hole_that_fills_late_is_published(pair: Pair) {
 /// The hole outlives a restart of the relay, and one that is rolled back is never filled.
 pub async fn a_prepared_hole_is_published_when_it_is_committed(pair: Pair) {
     let scene = Scene::new(pair).await;
-    let mut relay = scene.start();
+    let mut relay = scene.start_steady().await;
     let mut reader = scene.reader();
     let (client, name) = (&scene.client, &scene.database.name);
     execute(client, "BEGIN").await;

@@ -43,6 +43,7 @@ pub async fn now_skips_what_stands_in_the_table(pair: Pair) {
         insert(&scene.client, "order-1", version).await;
     }
     scene.judge().await;
+    scene.wait_until_confirmed().await;
     // What `now` meant stays what it meant at the first start.
     relay.terminate();
     relay.restart();
