@@ -7,7 +7,8 @@ mod gate;
 pub(in crate::source) mod locks;
 pub(in crate::source) mod look_up;
 mod rows;
-pub(in crate::source) mod turn;
+pub(in crate::source) mod statement;
+mod turn;
 mod unsent;
 
 use std::sync::Arc;

@@ -9,7 +9,7 @@ use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
 
 use super::PollError;
-use super::turn::{prepare, stream};
+use super::statement::{prepare, stream};
 use crate::outbox::Layout;
 use crate::postgres::Session;
 use crate::ranges::RangeSet;

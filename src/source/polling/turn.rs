@@ -7,13 +7,14 @@ use std::sync::Arc;
 
 use postgres_protocol::escape::escape_identifier;
 use tokio::sync::mpsc;
+use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{RowStream, Statement};
 
 use super::gate::Gate;
 use super::locks::Locks;
 use super::look_up::{LookUp, RANGES, bounds};
 use super::rows::{PAGE_BYTES, Page, RowReader};
+use super::statement::{PLANNER, prepare, stream};
 use super::{Ended, Known, Next, PollError, Polling, TopRow, send};
 use crate::inspect::select_columns;
 use crate::outbox::{Layout, Lsn, OutboxRow, RowId};
@@ -21,12 +22,6 @@ use crate::postgres::Session;
 use crate::ranges::RangeSet;
 use crate::source::Batch;
 use crate::source::holes::{Arrivals, Death, Holes, Plan};
-
-/// The plans must not depend on statistics, which a new or emptied outbox has none of: every statement here is an index scan
-/// in the index's order. Costs that are high on purpose must not start workers or a compiler.
-pub(in crate::source) const PLANNER: &str = "\
-    SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off; \
-    SET max_parallel_workers_per_gather = 0; SET jit = off";
 
 /// The turns over one connection, and what they have learned.
 pub(super) struct Turns {
@@ -266,24 +261,6 @@ impl Statements {
             contents: prepare(session, &contents).await?,
         })
     }
-}
-
-pub(in crate::source) async fn prepare(
-    session: &Session,
-    query: &str,
-) -> Result<Statement, PollError> {
-    let statement = session.client.prepare(query).await;
-    PollError::check(session, "prepare a statement on the outbox", statement).await
-}
-
-/// Starts a statement whose rows are read one by one.
-pub(super) async fn stream<const N: usize>(
-    session: &Session,
-    statement: &Statement,
-    params: [&(dyn ToSql + Sync); N],
-) -> Result<RowStream, PollError> {
-    let stream = session.client.query_raw(statement, params).await;
-    PollError::check(session, "read from the outbox", stream).await
 }
 
 /// Gives rows the position that bounds their commits.

@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::gate::Gate;
 use super::rows::{PAGE_BYTES, Page, RowReader};
-use super::turn::{at, prepare, stream};
+use super::statement::{prepare, stream};
+use super::turn::at;
 use super::{Ended, Next, PollError, Polling, jittered, send, until_stopped};
 use crate::inspect::select_columns;
 use crate::outbox::{Layout, RowId};

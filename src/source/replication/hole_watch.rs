@@ -9,7 +9,7 @@ use crate::source::holes::{Arrivals, Death, Holes};
 use crate::source::polling::PollError;
 use crate::source::polling::locks::Locks;
 use crate::source::polling::look_up::LookUp;
-use crate::source::polling::turn::PLANNER;
+use crate::source::polling::statement::PLANNER;
 
 /// How far the stream has come, taken at one moment.
 #[derive(Clone, Debug)]

@@ -1,0 +1,31 @@
+//! How statements on the outbox are prepared and read.
+
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{RowStream, Statement};
+
+use super::PollError;
+use crate::postgres::Session;
+
+/// The plans must not depend on statistics, which a new or emptied outbox has none of: every statement here is an index scan
+/// in the index's order. Costs that are high on purpose must not start workers or a compiler.
+pub(in crate::source) const PLANNER: &str = "\
+    SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off; \
+    SET max_parallel_workers_per_gather = 0; SET jit = off";
+
+pub(in crate::source) async fn prepare(
+    session: &Session,
+    query: &str,
+) -> Result<Statement, PollError> {
+    let statement = session.client.prepare(query).await;
+    PollError::check(session, "prepare a statement on the outbox", statement).await
+}
+
+/// Starts a statement whose rows are read one by one.
+pub(in crate::source) async fn stream<const N: usize>(
+    session: &Session,
+    statement: &Statement,
+    params: [&(dyn ToSql + Sync); N],
+) -> Result<RowStream, PollError> {
+    let stream = session.client.query_raw(statement, params).await;
+    PollError::check(session, "read from the outbox", stream).await
+}
