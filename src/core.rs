@@ -135,6 +135,7 @@ pub struct Core {
     rows: usize,
     bytes: usize,
     sent: usize,
+    sent_bytes: usize,
     delivered: Vec<Ticket>,
     positions: Positions,
     held: Held,
@@ -154,6 +155,7 @@ impl Core {
             rows: 0,
             bytes: 0,
             sent: 0,
+            sent_bytes: 0,
             delivered: Vec::new(),
             positions: Positions::default(),
             held: Held::default(),
@@ -218,6 +220,7 @@ impl Core {
         self.rows += 1;
         self.bytes += row.bytes;
         self.sent += 1;
+        self.sent_bytes += row.bytes;
         self.entries.insert(
             ticket,
             Entry {
@@ -264,6 +267,7 @@ impl Core {
                 continue;
             };
             self.sent -= 1;
+            self.sent_bytes -= entry.bytes;
             bytes += entry.bytes;
             if self.alone == Some(*ticket) {
                 self.alone = None;
@@ -409,7 +413,7 @@ impl Core {
         undelivered
             .into_iter()
             .for_each(|ticket| self.forget(ticket));
-        self.sent = 0;
+        (self.sent, self.sent_bytes) = (0, 0);
         self.source_ended();
         refused
     }
@@ -425,7 +429,8 @@ impl Core {
         self.delivered.clear();
         self.from_before.clear();
         self.alone = None;
-        (self.rows, self.bytes, self.sent) = (0, 0, 0);
+        (self.rows, self.bytes) = (0, 0);
+        (self.sent, self.sent_bytes) = (0, 0);
         self.positions = Positions::default();
     }
 
@@ -457,6 +462,11 @@ impl Core {
     /// Rows that the broker has not acknowledged yet.
     pub fn sent(&self) -> usize {
         self.sent
+    }
+
+    /// Whether the broker has left more than half of the window without an answer.
+    pub fn is_stuck(&self) -> bool {
+        self.sent * 2 > self.window.rows_max || self.sent_bytes * 2 > self.window.bytes_max
     }
 
     /// Nothing is in flight, delivered or being marked.

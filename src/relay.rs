@@ -205,7 +205,9 @@ impl Relay {
         }
     }
 
-    /// Waits until half of the window is free, or the lease is somebody else's.
+    /// Waits until the broker has answered for half of the window, or the lease is somebody else's.
+    ///
+    /// What was delivered is not marked meanwhile, so it counts as room: the next session marks it first.
     ///
     /// Cancel-safe: yes.
     pub async fn await_room(
@@ -214,9 +216,7 @@ impl Relay {
         stop: &CancellationToken,
     ) {
         let epoch = lease.borrow().epoch();
-        while self.core.sent() * 2 > self.config.limits.in_flight_rows_max
-            || self.core.bytes() * 2 > self.config.limits.in_flight_bytes_max
-        {
+        while self.core.is_stuck() {
             self.status.beat();
             tokio::select! {
                 () = stop.cancelled() => return,

@@ -1,5 +1,6 @@
 //! Leadership, then a session, then a verdict, then a pause: the only retry loop.
 
+use std::convert::Infallible;
 use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +35,8 @@ const PAUSES: [Duration; 6] = [
 ];
 /// While another reader is on the slot: a handover takes less than a second.
 const SLOT_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// While a session is being opened; the admin server calls a loop that is silent for 60 s stalled.
+const BEAT_EVERY: Duration = Duration::from_secs(5);
 /// A session that lived so long, or delivered anything, was a good one: the pauses start anew.
 const GOOD_AFTER: Duration = Duration::from_secs(10);
 
@@ -110,7 +113,7 @@ impl Supervisor {
     pub async fn run(mut self) -> Result<(), SuperviseError> {
         while !self.stop.is_cancelled() {
             self.relay.start_producer()?;
-            let attempt = self.attempt().await;
+            let attempt = self.attempt().await?;
             let verdict = verdict(&attempt);
             self.tell(&attempt, verdict);
             self.follow(&attempt);
@@ -126,17 +129,21 @@ impl Supervisor {
         Ok(())
     }
 
-    async fn attempt(&mut self) -> Attempt {
-        let stop = self.stop.clone();
+    async fn attempt(&mut self) -> Result<Attempt, SuperviseError> {
+        let (stop, status) = (self.stop.clone(), self.status.clone());
         let opened = tokio::select! {
             biased;
-            () = stop.cancelled() => return Attempt::Ended(End::Stopped),
+            () = stop.cancelled() => return Ok(Attempt::Ended(End::Stopped)),
             opened = self.open() => opened,
+            // A standby waits for as long as the leader lives, and does what it should.
+            never = beat(&status) => match never {},
         };
         let session = match opened {
             Ok(session) => session,
-            Err(failure) => return Attempt::NotOpened(failure),
+            Err(failure) => return Ok(Attempt::NotOpened(failure)),
         };
+        // A standby has let go of the one it had.
+        self.relay.start_producer()?;
         let (started_at, delivered_before) = (Instant::now(), self.relay.delivered_rows);
         let end = self.relay.run(session).await;
         let is_good =
@@ -144,7 +151,7 @@ impl Supervisor {
         if is_good {
             self.attempts = 0;
         }
-        Attempt::Ended(end)
+        Ok(Attempt::Ended(end))
     }
 
     async fn open(&mut self) -> Result<crate::relay::Session, OpenError> {
@@ -203,7 +210,6 @@ impl Supervisor {
                 Role::Standby { .. } | Role::Lost { .. } => self.relay.depose().await,
                 _ => {}
             }
-            self.status.beat();
             // A keeper lives as long as the supervisor; were it gone, nothing could be published.
             if lease.changed().await.is_err() {
                 std::future::pending::<()>().await;
@@ -283,6 +289,16 @@ impl Supervisor {
         self.relay
             .rest(pause.mul_f64(0.5 + fastrand::f64() / 2.0), &self.stop)
             .await;
+    }
+}
+
+/// Says again and again that the main loop turns.
+///
+/// Cancel-safe: yes.
+async fn beat(status: &StatusCell) -> Infallible {
+    loop {
+        status.beat();
+        tokio::time::sleep(BEAT_EVERY).await;
     }
 }
 

@@ -225,6 +225,7 @@ impl World {
             "a row was marked before it was in the log"
         );
         assert!(self.core.rows() <= 16, "the window overflowed");
+        assert_eq!(self.core.sent(), self.flying.len());
     }
 
     fn check_order(&self) {
@@ -308,4 +309,17 @@ fn a_transaction_larger_than_the_window_passes_without_marks() {
     world.finish();
     assert_eq!(world.log.len(), 22);
     assert_eq!(world.confirmed, 23);
+}
+
+#[test]
+fn a_window_full_of_delivered_rows_is_not_stuck() {
+    let mut world = World::new(Settling::OnMark, &[1; 40]);
+    world.apply(&Step::Feed(40));
+    assert!(world.core.is_stuck());
+    world.apply(&Step::Acknowledge(16));
+    assert_eq!(world.core.rows(), 16);
+    assert!(
+        !world.core.is_stuck(),
+        "nobody marks while the slot is left"
+    );
 }
