@@ -4,11 +4,12 @@
 
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::mocking::MockCluster;
 use rdkafka::types::RDKafkaErrorCode;
@@ -89,6 +90,10 @@ impl Broker {
         {
             result.map_err(|(topic, code)| DemoError::Topic { topic, code })?;
         }
+        let name = topic.clone();
+        let ready =
+            tokio::task::spawn_blocking(move || await_partitions(&config, &name, partitions));
+        ready.await.map_err(DemoError::Part)?.map_err(failed)?;
         Ok(Self {
             servers: servers.into(),
             template: format!("{prefix}.${{aggregatetype}}"),
@@ -113,6 +118,23 @@ impl Broker {
             eprintln!("warning: topic `{}` stays on the broker", self.topic);
         }
     }
+}
+
+/// Waits until every partition of a new topic has a leader that answers.
+///
+/// A broker answers the creation before it has taken up the partitions, and for a moment knows nothing of them.
+fn await_partitions(config: &ClientConfig, topic: &str, partitions: i32) -> Result<(), KafkaError> {
+    let asking: BaseConsumer = config.create()?;
+    let deadline = Instant::now() + ADMIN_TIMEOUT;
+    for partition in 0..partitions {
+        while let Err(error) = asking.fetch_watermarks(topic, partition, ADMIN_TIMEOUT) {
+            if Instant::now() > deadline {
+                return Err(error);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+    Ok(())
 }
 
 /// A mock cluster in a thread of its own, since its handle must stay where it was made.
