@@ -186,7 +186,7 @@ impl Core {
             Ok(topic) => topic,
             Err(rejection) => {
                 self.held
-                    .block(row, rejection.reason.as_str(), rejection.text.clone());
+                    .block(row.aggregate, &row.id, rejection.text.clone());
                 self.hold(row, None);
                 return Offer::Blocked;
             }
@@ -395,8 +395,7 @@ impl Core {
             match fault {
                 Fault::Row(reason) if self.alone == Some(*ticket) => {
                     self.suspects.remove(&RowKey::of(entry.seq, &entry.id));
-                    self.held
-                        .block_refused(entry.aggregate, &entry.id, reason.clone());
+                    self.held.block(entry.aggregate, &entry.id, reason.clone());
                     refused.push((entry.id.clone(), reason.clone()));
                 }
                 Fault::Row(_) => {

@@ -150,6 +150,20 @@ pub struct IdentityError {
     source: PostgresError,
 }
 
+impl IdentityError {
+    fn while_trying(
+        action: &'static str,
+        outbox: &str,
+    ) -> impl FnOnce(tokio_postgres::Error) -> Self {
+        let outbox = outbox.to_owned();
+        move |error| Self {
+            action,
+            outbox,
+            source: error.into(),
+        }
+    }
+}
+
 /// Reads the identity as it is now, on a primary; `table` must have been inspected on the same connection.
 ///
 /// Every role may: `pg_control_system` and `pg_walfile_name` are executable by PUBLIC (14 to 18).
@@ -158,11 +172,7 @@ pub async fn read(client: &Client, table: &Table) -> Result<Identity, IdentityEr
     let row = client
         .query_one(READ, &[])
         .await
-        .map_err(|error| IdentityError {
-            action: "read",
-            outbox: format!("{}.{}", table.layout.schema, table.layout.table),
-            source: error.into(),
-        })?;
+        .map_err(IdentityError::while_trying("read", &table.layout.outbox()))?;
     Ok(Identity {
         system_identifier: row.get("system_identifier"),
         timeline: row.get("timeline"),
@@ -178,11 +188,7 @@ pub async fn load(client: &Client, outbox: &str) -> Result<Option<Identity>, Ide
     let row = client
         .query_opt(LOAD, &[&outbox])
         .await
-        .map_err(|error| IdentityError {
-            action: "load",
-            outbox: outbox.to_owned(),
-            source: error.into(),
-        })?;
+        .map_err(IdentityError::while_trying("load", outbox))?;
     Ok(row.map(|row| Identity {
         system_identifier: row.get("system_identifier"),
         timeline: row.get("timeline"),
@@ -217,11 +223,9 @@ pub async fn store(
         sequence_filenode,
     ];
     let recorded = client.execute(STORE, &values).await;
-    recorded.map(drop).map_err(|error| IdentityError {
-        action: "record",
-        outbox: outbox.to_owned(),
-        source: error.into(),
-    })
+    recorded
+        .map(drop)
+        .map_err(IdentityError::while_trying("record", outbox))
 }
 
 /// Reads the highest number that the ledger recorded in the present generation, with its row's id.
@@ -234,11 +238,7 @@ pub async fn ledger_tail(
     let row = client
         .query_opt(TAIL, &[&outbox])
         .await
-        .map_err(|error| IdentityError {
-            action: "read the ledger for",
-            outbox: outbox.to_owned(),
-            source: error.into(),
-        })?;
+        .map_err(IdentityError::while_trying("read the ledger for", outbox))?;
     Ok(row.map(|row| {
         (
             row.get(0),
@@ -258,11 +258,7 @@ pub async fn evidence(
 ) -> Result<Evidence, IdentityError> {
     gather(client, table, tail)
         .await
-        .map_err(|error| IdentityError {
-            action: "check",
-            outbox: format!("{}.{}", table.layout.schema, table.layout.table),
-            source: error.into(),
-        })
+        .map_err(IdentityError::while_trying("check", &table.layout.outbox()))
 }
 
 async fn gather(

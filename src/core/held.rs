@@ -18,8 +18,6 @@ pub struct HeldAggregate {
     pub aggregate_type: String,
     /// The row at fault.
     pub row: RowId,
-    /// The low-cardinality name of the fault.
-    pub label: &'static str,
     /// What is wrong, without row contents.
     pub reason: String,
     /// Its rows that this source has handed out: the one at fault and its followers.
@@ -63,23 +61,10 @@ impl Held {
         !self.aggregates.is_empty() && self.aggregates.contains_key(&aggregate)
     }
 
-    pub(super) fn block(&mut self, row: &RowFacts<'_>, label: &'static str, reason: String) {
+    pub(super) fn block(&mut self, aggregate: Aggregate, row: &RowId, reason: String) {
         let held = HeldAggregate {
             aggregate_type: String::new(),
-            row: row.id.clone(),
-            label,
-            reason,
-            rows: 0,
-        };
-        self.aggregates.insert(row.aggregate, held);
-    }
-
-    pub(super) fn block_refused(&mut self, aggregate: Aggregate, row: &RowId, reason: String) {
-        let row = row.clone();
-        let held = HeldAggregate {
-            aggregate_type: String::new(),
-            row,
-            label: "refused",
+            row: row.clone(),
             reason,
             rows: 0,
         };

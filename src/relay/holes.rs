@@ -4,6 +4,7 @@ use tracing::{debug, error};
 
 use super::Run;
 use crate::mark::Marks;
+use crate::ranges::RangeSet;
 use crate::source::polling::PollError;
 use crate::source::replication::hole_watch::{HoleWatch, Judgement, Progress};
 use crate::telemetry::chain;
@@ -12,22 +13,37 @@ use crate::telemetry::chain;
 pub(super) type Judged = (HoleWatch, Result<Judgement, PollError>);
 
 impl Run<'_> {
+    /// The numbers of which it is known what becomes of them, and the highest number seen.
+    fn numbers_known(&self) -> Option<(RangeSet, i64)> {
+        let Marks::Ledger(ledger) = &self.session.marks else {
+            return None;
+        };
+        let mut known = ledger.accounted().clone();
+        known.extend(&self.relay.core.numbers());
+        Some((known, self.top.max(ledger.highest())))
+    }
+
+    /// Ranges of numbers below the highest one of which it is not known what becomes of them.
+    pub(super) fn holes_open(&self) -> Option<u64> {
+        let (known, top) = self.numbers_known()?;
+        Some(known.gaps(1..=top).count() as u64)
+    }
+
     /// Lets the watch look at the holes, beside everything else.
     pub(super) fn judge_holes(&mut self) {
-        let Marks::Ledger(ledger) = &self.session.marks else {
-            return;
-        };
         let (Some(passed), None) = (self.relay.core.passed(), &self.judging) else {
             return;
         };
+        // Only a stream with the ledger has a watch.
         let Some(mut watch) = self.session.hole_watch.take() else {
             return;
         };
-        let mut settled = ledger.accounted().clone();
-        settled.extend(&self.relay.core.numbers());
+        let Some((settled, top)) = self.numbers_known() else {
+            return;
+        };
         let progress = Progress {
             settled,
-            top: self.top.max(ledger.highest()),
+            top,
             passed,
         };
         self.judging = Some(tokio::spawn(async move {

@@ -70,17 +70,6 @@ impl Run<'_> {
         self.ask_for_lag(sent_seq);
     }
 
-    /// Ranges of numbers below the highest one of which it is not known what becomes of them.
-    fn holes_open(&self) -> Option<u64> {
-        let Marks::Ledger(ledger) = &self.session.marks else {
-            return None;
-        };
-        let mut known = ledger.accounted().clone();
-        known.extend(&self.relay.core.numbers());
-        let top = self.top.max(ledger.highest());
-        Some(known.gaps(1..=top).count() as u64)
-    }
-
     /// Observes how long what was handed over together took until its last row was acknowledged.
     pub(super) fn observe_delivery(&mut self, tickets: &[Ticket]) {
         let Some(newest) = tickets.iter().max() else {
