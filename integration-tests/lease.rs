@@ -273,6 +273,7 @@ async fn a_frozen_holder_of_the_slot_is_waited_for_and_nothing_is_lost() {
     let orders = two_relays("replication", "2s").await;
     let (mut first, second) = leader_and_standby(&orders).await;
     let mut ids = orders.insert(50).await;
+    wait_until_streaming(&orders).await;
     first.freeze();
     ids.extend(orders.insert(50).await);
     let waits = |status: &serde_json::Value| {
@@ -283,6 +284,20 @@ async fn a_frozen_holder_of_the_slot_is_waited_for_and_nothing_is_lost() {
     first.signal("KILL");
     orders.wait_for(&ids).await;
     orders.wait_until_marked().await;
+}
+
+/// A relay reads the table before it reads the slot.
+async fn wait_until_streaming(orders: &Orders) {
+    let slot = format!("outboxd_{}", orders.database.name);
+    let sql = "SELECT active FROM pg_replication_slots WHERE slot_name = $1";
+    wait_until("the slot is read", PATIENCE, async || {
+        let row = orders.client.query_opt(sql, &[&slot]).await;
+        match row.map_err(|error| error.to_string())? {
+            Some(row) if row.get::<_, bool>(0) => Ok(()),
+            _ => Err("nobody reads it".to_owned()),
+        }
+    })
+    .await;
 }
 
 async fn two_relays(mode: &str, ttl: &str) -> Orders {

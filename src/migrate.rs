@@ -286,10 +286,25 @@ pub async fn ensure(
     config: &Config,
     creates: Creates,
 ) -> Result<Vec<Step>, MigrateError> {
+    // A relay that finds everything must not wait for another one that froze with the lock in its hands.
+    let steps = plan(client, config, &MigrateOptions::default()).await?;
+    if !steps.iter().any(|step| is_wanted(step, creates)) {
+        return Ok(Vec::new());
+    }
     lock(client).await?;
     let denied = ensure_locked(client, config, creates).await;
     unlock(client).await?;
     denied
+}
+
+/// Whether a start has to create this step, or to say that there is no table.
+fn is_wanted(step: &Step, creates: Creates) -> bool {
+    let is_part = match step.part {
+        Part::State | Part::View | Part::Table => true,
+        Part::Publication | Part::Slot => creates == Creates::Everything,
+        Part::Function | Part::Grant => false,
+    };
+    is_part && step.state == StepState::Needed
 }
 
 async fn ensure_locked(
@@ -298,22 +313,16 @@ async fn ensure_locked(
     creates: Creates,
 ) -> Result<Vec<Step>, MigrateError> {
     let steps = plan(client, config, &MigrateOptions::default()).await?;
-    let is_needed = |step: &&Step| step.state == StepState::Needed;
-    let needed: Vec<&Step> = steps.iter().filter(is_needed).collect();
-    if needed.iter().any(|step| step.part == Part::Table) {
+    let wanted: Vec<&Step> = steps
+        .iter()
+        .filter(|step| is_wanted(step, creates))
+        .collect();
+    if wanted.iter().any(|step| step.part == Part::Table) {
         let table = config.source.table.clone();
         return Err(MigrateError::NoTable { table });
     }
     let mut denied = Vec::new();
-    for step in needed {
-        let is_wanted = match step.part {
-            Part::State | Part::View => true,
-            Part::Publication | Part::Slot => creates == Creates::Everything,
-            Part::Table | Part::Function | Part::Grant => false,
-        };
-        if !is_wanted {
-            continue;
-        }
+    for step in wanted {
         // A step that builds on a denied one fails too, and belongs to the rest.
         match apply(client, step).await {
             Ok(()) => {}
@@ -345,8 +354,11 @@ fn is_denied(error: &PostgresError) -> bool {
 }
 
 /// One migration at a time in a database: CREATE … IF NOT EXISTS alone races.
+///
+/// A process that freezes with the lock loses its connection, and the lock with it.
 async fn lock(client: &Client) -> Result<(), MigrateError> {
-    let sql = "SET lock_timeout = '30s'; SELECT pg_catalog.pg_advisory_lock(hashtextextended('outboxd migrate', 0))";
+    let sql = "SET lock_timeout = '30s'; SET idle_session_timeout = '10s'; \
+               SELECT pg_catalog.pg_advisory_lock(hashtextextended('outboxd migrate', 0))";
     client
         .batch_execute(sql)
         .await
@@ -355,7 +367,7 @@ async fn lock(client: &Client) -> Result<(), MigrateError> {
 
 async fn unlock(client: &Client) -> Result<(), MigrateError> {
     let sql = "SELECT pg_catalog.pg_advisory_unlock(hashtextextended('outboxd migrate', 0)); \
-               RESET lock_timeout; RESET statement_timeout";
+               RESET lock_timeout; RESET statement_timeout; RESET idle_session_timeout";
     client
         .batch_execute(sql)
         .await
