@@ -74,7 +74,10 @@ fn missing(steps: &[Step]) -> String {
 /// Whether the rows that stood in the table before the slot were read by this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CatchUp {
+    /// Not by this process; the recorded state says whether it is needed.
     Pending,
+    /// Rows that the stream will not bring stand in the table: it is to be read whatever was recorded.
+    Demanded,
     /// Some of them are held: the next process has to read them again.
     DoneButHeld,
     Done,
@@ -383,7 +386,12 @@ impl Opening<'_> {
     ) -> Result<(Source, Phase), OpenError> {
         let replication = &self.config.source.replication;
         let is_streamed = self.config.source.mode == Mode::Replication;
-        if is_streamed && (known.state.caught_up || self.catch_up != CatchUp::Pending) {
+        let is_needed = match self.catch_up {
+            CatchUp::Pending => !known.state.caught_up,
+            CatchUp::Demanded => true,
+            CatchUp::DoneButHeld | CatchUp::Done => false,
+        };
+        if is_streamed && !is_needed {
             if self.catch_up == CatchUp::Done {
                 states.set_caught_up(true).await?;
             }
@@ -392,12 +400,14 @@ impl Opening<'_> {
             return Ok((stream, Phase::Steady));
         }
         let source = self.table_source(table, marks, known.top_id).await?;
-        if is_streamed {
-            return Ok((source, Phase::CatchUp));
-        }
-        // Were the stream to take over again, it would have missed what is polled from now on.
+        // Until the table is read, a stream that took over would miss what stands there only.
         states.set_caught_up(false).await?;
-        Ok((source, Phase::Steady))
+        let phase = if is_streamed {
+            Phase::CatchUp
+        } else {
+            Phase::Steady
+        };
+        Ok((source, phase))
     }
 
     /// A stream leaves holes that only the table can explain.

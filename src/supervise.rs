@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::config::Config;
+use crate::config::{Config, Mark};
 use crate::lease::{LeaseKeeper, LeaseState, Role};
 use crate::metrics::Metrics;
 use crate::postgres::{Class, PostgresError};
@@ -166,6 +166,7 @@ impl Supervisor {
         {
             // Somebody else published in between: what we still had in flight is theirs.
             self.relay.depose().await;
+            self.catch_up = CatchUp::Pending;
         }
         let opening = Opening {
             config: &self.config,
@@ -222,7 +223,9 @@ impl Supervisor {
         match attempt {
             Attempt::Ended(End::CaughtUp { held_rows: 0 }) => self.catch_up = CatchUp::Done,
             Attempt::Ended(End::CaughtUp { .. }) => self.catch_up = CatchUp::DoneButHeld,
-            Attempt::Ended(End::Reread(_)) => self.catch_up = CatchUp::Pending,
+            // Where nothing is marked the table cannot say what is missing: only the stream can be read again.
+            Attempt::Ended(End::Reread(_)) if self.config.source.mark == Mark::None => {}
+            Attempt::Ended(End::Reread(_)) => self.catch_up = CatchUp::Demanded,
             Attempt::Ended(End::Renumbered(_)) => self.numbers = Numbers::Reused,
             _ => {}
         }
