@@ -2,16 +2,19 @@
 //!
 //! Runs only under the lease, and the lease comes before the slot (design 12).
 
+mod identity;
+mod slot;
+
 use std::sync::Arc;
 
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::info;
 
 use crate::config::{Config, Mark, Mode, Start};
 use crate::encode::{EncodeError, Encoder};
-use crate::identity::{self, IdentityError, RowAt, Verdict};
+use crate::identity::IdentityError;
 use crate::inspect::{self, InspectError, Table};
 use crate::lease::LeaseState;
 use crate::mark::ledger::Ledger;
@@ -25,6 +28,7 @@ use crate::source::polling::{Known, Polling, UnsentMark};
 use crate::source::replication::hole_watch::HoleWatch;
 use crate::source::{Source, SourceError};
 use crate::state::{OutboxState, StateError, StateTable};
+use identity::KnownOutbox;
 
 /// More rows than this are "at least so many" in what is told.
 const ROWS_TOLD_MAX: i64 = 1_000_000;
@@ -89,13 +93,6 @@ pub enum Numbers {
     AsKnown,
     /// The stream brought a sent number with a commit that the ledger does not cover.
     Reused,
-}
-
-/// What the state tables say of an outbox that is still the one we knew.
-struct KnownOutbox {
-    state: OutboxState,
-    /// The id of the row that carries the ledger's highest number, while it stands.
-    top_id: Option<RowId>,
 }
 
 /// What a session is opened with.
@@ -228,38 +225,6 @@ impl Opening<'_> {
         Ok(table)
     }
 
-    /// Creates publication and slot before the table is read, unless they were there and are lost.
-    async fn create_slot(
-        &self,
-        sql: &postgres::Session,
-        state: &OutboxState,
-    ) -> Result<(), OpenError> {
-        if self.config.source.mode == Mode::Polling {
-            return Ok(());
-        }
-        let replication = &self.config.source.replication;
-        if state.caught_up {
-            let slot = crate::slot::status(&sql.client, &replication.slot).await;
-            let slot = slot.map_err(|source| OpenError::Halt {
-                reason: crate::telemetry::chain(&source),
-                remedy: String::new(),
-            })?;
-            if slot.is_none() {
-                return Err(OpenError::Halt {
-                    reason: format!("slot `{}` is gone, and rows may have gone with it", replication.slot),
-                    remedy: "see `outboxd slot status`; `outboxd migrate` creates a new one and the table is read again".to_owned(),
-                });
-            }
-            return Ok(());
-        }
-        let denied = migrate::ensure(&sql.client, self.config, Creates::Everything).await?;
-        if denied.is_empty() {
-            Ok(())
-        } else {
-            Err(OpenError::Missing(denied))
-        }
-    }
-
     /// The first start: everything, or what comes from now on, or a person is asked.
     async fn decide_start(&self, states: &StateTable<'_>, table: &Table) -> Result<(), OpenError> {
         let rows = states.rows_standing(&table.layout, ROWS_TOLD_MAX).await?;
@@ -290,67 +255,6 @@ impl Opening<'_> {
             }
         }
         Ok(())
-    }
-
-    /// Compares the table with the one we knew; numbers that began anew begin a new generation.
-    async fn check_identity(
-        &self,
-        sql: &postgres::Session,
-        states: &StateTable<'_>,
-        table: &Table,
-        state: OutboxState,
-    ) -> Result<KnownOutbox, OpenError> {
-        let now = identity::read(&sql.client, table).await?;
-        let Some(stored) = identity::load(&sql.client, states.outbox).await? else {
-            identity::store(&sql.client, states.outbox, &now).await?;
-            return Ok(KnownOutbox {
-                state,
-                top_id: None,
-            });
-        };
-        let tail = match self.config.source.mark {
-            Mark::Ledger => identity::ledger_tail(&sql.client, states.outbox).await?,
-            Mark::SentAt | Mark::Delete | Mark::None => None,
-        };
-        let evidence = identity::evidence(&sql.client, table, tail.clone()).await?;
-        let is_restart = self.numbers == Numbers::Reused && identity::began_again(&stored, &now);
-        let why = match identity::compare(&stored, &now, &evidence) {
-            // The rows that came after a TRUNCATE have reached the last number that was sent.
-            Verdict::Halt { why, .. } if is_restart => Some(why),
-            Verdict::Halt { why, remedy } => {
-                // What was read before a TRUNCATE does not go with what was read after it.
-                if identity::read(&sql.client, &self.inspect(sql).await?).await? != now {
-                    return Err(OpenError::Moved {
-                        outbox: states.outbox.to_owned(),
-                    });
-                }
-                return Err(OpenError::Halt {
-                    reason: why,
-                    remedy,
-                });
-            }
-            Verdict::NewGeneration { why } => Some(why),
-            Verdict::Same if self.numbers == Numbers::Reused => {
-                Some("the stream brought a sent number again".to_owned())
-            }
-            Verdict::Same => None,
-        };
-        let Some(why) = why else {
-            if stored != now {
-                identity::store(&sql.client, states.outbox, &now).await?;
-            }
-            let is_standing = matches!(evidence.tail, Some((_, RowAt::Same)));
-            let top_id = tail.filter(|_| is_standing).map(|(_, id)| id);
-            return Ok(KnownOutbox { state, top_id });
-        };
-        error!(reason = %why, generation = state.generation + 1, "a new generation of numbers begins");
-        // Before the identity is recorded: a crash in between must not hide what began it.
-        states.begin_generation(state.generation).await?;
-        identity::store(&sql.client, states.outbox, &now).await?;
-        Ok(KnownOutbox {
-            state: states.load().await?,
-            top_id: None,
-        })
     }
 
     async fn marks(

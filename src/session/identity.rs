@@ -1,0 +1,81 @@
+//! Whether the table is still the one we knew, and what follows where it is not.
+
+use tracing::error;
+
+use super::{Numbers, OpenError, Opening};
+use crate::config::Mark;
+use crate::identity::{self, RowAt, Verdict};
+use crate::inspect::Table;
+use crate::outbox::RowId;
+use crate::postgres;
+use crate::state::{OutboxState, StateTable};
+
+/// What the state tables say of an outbox that is still the one we knew.
+pub(super) struct KnownOutbox {
+    pub(super) state: OutboxState,
+    /// The id of the row that carries the ledger's highest number, while it stands.
+    pub(super) top_id: Option<RowId>,
+}
+
+impl Opening<'_> {
+    /// Compares the table with the one we knew; numbers that began anew begin a new generation.
+    pub(super) async fn check_identity(
+        &self,
+        sql: &postgres::Session,
+        states: &StateTable<'_>,
+        table: &Table,
+        state: OutboxState,
+    ) -> Result<KnownOutbox, OpenError> {
+        let now = identity::read(&sql.client, table).await?;
+        let Some(stored) = identity::load(&sql.client, states.outbox).await? else {
+            identity::store(&sql.client, states.outbox, &now).await?;
+            return Ok(KnownOutbox {
+                state,
+                top_id: None,
+            });
+        };
+        let tail = match self.config.source.mark {
+            Mark::Ledger => identity::ledger_tail(&sql.client, states.outbox).await?,
+            Mark::SentAt | Mark::Delete | Mark::None => None,
+        };
+        let evidence = identity::evidence(&sql.client, table, tail.clone()).await?;
+        let is_restart = self.numbers == Numbers::Reused && identity::began_again(&stored, &now);
+        let why = match identity::compare(&stored, &now, &evidence) {
+            // The rows that came after a TRUNCATE have reached the last number that was sent.
+            Verdict::Halt { why, .. } if is_restart => Some(why),
+            Verdict::Halt { why, remedy } => {
+                // What was read before a TRUNCATE does not go with what was read after it.
+                if identity::read(&sql.client, &self.inspect(sql).await?).await? != now {
+                    return Err(OpenError::Moved {
+                        outbox: states.outbox.to_owned(),
+                    });
+                }
+                return Err(OpenError::Halt {
+                    reason: why,
+                    remedy,
+                });
+            }
+            Verdict::NewGeneration { why } => Some(why),
+            Verdict::Same if self.numbers == Numbers::Reused => {
+                Some("the stream brought a sent number again".to_owned())
+            }
+            Verdict::Same => None,
+        };
+        let Some(why) = why else {
+            if stored != now {
+                identity::store(&sql.client, states.outbox, &now).await?;
+            }
+            let is_standing = matches!(evidence.tail, Some((_, RowAt::Same)));
+            let top_id = tail.filter(|_| is_standing).map(|(_, id)| id);
+            return Ok(KnownOutbox { state, top_id });
+        };
+        error!(reason = %why, generation = state.generation + 1, "a new generation of numbers begins");
+        // Before the identity is recorded: a crash in between must not hide what began it.
+        states.begin_generation(state.generation).await?;
+        identity::store(&sql.client, states.outbox, &now).await?;
+        Ok(KnownOutbox {
+            state: states.load().await?,
+            top_id: None,
+        })
+    }
+}
