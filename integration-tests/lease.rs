@@ -77,6 +77,27 @@ async fn of_several_that_begin_at_once_exactly_one_leads() {
     }
 }
 
+/// Every mark checks the epoch: were one given twice, a relay of long ago could mark again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_whose_row_was_deleted_begins_above_every_epoch_that_it_had() {
+    let outbox = Outbox::create(Postgres::shared(USUAL).await).await;
+    let first = outbox.keeper(TTL);
+    leads(&mut first.state()).await;
+    first.release().await;
+    let second = outbox.keeper(TTL);
+    let mut state = second.state();
+    let mut epoch = leads(&mut state).await;
+    for _ in 0..3 {
+        outbox.run("DELETE FROM outboxd.lease").await;
+        let other = wait(&mut state, "takes it again", |state| {
+            is_leader(state) && state.epoch() != Some(epoch)
+        })
+        .await;
+        assert!(other.epoch() > Some(epoch), "{other:?} after {epoch}");
+        epoch = other.epoch().expect("it leads");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_of_postgresql_never_changes_the_holder() {
     let mut postgres = Postgres::start(USUAL);

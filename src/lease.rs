@@ -25,7 +25,7 @@ use crate::postgres::PostgresError;
 pub struct LeaseRow {
     /// Who took it last, as [`Owner`] writes it.
     pub owner: String,
-    /// Grows by one each time the lease is taken.
+    /// Grows each time the lease is taken; never goes back, even when the row was deleted by hand.
     pub epoch: i64,
     /// Grows with each take and each renewal.
     pub renewals: i64,

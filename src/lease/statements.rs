@@ -17,8 +17,9 @@ const READ: &str = "SELECT owner, epoch, renewals, released, \
     (extract(epoch FROM ttl) * 1000000)::bigint FROM outboxd.lease WHERE outbox = $1";
 
 // Two that find no row both insert; one of them meets the other's row and does not match it.
+// A row that is new begins at the WAL position: above every epoch that a deleted one had, since each take wrote WAL.
 const TAKE: &str = "INSERT INTO outboxd.lease AS l (outbox, owner, epoch, renewals, released, ttl) \
-    VALUES ($1, $2, 1, 0, false, $3::float8 * interval '1 microsecond') \
+    VALUES ($1, $2, (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint, 0, false, $3::float8 * interval '1 microsecond') \
     ON CONFLICT (outbox) DO UPDATE SET owner = excluded.owner, epoch = l.epoch + 1, \
     renewals = l.renewals + 1, released = false, ttl = excluded.ttl, at = clock_timestamp() \
     WHERE l.epoch = $4 AND l.renewals = $5 RETURNING epoch";
