@@ -334,7 +334,7 @@ impl Run<'_> {
             if let Some(end) = self.turn() {
                 return end;
             }
-            let mark_at = self.mark_due_at();
+            let (mark_at, wants_batch) = (self.mark_due_at(), self.wants_batch());
             let Some(producer) = self.relay.producer.as_mut() else {
                 return End::Producer("the producer did not start".to_owned());
             };

@@ -29,7 +29,7 @@ pub(super) struct Feed {
     waiting: Option<(OutboxRow, Result<Record, Rejection>)>,
     /// Rows still to be fed before the batch's boundary, and its position.
     boundary: Option<(usize, Lsn)>,
-    /// The rows end a catch-up turn that found no more.
+    /// A turn found no more: what stood in the table before the slot was read, and the rest comes through the slot.
     caught_up: bool,
 }
 
@@ -74,7 +74,7 @@ impl Run<'_> {
             rows: batch.rows.into_iter(),
             waiting: None,
             boundary: batch.boundary.map(|boundary| (boundary.rows, boundary.lsn)),
-            caught_up: batch.caught_up,
+            caught_up: self.feed.caught_up || batch.caught_up,
         };
         None
     }
@@ -209,12 +209,18 @@ impl Run<'_> {
         }
     }
 
-    /// The catch-up is over when its last turn found nothing and all that it read is settled.
+    /// Whether the next batch may be read: when this one is fed, unless we drain or the stream is about to take over.
+    pub(super) fn wants_batch(&self) -> bool {
+        self.feed.is_empty() && self.drain_until.is_none() && !self.has_read_all()
+    }
+
+    fn has_read_all(&self) -> bool {
+        self.session.phase == Phase::CatchUp && self.feed.caught_up
+    }
+
+    /// The catch-up is over when all that stood in the table was read and is settled.
     fn caught_up(&self) -> Option<End> {
-        let is_over = self.session.phase == Phase::CatchUp
-            && self.feed.caught_up
-            && self.feed.is_empty()
-            && self.relay.core.is_empty();
+        let is_over = self.has_read_all() && self.feed.is_empty() && self.relay.core.is_empty();
         let held_rows = self.relay.core.held().rows();
         (is_over && self.marking.is_none()).then_some(End::CaughtUp { held_rows })
     }
