@@ -10,6 +10,6 @@ mod killed;
 mod memory;
 mod no_early_mark;
 mod postgres_away;
-mod rig;
+pub mod rig;
 mod slot_in_use;
 mod stopped;

@@ -9,6 +9,7 @@ mod harness;
 mod commands;
 mod conformance;
 mod faults;
+mod ha;
 mod harness_self;
 mod identity;
 mod lease;

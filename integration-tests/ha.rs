@@ -1,0 +1,6 @@
+//! High availability: any number of relays, of which exactly one publishes, whatever happens to it.
+
+pub mod frozen;
+mod migration;
+pub mod rolling;
+mod several;
