@@ -115,6 +115,8 @@ pub struct PollingConfig {
 pub struct ReplicationConfig {
     pub slot: String,
     pub publication: String,
+    /// WAL that the slot may keep before it is an alarm.
+    pub wal_budget_bytes: u64,
 }
 
 #[derive(Clone, Debug)]

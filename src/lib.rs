@@ -29,3 +29,4 @@ pub mod state;
 pub mod status;
 pub mod supervise;
 pub mod telemetry;
+pub mod wal_watch;

@@ -12,13 +12,14 @@ use prometheus::{
     TextEncoder,
 };
 
-use crate::status::{Role, Status};
+use crate::status::{Role, Status, WalAlarm};
 
 /// From a millisecond to a minute: PostgreSQL and Kafka on one machine, up to an outage.
 const LATENCY_BUCKETS: [f64; 15] = [
     0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 ];
 const ROLES: [Role; 4] = [Role::Starting, Role::Standby, Role::Leader, Role::Halted];
+const WAL_ALARMS: [WalAlarm; 3] = [WalAlarm::None, WalAlarm::Warning, WalAlarm::Critical];
 
 /// Every metric of one relay.
 pub struct Metrics {
@@ -54,6 +55,8 @@ struct Gauges {
     held_aggregates: GaugeVec,
     holes_open: Gauge,
     slot_retained_bytes: Gauge,
+    wal_budget_bytes: Gauge,
+    wal_alarm: GaugeVec,
     sent_seq: Gauge,
 }
 
@@ -217,7 +220,10 @@ impl Gauges {
             ),
             publishes: gauge("outboxd_publishes", "1 while committed rows go out."),
             up: gauges(registry, "outboxd_up", "1 while the peer answers.", "peer"),
-            lease_epoch: gauge("outboxd_lease_epoch", "How often the lease was taken."),
+            lease_epoch: gauge(
+                "outboxd_lease_epoch",
+                "A number that grows each time the lease is taken.",
+            ),
             in_flight_rows: gauge("outboxd_in_flight_rows", "Rows read and not yet marked."),
             in_flight_bytes: gauge("outboxd_in_flight_bytes", "Bytes of these rows."),
             lag_rows: gauge("outboxd_lag_rows", "Rows in the table that were not sent."),
@@ -253,6 +259,16 @@ impl Gauges {
                 "outboxd_slot_retained_bytes",
                 "WAL that the slot keeps on the server.",
             ),
+            wal_budget_bytes: gauge(
+                "outboxd_wal_budget_bytes",
+                "WAL that the slot may keep before it is an alarm.",
+            ),
+            wal_alarm: gauges(
+                registry,
+                "outboxd_wal_alarm",
+                "1 for the alarm about the WAL that the slot keeps.",
+                "alarm",
+            ),
             sent_seq: gauge("outboxd_sent_seq", "The highest number that was sent."),
         }
     }
@@ -282,6 +298,16 @@ impl Gauges {
         self.holes_open.set(number(status.holes_open));
         self.slot_retained_bytes
             .set(number(status.slot_retained_bytes));
+        self.wal_budget_bytes
+            .set(number(status.wal_budget.map(|budget| budget.bytes)));
+        for alarm in WAL_ALARMS {
+            let is_on = status
+                .wal_budget
+                .is_some_and(|budget| budget.alarm == alarm);
+            self.wal_alarm
+                .with_label_values(&[alarm.name()])
+                .set(f64::from(u8::from(is_on)));
+        }
         let seq = status.position.sent_seq.map(|seq| seq as f64);
         self.sent_seq.set(known(seq));
         self.set_held(status);

@@ -368,7 +368,7 @@ impl Run<'_> {
                 _ = holes.tick() => self.judge_holes(),
                 _ = topics.tick() => self.ask_for_held_topics(),
                 _ = outlook.tick() => self.look_out(),
-                batch = self.session.source.read(), if self.feed.is_empty() && self.drain_until.is_none() => {
+                batch = self.session.source.read(), if wants_batch => {
                     if let Some(end) = self.take_batch(batch).await {
                         return end;
                     }

@@ -89,7 +89,9 @@ impl Source {
         replication: &ReplicationConfig,
         layout: Arc<Layout>,
     ) -> Result<Self, SourceError> {
-        let ReplicationConfig { slot, publication } = replication;
+        let ReplicationConfig {
+            slot, publication, ..
+        } = replication;
         let stream = replication::Stream::start(options, slot, publication, layout).await?;
         let (source, batches, stop) = Self::polled();
         let confirmed = source.confirm.subscribe();

@@ -43,6 +43,8 @@ pub struct Status {
     pub kafka: Peer,
     /// Bytes of WAL that the slot keeps on the server.
     pub slot_retained_bytes: Option<u64>,
+    /// What the slot may keep, and whether that is an alarm; by replication, once the server was asked.
+    pub wal_budget: Option<WalBudget>,
     /// Ranges of numbers below the highest one whose rows did not appear and may still do.
     pub holes_open: Option<u64>,
     pub last_error: Option<LastError>,
@@ -142,6 +144,35 @@ pub struct Peer {
     pub error: Option<String>,
 }
 
+/// What the slot may keep on the primary before somebody should act.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WalBudget {
+    /// `source.replication.wal_budget`, or the server's own limit where that is smaller.
+    pub bytes: u64,
+    pub alarm: WalAlarm,
+}
+
+/// How much of the budget is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WalAlarm {
+    None,
+    /// Half of it.
+    Warning,
+    /// Four fifths of it, or the server is about to give the slot up, or has.
+    Critical,
+}
+
+impl WalAlarm {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Warning => "warning",
+            Self::Critical => "critical",
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastError {
     pub text: String,
@@ -217,6 +248,7 @@ impl Status {
             postgres: Peer::default(),
             kafka: Peer::default(),
             slot_retained_bytes: None,
+            wal_budget: None,
             holes_open: None,
             last_error: None,
         }

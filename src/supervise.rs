@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::config::{Config, Mark};
+use crate::config::{Config, Mark, Mode};
 use crate::lease::{LeaseKeeper, LeaseState, Role};
 use crate::metrics::Metrics;
 use crate::postgres::{Class, PostgresError};
@@ -22,6 +22,7 @@ use crate::source::polling::PollError;
 use crate::source::replication::ReplicationError;
 use crate::status::{State, StatusCell};
 use crate::telemetry::chain;
+use crate::wal_watch::WalWatch;
 
 /// The pauses between attempts, before jitter (design 6: 1 s doubling to 15 s; the first one is
 /// shorter, for a connection that was cut is back at once).
@@ -33,8 +34,8 @@ const PAUSES: [Duration; 6] = [
     Duration::from_secs(8),
     Duration::from_secs(15),
 ];
-/// While another reader is on the slot: a handover takes less than a second.
-const SLOT_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// While another reader is on the slot: a handover takes less than a second, and whoever froze is cut off in the end.
+const SLOT_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// While a session is being opened; the admin server calls a loop that is silent for 60 s stalled.
 const BEAT_EVERY: Duration = Duration::from_secs(5);
 /// A session that lived so long, or delivered anything, was a good one: the pauses start anew.
@@ -70,6 +71,8 @@ pub struct Supervisor {
     status: StatusCell,
     metrics: Arc<Metrics>,
     keeper: Option<LeaseKeeper>,
+    /// By replication, as long as the keeper.
+    wal_watch: Option<WalWatch>,
     epoch: Option<i64>,
     catch_up: CatchUp,
     numbers: Numbers,
@@ -98,6 +101,7 @@ impl Supervisor {
             status,
             metrics,
             keeper: None,
+            wal_watch: None,
             epoch: None,
             catch_up: CatchUp::Pending,
             numbers: Numbers::AsKnown,
@@ -196,7 +200,18 @@ impl Supervisor {
             session::lease_key(&self.config),
             self.config.lease.ttl,
         );
+        if self.config.source.mode == Mode::Replication {
+            let (source, status) = (&self.config.source, self.status.clone());
+            let (url, replication) = (source.url.clone(), source.replication.clone());
+            self.wal_watch = Some(WalWatch::start(url, replication, status));
+        }
         Ok(self.keeper.insert(keeper).state())
+    }
+
+    /// How long the slot may be left: a third of what the server allows, for it gives up a slot that nobody reads.
+    fn parked_max(&self) -> Option<Duration> {
+        let idle_timeout = self.wal_watch.as_ref().and_then(WalWatch::idle_timeout);
+        idle_timeout.map(|timeout| timeout / 3)
     }
 
     /// Waits until the lease is ours and returns its epoch.
@@ -273,6 +288,7 @@ impl Supervisor {
 
     /// Waits as the verdict says, settling what Kafka still acknowledges.
     async fn pause(&mut self, verdict: Verdict) {
+        let parked_max = self.parked_max().unwrap_or(Duration::MAX);
         let pause = match verdict {
             Verdict::Stop | Verdict::Again => {
                 self.attempts = 0;
@@ -280,7 +296,10 @@ impl Supervisor {
             }
             Verdict::AwaitRoom => {
                 if let Some(keeper) = &self.keeper {
-                    self.relay.await_room(&mut keeper.state(), &self.stop).await;
+                    let mut lease = keeper.state();
+                    let waiting = self.relay.await_room(&mut lease, &self.stop);
+                    // The next session reads the slot until it is parked again, and that counts.
+                    let _ = timeout(parked_max, waiting).await;
                 }
                 return;
             }

@@ -17,6 +17,7 @@ fn source() -> SourceConfig {
             batch_rows: 2000,
         },
         replication: ReplicationConfig {
+            wal_budget_bytes: 1 << 30,
             slot: "outboxd_outbox".to_owned(),
             publication: "outboxd_outbox".to_owned(),
         },

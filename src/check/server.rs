@@ -107,6 +107,27 @@ async fn replication(client: &Client, config: &Config, report: &mut Report) {
         row.get("senders_max"),
         is_read,
     ));
+    report.push(kept(row.get("kept")));
+    report.findings.extend(idle(row.get("idle")));
+}
+
+/// Bounded or not, what the slot keeps is watched.
+fn kept(most: &str) -> Finding {
+    let detail = match most {
+        "-1" => "no limit: a slot that nobody reads fills the disk; the relay raises the alarm before, at source.replication.wal_budget".to_owned(),
+        most => format!("{most}: beyond that the server gives the slot up"),
+    };
+    Finding::ok("max_slot_wal_keep_size", detail)
+}
+
+/// A relay that waits for Kafka reads its slot in time; one that is down can't.
+fn idle(timeout: Option<&str>) -> Option<Finding> {
+    let timeout = timeout.filter(|timeout| *timeout != "0")?;
+    Some(Finding::warning(
+        "idle_replication_slot_timeout",
+        format!("{timeout}: the server gives the slot up when the relay is down for longer"),
+        "make it longer than the relay may ever be down, or 0: ALTER SYSTEM SET idle_replication_slot_timeout = 0; SELECT pg_reload_conf();",
+    ))
 }
 
 const SERVER: &str = "
@@ -122,7 +143,9 @@ const REPLICATION: &str = "
            pg_catalog.current_setting('max_replication_slots')::int8 AS slots_max,
            pg_catalog.current_setting('max_wal_senders')::int8 AS senders_max,
            (SELECT count(*) FROM pg_catalog.pg_stat_replication) AS senders,
-           s.slots, s.has_slot, s.is_read
+           s.slots, s.has_slot, s.is_read,
+           pg_catalog.current_setting('max_slot_wal_keep_size') AS kept,
+           pg_catalog.current_setting('idle_replication_slot_timeout', true) AS idle
     FROM pg_catalog.pg_roles r
     CROSS JOIN (SELECT count(*) AS slots, coalesce(bool_or(slot_name = $1), false) AS has_slot,
                        coalesce(bool_or(slot_name = $1 AND active), false) AS is_read

@@ -63,6 +63,7 @@ pub(super) const KEYS: &[Key] = &[
     key("source.polling.batch_rows", Value("2000"), "Rows read at once."),
     key("source.replication.slot", Unset(r#""outboxd_outbox""#), "The replication slot; default: `outboxd_` and the table's name in [a-z0-9_]."),
     key("source.replication.publication", Unset(r#""outboxd_outbox""#), "The publication; default: as the slot's."),
+    key("source.replication.wal_budget", Value(r#""10GiB""#), "WAL that the slot may keep on the server: alarms at 50 and 80 % of it, or of a smaller `max_slot_wal_keep_size`."),
     only("source.replication.on_lost_slot", r#""halt""#, "What happens when PostgreSQL dropped the slot: the relay publishes nothing and says so.", Only {
         accepted: "halt", reason: "repairing a lost slot from the table is not there yet" }),
     only("source.replication.catch_up", r#""stream""#, "How a backlog is read: from the slot, in commit order.", Only {

@@ -242,6 +242,7 @@ impl Reader<'_> {
             replication: ReplicationConfig {
                 slot: slot.unwrap_or_else(|| default_slot.clone()),
                 publication: publication.unwrap_or(default_slot),
+                wal_budget_bytes: self.read("source.replication.wal_budget", convert::bytes) as u64,
             },
         }
     }

@@ -4,20 +4,19 @@ use std::time::SystemTime;
 
 use tokio_postgres::Client;
 
-use crate::config::{Config, Mark, Mode};
+use crate::config::{Config, Mark};
 use crate::outbox::Layout;
 
 /// Rows counted at most.
 const ROWS_MAX: i64 = 100_000;
 
-/// What the database says of the rows that were not sent and of the slot.
+/// What the database says of the rows that were not sent.
 pub(super) struct Measured {
     pub(super) rows: Option<u64>,
     pub(super) rows_at_least: bool,
     /// Of the oldest row that is not held.
     pub(super) oldest_at: Option<SystemTime>,
     pub(super) oldest_held_at: Option<SystemTime>,
-    pub(super) slot_retained_bytes: Option<u64>,
 }
 
 /// What the core holds: with the ledger the rows stand below the highest number sent.
@@ -31,7 +30,6 @@ pub(super) struct Question {
     rows_sql: Option<String>,
     /// The highest number that was sent: everything above it was not, holes below it are brief.
     above: Option<i64>,
-    slot: Option<String>,
     held: HeldFacts,
     held_sql: Option<String>,
 }
@@ -60,7 +58,6 @@ impl Question {
                 "SELECT count(*), min(at) FROM (SELECT {age} AS at FROM {table} WHERE {unsent} LIMIT $1) AS bounded"
             )
         };
-        let is_streamed = config.source.mode == Mode::Replication;
         Self {
             rows_sql: unsent.map(sql),
             above: (config.source.mark == Mark::Ledger).then(|| sent_seq.unwrap_or(0)),
@@ -68,7 +65,6 @@ impl Question {
                 .seq
                 .map(|_| format!("SELECT {age} FROM {table} WHERE seq = $1::int8")),
             held,
-            slot: is_streamed.then(|| config.source.replication.slot.clone()),
         }
     }
 
@@ -81,7 +77,6 @@ impl Question {
             rows_at_least: false,
             oldest_at: None,
             oldest_held_at: None,
-            slot_retained_bytes: None,
         };
         if let Some(sql) = &self.rows_sql {
             let row = client.query_one(sql, &[&ROWS_MAX, &self.above]).await?;
@@ -96,13 +91,6 @@ impl Question {
         if let (Some(sql), Some(first)) = (&self.held_sql, self.held.first) {
             let row = client.query_opt(sql, &[&first]).await?;
             measured.oldest_held_at = row.and_then(|row| row.get(0));
-        }
-        if let Some(slot) = &self.slot {
-            let sql = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8 \
-                       FROM pg_replication_slots WHERE slot_name = $1";
-            let row = client.query_opt(sql, &[slot]).await?;
-            let bytes: Option<i64> = row.and_then(|row| row.get(0));
-            measured.slot_retained_bytes = bytes.and_then(|bytes| u64::try_from(bytes).ok());
         }
         Ok(measured)
     }

@@ -142,7 +142,6 @@ fn show(status: &StatusCell, measured: &Measured) {
     status.update(|status| {
         status.lag.rows = measured.rows;
         status.lag.rows_at_least = measured.rows_at_least;
-        status.slot_retained_bytes = measured.slot_retained_bytes;
     });
     let oldest = [measured.oldest_at, measured.oldest_held_at]
         .into_iter()

@@ -75,9 +75,14 @@ fn write_numbers(f: &mut fmt::Formatter<'_>, status: &Status) -> fmt::Result {
         let text = format_args!("{} rows, {}", in_flight.rows, bytes(in_flight.bytes));
         line(f, "in flight", text)?;
     }
-    match status.slot_retained_bytes {
-        Some(retained) => line(f, "slot retains", bytes(retained)),
-        None => Ok(()),
+    match (status.slot_retained_bytes, status.wal_budget) {
+        (Some(retained), Some(budget)) => {
+            let (retained, alarm) = (bytes(retained), budget.alarm.name());
+            let text = format_args!("{retained} of {}, alarm: {alarm}", bytes(budget.bytes));
+            line(f, "slot retains", text)
+        }
+        (Some(retained), None) => line(f, "slot retains", bytes(retained)),
+        (None, _) => Ok(()),
     }
 }
 
