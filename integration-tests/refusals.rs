@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
@@ -10,6 +9,7 @@ use outboxd::config::{Config, Secret};
 use outboxd::inspect;
 use outboxd::postgres::ConnectOptions;
 use outboxd::source::Source;
+use outboxd::source::replication::pgoutput::Described;
 
 use crate::harness::postgres::{Postgres, USUAL};
 use crate::harness::relay::{Relay, RelayConfig, outboxd, said};
@@ -278,8 +278,8 @@ async fn a_slot_in_use_by_another_reader_is_waited_for_and_the_reader_is_named()
     let parsed = Config::parse("outboxd.toml", &config.text(), []).unwrap();
     let options = ConnectOptions::parse(&Secret::new(orders.database.url.clone())).unwrap();
     let table = inspect::inspect(&orders.client, "public", "outbox").await;
-    let layout = Arc::new(table.unwrap().layout);
-    let reader = Source::stream(&options, &parsed.source.replication, layout).await;
+    let outbox = Described::from(&table.unwrap());
+    let reader = Source::stream(&options, &parsed.source.replication, outbox, 1_000_000).await;
     let reader = reader.expect("the slot is free");
     let sql = "SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1";
     let slot = &parsed.source.replication.slot;

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 
 use crate::config::{NullKey, RouteConfig};
-use crate::outbox::{Layout, OutboxRow};
+use crate::outbox::{Layout, LeftOut, OutboxRow};
 use headers::HeaderColumns;
 use route::Route;
 
@@ -88,6 +88,7 @@ pub enum RejectionReason {
     HeadersInvalid,
     HeaderReserved,
     TooLarge,
+    NoColumn,
 }
 
 impl RejectionReason {
@@ -101,6 +102,7 @@ impl RejectionReason {
             Self::HeadersInvalid => "headers_invalid",
             Self::HeaderReserved => "header_reserved",
             Self::TooLarge => "too_large",
+            Self::NoColumn => "no_column",
         }
     }
 }
@@ -114,6 +116,8 @@ pub struct Encoder {
     aggregate_id: usize,
     partition_key: Option<usize>,
     payload: usize,
+    /// Every column that a record is made from, with its name.
+    used: Vec<(usize, Box<str>)>,
     null_key: NullKey,
     record_bytes_max: usize,
     names: Mutex<Names>,
@@ -130,9 +134,24 @@ impl Encoder {
         layout: &Layout,
         record_bytes_max: usize,
     ) -> Result<Self, EncodeError> {
+        let headers = HeaderColumns::new(route, layout)?;
+        let route_columns = Route::new(route, layout)?;
+        let mut used = vec![
+            layout.id,
+            layout.aggregate_type,
+            layout.aggregate_id,
+            layout.payload,
+        ];
+        used.extend(layout.partition_key);
+        used.extend(headers.columns());
+        used.extend(route_columns.columns());
+        used.sort_unstable();
+        used.dedup();
+        let named = |column: usize| (column, layout.columns[column].name.as_str().into());
         Ok(Self {
-            route: Route::new(route, layout)?,
-            headers: HeaderColumns::new(route, layout)?,
+            used: used.into_iter().map(named).collect(),
+            route: route_columns,
+            headers,
             id: layout.id,
             aggregate_id: layout.aggregate_id,
             partition_key: layout.partition_key,
@@ -145,9 +164,10 @@ impl Encoder {
 
     /// The record of a row, sharing the row's bytes.
     pub fn encode(&self, row: &OutboxRow) -> Result<Record, Rejection> {
+        self.check_read(row)?;
         let id = row.slice(self.id).ok_or_else(|| Rejection {
             reason: RejectionReason::NullId,
-            text: "the row's id is NULL".into(),
+            text: "the column `id` is NULL".into(),
         })?;
         // A panic while it was held leaves at worst a half-written buffer, which is cleared first.
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
@@ -159,13 +179,43 @@ impl Encoder {
         };
         let size = record.size();
         if size > self.record_bytes_max {
-            let max = self.record_bytes_max;
-            return Err(Rejection {
-                reason: RejectionReason::TooLarge,
-                text: format!("the record has {size} bytes, `message.max.bytes` is {max}"),
-            });
+            return Err(self.too_large(row, size));
         }
         Ok(record)
+    }
+
+    /// Refuses a row that came without a value which its record needs.
+    fn check_read(&self, row: &OutboxRow) -> Result<(), Rejection> {
+        for (column, name) in &self.used {
+            let max = self.record_bytes_max;
+            let (reason, text) = match row.left_out(*column) {
+                None => continue,
+                Some(LeftOut::TooLarge { bytes }) => (
+                    RejectionReason::TooLarge,
+                    format!("the column `{name}` has {bytes} bytes, `message.max.bytes` is {max}"),
+                ),
+                Some(LeftOut::NoColumn) => (
+                    RejectionReason::NoColumn,
+                    format!("the table had no column `{name}` when the row was inserted"),
+                ),
+            };
+            return Err(Rejection { reason, text });
+        }
+        Ok(())
+    }
+
+    fn too_large(&self, row: &OutboxRow, size: usize) -> Rejection {
+        let bytes = |column: usize| row.field(column).map_or(0, <[u8]>::len);
+        let largest = self.used.iter().max_by_key(|(column, _)| bytes(*column));
+        let (name, bytes) = largest.map_or(("", 0), |(column, name)| (name, bytes(*column)));
+        let max = self.record_bytes_max;
+        Rejection {
+            reason: RejectionReason::TooLarge,
+            text: format!(
+                "the record has {size} bytes, {bytes} of them in the column `{name}`; \
+                 `message.max.bytes` is {max}"
+            ),
+        }
     }
 
     /// Tells whether a row may reach a topic of this name; for `check`, which has no row.
@@ -183,7 +233,14 @@ impl Encoder {
             Ok(remember(&mut names.topics, &buffer))
         });
         names.buffer = buffer;
-        topic
+        topic.map_err(|rejection| Rejection {
+            text: format!(
+                "{}; it comes from {}",
+                rejection.text,
+                self.route.origin(row)
+            ),
+            ..rejection
+        })
     }
 
     fn key(&self, row: &OutboxRow) -> Result<Option<Bytes>, Rejection> {
@@ -191,7 +248,7 @@ impl Encoder {
         match (own.or_else(|| row.slice(self.aggregate_id)), self.null_key) {
             (None, NullKey::Block) => Err(Rejection {
                 reason: RejectionReason::NullKey,
-                text: "the row's aggregate id is NULL and `route.null_key` is `block`".into(),
+                text: "the column `aggregateid` is NULL and `route.null_key` is `block`".into(),
             }),
             (key, _) => Ok(key),
         }

@@ -7,16 +7,18 @@ mod trust;
 
 use tokio_postgres::{Client, Row};
 
-use crate::outbox::Layout;
+use crate::outbox::{Layout, Lsn};
 use crate::postgres::PostgresError;
 
-pub use columns::{WrongType, select_columns};
+pub use columns::{Selection, WrongType, select_columns};
 pub use trust::{Distrust, seq_trusted};
 
 /// What the catalog says of an outbox table.
 #[derive(Clone, Debug)]
 pub struct Table {
     pub oid: u32,
+    /// Where the write-ahead log stood before the catalog was read.
+    pub read_at: Lsn,
     pub layout: Layout,
     pub kind: TableKind,
     pub owner: String,
@@ -177,6 +179,7 @@ pub async fn inspect(client: &Client, schema: &str, table: &str) -> Result<Table
         table: format!("{schema}.{table}"),
         source: error.into(),
     };
+    let read_at = client.query_one(POSITION, &[]).await.map_err(catalog)?;
     let class = client
         .query_opt(CLASS, &[&schema, &table])
         .await
@@ -207,6 +210,7 @@ pub async fn inspect(client: &Client, schema: &str, table: &str) -> Result<Table
     let feeds = client.query(FEEDS, &[&oid]).await.map_err(catalog)?;
     Ok(Table {
         oid,
+        read_at: read_at.get::<_, &str>(0).parse().unwrap_or_default(),
         layout,
         kind,
         owner: class.get("owner"),
@@ -285,6 +289,10 @@ async fn seq_facts(
     })
 }
 
+const POSITION: &str = "
+    SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
+                ELSE pg_catalog.pg_current_wal_insert_lsn() END::text";
+
 const CLASS: &str = "
     SELECT c.oid, c.relkind::text, c.relreplident::text, c.relrowsecurity,
            pg_catalog.pg_get_userbyid(c.relowner)::text AS owner
@@ -358,6 +366,7 @@ pub(crate) mod tests {
         };
         Table {
             oid: 1,
+            read_at: Lsn(0),
             layout: Layout {
                 schema: "public".to_owned(),
                 table: "outbox".to_owned(),

@@ -125,6 +125,9 @@ pub struct Field {
 
 impl Field {
     pub const NULL: u32 = u32::MAX;
+    const TOO_LARGE: u32 = u32::MAX - 1;
+    const NO_COLUMN: u32 = u32::MAX - 2;
+
     /// SQL NULL.
     pub const fn null() -> Self {
         Self {
@@ -132,6 +135,43 @@ impl Field {
             len: Self::NULL,
         }
     }
+
+    /// A value of so many bytes that it was not read.
+    pub fn too_large(bytes: u64) -> Self {
+        Self {
+            start: u32::try_from(bytes).unwrap_or(u32::MAX),
+            len: Self::TOO_LARGE,
+        }
+    }
+
+    /// The table had no such column when the row was inserted.
+    pub const fn no_column() -> Self {
+        Self {
+            start: 0,
+            len: Self::NO_COLUMN,
+        }
+    }
+
+    fn has_bytes(self) -> bool {
+        self.len < Self::NO_COLUMN
+    }
+
+    fn left_out(self) -> Option<LeftOut> {
+        match self.len {
+            Self::TOO_LARGE => Some(LeftOut::TooLarge { bytes: self.start }),
+            Self::NO_COLUMN => Some(LeftOut::NoColumn),
+            _ => None,
+        }
+    }
+}
+
+/// Why a row comes without a value that it has or should have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeftOut {
+    /// No record can carry it, so it was not read.
+    TooLarge { bytes: u32 },
+    /// The table had no such column when the row was inserted.
+    NoColumn,
 }
 
 /// A committed outbox row: text as PostgreSQL prints it, `bytea` as its raw bytes.
@@ -166,11 +206,18 @@ impl OutboxRow {
         row
     }
 
-    /// The value of a column of the layout, `None` for SQL NULL.
+    /// The value of a column of the layout, `None` for SQL NULL and for what was left out.
     pub fn field(&self, column: usize) -> Option<&[u8]> {
         let field = self.fields.get(column)?;
         let start = field.start as usize;
-        (field.len != Field::NULL).then(|| &self.bytes[start..start + field.len as usize])
+        field
+            .has_bytes()
+            .then(|| &self.bytes[start..start + field.len as usize])
+    }
+
+    /// Why the value of a column was left out, if it was.
+    pub fn left_out(&self, column: usize) -> Option<LeftOut> {
+        self.fields.get(column)?.left_out()
     }
 
     /// The value of a column, sharing the row's bytes.

@@ -26,6 +26,7 @@ use crate::ranges::RangeSet;
 use crate::relay::{Phase, Session};
 use crate::source::polling::{Known, Polling, UnsentMark};
 use crate::source::replication::hole_watch::HoleWatch;
+use crate::source::replication::pgoutput::Described;
 use crate::source::{Source, SourceError};
 use crate::state::{OutboxState, StateError, StateTable};
 use identity::KnownOutbox;
@@ -299,8 +300,9 @@ impl Opening<'_> {
             if self.catch_up == CatchUp::Done {
                 states.set_caught_up(true).await?;
             }
-            let layout = Arc::new(table.layout.clone());
-            let stream = Source::stream(self.options, replication, layout).await?;
+            let outbox = Described::from(table);
+            let bytes_max = crate::kafka::record_bytes_max(&self.config.kafka);
+            let stream = Source::stream(self.options, replication, outbox, bytes_max).await?;
             return Ok((stream, Phase::Steady));
         }
         let source = self.table_source(table, marks, known.top_id).await?;
@@ -342,6 +344,7 @@ impl Opening<'_> {
             layout: Arc::new(table.layout.clone()),
             table: table.layout.sql_name(),
             batch_rows: source.polling.batch_rows,
+            value_bytes_max: crate::kafka::record_bytes_max(&self.config.kafka),
             interval: source.polling.interval,
         };
         let first = first_number(table);

@@ -14,10 +14,11 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::ReplicationConfig;
-use crate::outbox::{Layout, Lsn, OutboxRow};
+use crate::outbox::{Lsn, OutboxRow};
 use crate::postgres::ConnectOptions;
 use crate::ranges::RangeSet;
 use polling::{Known, Polling, Unsent, UnsentMark};
+use replication::pgoutput::Described;
 
 /// How long a source may take to end in order: the final acknowledgement of a stream.
 const LEAVE_WITHIN: Duration = Duration::from_secs(3);
@@ -83,16 +84,18 @@ enum Kind {
 }
 
 impl Source {
-    /// Starts to stream from the slot.
+    /// Starts to stream from the slot; values above `value_bytes_max` may be left out of their rows.
     pub async fn stream(
         options: &ConnectOptions,
         replication: &ReplicationConfig,
-        layout: Arc<Layout>,
+        outbox: Described,
+        value_bytes_max: usize,
     ) -> Result<Self, SourceError> {
         let ReplicationConfig {
             slot, publication, ..
         } = replication;
-        let stream = replication::Stream::start(options, slot, publication, layout).await?;
+        let stream =
+            replication::Stream::start(options, slot, publication, outbox, value_bytes_max).await?;
         let (source, batches, stop) = Self::polled();
         let confirmed = source.confirm.subscribe();
         let (told, server) = watch::channel(Lsn(0));

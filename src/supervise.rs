@@ -20,6 +20,7 @@ use crate::session::{self, CatchUp, Numbers, OpenError, Opening};
 use crate::source::SourceError;
 use crate::source::polling::PollError;
 use crate::source::replication::ReplicationError;
+use crate::source::replication::pgoutput::DecodeError;
 use crate::status::{State, StatusCell};
 use crate::telemetry::chain;
 use crate::wal_watch::WalWatch;
@@ -356,6 +357,9 @@ fn of_source(failure: &SourceError) -> Verdict {
         SourceError::Replication(
             ReplicationError::Start { source, .. } | ReplicationError::Stream(source),
         ) => of_class(source.class()),
+        SourceError::Replication(ReplicationError::Decode(DecodeError::NewColumn)) => {
+            Verdict::Again
+        }
         SourceError::Replication(ReplicationError::Decode(_)) => Verdict::Halt,
         SourceError::Replication(ReplicationError::Silent | ReplicationError::Ended) => {
             Verdict::Retry

@@ -52,6 +52,12 @@ impl HeaderColumns {
         })
     }
 
+    /// The columns whose values become headers.
+    pub(super) fn columns(&self) -> impl Iterator<Item = usize> {
+        let columns = self.columns.iter().map(|(column, _)| *column);
+        self.object.into_iter().chain(columns)
+    }
+
     /// The headers of a row in their fixed order.
     pub(super) fn read(
         &self,
@@ -87,8 +93,12 @@ fn read_object(
     headers: &mut Vec<Header>,
     names: &mut Names,
 ) -> Result<(), Rejection> {
-    let Entries(entries) = serde_json::from_slice(object)
-        .map_err(|_| invalid("the `headers` column is not a JSON object"))?;
+    let entries = serde_json::from_slice(object)
+        .map_err(|_| invalid("the column `headers` is not a JSON object"))?;
+    // ORMs write JSON null for "no headers".
+    let Some(Entries(entries)) = entries else {
+        return Ok(());
+    };
     // Checked before the names are kept, so that one row can't fill the cache.
     if entries.len() > HEADERS_MAX {
         return Err(too_many());
@@ -97,7 +107,7 @@ fn read_object(
         check_name(&name).map_err(|fault| Rejection {
             reason: fault.reason(),
             text: format!(
-                "a header of the `headers` column is refused: {}",
+                "a header of the column `headers` is refused: {}",
                 fault.rule()
             ),
         })?;
@@ -119,7 +129,7 @@ fn read_value(object: &Bytes, value: &RawValue) -> Result<Option<Bytes>, Rejecti
             // It has escapes.
             Err(_) => serde_json::from_str::<String>(text)
                 .map(|unescaped| Some(unescaped.into()))
-                .map_err(|_| invalid("a value of the `headers` column is not text")),
+                .map_err(|_| invalid("a value in the column `headers` is not text")),
         },
         _ => Ok(Some(object.slice_ref(text.as_bytes()))),
     }
@@ -174,7 +184,7 @@ fn invalid(text: &str) -> Rejection {
 }
 
 fn too_many() -> Rejection {
-    invalid("a record has at most 1,000 headers")
+    invalid("a record has at most 1,000 headers, and the column `headers` brings more")
 }
 
 /// The entries of a JSON object in the order in which they stand.

@@ -20,7 +20,7 @@ pub(super) struct Route {
 #[derive(Debug)]
 enum Part {
     Literal(String),
-    Column(usize),
+    Column(usize, String),
 }
 
 impl Route {
@@ -35,23 +35,49 @@ impl Route {
         })
     }
 
+    /// The columns that a topic may come from.
+    pub(super) fn columns(&self) -> impl Iterator<Item = usize> {
+        let parts = self.template.iter().filter_map(|part| match part {
+            Part::Column(column, _) => Some(*column),
+            Part::Literal(_) => None,
+        });
+        self.column.into_iter().chain(parts)
+    }
+
     /// Writes the row's topic into `topic`, not yet checked.
     pub(super) fn render(&self, row: &OutboxRow, topic: &mut String) -> Result<(), Rejection> {
         topic.clear();
-        let own = self.column.and_then(|column| row.field(column));
-        if let Some(own) = own.filter(|own| !own.is_empty()) {
+        if let Some(own) = self.own(row) {
             return append(topic, own);
         }
         for part in &self.template {
             match part {
                 Part::Literal(text) => topic.push_str(text),
-                Part::Column(column) => match row.field(*column) {
+                Part::Column(column, name) => match row.field(*column) {
                     Some(value) => append(topic, value)?,
-                    None => return Err(invalid("a column of `route.topic` is NULL")),
+                    None => return Err(invalid(&format!("the column `{name}` is NULL"))),
                 },
             }
         }
         Ok(())
+    }
+
+    /// The columns that a row's topic was made of, for people.
+    pub(super) fn origin(&self, row: &OutboxRow) -> String {
+        if self.own(row).is_some() {
+            return "the column `topic`".to_owned();
+        }
+        let names = self.template.iter().filter_map(|part| match part {
+            Part::Column(_, name) => Some(format!("`{name}`")),
+            Part::Literal(_) => None,
+        });
+        let names: Vec<_> = names.collect();
+        format!("`route.topic` and the column {}", names.join(", "))
+    }
+
+    fn own<'a>(&self, row: &'a OutboxRow) -> Option<&'a [u8]> {
+        let own = self.column.and_then(|column| row.field(column));
+        own.filter(|own| !own.is_empty())
     }
 
     /// Refuses a name that Kafka would not take or that `route.allow` does not list.
@@ -104,7 +130,7 @@ fn parse_template(template: &str, layout: &Layout) -> Result<Vec<Part>, EncodeEr
             .split_once('}')
             .ok_or_else(|| template_error(template, "a `${` has no `}`"))?;
         let column = super::find_column(layout, name, "route.topic")?;
-        parts.push(Part::Column(column));
+        parts.push(Part::Column(column, name.to_owned()));
         rest = after;
     }
     push_literal(&mut parts, template, rest)?;

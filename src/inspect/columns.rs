@@ -90,7 +90,7 @@ impl Wanted {
                 base,
                 "jsonb" | "json" | "text" | "character varying" | "bytea"
             ),
-            Self::Json => matches!(base, "jsonb" | "json"),
+            Self::Json => matches!(base, "jsonb" | "json" | "text" | "character varying"),
             Self::Number => matches!(base, "bigint" | "integer" | "smallint"),
             Self::Instant => base.starts_with("timestamp"),
         }
@@ -100,7 +100,7 @@ impl Wanted {
         match self {
             Self::Word => "varchar, text, uuid or a number",
             Self::Payload => "jsonb, json, text, varchar or bytea",
-            Self::Json => "jsonb or json",
+            Self::Json => "jsonb, json, text or varchar",
             Self::Number => "bigint",
             Self::Instant => "timestamptz",
         }
@@ -215,26 +215,94 @@ fn wrong_types(layout: &Layout) -> Vec<WrongType> {
     wrong
 }
 
-/// The select list that gives every column of the layout, in its order: the text that the column's
-/// output function prints, `bytea` as it is, NULL as NULL.
+/// The parts of a statement that reads rows of the outbox, called `o`, without what no record can carry.
+pub struct Selection {
+    /// Every column of the layout, in its order, then the sizes of `measured`.
+    pub columns: String,
+    /// What `columns` needs beside the table: a lateral subquery.
+    pub sizes: String,
+    /// The columns that are measured before they are read.
+    pub measured: Vec<usize>,
+}
+
+/// Selects every column of the layout, in its order: the text that the column's output function prints, `bytea` as it
+/// is, NULL as NULL and for a value larger than `value_bytes_max`, whose size comes instead.
 ///
 /// Both sources must give the same text for a row, and pgoutput prints with the output function; a cast to
 /// text differs from it for `character(n)` (loses blanks), boolean (`true` for `t`) and inet (adds `/32`).
-pub fn select_columns(layout: &Layout) -> String {
-    let columns: Vec<String> = layout.columns.iter().map(selected).collect();
-    columns.join(", ")
+pub fn select_columns(layout: &Layout, value_bytes_max: usize) -> Selection {
+    let (mut columns, mut sizes, mut measured) = (Vec::new(), Vec::new(), Vec::new());
+    for (index, column) in layout.columns.iter().enumerate() {
+        let value = selected(column);
+        match size(column, value_bytes_max) {
+            Some(size) => {
+                columns.push(format!(
+                    "CASE WHEN size.c{index} <= {value_bytes_max} THEN {value} END"
+                ));
+                sizes.push(format!("({size})::int8 AS c{index}"));
+                measured.push(index);
+            }
+            None => columns.push(value),
+        }
+    }
+    columns.extend(measured.iter().map(|index| format!("size.c{index}")));
+    let sizes = sizes.join(", ");
+    Selection {
+        columns: columns.join(", "),
+        sizes: format!("CROSS JOIN LATERAL (SELECT {sizes} OFFSET 0) AS size"),
+        measured,
+    }
+}
+
+fn base_type(column: &Column) -> &str {
+    column.type_name.split('(').next().unwrap_or_default()
 }
 
 fn selected(column: &Column) -> String {
-    let name = escape_identifier(&column.name);
-    let base = column.type_name.split('(').next().unwrap_or_default();
-    match base {
+    let name = format!("o.{}", escape_identifier(&column.name));
+    match base_type(column) {
         "bytea" => name,
         "character" | "boolean" | "inet" | "cidr" => {
             format!("CASE WHEN {name} IS NOT NULL THEN pg_catalog.format('%s', {name}) END")
         }
         _ => format!("{name}::text"),
     }
+}
+
+/// The bytes of a column's value as it is read, NULL for NULL; `None` for types whose values are all short.
+///
+/// `octet_length` reads only the header of a value that stands apart. What must be printed to be measured is printed
+/// only where its stored size leaves it open: stored larger it is larger still, stored small it can't be too large.
+fn size(column: &Column, value_bytes_max: usize) -> Option<String> {
+    let name = format!("o.{}", escape_identifier(&column.name));
+    match base_type(column) {
+        "uuid" | "smallint" | "integer" | "bigint" | "boolean" | "real" | "double precision"
+        | "date" | "inet" | "cidr" => None,
+        base if base.starts_with("time") || is_short(column, value_bytes_max) => None,
+        "bytea" | "text" | "character varying" | "character" => {
+            Some(format!("pg_catalog.octet_length({name})"))
+        }
+        _ => {
+            let stored = format!("pg_catalog.pg_column_size({name})");
+            let small = value_bytes_max / GROWTH_MAX;
+            Some(format!(
+                "CASE WHEN {stored} <= {small} OR {stored} > {value_bytes_max} THEN {stored} \
+                 ELSE pg_catalog.octet_length({name}::text) END"
+            ))
+        }
+    }
+}
+
+/// How many times longer than stored a value may be printed: lz4 packs 255 to 1, and jsonb writes a control character
+/// with six.
+const GROWTH_MAX: usize = 255 * 6;
+
+/// Whether a length in characters, four bytes each, keeps the values short.
+fn is_short(column: &Column, value_bytes_max: usize) -> bool {
+    let declared = column.type_name.strip_prefix("character");
+    let digits = declared.and_then(|rest| rest.split(['(', ')']).nth(1));
+    let characters: Option<usize> = digits.and_then(|digits| digits.parse().ok());
+    characters.is_some_and(|characters| characters * 4 <= value_bytes_max)
 }
 
 #[cfg(test)]
@@ -306,20 +374,60 @@ mod tests {
         }
     }
 
+    fn typed(type_name: &str) -> Column {
+        Column {
+            name: "c".to_owned(),
+            type_name: type_name.to_owned(),
+            is_bytea: type_name == "bytea",
+        }
+    }
+
     #[test]
     fn the_select_list_keeps_bytes_and_prints_all_else_as_pgoutput_does() {
-        let columns = [
-            ("id", "uuid"),
-            ("aggregatetype", "character(8)"),
-            ("aggregateid", "text"),
-            ("pay\"load", "bytea"),
-            ("payload", "bytea"),
-        ];
-        let layout = layout("public", "outbox", &attributes(&columns)).unwrap();
+        let texts = ["uuid", "character(8)", "text", "bytea"].map(|name| selected(&typed(name)));
         assert_eq!(
-            select_columns(&layout),
-            "\"id\"::text, CASE WHEN \"aggregatetype\" IS NOT NULL THEN pg_catalog.format('%s', \"aggregatetype\") END, \
-             \"aggregateid\"::text, \"pay\"\"load\", \"payload\""
+            texts,
+            [
+                "o.\"c\"::text",
+                "CASE WHEN o.\"c\" IS NOT NULL THEN pg_catalog.format('%s', o.\"c\") END",
+                "o.\"c\"::text",
+                "o.\"c\""
+            ]
         );
+    }
+
+    #[test]
+    fn every_value_that_may_be_large_is_measured_before_it_is_read() {
+        let short = [
+            "uuid",
+            "bigint",
+            "timestamp with time zone",
+            "character varying(255)",
+        ];
+        for type_name in short {
+            assert_eq!(size(&typed(type_name), 1_000_000), None, "{type_name}");
+        }
+        for type_name in [
+            "text",
+            "bytea",
+            "character varying",
+            "character varying(1000000)",
+        ] {
+            let size = size(&typed(type_name), 1_000_000).unwrap();
+            assert_eq!(size, "pg_catalog.octet_length(o.\"c\")", "{type_name}");
+        }
+        for type_name in ["json", "jsonb", "xml", "numeric", "text[]", "public.mood"] {
+            let size = size(&typed(type_name), 1_000_000).unwrap();
+            assert!(size.contains("pg_column_size"), "{type_name}");
+        }
+    }
+
+    #[test]
+    fn a_measured_column_comes_with_its_size() {
+        let layout = layout("public", "outbox", &attributes(&FIVE)).unwrap();
+        let selection = select_columns(&layout, 1_000);
+        assert_eq!(selection.measured, [1, 2, 3, 4]);
+        let last = "size.c1, size.c2, size.c3, size.c4";
+        assert!(selection.columns.ends_with(last), "{}", selection.columns);
     }
 }

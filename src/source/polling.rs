@@ -34,6 +34,8 @@ pub struct Polling {
     pub table: String,
     /// Rows that one turn reads at most.
     pub batch_rows: usize,
+    /// A value of more bytes is not read: no record can carry it.
+    pub value_bytes_max: usize,
     /// Time between two turns that did not fill a batch.
     pub interval: Duration,
 }

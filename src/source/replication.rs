@@ -5,7 +5,6 @@ pub mod hole_watch;
 pub mod pgoutput;
 pub mod wire;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -14,9 +13,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::{Batch, Boundary};
-use crate::outbox::{Layout, Lsn};
+use crate::outbox::Lsn;
 use crate::postgres::{ConnectOptions, PostgresError};
-use pgoutput::{Change, DecodeError, Decoder};
+use pgoutput::{Change, DecodeError, Decoder, Described};
 use wire::{Frame, ReplicationConnection, Reply, WalReader, WalWriter};
 
 /// After this long without a message from us the server ends the connection; a start-up parameter.
@@ -77,7 +76,8 @@ impl Stream {
         options: &ConnectOptions,
         slot: &str,
         publication: &str,
-        layout: Arc<Layout>,
+        outbox: Described,
+        value_bytes_max: usize,
     ) -> Result<Self, ReplicationError> {
         let failed = |source| ReplicationError::Start {
             slot: slot.to_owned(),
@@ -86,11 +86,14 @@ impl Stream {
         let connection = ReplicationConnection::connect(options, WAL_SENDER_TIMEOUT)
             .await
             .map_err(failed)?;
-        let (reader, writer) = connection.start(slot, publication).await.map_err(failed)?;
+        // `bytea` comes as two digits a byte.
+        let text_bytes_max = value_bytes_max.saturating_mul(2).saturating_add(2);
+        let started = connection.start(slot, publication, text_bytes_max).await;
+        let (reader, writer) = started.map_err(failed)?;
         Ok(Self {
             reader,
             writer,
-            decoder: Decoder::new(layout),
+            decoder: Decoder::new(outbox),
         })
     }
 
@@ -192,7 +195,7 @@ impl Streaming {
                     end,
                     reply_requested,
                 } => {
-                    if !self.stream.decoder.is_in_transaction() {
+                    if self.stream.decoder.open_transaction().is_none() {
                         self.boundary(end);
                     }
                     if reply_requested {

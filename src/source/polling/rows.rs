@@ -11,6 +11,7 @@ use tokio_postgres::types::{FromSql, Type};
 use tokio_postgres::{Row, RowStream};
 
 use super::PollError;
+use crate::inspect::Selection;
 use crate::outbox::{Field, Layout, Lsn, OutboxRow};
 use crate::postgres::Session;
 
@@ -31,6 +32,9 @@ pub(super) struct Page {
 /// Builds rows and learns their size.
 pub(super) struct RowReader {
     layout: Arc<Layout>,
+    /// The columns whose sizes follow the last column.
+    measured: Vec<usize>,
+    value_bytes_max: usize,
     chunk: BytesMut,
     row_bytes: usize,
 }
@@ -53,9 +57,12 @@ impl<'a> FromSql<'a> for RawColumn<'a> {
 }
 
 impl RowReader {
-    pub(super) fn new(layout: Arc<Layout>) -> Self {
+    /// Reads the rows of `selection`, which leaves out values above `value_bytes_max`.
+    pub(super) fn new(layout: Arc<Layout>, selection: &Selection, value_bytes_max: usize) -> Self {
         Self {
             layout,
+            measured: selection.measured.clone(),
+            value_bytes_max,
             chunk: BytesMut::new(),
             row_bytes: ROW_BYTES,
         }
@@ -103,13 +110,21 @@ impl RowReader {
         if self.chunk.capacity() < size {
             self.chunk = BytesMut::with_capacity(size.max(CHUNK_BYTES));
         }
+        let too_few = |_| PollError::Unexpected("a row with fewer columns than the table");
         let columns = self.layout.columns.len();
         let mut fields = Vec::with_capacity(columns);
         for column in 0..columns {
-            let raw: RawColumn<'_> = row
-                .try_get(column)
-                .map_err(|_| PollError::Unexpected("a row with fewer columns than the table"))?;
+            let raw: RawColumn<'_> = row.try_get(column).map_err(too_few)?;
             fields.push(self.append(raw.0));
+        }
+        for (place, column) in self.measured.iter().enumerate() {
+            let size: Option<i64> = row.try_get(columns + place).map_err(too_few)?;
+            let bytes = size
+                .and_then(|bytes| u64::try_from(bytes).ok())
+                .unwrap_or(0);
+            if bytes > self.value_bytes_max as u64 {
+                fields[*column] = Field::too_large(bytes);
+            }
         }
         let bytes = self.chunk.split().freeze();
         let fields = fields.into_boxed_slice();

@@ -16,7 +16,7 @@ use super::look_up::{LookUp, RANGES, bounds};
 use super::rows::{PAGE_BYTES, Page, RowReader};
 use super::statement::{PLANNER, prepare, stream};
 use super::{Ended, Known, Next, PollError, Polling, TopRow, send};
-use crate::inspect::select_columns;
+use crate::inspect::{Selection, select_columns};
 use crate::outbox::{Layout, Lsn, OutboxRow, RowId};
 use crate::postgres::Session;
 use crate::ranges::RangeSet;
@@ -54,15 +54,17 @@ impl Turns {
             layout,
             table,
             batch_rows,
+            value_bytes_max,
             ..
         } = polling;
         let settings = session.client.batch_execute(PLANNER).await;
         PollError::check(&session, "set the planner up", settings).await?;
         let mut holes = Holes::new(Death::OnLocks);
         holes.note(known.settled.gaps(known.first..=known.top).collect());
+        let selection = select_columns(&layout, value_bytes_max);
         Ok(Self {
-            statements: Statements::prepare(&session, &layout, &table).await?,
-            rows: RowReader::new(Arc::clone(&layout)),
+            statements: Statements::prepare(&session, &layout, &table, &selection).await?,
+            rows: RowReader::new(Arc::clone(&layout), &selection, value_bytes_max),
             locks: Locks::prepare(&session, &table).await?,
             gate: Gate::prepare(&session).await?,
             look_up: LookUp::prepare(&session, &layout, &table).await?,
@@ -241,18 +243,23 @@ impl Turns {
 }
 
 impl Statements {
-    async fn prepare(session: &Session, layout: &Layout, table: &str) -> Result<Self, PollError> {
+    async fn prepare(
+        session: &Session,
+        layout: &Layout,
+        table: &str,
+        selection: &Selection,
+    ) -> Result<Self, PollError> {
         let seq = layout.seq.and_then(|column| layout.columns.get(column));
         let seq = escape_identifier(&seq.ok_or(PollError::NoOrder)?.name);
-        let columns = select_columns(layout);
+        let Selection { columns, sizes, .. } = selection;
         // `o.` throughout: a bare name in ORDER BY means the selected text.
         let new = format!(
-            "SELECT {columns} FROM {table} AS o WHERE o.{seq} >= $1::int8 \
+            "SELECT {columns} FROM {table} AS o {sizes} WHERE o.{seq} >= $1::int8 \
              ORDER BY o.{seq} LIMIT $2::int8"
         );
         let contents = format!(
             "SELECT filled.* FROM {RANGES} CROSS JOIN LATERAL \
-             (SELECT {columns}, o.{seq}::int8 AS outboxd_seq FROM {table} AS o \
+             (SELECT {columns}, o.{seq}::int8 AS outboxd_seq FROM {table} AS o {sizes} \
              WHERE o.{seq} BETWEEN hole.low AND hole.high OFFSET 0) AS filled \
              ORDER BY filled.outboxd_seq"
         );

@@ -15,7 +15,7 @@ use super::rows::{PAGE_BYTES, Page, RowReader};
 use super::statement::{prepare, stream};
 use super::turn::at;
 use super::{Ended, Next, PollError, Polling, jittered, send, until_stopped};
-use crate::inspect::select_columns;
+use crate::inspect::{Selection, select_columns};
 use crate::outbox::{Layout, RowId};
 use crate::postgres::Session;
 use crate::source::Batch;
@@ -89,6 +89,7 @@ impl Turns {
             layout,
             table,
             batch_rows,
+            value_bytes_max,
             ..
         } = polling;
         // The statistics of a table whose rows come and go say little about the next minute.
@@ -96,11 +97,12 @@ impl Turns {
              SET max_parallel_workers_per_gather = 0";
         let settings = session.client.batch_execute(settings).await;
         PollError::check(&session, "set the planner up", settings).await?;
-        let query = query(&layout, &table, &unsent)?;
+        let selection = select_columns(&layout, value_bytes_max);
+        let query = query(&layout, &table, &unsent, &selection)?;
         Ok(Self {
             statement: prepare(&session, &query).await?,
             gate: Gate::prepare(&session).await?,
-            rows: RowReader::new(layout),
+            rows: RowReader::new(layout, &selection, value_bytes_max),
             session,
             unsent,
             batch_rows,
@@ -176,7 +178,12 @@ impl Turns {
     }
 }
 
-fn query(layout: &Layout, table: &str, unsent: &Unsent) -> Result<String, PollError> {
+fn query(
+    layout: &Layout,
+    table: &str,
+    unsent: &Unsent,
+    selection: &Selection,
+) -> Result<String, PollError> {
     let column = |index: usize| layout.columns.get(index).map(|column| column.name.as_str());
     let order_by = unsent.order_by.as_deref();
     let order_by = order_by.or_else(|| layout.seq.and_then(column));
@@ -191,10 +198,10 @@ fn query(layout: &Layout, table: &str, unsent: &Unsent) -> Result<String, PollEr
         }
         (UnsentMark::Present, _) => String::new(),
     };
-    let columns = select_columns(layout);
+    let Selection { columns, sizes, .. } = selection;
     // `o.`: a bare name in ORDER BY means the selected text.
     Ok(format!(
-        "SELECT {columns} FROM {table} AS o {unsent_only} \
+        "SELECT {columns} FROM {table} AS o {sizes} {unsent_only} \
          ORDER BY o.{order_by}, o.{id} LIMIT $1::int8"
     ))
 }

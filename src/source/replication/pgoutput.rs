@@ -14,8 +14,9 @@ use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 
+use crate::inspect::Table;
 use crate::outbox::{Field, Layout, Lsn, OutboxRow};
-use cursor::Cursor;
+use cursor::{Cursor, Value};
 
 /// `bytea` in every PostgreSQL.
 const BYTEA_OID: u32 = 17;
@@ -58,15 +59,37 @@ pub enum DecodeError {
     },
     #[error("message `{message}` does not belong here: {what}")]
     OutOfPlace { message: char, what: &'static str },
-    #[error("the outbox has lost its column `{column}` in the stream")]
+    #[error("the outbox has lost its column `{column}`")]
     MissingColumn { column: String },
+    #[error("the outbox has a new column")]
+    NewColumn,
+}
+
+/// The outbox as the catalog described it before the stream began.
+#[derive(Clone, Debug)]
+pub struct Described {
+    pub layout: Arc<Layout>,
+    /// The table's oid: whatever its name was, these are its rows.
+    pub oid: u32,
+    /// A position before which the catalog was not read: what the stream says of earlier transactions is history.
+    pub read_at: Lsn,
+}
+
+impl From<&Table> for Described {
+    fn from(table: &Table) -> Self {
+        Self {
+            layout: Arc::new(table.layout.clone()),
+            oid: table.oid,
+            read_at: table.read_at,
+        }
+    }
 }
 
 /// What the messages of one connection have told so far.
 ///
 /// A new connection needs a new decoder: the server describes every relation again.
 pub struct Decoder {
-    layout: Arc<Layout>,
+    outbox: Described,
     relations: HashMap<u32, Relation>,
     /// The open transaction's `final_lsn`.
     open: Option<Lsn>,
@@ -74,8 +97,15 @@ pub struct Decoder {
 
 /// A table that the stream has described.
 enum Relation {
-    Outbox(Box<[TupleColumn]>),
+    Outbox(Tuple),
     Other,
+}
+
+/// What an insert's tuple looks like.
+struct Tuple {
+    columns: Box<[TupleColumn]>,
+    /// Columns that a row needs and that the table did not have then.
+    lacking: Vec<usize>,
 }
 
 /// What becomes of one column of a tuple.
@@ -87,17 +117,17 @@ struct TupleColumn {
 }
 
 impl Decoder {
-    pub fn new(layout: Arc<Layout>) -> Self {
+    pub fn new(outbox: Described) -> Self {
         Self {
-            layout,
+            outbox,
             relations: HashMap::new(),
             open: None,
         }
     }
 
-    /// Whether a transaction has begun and its commit was not read yet.
-    pub fn is_in_transaction(&self) -> bool {
-        self.open.is_some()
+    /// Where the commit of the transaction stands that has begun and whose commit was not read yet.
+    pub fn open_transaction(&self) -> Option<Lsn> {
+        self.open
     }
 
     /// Understands one message; a row shares the message's bytes, `bytea` decoded in place.
@@ -107,8 +137,8 @@ impl Decoder {
             b'B' => self.begin(&mut cursor),
             b'C' => self.commit(&mut cursor),
             b'R' => self.relation(&mut cursor),
-            b'I' => match self.tuple_columns(&mut cursor)? {
-                Some(columns) => row(&self.layout, columns, self.row_lsn()?, data),
+            b'I' => match self.tuple(&mut cursor)? {
+                Some(tuple) => row(&self.outbox.layout, tuple, self.row_lsn()?, data),
                 None => Ok(Change::Skipped),
             },
             b'O' | b'Y' | b'T' | b'U' | b'D' | b'M' => Ok(Change::Skipped),
@@ -154,12 +184,10 @@ impl Decoder {
         let relation_id = cursor.u32()?;
         let schema = cursor.text()?;
         let table = cursor.text()?;
-        let is_named =
-            schema == self.layout.schema.as_bytes() && table == self.layout.table.as_bytes();
-        // A table that is renamed under way stays the one it is.
-        let is_known = matches!(self.relations.get(&relation_id), Some(Relation::Outbox(_)));
-        let relation = if is_named || is_known {
-            Relation::Outbox(self.described_columns(cursor)?)
+        let layout = &self.outbox.layout;
+        let is_named = schema == layout.schema.as_bytes() && table == layout.table.as_bytes();
+        let relation = if is_named || relation_id == self.outbox.oid {
+            Relation::Outbox(self.described_tuple(cursor)?)
         } else {
             Relation::Other
         };
@@ -167,11 +195,8 @@ impl Decoder {
         Ok(Change::Skipped)
     }
 
-    fn described_columns(
-        &self,
-        cursor: &mut Cursor<'_>,
-    ) -> Result<Box<[TupleColumn]>, DecodeError> {
-        let layout = &self.layout;
+    fn described_tuple(&self, cursor: &mut Cursor<'_>) -> Result<Tuple, DecodeError> {
+        let layout = &self.outbox.layout;
         cursor.u8()?;
         let count = usize::from(cursor.u16()?);
         let mut columns = Vec::new();
@@ -187,31 +212,38 @@ impl Decoder {
             let is_bytea = type_oid == BYTEA_OID || column.is_some_and(is_domain);
             columns.push(TupleColumn { column, is_bytea });
         }
-        let needed = [
+        let has = |column: &usize| columns.iter().any(|found| found.column == Some(*column));
+        let mut lacking = vec![
             layout.id,
             layout.aggregate_type,
             layout.aggregate_id,
             layout.payload,
         ];
-        for column in needed {
-            if !columns
-                .iter()
-                .any(|described| described.column == Some(column))
-            {
-                let column = layout.columns[column].name.clone();
+        lacking.retain(|column| !has(column));
+        if !self.is_history() {
+            if let Some(column) = lacking.first() {
+                let column = layout.columns[*column].name.clone();
                 return Err(DecodeError::MissingColumn { column });
             }
+            if columns.iter().any(|described| described.column.is_none()) {
+                return Err(DecodeError::NewColumn);
+            }
         }
-        Ok(columns.into_boxed_slice())
+        Ok(Tuple {
+            columns: columns.into_boxed_slice(),
+            lacking,
+        })
     }
 
-    /// The columns of an insert's tuple; `None` where it is not an insert into the outbox.
-    fn tuple_columns(
-        &self,
-        cursor: &mut Cursor<'_>,
-    ) -> Result<Option<&[TupleColumn]>, DecodeError> {
+    /// Whether the catalog was read after the open transaction: where it says otherwise, the table has changed since.
+    fn is_history(&self) -> bool {
+        self.open.is_some_and(|lsn| lsn < self.outbox.read_at)
+    }
+
+    /// What an insert's tuple looks like; `None` where it is not an insert into the outbox.
+    fn tuple(&self, cursor: &mut Cursor<'_>) -> Result<Option<&Tuple>, DecodeError> {
         match self.relations.get(&cursor.u32()?) {
-            Some(Relation::Outbox(columns)) => Ok(Some(columns)),
+            Some(Relation::Outbox(tuple)) => Ok(Some(tuple)),
             Some(Relation::Other) => Ok(None),
             None => Err(out_of_place('I', "its relation was never described")),
         }
@@ -223,18 +255,29 @@ const TUPLE_AT: usize = 5;
 
 fn row(
     layout: &Layout,
-    columns: &[TupleColumn],
+    tuple: &Tuple,
     lsn: Lsn,
     mut data: BytesMut,
 ) -> Result<Change, DecodeError> {
     let mut fields = vec![Field::null(); layout.columns.len()].into_boxed_slice();
-    let mut offset = tuple_start(&data, columns.len())?;
-    for tuple_column in columns {
+    for column in &tuple.lacking {
+        fields[*column] = Field::no_column();
+    }
+    let mut offset = tuple_start(&data, tuple.columns.len())?;
+    for tuple_column in &tuple.columns {
         let mut cursor = Cursor::at(&data, offset)?;
         let value = cursor.value()?;
         offset = cursor.offset();
-        let (Some(column), Some(range)) = (tuple_column.column, value) else {
+        let Some(column) = tuple_column.column else {
             continue;
+        };
+        let range = match value {
+            Value::Text(range) => range,
+            Value::LeftOut { len } => {
+                fields[column] = Field::too_large(printed_bytes(len, tuple_column.is_bytea));
+                continue;
+            }
+            Value::Null => continue,
         };
         let start = range.start;
         let len = if tuple_column.is_bytea {
@@ -253,6 +296,16 @@ fn row(
     }
     let bytes = data.freeze();
     Ok(Change::Row(OutboxRow::new(layout, lsn, bytes, fields)))
+}
+
+/// How many bytes a value has whose text is so long.
+fn printed_bytes(len: u32, is_bytea: bool) -> u64 {
+    let len = u64::from(len);
+    if is_bytea {
+        len.saturating_sub(2) / 2
+    } else {
+        len
+    }
 }
 
 /// Checks a tuple's head and says where its first column stands.

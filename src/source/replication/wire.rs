@@ -7,6 +7,7 @@
 
 mod framing;
 mod handshake;
+mod skim;
 mod stream;
 
 use std::time::Duration;
@@ -19,6 +20,7 @@ use crate::outbox::Lsn;
 use crate::postgres::{ConnectOptions, Host, PostgresError, ServerError, Socket};
 use framing::{Reader, Writer};
 
+pub(in crate::source::replication) use skim::LEFT_OUT;
 pub use stream::{Frame, Reply, WalReader, WalWriter, finish};
 
 /// How long a command may take that does not wait for other transactions.
@@ -167,7 +169,7 @@ impl ReplicationConnection {
         self.rows(&command, COMMAND_TIMEOUT).await.map(drop)
     }
 
-    /// Starts the stream at the slot's confirmed position.
+    /// Starts the stream at the slot's confirmed position; values longer than `value_bytes_max` may be left out of it.
     ///
     /// A missing publication is not noticed here but at the first change (18: skipped rows).
     /// Errors: class `SlotInUse`, `Missing`, `SlotInvalidated`.
@@ -175,6 +177,7 @@ impl ReplicationConnection {
         mut self,
         slot: &str,
         publication: &str,
+        value_bytes_max: usize,
     ) -> Result<(WalReader, WalWriter), PostgresError> {
         let names = quote_literal(&quote_identifier(publication));
         // A position of our own could only skip rows silently (design decision 4).
@@ -186,6 +189,7 @@ impl ReplicationConnection {
         let started = tokio::time::timeout(COMMAND_TIMEOUT, self.await_copy_both()).await;
         started.map_err(|_| PostgresError::Timeout(COMMAND_TIMEOUT))??;
         self.reader.message_bytes_max = STREAM_BYTES_MAX;
+        self.reader.value_bytes_max = value_bytes_max;
         Ok((WalReader::new(self.reader), WalWriter::new(self.writer)))
     }
 

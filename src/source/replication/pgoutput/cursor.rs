@@ -3,6 +3,18 @@
 use std::ops::Range;
 
 use super::DecodeError;
+use crate::source::replication::wire::LEFT_OUT;
+
+/// One column of a tuple.
+pub(super) enum Value {
+    Null,
+    /// Where its text stands.
+    Text(Range<usize>),
+    /// The text was too long to be kept.
+    LeftOut {
+        len: u32,
+    },
+}
 
 /// A place in one message.
 pub(super) struct Cursor<'a> {
@@ -80,10 +92,11 @@ impl<'a> Cursor<'a> {
         Ok(&rest[..end])
     }
 
-    /// Where a column's text stands; `None` for SQL NULL.
-    pub(super) fn value(&mut self) -> Result<Option<Range<usize>>, DecodeError> {
+    /// Reads one column of a tuple.
+    pub(super) fn value(&mut self) -> Result<Value, DecodeError> {
         match self.u8()? {
-            b'n' => Ok(None),
+            b'n' => Ok(Value::Null),
+            LEFT_OUT => Ok(Value::LeftOut { len: self.u32()? }),
             b't' => {
                 let len = self.u32()? as usize;
                 if self.data.len() - self.offset < len {
@@ -91,7 +104,7 @@ impl<'a> Cursor<'a> {
                 }
                 let start = self.offset;
                 self.offset += len;
-                Ok(Some(start..self.offset))
+                Ok(Value::Text(start..self.offset))
             }
             b'u' => Err(self.malformed("an unchanged value, which no insert has")),
             _ => Err(self.malformed("a value that is not text")),

@@ -4,7 +4,7 @@ use bytes::BufMut;
 use proptest::prelude::*;
 
 use super::*;
-use crate::outbox::Column;
+use crate::outbox::{Column, LeftOut};
 
 const RELATION_ID: u32 = 70_000;
 const TEXT_OID: u32 = 25;
@@ -39,6 +39,15 @@ fn layout() -> Arc<Layout> {
     })
 }
 
+/// Of a catalog that was read at 1,000, after most transactions of these tests.
+fn decoder() -> Decoder {
+    Decoder::new(Described {
+        layout: layout(),
+        oid: RELATION_ID,
+        read_at: Lsn(1_000),
+    })
+}
+
 fn begin(lsn: u64) -> BytesMut {
     let mut data = BytesMut::from(&b"B"[..]);
     data.put_u64(lsn);
@@ -56,8 +65,12 @@ fn commit(lsn: u64, end: u64) -> BytesMut {
 }
 
 fn relation(name: &str, columns: &[(&str, u32)]) -> BytesMut {
+    relation_of(RELATION_ID, name, columns)
+}
+
+fn relation_of(id: u32, name: &str, columns: &[(&str, u32)]) -> BytesMut {
     let mut data = BytesMut::from(&b"R"[..]);
-    data.put_u32(RELATION_ID);
+    data.put_u32(id);
     data.put_slice(b"public\0");
     data.put_slice(name.as_bytes());
     data.put_slice(b"\0d");
@@ -107,7 +120,7 @@ const COLUMNS: [(&str, u32); 7] = [
 ];
 
 fn ready() -> Decoder {
-    let mut decoder = Decoder::new(layout());
+    let mut decoder = decoder();
     decoder.decode(begin(500)).unwrap();
     decoder.decode(relation("outbox", &COLUMNS)).unwrap();
     decoder
@@ -119,7 +132,7 @@ fn text(value: &str) -> Option<Vec<u8>> {
 
 #[test]
 fn a_transaction_is_read_in_its_order() {
-    let mut decoder = Decoder::new(layout());
+    let mut decoder = decoder();
     let change = decoder.decode(begin(500)).unwrap();
     let Change::Begin {
         final_lsn,
@@ -132,7 +145,7 @@ fn a_transaction_is_read_in_its_order() {
     assert_eq!((final_lsn, xid), (Lsn(500), 77));
     let since = commit_time.duration_since(SystemTime::UNIX_EPOCH).unwrap();
     assert_eq!(since.as_secs(), 946_684_801);
-    assert!(decoder.is_in_transaction());
+    assert_eq!(decoder.open_transaction(), Some(Lsn(500)));
     decoder.decode(relation("outbox", &COLUMNS)).unwrap();
     let values = [
         text("42"),
@@ -162,7 +175,7 @@ fn a_transaction_is_read_in_its_order() {
             ..
         }
     ));
-    assert!(!decoder.is_in_transaction());
+    assert_eq!(decoder.open_transaction(), None);
 }
 
 #[test]
@@ -170,11 +183,54 @@ fn a_column_that_the_row_needs_is_named_when_the_table_loses_it() {
     for lost in ["id", "aggregatetype", "aggregateid", "payload"] {
         let columns = COLUMNS.into_iter().filter(|column| column.0 != lost);
         let columns: Vec<_> = columns.collect();
-        let mut decoder = Decoder::new(layout());
+        let mut decoder = decoder();
+        decoder.decode(begin(1_500)).unwrap();
         let error = decoder.decode(relation("outbox", &columns)).unwrap_err();
         let column = lost.to_owned();
         assert_eq!(error, DecodeError::MissingColumn { column });
     }
+}
+
+#[test]
+fn a_row_from_before_its_column_came_back_says_that_there_was_none() {
+    let mut decoder = decoder();
+    decoder.decode(begin(500)).unwrap();
+    let columns = &COLUMNS[..6];
+    decoder.decode(relation("outbox", columns)).unwrap();
+    let values = [text("1"), text("a"), None, text("o"), text("1"), None];
+    let Change::Row(row) = decoder.decode(insert(&values)).unwrap() else {
+        panic!("not a row");
+    };
+    assert_eq!(
+        (row.field(4), row.left_out(4)),
+        (None, Some(LeftOut::NoColumn))
+    );
+    assert_eq!((row.field(3), row.left_out(3)), (None, None));
+}
+
+#[test]
+fn a_new_column_ends_the_stream_unless_the_catalog_was_read_after_it() {
+    let mut decoder = decoder();
+    decoder.decode(begin(1_500)).unwrap();
+    let error = decoder.decode(relation("outbox", &COLUMNS)).unwrap_err();
+    assert_eq!(error, DecodeError::NewColumn);
+    assert!(ready().open_transaction().is_some());
+}
+
+#[test]
+fn a_value_that_was_left_out_comes_with_its_size() {
+    let mut data = insert(&[text("1"), text("a"), None, text("o"), text("1"), None]);
+    data[7] = COLUMNS.len() as u8;
+    data.put_u8(crate::source::replication::wire::LEFT_OUT);
+    data.put_u32(2_000_002);
+    let Change::Row(row) = ready().decode(data).unwrap() else {
+        panic!("not a row");
+    };
+    let bytes = 1_000_000;
+    assert_eq!(
+        (row.field(4), row.left_out(4)),
+        (None, Some(LeftOut::TooLarge { bytes }))
+    );
 }
 
 #[test]
@@ -201,12 +257,14 @@ fn an_optional_column_that_the_table_loses_is_null_from_then_on() {
 
 #[test]
 fn other_tables_and_other_changes_are_skipped() {
-    let mut decoder = Decoder::new(layout());
+    let mut decoder = decoder();
     decoder.decode(begin(500)).unwrap();
     decoder
-        .decode(relation("orders", &[("id", TEXT_OID)]))
+        .decode(relation_of(RELATION_ID + 1, "orders", &[("id", TEXT_OID)]))
         .unwrap();
-    let change = decoder.decode(insert(&[text("1")])).unwrap();
+    let mut other = insert(&[text("1")]);
+    other[1..5].copy_from_slice(&(RELATION_ID + 1).to_be_bytes());
+    let change = decoder.decode(other).unwrap();
     assert!(matches!(change, Change::Skipped));
     for kind in [&b"O"[..], b"Y", b"T", b"U", b"D", b"M"] {
         let change = decoder.decode(BytesMut::from(kind)).unwrap();
@@ -216,7 +274,8 @@ fn other_tables_and_other_changes_are_skipped() {
 
 #[test]
 fn a_renamed_outbox_stays_the_outbox() {
-    let mut decoder = ready();
+    let mut decoder = decoder();
+    decoder.decode(begin(500)).unwrap();
     decoder.decode(relation("outbox_2", &COLUMNS)).unwrap();
     let values = [None, text("a"), None, text("o"), text("1"), None, None];
     let change = decoder.decode(insert(&values)).unwrap();
@@ -225,7 +284,7 @@ fn a_renamed_outbox_stays_the_outbox() {
 
 #[test]
 fn what_does_not_belong_here_is_an_error() {
-    let mut decoder = Decoder::new(layout());
+    let mut decoder = decoder();
     assert!(decoder.decode(commit(500, 540)).is_err());
     assert!(decoder.decode(insert(&[])).is_err());
     decoder.decode(begin(500)).unwrap();

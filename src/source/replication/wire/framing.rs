@@ -1,18 +1,21 @@
 //! Messages on a socket: cut from what was read, bounded in length, and sent whole.
 //!
-//! Never looks into a message's body.
+//! Never looks into a message's body, but for values of the stream that are too large to be kept.
 
 use std::io;
 
 use bytes::BytesMut;
-use postgres_protocol::message::backend::{Header, Message};
+use postgres_protocol::message::backend::{COPY_DATA_TAG, Header, Message};
 
+use super::skim::Skim;
 use crate::postgres::{PostgresError, ReadHalf, WriteHalf};
 
 /// Free capacity that a read finds at least.
 const READ_BYTES_MIN: usize = 16 << 10;
 /// Capacity that the buffer grows by; also the least that one row in flight can keep in memory.
 const READ_BYTES: usize = 64 << 10;
+/// What CopyData may have beside a few values of the largest size; a longer one is not kept whole.
+const COPY_BYTES_USUAL: usize = 1 << 20;
 /// The tag and the length, which counts itself.
 const HEADER_BYTES: usize = 5;
 
@@ -22,6 +25,10 @@ pub(super) struct Reader {
     buffer: BytesMut,
     /// A longer message is refused.
     pub(super) message_bytes_max: usize,
+    /// Of a long message in the stream, a longer value is left out.
+    pub(super) value_bytes_max: usize,
+    /// The long message that is arriving.
+    skim: Option<Skim>,
 }
 
 /// What one read brought.
@@ -38,6 +45,8 @@ impl Reader {
             socket,
             buffer: BytesMut::with_capacity(READ_BYTES),
             message_bytes_max,
+            value_bytes_max: usize::MAX,
+            skim: None,
         }
     }
 
@@ -62,7 +71,24 @@ impl Reader {
 
     /// Cuts the next message off, header included, if all of it has been read.
     pub(super) fn try_message(&mut self) -> Result<Option<BytesMut>, PostgresError> {
-        cut(&mut self.buffer, self.message_bytes_max)
+        if self.skim.is_none() {
+            let Some(bytes) = length(&self.buffer, self.message_bytes_max)? else {
+                return Ok(None);
+            };
+            let bytes_usual = self.value_bytes_max.saturating_add(COPY_BYTES_USUAL);
+            if bytes <= bytes_usual || self.buffer[0] != COPY_DATA_TAG {
+                return Ok(cut(&mut self.buffer, bytes));
+            }
+            self.skim = Some(Skim::new(bytes, self.value_bytes_max));
+        }
+        let message = self
+            .skim
+            .as_mut()
+            .and_then(|skim| skim.take(&mut self.buffer));
+        if message.is_some() {
+            self.skim = None;
+        }
+        Ok(message)
     }
 
     /// Waits for the next message, header included.
@@ -78,7 +104,8 @@ impl Reader {
     }
 }
 
-fn cut(buffer: &mut BytesMut, bytes_max: usize) -> Result<Option<BytesMut>, PostgresError> {
+/// The length of the message that begins the buffer, header included, once its header has been read.
+fn length(buffer: &BytesMut, bytes_max: usize) -> Result<Option<usize>, PostgresError> {
     let header = Header::parse(buffer).map_err(|error| malformed(&error))?;
     let Some(header) = header else {
         return Ok(None);
@@ -91,7 +118,11 @@ fn cut(buffer: &mut BytesMut, bytes_max: usize) -> Result<Option<BytesMut>, Post
         )));
     }
     debug_assert!(bytes >= HEADER_BYTES);
-    Ok((buffer.len() >= bytes).then(|| buffer.split_to(bytes)))
+    Ok(Some(bytes))
+}
+
+fn cut(buffer: &mut BytesMut, bytes: usize) -> Option<BytesMut> {
+    (buffer.len() >= bytes).then(|| buffer.split_to(bytes))
 }
 
 /// Understands a whole message.
@@ -146,19 +177,23 @@ mod tests {
 
     use super::*;
 
+    fn next(buffer: &mut BytesMut) -> Result<Option<BytesMut>, PostgresError> {
+        Ok(length(buffer, 1 << 20)?.and_then(|bytes| cut(buffer, bytes)))
+    }
+
     #[test]
     fn a_message_longer_than_the_limit_is_refused_before_it_is_read() {
         let mut buffer = BytesMut::from(&b"d\x7f\xff\xff\xff"[..]);
-        let error = cut(&mut buffer, 1 << 20).unwrap_err();
+        let error = next(&mut buffer).unwrap_err();
         assert!(matches!(error, PostgresError::Protocol(_)));
     }
 
     #[test]
     fn a_length_below_its_own_size_is_refused() {
         let mut buffer = BytesMut::from(&b"d\0\0\0\x03"[..]);
-        assert!(cut(&mut buffer, 1 << 20).is_err());
+        assert!(next(&mut buffer).is_err());
         let mut buffer = BytesMut::from(&b"d\xff\xff\xff\xff"[..]);
-        assert!(cut(&mut buffer, 1 << 20).is_err());
+        assert!(next(&mut buffer).is_err());
     }
 
     proptest! {
@@ -175,7 +210,7 @@ mod tests {
             let mut cuts = Vec::new();
             for part in stream.chunks(step) {
                 buffer.extend_from_slice(part);
-                while let Some(message) = cut(&mut buffer, 1 << 20).unwrap() {
+                while let Some(message) = next(&mut buffer).unwrap() {
                     cuts.push(message[HEADER_BYTES..].to_vec());
                 }
             }
@@ -186,7 +221,7 @@ mod tests {
         #[test]
         fn any_bytes_are_cut_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
             let mut buffer = BytesMut::from(&bytes[..]);
-            while let Ok(Some(mut message)) = cut(&mut buffer, 1 << 20) {
+            while let Ok(Some(mut message)) = next(&mut buffer) {
                 let _ = parse(&mut message);
             }
         }
