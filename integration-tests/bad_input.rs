@@ -1,0 +1,4 @@
+//! What a database can hold and a schema can become: every row is published as documented or blocks its aggregate
+//! with a reason that names the column; the relay never ends, and no row reaches another topic.
+
+mod rows;
