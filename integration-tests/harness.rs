@@ -4,6 +4,7 @@
 //! Starting and stopping block the calling thread, so tests use `#[tokio::test(flavor = "multi_thread")]`.
 #![allow(dead_code, reason = "each subject uses a part of the harness")]
 
+pub mod certificates;
 pub mod kafka;
 pub mod load;
 pub mod murmur2;

@@ -19,3 +19,4 @@ mod migrate;
 mod orders;
 mod publisher;
 mod refusals;
+mod security;

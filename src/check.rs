@@ -2,6 +2,7 @@
 //!
 //! Only looks: never creates, changes or publishes anything.
 
+mod connection;
 pub mod fit;
 mod kafka;
 mod route;
@@ -151,6 +152,7 @@ async fn open(config: &Config) -> Result<Session, Finding> {
 /// Gives back the topics that the rows in the table go to.
 async fn look_at_postgres(session: &Session, config: &Config, report: &mut Report) -> Vec<String> {
     let client = &session.client;
+    report.push(connection::finding(&session.security));
     server::look(client, config, report).await;
     let Some(table) = table::look(client, config, report).await else {
         return route::fixed_topics(config);

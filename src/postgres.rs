@@ -1,26 +1,30 @@
-//! Connecting to PostgreSQL: the URL, the socket, and sessions for SQL.
+//! Connecting to PostgreSQL: the URL, the socket, TLS, and sessions for SQL.
 //!
-//! Owns what every connection has in common and what its errors say. Never issues a statement, and never
-//! encrypts: this version refuses the modes of `sslmode` that ask for it.
+//! Owns what every connection has in common and what its errors say. Never issues a statement.
 
+mod attempt;
 mod error;
 mod guard;
 mod options;
 mod socket;
+mod tls;
 
 use std::fmt::Write as _;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::config::{self, SslNegotiation};
+use tokio_postgres::{Client, Config};
 
-use guard::Guard;
+use guard::{AlreadySecured, Guard};
 
-pub(crate) use error::{CLEAR_TEXT, METHOD, NO_PASSWORD, SERVER_PROOF};
+pub use attempt::Attempt;
+pub(crate) use error::{CLEAR_TEXT, METHOD, NO_PASSWORD, NOT_BOUND, SERVER_PROOF};
 pub use error::{Class, PostgresError, ServerError};
 pub use options::{ConnectOptions, Host};
 pub use socket::{ReadHalf, Socket, WriteHalf};
+pub use tls::{ChannelBinding, Security, SslMode, TlsFault, TlsOptions, Verified};
 
 /// How long unacknowledged bytes may stand in a socket, on our side and on the server's.
 ///
@@ -52,6 +56,7 @@ const SESSION_SETTINGS: [(&str, &str); 5] = [
 pub struct Session {
     /// Sends statements. Its own errors do not say why a connection ended: see [`Session::explain`].
     pub client: Client,
+    pub security: Security,
     ended: watch::Receiver<Option<PostgresError>>,
     /// The reason that a statement was told; the connection itself then only saw its end.
     told: OnceLock<PostgresError>,
@@ -65,12 +70,14 @@ pub struct Session {
 pub async fn connect(options: &ConnectOptions, name: &str) -> Result<Session, PostgresError> {
     let config = session_config(options, name);
     let mut failure = PostgresError::Url("it names no host");
-    for host in &options.hosts {
-        let attempt = tokio::time::timeout(options.connect_timeout, open(host, &config));
-        match attempt.await {
+    for attempt in Attempt::all(options) {
+        if !attempt.is_due(&failure) {
+            continue;
+        }
+        match tokio::time::timeout(options.connect_timeout, open(&attempt, &config)).await {
             Ok(Ok(session)) => return Ok(session),
             Ok(Err(error)) => failure = error,
-            Err(_) => failure = options.timed_out(host),
+            Err(_) => failure = options.timed_out(&attempt),
         }
     }
     Err(failure)
@@ -111,10 +118,17 @@ impl Session {
     }
 }
 
-async fn open(host: &Host, config: &Config) -> Result<Session, PostgresError> {
-    let socket = Socket::open(host).await?;
-    let socket = Guard::new(socket);
-    let (client, connection) = config.connect_raw(socket, NoTls).await?;
+async fn open(attempt: &Attempt, config: &Config) -> Result<Session, PostgresError> {
+    let socket = attempt.open().await?;
+    let security = socket.security();
+    let mut config = config.clone();
+    if security.is_encrypted() {
+        // What stands here asks tokio-postgres to request nothing of the server.
+        config.ssl_mode(config::SslMode::Require);
+        config.ssl_negotiation(SslNegotiation::Direct);
+    }
+    let connected = config.connect_raw(Guard::new(socket), AlreadySecured).await;
+    let (client, connection) = connected?;
     let (sender, ended) = watch::channel(None);
     tokio::spawn(async move {
         let reason = match connection.await {
@@ -125,6 +139,7 @@ async fn open(host: &Host, config: &Config) -> Result<Session, PostgresError> {
     });
     Ok(Session {
         client,
+        security,
         ended,
         told: OnceLock::new(),
     })
@@ -146,7 +161,12 @@ fn session_config(options: &ConnectOptions, name: &str) -> Config {
         .dbname(&options.dbname)
         .application_name(options.application_name(name))
         .options(settings)
-        .ssl_mode(tokio_postgres::config::SslMode::Disable);
+        .ssl_mode(config::SslMode::Disable)
+        .channel_binding(match options.tls.channel_binding {
+            ChannelBinding::Disable => config::ChannelBinding::Disable,
+            ChannelBinding::Prefer => config::ChannelBinding::Prefer,
+            ChannelBinding::Require => config::ChannelBinding::Require,
+        });
     if let Some(password) = &options.password {
         config.password(password.reveal());
     }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::OnceCell;
 use tokio_postgres::{Client, NoTls};
 
+use super::certificates::Identity;
 use super::workspace::{self, Process};
 
 /// Every major version that is supported.
@@ -143,6 +144,13 @@ impl Postgres {
     /// Replaces `pg_hba.conf`, which trusts everybody at first; holds from `reload`.
     pub fn configure_access(&self, hba: &str) {
         fs::write(self.data().join("pg_hba.conf"), hba).expect("write pg_hba.conf");
+    }
+
+    /// Gives the server a certificate and the authority of its clients' certificates; holds from `reload`.
+    pub fn configure_tls(&self, server: &Identity, clients: &Identity) {
+        server.write(&self.data(), "server");
+        clients.write(&self.data(), "clients");
+        self.configure(&[("ssl", "on"), ("ssl_ca_file", "clients.crt")]);
     }
 
     /// Makes the server read its configuration again.

@@ -68,6 +68,14 @@ impl RelayConfig {
         self
     }
 
+    /// Removes a key of a section, such as `source.url`.
+    pub fn without(mut self, key: &str) -> Self {
+        let (section, name) = key.split_once('.').expect("a key of a section");
+        let section = self.document[section].as_table_mut().expect("a section");
+        section.remove(name);
+        self
+    }
+
     /// Sets a librdkafka property, whose name has dots of its own.
     pub fn kafka_property(mut self, name: &str, value: &str) -> Self {
         let kafka = self.document["kafka"]

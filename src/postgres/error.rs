@@ -10,7 +10,8 @@ use fallible_iterator::FallibleIterator;
 use postgres_protocol::message::backend::ErrorFields;
 use tokio_postgres::types::WrongType;
 
-use super::guard;
+use super::tls::{self, TlsFault};
+use super::{Host, guard};
 
 /// A failure to connect to PostgreSQL or to talk to it.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -21,8 +22,13 @@ pub enum PostgresError {
     UnknownParameter(String),
     #[error("parameter `{0}` of the connection URL has a value that can't be used")]
     BadParameter(&'static str),
-    #[error("`sslmode={0}` asks for TLS, which is not there yet in this version")]
-    Tls(String),
+    #[error("cannot make a TLS connection to `{address}`: {fault}")]
+    Tls {
+        address: String,
+        fault: Box<TlsFault>,
+    },
+    #[error("the other side ended the TLS connection: {0}")]
+    TlsEnded(String),
     #[error("cannot connect to `{address}`")]
     Connect {
         address: String,
@@ -60,7 +66,7 @@ pub struct ServerError {
 pub enum Class {
     /// The URL asks for something that can't be done; only a person can change that.
     Configuration,
-    /// The server refuses who we are.
+    /// The server refuses who we are, or we who it is.
     Authentication,
     /// A database, schema, table, slot or publication does not exist.
     Missing,
@@ -84,10 +90,10 @@ impl PostgresError {
     /// The kind of trouble.
     pub fn class(&self) -> Class {
         match self {
-            Self::Url(_) | Self::UnknownParameter(_) | Self::BadParameter(_) | Self::Tls(_) => {
+            Self::Url(_) | Self::UnknownParameter(_) | Self::BadParameter(_) => {
                 Class::Configuration
             }
-            Self::Authentication(_) => Class::Authentication,
+            Self::Authentication(_) | Self::Tls { .. } | Self::TlsEnded(_) => Class::Authentication,
             Self::Server(error) => error.class(),
             Self::Connect { .. }
             | Self::ConnectTimeout { .. }
@@ -107,13 +113,23 @@ impl PostgresError {
     }
 
     pub(crate) fn lost(error: io::Error) -> Self {
+        if let Some(alert) = tls::alert(&error) {
+            return Self::TlsEnded(alert);
+        }
         match error.kind() {
             io::ErrorKind::UnexpectedEof => Self::Closed,
             _ => Self::Lost(Arc::new(error)),
         }
     }
 
-    pub(crate) fn connect(address: String, error: io::Error) -> Self {
+    pub(super) fn tls(host: &Host, fault: TlsFault) -> Self {
+        Self::Tls {
+            address: host.to_string(),
+            fault: Box::new(fault),
+        }
+    }
+
+    pub(super) fn connect(address: String, error: io::Error) -> Self {
         let source = Arc::new(error);
         Self::Connect { address, source }
     }
@@ -135,6 +151,9 @@ impl From<tokio_postgres::Error> for PostgresError {
             Ok(_) if text.starts_with("authentication") => Self::Authentication(SERVER_PROOF),
             Ok(source) if guard::is_refusal(&source) => Self::Authentication(CLEAR_TEXT),
             Ok(source) => Self::lost(*source),
+            Err(source) if source.to_string() == DRIVERS_NOT_BOUND => {
+                Self::Authentication(NOT_BOUND)
+            }
             Err(_) if text.starts_with("authentication") => Self::Authentication(METHOD),
             Err(_) if text.starts_with("invalid configuration") => {
                 Self::Authentication(NO_PASSWORD)
@@ -145,8 +164,10 @@ impl From<tokio_postgres::Error> for PostgresError {
     }
 }
 
-pub(crate) const CLEAR_TEXT: &str =
-    "the server asks for the password in clear text, which is only sent over a unix socket";
+pub(crate) const CLEAR_TEXT: &str = "the server asks for the password in clear text, which is only sent over a unix socket or with `sslmode=verify-full`";
+pub(crate) const NOT_BOUND: &str = "the server does not bind the password's proof to its certificate (SCRAM-SHA-256-PLUS), and `channel_binding=require` asks for it";
+/// What tokio-postgres says for it.
+const DRIVERS_NOT_BOUND: &str = "server did not use channel binding";
 pub(crate) const NO_PASSWORD: &str = "the server asks for a password and the URL has none";
 pub(crate) const METHOD: &str = "the server asks for a method that is not supported";
 pub(crate) const SERVER_PROOF: &str = "the server's proof that it knows the password does not hold";

@@ -3,11 +3,14 @@
 //! Never lets a request for the password in clear text through where another machine could listen in:
 //! tokio-postgres would answer it.
 
+use std::convert::Infallible;
+use std::future::{Ready, ready};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
 use super::Socket;
 
@@ -51,8 +54,30 @@ pub(super) fn is_refusal(error: &io::Error) -> bool {
 
 impl Guard {
     pub(super) fn new(socket: Socket) -> Self {
-        let watch = (!socket.is_local()).then(Watch::default);
+        let watch = (!socket.security().is_private()).then(Watch::default);
         Self { socket, watch }
+    }
+}
+
+/// Tells tokio-postgres that the connection is encrypted already.
+pub(super) struct AlreadySecured;
+
+impl TlsConnect<Guard> for AlreadySecured {
+    type Stream = Guard;
+    type Error = Infallible;
+    type Future = Ready<Result<Guard, Infallible>>;
+
+    fn connect(self, stream: Guard) -> Self::Future {
+        ready(Ok(stream))
+    }
+}
+
+impl TlsStream for Guard {
+    fn channel_binding(&self) -> ChannelBinding {
+        match self.socket.end_point() {
+            Some(end_point) => ChannelBinding::tls_server_end_point(end_point.to_vec()),
+            None => ChannelBinding::none(),
+        }
     }
 }
 

@@ -5,7 +5,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::PostgresError;
+use super::tls::{TlsOptions, TlsParameters};
+use super::{Attempt, PostgresError};
 use crate::config::Secret;
 
 const PORT: u16 = 5432;
@@ -22,8 +23,9 @@ pub struct ConnectOptions {
     pub user: String,
     pub password: Option<Secret>,
     pub dbname: String,
-    /// Bounds one host's attempt, authentication included.
+    /// Bounds one attempt at one host, handshake and authentication included.
     pub connect_timeout: Duration,
+    pub tls: TlsOptions,
     pub(super) application_name: String,
 }
 
@@ -89,9 +91,9 @@ impl ConnectOptions {
         full.trim_end().to_owned()
     }
 
-    pub(crate) fn timed_out(&self, host: &Host) -> PostgresError {
+    pub(crate) fn timed_out(&self, attempt: &Attempt) -> PostgresError {
         PostgresError::ConnectTimeout {
-            address: host.to_string(),
+            address: attempt.host.to_string(),
             after: self.connect_timeout,
         }
     }
@@ -107,6 +109,7 @@ struct Parts {
     dbname: Option<String>,
     connect_timeout: Option<Duration>,
     application_name: Option<String>,
+    tls: TlsParameters,
 }
 
 impl Parts {
@@ -141,11 +144,7 @@ impl Parts {
                 let seconds = seconds.ok_or(PostgresError::BadParameter("connect_timeout"))?;
                 self.connect_timeout = Some(Duration::from_secs(seconds));
             }
-            "sslmode" => match value.as_str() {
-                "disable" | "allow" | "prefer" => {}
-                "require" | "verify-ca" | "verify-full" => return Err(PostgresError::Tls(value)),
-                _ => return Err(PostgresError::BadParameter("sslmode")),
-            },
+            _ if self.tls.read(name, &value)? => {}
             _ => return Err(PostgresError::UnknownParameter(name.to_owned())),
         }
         Ok(())
@@ -172,6 +171,7 @@ impl Parts {
             user,
             password: self.password.map(Secret::new),
             connect_timeout: self.connect_timeout.unwrap_or(CONNECT_TIMEOUT),
+            tls: self.tls.finish()?,
             application_name: application_name.unwrap_or_else(|| APPLICATION_NAME.to_owned()),
         })
     }
@@ -295,19 +295,11 @@ mod tests {
     }
 
     #[test]
-    fn tls_is_refused_and_never_replaced_by_plain_text() {
-        for mode in ["require", "verify-ca", "verify-full"] {
-            let error = parse(&format!("postgres://r@h/d?sslmode={mode}")).unwrap_err();
-            assert!(matches!(&error, PostgresError::Tls(name) if name == mode));
-        }
-        let error = parse("postgres://r@h/d?sslmode=none").unwrap_err();
-        assert!(matches!(error, PostgresError::BadParameter("sslmode")));
-    }
-
-    #[test]
     fn errors_name_the_parameter_and_never_repeat_the_url() {
         let urls = [
-            ("postgres://r:s3cret@h/d?sslrootcert=s3cret", "sslrootcert"),
+            ("postgres://r:s3cret@h/d?sslpassword=s3cret", "sslpassword"),
+            ("postgres://r:s3cret@h/d?sslmode=s3cret", "sslmode"),
+            ("postgres://r:s3cret@h/d?sslcert=s3cret", "sslkey"),
             (
                 "postgres://r:s3cret@h/d?connect_timeout=s3cret",
                 "connect_timeout",

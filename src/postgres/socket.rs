@@ -1,53 +1,51 @@
-//! The socket under every connection: TCP or unix, with the timeouts that notice a dead peer.
+//! The socket under every connection: TCP, TLS or unix, with the timeouts that notice a dead peer.
 //!
 //! Never reads or writes by itself.
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::BytesMut;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
+use tokio_openssl::SslStream;
+use tokio_util::io::poll_read_buf;
 
-use super::{Host, PostgresError, TCP_USER_TIMEOUT};
+use super::{Security, TCP_USER_TIMEOUT};
 
 /// A connected socket.
 #[derive(Debug)]
 pub enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Tls(Box<TlsSocket>),
+}
+
+/// A TCP connection behind a finished handshake.
+#[derive(Debug)]
+pub struct TlsSocket {
+    pub(super) stream: SslStream<TcpStream>,
+    pub(super) security: Security,
+    pub(super) end_point: Option<Vec<u8>>,
+}
+
+/// Sends at once, and notices a peer that is gone.
+pub(super) fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(10))
+        .with_interval(Duration::from_secs(5));
+    socket.set_tcp_keepalive(&keepalive)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))?;
+    Ok(())
 }
 
 impl Socket {
-    /// Connects to one host, trying each of its addresses.
-    ///
-    /// Cancel-safe: yes.
-    pub async fn open(host: &Host) -> Result<Self, PostgresError> {
-        let opened = match host {
-            Host::Tcp { name, port } => Self::open_tcp(name, *port).await,
-            Host::Unix { .. } => UnixStream::connect(host.socket_path())
-                .await
-                .map(Self::Unix),
-        };
-        opened.map_err(|error| PostgresError::connect(host.to_string(), error))
-    }
-
-    async fn open_tcp(name: &str, port: u16) -> io::Result<Self> {
-        let stream = TcpStream::connect((name, port)).await?;
-        stream.set_nodelay(true)?;
-        let socket = SockRef::from(&stream);
-        let keepalive = TcpKeepalive::new()
-            .with_time(Duration::from_secs(10))
-            .with_interval(Duration::from_secs(5));
-        socket.set_tcp_keepalive(&keepalive)?;
-        #[cfg(target_os = "linux")]
-        socket.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))?;
-        Ok(Self::Tcp(stream))
-    }
-
     /// Separates reading from writing.
     pub fn into_split(self) -> (ReadHalf, WriteHalf) {
         match self {
@@ -59,12 +57,30 @@ impl Socket {
                 let (read, write) = stream.into_split();
                 (ReadHalf::Unix(read), WriteHalf::Unix(write))
             }
+            Self::Tls(socket) => {
+                let (read, write) = tokio::io::split(socket.stream);
+                (ReadHalf::Tls(read), WriteHalf::Tls(write))
+            }
         }
     }
 
-    /// Whether other machines can't listen in.
-    pub fn is_local(&self) -> bool {
-        matches!(self, Self::Unix(_))
+    /// Who can listen in, and who we know it is that answers.
+    pub fn security(&self) -> Security {
+        match self {
+            Self::Tcp(stream) => Security::PlainText {
+                is_loopback: stream.peer_addr().is_ok_and(|peer| peer.ip().is_loopback()),
+            },
+            Self::Unix(_) => Security::Local,
+            Self::Tls(socket) => socket.security.clone(),
+        }
+    }
+
+    /// What SCRAM-SHA-256-PLUS binds the proof to (`tls-server-end-point`), where it can.
+    pub fn end_point(&self) -> Option<&[u8]> {
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => None,
+            Self::Tls(socket) => socket.end_point.as_deref(),
+        }
     }
 }
 
@@ -73,6 +89,7 @@ impl Socket {
 pub enum ReadHalf {
     Tcp(tcp::OwnedReadHalf),
     Unix(unix::OwnedReadHalf),
+    Tls(tokio::io::ReadHalf<SslStream<TcpStream>>),
 }
 
 /// The side of a socket that writes.
@@ -80,6 +97,7 @@ pub enum ReadHalf {
 pub enum WriteHalf {
     Tcp(tcp::OwnedWriteHalf),
     Unix(unix::OwnedWriteHalf),
+    Tls(tokio::io::WriteHalf<SslStream<TcpStream>>),
 }
 
 impl ReadHalf {
@@ -90,8 +108,26 @@ impl ReadHalf {
         match self {
             Self::Tcp(half) => half.read_buf(buffer).await,
             Self::Unix(half) => half.read_buf(buffer).await,
+            Self::Tls(half) => std::future::poll_fn(|cx| poll_read_records(half, cx, buffer)).await,
         }
     }
+}
+
+/// Reads every record that has arrived: one holds no more than the server sent at once, often one row.
+fn poll_read_records(
+    half: &mut tokio::io::ReadHalf<SslStream<TcpStream>>,
+    cx: &mut Context<'_>,
+    buffer: &mut BytesMut,
+) -> Poll<io::Result<usize>> {
+    let mut bytes = ready!(poll_read_buf(Pin::new(half), cx, buffer))?;
+    while bytes > 0 && buffer.len() < buffer.capacity() {
+        // An end or an error comes again at the next call.
+        match poll_read_buf(Pin::new(half), cx, buffer) {
+            Poll::Ready(Ok(more)) if more > 0 => bytes += more,
+            _ => break,
+        }
+    }
+    Poll::Ready(Ok(bytes))
 }
 
 impl WriteHalf {
@@ -102,6 +138,10 @@ impl WriteHalf {
         match self {
             Self::Tcp(half) => half.write_all_buf(buffer).await,
             Self::Unix(half) => half.write_all_buf(buffer).await,
+            Self::Tls(half) => {
+                half.write_all_buf(buffer).await?;
+                half.flush().await
+            }
         }
     }
 }
@@ -115,6 +155,7 @@ impl AsyncRead for Socket {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(socket) => Pin::new(&mut socket.stream).poll_read(cx, buf),
         }
     }
 }
@@ -128,6 +169,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(socket) => Pin::new(&mut socket.stream).poll_write(cx, buf),
         }
     }
 
@@ -135,6 +177,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(socket) => Pin::new(&mut socket.stream).poll_flush(cx),
         }
     }
 
@@ -142,6 +185,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(socket) => Pin::new(&mut socket.stream).poll_shutdown(cx),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The replication connection: its commands, up to the start of the stream.
 //!
 //! Owns the protocol between us and one walsender. Never decides what to confirm, and never looks into
-//! the WAL data it hands over. Plain text only in this version.
+//! the WAL data it hands over.
 //!
 //! Source: PostgreSQL 17, 53.4 Streaming Replication Protocol.
 
@@ -17,8 +17,9 @@ use postgres_protocol::message::backend::{DataRowBody, Message};
 use postgres_protocol::message::frontend;
 
 use crate::outbox::Lsn;
-use crate::postgres::{ConnectOptions, Host, PostgresError, ServerError, Socket};
+use crate::postgres::{Attempt, ConnectOptions, PostgresError, ServerError};
 use framing::{Reader, Writer};
+use handshake::Channel;
 
 pub(in crate::source::replication) use skim::LEFT_OUT;
 pub use stream::{Frame, Reply, WalReader, WalWriter, finish};
@@ -37,7 +38,7 @@ const COPY_BOTH_RESPONSE_TAG: u8 = b'W';
 pub struct ReplicationConnection {
     reader: Reader,
     writer: Writer,
-    host: Host,
+    attempt: Attempt,
     process_id: i32,
     secret_key: i32,
 }
@@ -79,34 +80,40 @@ impl ReplicationConnection {
         wal_sender_timeout: Duration,
     ) -> Result<Self, PostgresError> {
         let mut failure = PostgresError::Url("it names no host");
-        for host in &options.hosts {
-            let attempt = Self::open(host, options, wal_sender_timeout);
-            match tokio::time::timeout(options.connect_timeout, attempt).await {
+        for attempt in Attempt::all(options) {
+            if !attempt.is_due(&failure) {
+                continue;
+            }
+            let opening = Self::open(&attempt, options, wal_sender_timeout);
+            match tokio::time::timeout(options.connect_timeout, opening).await {
                 Ok(Ok(connection)) => return Ok(connection),
                 Ok(Err(error)) => failure = error,
-                Err(_) => failure = options.timed_out(host),
+                Err(_) => failure = options.timed_out(&attempt),
             }
         }
         Err(failure)
     }
 
     async fn open(
-        host: &Host,
+        attempt: &Attempt,
         options: &ConnectOptions,
         wal_sender_timeout: Duration,
     ) -> Result<Self, PostgresError> {
-        let socket = Socket::open(host).await?;
-        let is_local = socket.is_local();
+        let socket = attempt.open().await?;
+        let channel = Channel {
+            is_private: socket.security().is_private(),
+            end_point: socket.end_point().map(<[u8]>::to_vec),
+        };
         let (read, write) = socket.into_split();
         let mut connection = Self {
             reader: Reader::new(read, COMMAND_BYTES_MAX),
             writer: Writer::new(write),
-            host: host.clone(),
+            attempt: attempt.clone(),
             process_id: 0,
             secret_key: 0,
         };
         connection.introduce(options, wal_sender_timeout).await?;
-        connection.authenticate(options, is_local).await?;
+        connection.authenticate(options, channel).await?;
         connection.await_ready().await?;
         Ok(connection)
     }
@@ -264,7 +271,7 @@ impl ReplicationConnection {
     /// Cancels the running command over a second connection and waits for its end; best effort.
     async fn cancel(&mut self) {
         let cancelled = async {
-            let (_read, write) = Socket::open(&self.host).await?.into_split();
+            let (_read, write) = self.attempt.open().await?.into_split();
             let (process_id, secret_key) = (self.process_id, self.secret_key);
             let mut writer = Writer::new(write);
             writer

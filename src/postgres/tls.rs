@@ -1,0 +1,324 @@
+//! What a connection asks of TLS and shows of us, in libpq's words, and how it turned out.
+//!
+//! Never connects. Files are named here and read by `files` at each connect, so that a renewed certificate is
+//! picked up without a restart.
+
+mod files;
+mod handshake;
+
+use std::fmt;
+use std::path::PathBuf;
+
+use super::PostgresError;
+
+pub(super) use handshake::{alert, secure};
+
+/// Whether a connection is encrypted, and how much the server must prove.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SslMode {
+    Disable,
+    /// Plain text, TLS where the server does not admit us without.
+    Allow,
+    /// TLS where the server offers it, plain text where it does not.
+    Prefer,
+    Require,
+    VerifyCa,
+    VerifyFull,
+}
+
+/// Who may have issued the server's certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RootCertificates {
+    /// The authorities that the operating system trusts.
+    System,
+    File(PathBuf),
+}
+
+/// What we show where the server asks who we are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+/// Whether the password's proof must be bound to the server's certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChannelBinding {
+    Disable,
+    Prefer,
+    Require,
+}
+
+/// What the URL says about TLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsOptions {
+    pub mode: SslMode,
+    /// Where they are named, the server's certificate is verified in every mode that encrypts.
+    pub roots: Option<RootCertificates>,
+    pub client: Option<ClientCertificate>,
+    pub channel_binding: ChannelBinding,
+}
+
+/// How a connection is secured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Security {
+    /// A unix socket: no other machine is involved.
+    Local,
+    PlainText {
+        /// The server's address is this machine's own.
+        is_loopback: bool,
+    },
+    Tls {
+        version: &'static str,
+        cipher: String,
+        verified: Verified,
+    },
+}
+
+/// What is known of the server at the other end of a TLS connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verified {
+    Nothing,
+    /// An authority that we trust issued its certificate, to whomever.
+    Issuer,
+    IssuerAndName,
+}
+
+/// Why a TLS connection did not come about.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TlsFault {
+    #[error(
+        "the server offers no TLS and `sslmode={0}` never goes without: set `ssl = on` there, or find out who answers in its place"
+    )]
+    NotOffered(SslMode),
+    #[error("bytes came before the handshake: somebody on the way tampers with the connection")]
+    Injected,
+    #[error("the server answers the request for TLS with an error; its log says which")]
+    Refused,
+    #[error("what answers the request for TLS is no PostgreSQL server")]
+    Foreign,
+    #[error("the server's certificate is refused: {0}")]
+    Certificate(String),
+    #[error("the handshake failed: {0}")]
+    Handshake(String),
+    #[error("`{parameter}` can't be used: `{}` {why}", path.display())]
+    File {
+        parameter: &'static str,
+        path: PathBuf,
+        why: String,
+    },
+    #[error("OpenSSL can't be set up: {0}")]
+    Library(String),
+}
+
+/// The parameters of a URL that concern TLS, while it is being read.
+#[derive(Default)]
+pub(super) struct TlsParameters {
+    mode: Option<SslMode>,
+    roots: Option<RootCertificates>,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+    channel_binding: Option<ChannelBinding>,
+}
+
+impl SslMode {
+    const ALL: [Self; 6] = [
+        Self::Disable,
+        Self::Allow,
+        Self::Prefer,
+        Self::Require,
+        Self::VerifyCa,
+        Self::VerifyFull,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Disable => "disable",
+            Self::Allow => "allow",
+            Self::Prefer => "prefer",
+            Self::Require => "require",
+            Self::VerifyCa => "verify-ca",
+            Self::VerifyFull => "verify-full",
+        }
+    }
+}
+
+impl fmt::Display for SslMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl TlsFault {
+    /// Whether plain text may be tried next where `sslmode` prefers TLS and does not ask for it.
+    pub(super) fn is_of_the_handshake(&self) -> bool {
+        matches!(self, Self::Certificate(_) | Self::Handshake(_))
+    }
+}
+
+impl TlsOptions {
+    fn verified(&self) -> Verified {
+        match (&self.roots, self.mode) {
+            (None, _) => Verified::Nothing,
+            (Some(_), SslMode::VerifyFull) => Verified::IssuerAndName,
+            (Some(_), _) => Verified::Issuer,
+        }
+    }
+}
+
+impl Security {
+    /// Whether only the server that we mean can read what we send.
+    pub fn is_private(&self) -> bool {
+        match self {
+            Self::Local => true,
+            Self::PlainText { .. } => false,
+            Self::Tls { verified, .. } => *verified == Verified::IssuerAndName,
+        }
+    }
+
+    pub fn is_encrypted(&self) -> bool {
+        matches!(self, Self::Tls { .. })
+    }
+}
+
+impl fmt::Display for Security {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Local => f.write_str("unix socket"),
+            Self::PlainText { is_loopback: true } => f.write_str("not encrypted, over loopback"),
+            Self::PlainText { is_loopback: false } => f.write_str("not encrypted"),
+            Self::Tls {
+                version,
+                cipher,
+                verified,
+            } => {
+                let verified = match verified {
+                    Verified::Nothing => "the server's certificate is not verified",
+                    Verified::Issuer => "the certificate's issuer is verified, its name is not",
+                    Verified::IssuerAndName => "the certificate and its name are verified",
+                };
+                write!(f, "{version} ({cipher}), {verified}")
+            }
+        }
+    }
+}
+
+impl TlsParameters {
+    /// Takes a parameter; `false` where it does not concern TLS.
+    pub(super) fn read(&mut self, name: &str, value: &str) -> Result<bool, PostgresError> {
+        let path = || Some(PathBuf::from(value)).filter(|_| !value.is_empty());
+        match name {
+            "sslmode" => {
+                let mode = SslMode::ALL.into_iter().find(|mode| mode.name() == value);
+                self.mode = Some(mode.ok_or(PostgresError::BadParameter("sslmode"))?);
+            }
+            "sslrootcert" if value == "system" => self.roots = Some(RootCertificates::System),
+            "sslrootcert" => self.roots = path().map(RootCertificates::File),
+            "sslcert" => self.certificate = path(),
+            "sslkey" => self.key = path(),
+            "channel_binding" => {
+                self.channel_binding = Some(match value {
+                    "disable" => ChannelBinding::Disable,
+                    "prefer" => ChannelBinding::Prefer,
+                    "require" => ChannelBinding::Require,
+                    _ => return Err(PostgresError::BadParameter("channel_binding")),
+                });
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Refuses what does not go together, and fills in libpq's defaults.
+    pub(super) fn finish(self) -> Result<TlsOptions, PostgresError> {
+        let is_system = self.roots == Some(RootCertificates::System);
+        let usual = if is_system {
+            SslMode::VerifyFull
+        } else {
+            SslMode::Prefer
+        };
+        let mode = self.mode.unwrap_or(usual);
+        if is_system && mode < SslMode::VerifyFull {
+            return Err(PostgresError::Url(
+                "`sslrootcert=system` trusts every public authority and so needs `sslmode=verify-full`",
+            ));
+        }
+        if mode >= SslMode::VerifyCa && self.roots.is_none() {
+            return Err(PostgresError::Url(
+                "`sslmode=verify-ca` and `verify-full` need `sslrootcert`: a file with your authority's certificate, or `system`",
+            ));
+        }
+        let client = match (self.certificate, self.key) {
+            (Some(certificate), Some(key)) => Some(ClientCertificate { certificate, key }),
+            (None, None) => None,
+            _ => {
+                return Err(PostgresError::Url("`sslcert` and `sslkey` need each other"));
+            }
+        };
+        Ok(TlsOptions {
+            mode,
+            roots: self.roots,
+            client,
+            channel_binding: self.channel_binding.unwrap_or(ChannelBinding::Prefer),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(parameters: &[(&str, &str)]) -> Result<TlsOptions, PostgresError> {
+        let mut tls = TlsParameters::default();
+        for (name, value) in parameters {
+            assert!(tls.read(name, value)?);
+        }
+        tls.finish()
+    }
+
+    #[test]
+    fn without_a_word_tls_is_preferred_and_the_proof_is_bound_where_it_can_be() {
+        let options = parse(&[]).unwrap();
+        assert_eq!(options.mode, SslMode::Prefer);
+        assert_eq!(options.channel_binding, ChannelBinding::Prefer);
+        assert_eq!((options.roots, options.client), (None, None));
+    }
+
+    #[test]
+    fn every_mode_of_libpq_is_known_and_no_other() {
+        for mode in SslMode::ALL {
+            let options = parse(&[("sslmode", mode.name()), ("sslrootcert", "/ca.pem")]);
+            assert_eq!(options.unwrap().mode, mode);
+        }
+        let error = parse(&[("sslmode", "verify_full")]).unwrap_err();
+        assert!(matches!(error, PostgresError::BadParameter("sslmode")));
+    }
+
+    #[test]
+    fn verifying_needs_an_authority_and_the_systems_own_needs_the_name() {
+        for mode in ["verify-ca", "verify-full"] {
+            assert!(parse(&[("sslmode", mode)]).is_err());
+        }
+        let system = ("sslrootcert", "system");
+        assert_eq!(parse(&[system]).unwrap().mode, SslMode::VerifyFull);
+        for mode in ["prefer", "require", "verify-ca"] {
+            assert!(parse(&[("sslmode", mode), system]).is_err());
+        }
+    }
+
+    #[test]
+    fn a_client_certificate_needs_its_key() {
+        assert!(parse(&[("sslcert", "/c.pem")]).is_err());
+        assert!(parse(&[("sslkey", "/k.pem")]).is_err());
+        let options = parse(&[("sslcert", "/c.pem"), ("sslkey", "/k.pem")]).unwrap();
+        assert_eq!(options.client.unwrap().key, PathBuf::from("/k.pem"));
+    }
+
+    #[test]
+    fn a_root_certificate_is_used_in_every_mode_that_encrypts() {
+        let options = parse(&[("sslmode", "require"), ("sslrootcert", "/ca.pem")]).unwrap();
+        assert_eq!(options.verified(), Verified::Issuer);
+        let options = parse(&[("sslmode", "require")]).unwrap();
+        assert_eq!(options.verified(), Verified::Nothing);
+    }
+}
