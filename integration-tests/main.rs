@@ -17,6 +17,7 @@ mod lease;
 mod ledger;
 mod migrate;
 mod orders;
+mod primary;
 mod publisher;
 mod refusals;
 mod security;

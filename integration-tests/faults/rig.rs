@@ -112,6 +112,17 @@ impl Rig {
         rows.iter().map(|row| row.get(0)).collect()
     }
 
+    /// Waits until the slot is read: until then the relay reads the table.
+    pub async fn await_streaming(&self, client: &Client) {
+        wait_until("the slot is read", SOON, async || {
+            match self.is_slot_active(client).await {
+                Some(true) => Ok(()),
+                other => Err(format!("active: {other:?}")),
+            }
+        })
+        .await;
+    }
+
     /// Whether a walsender reads the relay's slot; `None` where it has none.
     pub async fn is_slot_active(&self, client: &Client) -> Option<bool> {
         let sql = "SELECT active FROM pg_replication_slots WHERE database = current_database()";

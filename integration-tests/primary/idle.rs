@@ -1,0 +1,98 @@
+//! Slots that are read while nothing happens: beside a busy neighbour, and where the server takes idle ones.
+
+use std::time::{Duration, Instant};
+
+use tokio_postgres::types::PgLsn;
+
+use crate::faults::rig::{Rig, SOON, STREAMED, await_publishing};
+use crate::harness::kafka::Kafka;
+use crate::harness::postgres::{Postgres, USUAL};
+use crate::harness::wait_until;
+
+/// PQ-03: no heartbeat table is needed, keepalives carry the position.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_outbox_beside_a_busy_database_keeps_no_wal() {
+    let postgres = Postgres::shared(USUAL).await;
+    let rig = Rig::shared(STREAMED).await;
+    let client = rig.client().await;
+    let relay = rig.relay();
+    let load = rig.load().await;
+    await_publishing(&relay, 0, SOON).await;
+    rig.judge(load, 0).await;
+    let neighbour = postgres.create_database("neighbour").await.client().await;
+    neighbour
+        .batch_execute("CREATE TABLE busy (filler text)")
+        .await
+        .expect("create a table");
+    for _ in 0..3 {
+        let busy = "INSERT INTO busy SELECT repeat('x', 1000) FROM generate_series(1, 10000)";
+        neighbour.batch_execute(busy).await.expect("write");
+        let row = neighbour
+            .query_one("SELECT pg_current_wal_lsn()", &[])
+            .await;
+        let written: PgLsn = row.expect("ask for the position").get(0);
+        wait_until("the slot follows the neighbour", SOON, async || {
+            let sql = "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE database = current_database()";
+            let confirmed: PgLsn = client.query_one(sql, &[]).await.expect("look at the slot").get(0);
+            match confirmed >= written {
+                true => Ok(()),
+                false => Err(format!("{confirmed} of {written}")),
+            }
+        })
+        .await;
+    }
+    // What is written now still comes.
+    let load = rig.load().await;
+    load.progress(20, SOON).await;
+    rig.judge(load, 0).await;
+}
+
+/// The relay parks after 20 s and is back after 5; without that the slot would be gone after 15. What it keeps is told
+/// all the while.
+#[ignore = "takes a minute: see `make faults`"]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parked_relay_reads_its_slot_before_the_server_takes_it() {
+    let postgres = Postgres::start_with(18, &[("idle_replication_slot_timeout", "15s")]);
+    let mut kafka = Kafka::start();
+    let rig = Rig::new(STREAMED, &postgres, &kafka).await;
+    let client = rig.client().await;
+    let relay = rig.relay();
+    let load = rig.load().await;
+    await_publishing(&relay, 0, SOON).await;
+    let check = rig.config.outboxd(&["check"]);
+    let check = crate::harness::relay::said(&check);
+    assert!(check.contains("idle_replication_slot_timeout"), "{check}");
+    kafka.freeze();
+    let frozen_at = Instant::now();
+    let mut departures = 0;
+    let mut was_read = true;
+    let mut kept_max = None;
+    while frozen_at.elapsed() < Duration::from_secs(42) {
+        // Slots are looked at by checkpoints.
+        client
+            .batch_execute("CHECKPOINT")
+            .await
+            .expect("checkpoint");
+        let sql = "SELECT active, invalidation_reason FROM pg_replication_slots WHERE database = current_database()";
+        let row = client.query_one(sql, &[]).await.expect("look at the slot");
+        assert_eq!(
+            row.get::<_, Option<String>>(1),
+            None,
+            "the server took the slot"
+        );
+        let is_read: bool = row.get(0);
+        departures += usize::from(was_read && !is_read);
+        if !is_read {
+            kept_max = kept_max.max(relay.status().await["slot_retained_bytes"].as_u64());
+        }
+        was_read = is_read;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert!(departures > 0, "the slot was never left");
+    assert!(
+        kept_max.is_some(),
+        "what a slot keeps that nobody reads was not told"
+    );
+    kafka.thaw();
+    rig.judge(load, 0).await;
+}
