@@ -1,9 +1,10 @@
 # The two commands of a fresh clone are `make demo` and `make test`; `make help` names the rest.
 
 CARGO ?= cargo
+MINUTES ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test servers bench clean-servers
+.PHONY: help demo check test faults soak servers bench clean-servers
 
 help: ## Shows this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -15,12 +16,20 @@ demo: ## Kills the relay again and again and counts what the broker holds (KAFKA
 check: ## Format, lints, generated files; licences and spelling where cargo-deny and typos are installed
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --test faults -- -D warnings
 	$(CARGO) test --locked --quiet --lib is_fresh
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --log-level warn check bans licenses sources; fi
 	@if command -v typos >/dev/null; then typos; fi
 
 test: ## Everything: check, unit tests, integration tests on real servers (TESTS=name: only these)
 	@integration-tests/stages.sh
+
+faults: servers ## Runs the fault matrix on real servers, writes docs/faults.md (ROW=1,14 FULL=1 FRESH=1)
+	$(CARGO) test --locked --no-run --test integration
+	@ROW=$(ROW) FULL=$(FULL) FRESH=$(FRESH) SOAK= $(CARGO) test --locked --quiet --test faults
+
+soak: servers ## Mixes faults at random for MINUTES=60, from SEED=number
+	@SOAK=$(MINUTES) SEED=$(SEED) $(CARGO) test --locked --quiet --test faults
 
 servers: ## Fetches the Kafka and PostgreSQL that tests run on into .servers/
 	@integration-tests/servers/fetch.sh

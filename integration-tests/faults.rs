@@ -1,15 +1,51 @@
-//! What the world does to a relay: killed, stopped, cut off, starved, its servers down or frozen.
+//! The gate of the fault matrix: what the world does to a relay, with counts that `make test` has time for.
 //!
-//! Every run is under the harness's writers and judged by the oracle from the whole topic. Duplicates are bounded by
-//! the window for each kill, and by zero for everything that leaves the process alive.
+//! `make faults` runs the same scenarios with larger ones, and all others: `matrix.rs`.
 
-mod absent;
-mod cut_off;
-mod kafka_away;
-mod killed;
-mod memory;
-mod no_early_mark;
-mod postgres_away;
-pub mod rig;
-mod slot_in_use;
-mod stopped;
+use crate::matrix::rig::Pair;
+use crate::matrix::scene::{Scene, gate};
+use crate::matrix::{absent, kafka, marks, memory, network, postgres, relay, slot};
+
+macro_rules! gates {
+    ($($name:ident: $scenario:expr,)+) => {
+        $(#[tokio::test(flavor = "multi_thread")]
+        async fn $name() {
+            gate($scenario).await;
+        })+
+    };
+}
+
+gates! {
+    twenty_kills_lose_nothing: relay::killed_at_random,
+    kills_with_sent_at_by_replication_lose_nothing: kills("replication", "sent_at"),
+    kills_with_delete_by_replication_lose_nothing: kills("replication", "delete"),
+    kills_without_marks_by_replication_lose_nothing: kills("replication", "none"),
+    kills_with_sent_at_by_polling_lose_nothing: kills("polling", "sent_at"),
+    kills_with_delete_by_polling_lose_nothing: kills("polling", "delete"),
+    kills_amid_a_large_transaction_repeat_one_window_each: relay::killed_amid_a_large_transaction,
+    ten_graceful_stops_repeat_nothing: relay::stopped_under_load,
+    nothing_is_marked_before_it_is_in_kafka_nor_confirmed_before_it_is_marked: marks::nothing_is_early,
+    crashes_of_postgresql_lose_and_repeat_nothing: postgres::crashed,
+    restarts_of_postgresql_lose_and_repeat_nothing: postgres::restarted,
+    a_broker_frozen_for_40_seconds_does_not_keep_postgresql_from_stopping: postgres::stopped_while_kafka_is_away,
+    terminated_walsenders_repeat_nothing: postgres::walsender_terminated,
+    terminated_backends_repeat_nothing: postgres::all_backends_terminated,
+    terminated_backends_with_marked_rows_repeat_nothing: terminations_with_marked_rows,
+    connections_cut_every_second_or_two_do_not_stop_a_relay: network::cut_again_and_again,
+    a_killed_broker_costs_and_repeats_nothing: kafka::broker_away,
+    a_broker_frozen_for_20_seconds_costs_and_repeats_nothing: kafka::broker_frozen,
+    memory_stays_bounded_while_kafka_is_away: memory::bounded_while_kafka_is_away,
+    a_relay_waits_for_servers_that_come_later: absent::servers_come_later,
+    a_relay_waits_for_its_slot_and_says_who_reads_it: slot::slot_is_read_by_another,
+}
+
+fn kills(mode: &'static str, mark: &'static str) -> impl AsyncFnOnce(&Scene) {
+    async move |scene| relay::kill(scene, Pair(mode, mark), 3).await
+}
+
+async fn terminations_with_marked_rows(scene: &Scene) {
+    tokio::join!(
+        postgres::backends_terminated(scene, Pair("replication", "sent_at"), 5),
+        postgres::backends_terminated(scene, Pair("polling", "delete"), 5)
+    );
+}

@@ -15,6 +15,7 @@ mod harness_self;
 mod identity;
 mod lease;
 mod ledger;
+mod matrix;
 mod migrate;
 mod orders;
 mod primary;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::faults::rig::{POLLED, Pair, Rig, SOON, STREAMED, WINDOW_ROWS, await_publishing};
 use crate::harness::wait_until;
+use crate::matrix::rig::{POLLED, Pair, Rig, SOON, STREAMED, WINDOW_ROWS, await_publishing};
 use crate::orders::wait_for_status;
 
 /// What the walsender of a frozen relay gets before the server gives it up; a start-up parameter of the relay.

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use crate::faults::rig::{
-    POLLED, Pair, Rig, SOON, STREAMED, WINDOW_ROWS, await_publishing, random_moment,
-};
 use crate::harness::relay::Relay;
 use crate::harness::topic::Read;
+use crate::matrix::rig::{
+    POLLED, Pair, Rig, SOON, STREAMED, WINDOW_ROWS, await_publishing, random_moment,
+};
 use crate::orders::wait_for_status;
 
 /// The promise is two seconds; a busy machine alone may cost as much again.

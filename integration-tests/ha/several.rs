@@ -5,11 +5,11 @@ use std::collections::HashSet;
 use serde_json::Value;
 use tokio_postgres::Client;
 
-use crate::faults::rig::{Rig, SOON, STREAMED, await_publishing, published};
 use crate::harness::kafka::Kafka;
 use crate::harness::postgres::{Database, Postgres, USUAL};
 use crate::harness::relay::{Relay, RelayConfig};
 use crate::harness::wait_until;
+use crate::matrix::rig::{Rig, SOON, STREAMED, await_publishing, published};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_five_replicas_started_at_once_one_publishes_and_the_others_are_quiet() {

@@ -117,6 +117,11 @@ impl Kafka {
         self.process.take().expect("the broker runs").kill();
     }
 
+    /// Whether it was started, and neither stopped nor killed since; a frozen one runs.
+    pub fn is_running(&self) -> bool {
+        self.process.is_some()
+    }
+
     /// Stops the broker with SIGSTOP: its connections stay open and nobody answers.
     pub fn freeze(&mut self) {
         self.process

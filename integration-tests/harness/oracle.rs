@@ -5,16 +5,16 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio_postgres::Client;
 use uuid::Uuid;
 
+use super::POLL;
 use super::murmur2::partition_of;
 use super::topic::{Read, TopicReader};
-use super::wait_until;
 
 /// One committed outbox row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +42,8 @@ pub struct Verdict {
     pub duplicates: usize,
     /// Records with a wrong value, key or partition, or without a readable header `id`.
     pub wrong: Vec<String>,
+    /// Repetitions that pass over a row of their aggregate, so that they are no run from before in its old order.
+    pub torn: Vec<String>,
 }
 
 impl Verdict {
@@ -85,6 +87,7 @@ impl Verdict {
             *newest = row.version.max(*newest);
         }
         verdict.published = seen.len();
+        verdict.torn = torn(truth, log);
         let missing = truth.iter().filter(|row| !seen.contains(&row.event_id));
         verdict.lost = missing
             .map(|row| format!("{} v{} {}", row.aggregate, row.version, row.event_id))
@@ -92,12 +95,15 @@ impl Verdict {
         verdict
     }
 
+    /// How many rows and records are lost, phantom, out of order or wrong.
+    pub fn faults(&self) -> usize {
+        self.lost.len() + self.phantom.len() + self.out_of_order.len() + self.wrong.len()
+    }
+
     /// Panics unless nothing is lost, phantom, out of order or wrong, with at most so many duplicates.
     pub fn assert_clean(&self, duplicates_max: usize) {
-        let faults =
-            self.lost.len() + self.phantom.len() + self.out_of_order.len() + self.wrong.len();
         assert!(
-            faults == 0 && self.duplicates <= duplicates_max,
+            self.faults() == 0 && self.duplicates <= duplicates_max,
             "at most {duplicates_max} duplicates allowed\n{self}"
         );
     }
@@ -146,30 +152,67 @@ impl Oracle {
         Verdict::judge(&truth, &log, self.reader.partitions())
     }
 
-    /// Waits until every committed row is in the log, then judges; call it when the writers have ended.
+    /// Waits until every committed row is in the log, then judges; what is missing after `timeout` is lost. Call it when
+    /// the writers have ended.
     pub async fn verdict_when_drained(&mut self, timeout: Duration) -> Verdict {
         let truth = truth(&self.client).await;
-        wait_until("every committed row is in Kafka", timeout, async || {
-            let log = tokio::task::block_in_place(|| self.reader.read_to_end());
-            let ids: HashSet<&str> = log.iter().filter_map(|read| read.header("id")).collect();
-            let missing = truth
-                .iter()
-                .filter(|row| !ids.contains(row.event_id.to_string().as_str()))
-                .count();
-            if missing == 0 {
-                Ok(())
-            } else {
-                Err(format!("{missing} of {} are missing", truth.len()))
-            }
-        })
-        .await;
+        let started_at = Instant::now();
+        while started_at.elapsed() < timeout && self.missing(&truth) > 0 {
+            tokio::time::sleep(POLL).await;
+        }
         self.verdict().await
+    }
+
+    /// How many of these rows are not in the log.
+    fn missing(&mut self, truth: &[Truth]) -> usize {
+        let log = tokio::task::block_in_place(|| self.reader.read_to_end());
+        let ids: HashSet<Uuid> = log
+            .iter()
+            .filter_map(|read| Uuid::try_parse(read.header("id")?).ok())
+            .collect();
+        let missing = truth.iter().filter(|row| !ids.contains(&row.event_id));
+        missing.count()
     }
 
     /// Everything that was read so far.
     pub fn reads(&self) -> &[Read] {
         self.reader.reads()
     }
+}
+
+/// Repetitions that are not the row after the record before them, nor an older one: a session that begins again
+/// begins at or before its first unmarked row and leaves nothing out.
+fn torn(truth: &[Truth], log: &[Read]) -> Vec<String> {
+    let mut rows: Vec<&Truth> = truth.iter().collect();
+    rows.sort_by_key(|row| (&row.aggregate, row.version));
+    let places: HashMap<Uuid, usize> = rows
+        .iter()
+        .enumerate()
+        .map(|(place, row)| (row.event_id, place))
+        .collect();
+    let mut newest: HashMap<&[u8], usize> = HashMap::new();
+    let mut last: HashMap<&[u8], usize> = HashMap::new();
+    let mut torn = Vec::new();
+    for read in in_order(log) {
+        let id = read.header("id").and_then(|id| Uuid::try_parse(id).ok());
+        let (Some(key), Some(at)) = (read.key.as_deref(), id.and_then(|id| places.get(&id))) else {
+            continue;
+        };
+        let is_repeated = newest.get(key).is_some_and(|newest| at <= newest);
+        if is_repeated && last.get(key).is_some_and(|last| *at > last + 1) {
+            let row = rows[*at];
+            torn.push(format!(
+                "{} v{} at {}",
+                row.aggregate,
+                row.version,
+                place(read)
+            ));
+        }
+        last.insert(key, *at);
+        let newest = newest.entry(key).or_default();
+        *newest = (*newest).max(*at);
+    }
+    torn
 }
 
 /// Every row of the truth table.

@@ -1,90 +1,265 @@
-//! A TCP proxy whose connections a test can cut.
+//! A TCP proxy whose weather a test makes: it cuts, holds, loses, delays and slows what passes.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::broadcast;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
+
+/// What happens to bytes in one direction.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Flow {
+    /// Nothing passes until it is released; the peers' systems acknowledge what they sent, so nobody sees an error.
+    pub is_held: bool,
+    /// What comes is taken and never passed on.
+    pub is_lost: bool,
+    /// Each read waits so long before it is passed on.
+    pub delay: Duration,
+    /// At most so many bytes are passed on at once; 0: as they come.
+    pub chunk_bytes: usize,
+    /// At most so many bytes a second; 0: as fast as they come.
+    pub bytes_per_second: usize,
+}
+
+/// What happens to connections, those that stand and those that come.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Weather {
+    pub to_server: Flow,
+    pub to_client: Flow,
+    /// Only replication connections feel it, all others pass freely.
+    pub is_for_replication: bool,
+    /// New connections are closed at once.
+    pub is_closed: bool,
+    /// Counts the cuts: connections of an older number are reset.
+    cuts: u64,
+}
 
 /// A proxy to one port of this machine, gone when dropped.
 pub struct Proxy {
     pub port: u16,
-    cuts: broadcast::Sender<()>,
-    is_closed: Arc<AtomicBool>,
+    weather: watch::Sender<Weather>,
+    seen: Arc<Seen>,
     task: JoinHandle<()>,
+}
+
+/// What passed through a proxy.
+#[derive(Default)]
+struct Seen {
+    connections: AtomicUsize,
+    /// The highest LSN that a status update to a walsender called flushed.
+    confirmed_lsn: AtomicU64,
 }
 
 impl Proxy {
     /// Listens on a free port and carries every connection to `to`.
     pub async fn start(to: u16) -> Self {
-        let port = super::workspace::free_port();
-        let listener = TcpListener::bind(("127.0.0.1", port)).await;
+        Self::start_at(Ipv4Addr::LOCALHOST, super::workspace::free_port(), to).await
+    }
+
+    /// `start` at an address of its own, such as 127.0.0.2.
+    pub async fn start_at(address: Ipv4Addr, port: u16, to: u16) -> Self {
+        let listener = TcpListener::bind((address, port)).await;
         let listener = listener.expect("listen on a free port");
-        let cuts = broadcast::Sender::new(1);
-        let is_closed = Arc::new(AtomicBool::new(false));
-        let task = tokio::spawn(accept(listener, to, cuts.clone(), is_closed.clone()));
+        let weather = watch::Sender::new(Weather::default());
+        let seen = Arc::new(Seen::default());
+        let task = tokio::spawn(accept(listener, to, weather.clone(), seen.clone()));
         Self {
             port,
-            cuts,
-            is_closed,
+            weather,
+            seen,
             task,
         }
     }
 
+    /// Changes the weather, for standing connections too.
+    pub fn set(&self, change: impl FnOnce(&mut Weather)) {
+        self.weather.send_modify(change);
+    }
+
+    /// Ends all weather.
+    pub fn clear(&self) {
+        self.set(|weather| {
+            *weather = Weather {
+                cuts: weather.cuts,
+                ..Weather::default()
+            }
+        });
+    }
+
     /// Resets every connection; new ones are taken at once.
     pub fn cut(&self) {
-        // Without a connection nobody listens.
-        let _ = self.cuts.send(());
+        self.set(|weather| weather.cuts += 1);
     }
 
     /// Refuses new connections by closing them, and resets those that stand.
     pub fn close(&self) {
-        self.is_closed.store(true, Ordering::Relaxed);
+        self.set(|weather| weather.is_closed = true);
         self.cut();
     }
 
     pub fn open(&self) {
-        self.is_closed.store(false, Ordering::Relaxed);
+        self.set(|weather| weather.is_closed = false);
+    }
+
+    /// How many connections it has carried so far.
+    pub fn connections(&self) -> usize {
+        self.seen.connections.load(Ordering::Relaxed)
+    }
+
+    /// The highest LSN that a status update asked a walsender to confirm; it is counted before it is passed on.
+    pub fn confirmed_lsn(&self) -> u64 {
+        self.seen.confirmed_lsn.load(Ordering::Relaxed)
     }
 }
 
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.task.abort();
+        self.close();
     }
 }
 
-async fn accept(
-    listener: TcpListener,
-    to: u16,
-    cuts: broadcast::Sender<()>,
-    is_closed: Arc<AtomicBool>,
-) {
+async fn accept(listener: TcpListener, to: u16, weather: watch::Sender<Weather>, seen: Arc<Seen>) {
     loop {
         let Ok((client, _)) = listener.accept().await else {
             continue;
         };
-        if !is_closed.load(Ordering::Relaxed) {
-            tokio::spawn(carry(client, to, cuts.subscribe()));
+        if !weather.borrow().is_closed {
+            seen.connections.fetch_add(1, Ordering::Relaxed);
+            tokio::spawn(carry(client, to, weather.subscribe(), seen.clone()));
         }
     }
 }
 
-async fn carry(mut client: TcpStream, to: u16, mut cuts: broadcast::Receiver<()>) {
+async fn carry(
+    mut client: TcpStream,
+    to: u16,
+    mut weather: watch::Receiver<Weather>,
+    seen: Arc<Seen>,
+) {
     let Ok(mut server) = TcpStream::connect(("127.0.0.1", to)).await else {
         return;
     };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
-    tokio::select! {
-        _ = copy_bidirectional(&mut client, &mut server) => {}
-        _ = cuts.recv() => {
-            // A reset instead of an orderly end: what was not read yet is lost.
-            for stream in [&client, &server] {
-                let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+    let mut first = [0; 1024];
+    let size = client.peek(&mut first).await.unwrap_or_default();
+    let is_replication = first[..size].windows(11).any(|part| part == b"replication");
+    let cuts = weather.borrow().cuts;
+    let pumps = {
+        let (from_client, to_client) = client.split();
+        let (from_server, to_server) = server.split();
+        let up = Pump {
+            flow: |weather| weather.to_server,
+            is_replication,
+            weather: weather.clone(),
+            seen: is_replication.then_some(&*seen),
+        };
+        let down = Pump {
+            flow: |weather| weather.to_client,
+            is_replication,
+            weather: weather.clone(),
+            seen: None,
+        };
+        async move {
+            tokio::join!(
+                up.run(from_client, to_server),
+                down.run(from_server, to_client)
+            )
+        }
+    };
+    let is_cut = tokio::select! {
+        _ = pumps => false,
+        changed = weather.wait_for(|weather| weather.cuts != cuts) => changed.is_ok(),
+    };
+    if is_cut {
+        // A reset instead of an orderly end: what was not read yet is lost.
+        for stream in [&client, &server] {
+            let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        }
+    }
+}
+
+/// One direction of one connection.
+struct Pump<'a> {
+    flow: fn(&Weather) -> Flow,
+    is_replication: bool,
+    weather: watch::Receiver<Weather>,
+    seen: Option<&'a Seen>,
+}
+
+impl Pump<'_> {
+    async fn run(mut self, mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) {
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            let size = match from.read(&mut buffer).await {
+                Ok(size) if size > 0 => size,
+                _ => break,
+            };
+            if let Some(seen) = self.seen {
+                note_confirmation(&buffer[..size], seen);
+            }
+            if self.pass(&buffer[..size], &mut to).await.is_err() {
+                break;
             }
         }
+        let _ = to.shutdown().await;
+    }
+
+    async fn pass(
+        &mut self,
+        bytes: &[u8],
+        to: &mut (impl AsyncWrite + Unpin),
+    ) -> std::io::Result<()> {
+        let flow = self.released().await;
+        if flow.is_lost {
+            return Ok(());
+        }
+        tokio::time::sleep(flow.delay).await;
+        let chunk_bytes = match (flow.chunk_bytes, flow.bytes_per_second) {
+            (0, 0) => bytes.len(),
+            // Ten portions a second.
+            (0, pace) => pace.div_ceil(10),
+            (size, _) => size,
+        };
+        for chunk in bytes.chunks(chunk_bytes) {
+            to.write_all(chunk).await?;
+            to.flush().await?;
+            if flow.bytes_per_second > 0 {
+                let share = chunk.len() as f64 / flow.bytes_per_second as f64;
+                tokio::time::sleep(Duration::from_secs_f64(share)).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until this direction is not held, and says what else happens to it.
+    async fn released(&mut self) -> Flow {
+        let (flow, is_replication) = (self.flow, self.is_replication);
+        let felt = |weather: &Weather| match weather.is_for_replication && !is_replication {
+            true => Flow::default(),
+            false => flow(weather),
+        };
+        match self
+            .weather
+            .wait_for(|weather| !felt(weather).is_held)
+            .await
+        {
+            Ok(weather) => felt(&weather),
+            Err(_) => Flow::default(),
+        }
+    }
+}
+
+/// A CopyData message (`d`, length) with a status update (`r`, LSN written, LSN flushed, …).
+fn note_confirmation(bytes: &[u8], seen: &Seen) {
+    let is_update = bytes.first() == Some(&b'd') && bytes.get(5) == Some(&b'r');
+    let lsn = bytes.get(14..22).filter(|_| is_update);
+    if let Some(lsn) = lsn.and_then(|lsn| lsn.try_into().ok()) {
+        seen.confirmed_lsn
+            .fetch_max(u64::from_be_bytes(lsn), Ordering::Relaxed);
     }
 }

@@ -3,10 +3,10 @@
 use serde_json::Value;
 use tokio_postgres::Client;
 
-use crate::faults::rig::{Rig, SOON, STREAMED, await_publishing};
 use crate::harness::kafka::Kafka;
 use crate::harness::postgres::{Postgres, USUAL};
 use crate::harness::relay::Relay;
+use crate::matrix::rig::{Rig, SOON, STREAMED, await_publishing};
 use crate::orders::wait_for_status;
 
 /// A transaction that stays open keeps the WAL, however much of it is confirmed.

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use crate::faults::rig::{Rig, SOON, STREAMED, await_publishing};
 use crate::harness::kafka::Kafka;
 use crate::harness::postgres::{Postgres, USUAL};
 use crate::harness::wait_until;
+use crate::matrix::rig::{Rig, SOON, STREAMED, await_publishing};
 
 /// `tcp_user_timeout` of the relay's connections, one second, and what a busy machine adds.
 const CHECKPOINT_MAX: Duration = Duration::from_secs(30 + 1 + 5);

@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use tokio_postgres::types::PgLsn;
 
-use crate::faults::rig::{Rig, SOON, STREAMED, await_publishing};
 use crate::harness::kafka::Kafka;
 use crate::harness::postgres::{Postgres, USUAL};
 use crate::harness::wait_until;
+use crate::matrix::rig::{Rig, SOON, STREAMED, await_publishing};
 
 /// PQ-03: no heartbeat table is needed, keepalives carry the position.
 #[tokio::test(flavor = "multi_thread")]

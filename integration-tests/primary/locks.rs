@@ -3,8 +3,8 @@
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
-use crate::faults::rig::{POLLED, Pair, Rig, SOON, STREAMED, await_publishing};
 use crate::harness::POLL;
+use crate::matrix::rig::{POLLED, Pair, Rig, SOON, STREAMED, await_publishing};
 
 /// The promise, for everything but the stream itself.
 const TRANSACTION_MAX: f64 = 5.0;

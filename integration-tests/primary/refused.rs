@@ -4,11 +4,11 @@ use std::fs;
 
 use tokio_postgres::Client;
 
-use crate::faults::rig::{Rig, SOON, STREAMED, await_publishing, published};
 use crate::harness::kafka::Kafka;
 use crate::harness::postgres::{Postgres, USUAL};
 use crate::harness::relay::Relay;
 use crate::harness::workspace;
+use crate::matrix::rig::{Rig, SOON, STREAMED, await_publishing, published};
 use crate::orders::wait_for_status;
 
 /// A relay with a role of its own, on a server that asks for passwords.

@@ -72,8 +72,11 @@ pub(super) async fn run(config: Config) -> Outcome {
     }
 }
 
-/// SIGTERM and SIGINT drain; a second one ends the process at once.
+/// SIGTERM and SIGINT drain; a second one ends the process at once. SIGHUP is ignored: the configuration is read once,
+/// and files with secrets at each connect.
 fn stop_on_signals(stop: &CancellationToken) -> std::io::Result<()> {
+    // The handler stays when its stream is dropped.
+    let _ = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let stop = stop.clone();

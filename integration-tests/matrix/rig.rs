@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
+use super::scene::Scene;
 use crate::harness::kafka::Kafka;
 use crate::harness::load::{Load, Running};
 use crate::harness::oracle::{Oracle, Verdict};
 use crate::harness::postgres::{Database, Postgres, USUAL};
+use crate::harness::proxy::Proxy;
 use crate::harness::relay::{Relay, RelayConfig};
 use crate::harness::topic::TopicReader;
 use crate::harness::wait_until;
@@ -18,6 +20,9 @@ pub const WINDOW_ROWS: usize = 500;
 
 /// Long enough for two busy processors; a test that waits so long has failed.
 pub const SOON: Duration = Duration::from_secs(30);
+
+/// Rows of the largest transaction of the load.
+pub const TRANSACTION_ROWS: usize = 6;
 
 const PARTITIONS: i32 = 4;
 
@@ -90,17 +95,61 @@ impl Rig {
         Oracle::new(self.client().await, reader)
     }
 
+    /// Leads the relay to PostgreSQL through a proxy.
+    pub async fn through_proxy(&mut self) -> Proxy {
+        let (host, rest) = self
+            .database
+            .url
+            .split_once("@127.0.0.1:")
+            .expect("a URL over TCP");
+        let (port, name) = rest.split_once('/').expect("a URL with a database");
+        let proxy = Proxy::start(port.parse().expect("a port")).await;
+        let url = format!("{host}@127.0.0.1:{}/{name}?sslmode=disable", proxy.port);
+        self.set("source.url", url.as_str());
+        proxy
+    }
+
+    /// Sets a key of the relay's configuration.
+    pub fn set(&mut self, key: &str, value: impl Into<toml_edit::Value>) {
+        self.config = self.config.clone().set(key, value);
+    }
+
     /// Ends the load, waits until all of it is in Kafka and panics unless it is there in order, with at most so many
     /// duplicates.
     pub async fn judge(&self, load: Running, duplicates_max: usize) -> Verdict {
         load.stop().await;
-        let mut oracle = self.oracle().await;
-        let verdict = oracle.verdict_when_drained(2 * SOON).await;
+        let verdict = self.oracle().await.verdict_when_drained(2 * SOON).await;
+        verdict.assert_clean(duplicates_max);
+        verdict
+    }
+
+    /// `judge` that tells a scene instead of panicking; here each repetition must also be a run from before.
+    pub async fn show(&self, scene: &Scene, load: Running, duplicates_max: usize) -> Verdict {
+        load.stop().await;
+        self.show_log(scene, duplicates_max).await
+    }
+
+    /// `show` when the writers have ended.
+    pub async fn show_log(&self, scene: &Scene, duplicates_max: usize) -> Verdict {
+        let verdict = self.verdict(scene, duplicates_max).await;
+        scene.require(verdict.torn.is_empty(), || {
+            format!(
+                "{} repetitions pass over a row: {:?}",
+                verdict.torn.len(),
+                verdict.torn.first()
+            )
+        });
+        verdict
+    }
+
+    /// `show_log` where repetitions may mix with what a frozen relay had sent, or where single rows are repaired.
+    pub async fn verdict(&self, scene: &Scene, duplicates_max: usize) -> Verdict {
+        let verdict = self.oracle().await.verdict_when_drained(2 * SOON).await;
         eprintln!(
             "{}+{}: {} rows, {} duplicates",
             self.pair.0, self.pair.1, verdict.committed, verdict.duplicates
         );
-        verdict.assert_clean(duplicates_max);
+        scene.judged(&verdict, duplicates_max);
         verdict
     }
 
@@ -112,7 +161,26 @@ impl Rig {
         rows.iter().map(|row| row.get(0)).collect()
     }
 
-    /// Waits until the slot is read: until then the relay reads the table.
+    /// Waits until every row of the table is marked.
+    pub async fn await_marked(&self, client: &Client) {
+        let sql = match self.pair.1 {
+            "delete" => "SELECT count(*) FROM outbox",
+            _ => "SELECT count(*) FROM outbox_status WHERE NOT sent",
+        };
+        wait_until("every row is marked", SOON, async || {
+            let row = client
+                .query_one(sql, &[])
+                .await
+                .map_err(|error| error.to_string())?;
+            match row.get::<_, i64>(0) {
+                0 => Ok(()),
+                rows => Err(format!("{rows} are not")),
+            }
+        })
+        .await;
+    }
+
+    /// Waits until the relay reads its slot: before, it reads the table for what stood there first.
     pub async fn await_streaming(&self, client: &Client) {
         wait_until("the slot is read", SOON, async || {
             match self.is_slot_active(client).await {

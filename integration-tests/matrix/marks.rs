@@ -6,35 +6,53 @@ use std::time::Duration;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
-use super::rig::{POLLED, Pair, Rig, SOON, STREAMED, await_publishing, published, random_moment};
+use super::rig::{Pair, Rig, SOON, await_publishing, published, random_moment};
+use super::scene::{Scene, both};
 use crate::harness::oracle::{Oracle, truth};
 
-#[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_marked_before_it_is_in_kafka_nor_confirmed_before_it_is_marked() {
-    tokio::join!(sample(STREAMED), sample(POLLED));
+pub async fn nothing_is_early(scene: &Scene) {
+    both(scene, sample).await;
 }
 
 /// The relay is frozen at random moments, so that database and topic are read as of one instant of it.
-async fn sample(pair: Pair) {
+async fn sample(scene: &Scene, pair: Pair) {
     let rig = Rig::shared(pair).await;
     let client = rig.client().await;
     let load = rig.load().await;
     let mut relay = rig.relay();
     let mut oracle = rig.oracle().await;
-    for number in 0..6 {
+    for number in 0..scene.pick(6, 20, 50) {
         let before = published(&relay).await;
         await_publishing(&relay, before, SOON).await;
         random_moment(Duration::from_millis(500)).await;
         relay.freeze();
-        let marked = marked(&client).await;
-        assert!(!marked.is_empty());
-        assert_in_log(&marked, &mut oracle).await;
+        scene.ran();
+        assert_in_log(scene, &client, &mut oracle).await;
         if rig.is_slot_active(&client).await.is_some() {
-            assert_confirmed_is_marked(&client, number).await;
+            assert_confirmed_is_marked(scene, &client, number).await;
         }
         relay.thaw();
     }
-    rig.judge(load, 0).await;
+    rig.show(scene, load, 0).await;
+}
+
+/// Every row that is marked now is in the log.
+pub async fn assert_in_log(scene: &Scene, client: &Client, oracle: &mut Oracle) {
+    let marked = marked(client).await;
+    scene.require(!marked.is_empty(), || "no row is marked".into());
+    oracle.verdict().await;
+    let log: HashSet<Uuid> = oracle
+        .reads()
+        .iter()
+        .filter_map(|read| Uuid::try_parse(read.header("id")?).ok())
+        .collect();
+    let early = marked.difference(&log).count();
+    scene.require(early == 0, || {
+        format!(
+            "{early} of {} rows are marked and not in Kafka",
+            marked.len()
+        )
+    });
 }
 
 async fn marked(client: &Client) -> HashSet<Uuid> {
@@ -45,24 +63,8 @@ async fn marked(client: &Client) -> HashSet<Uuid> {
     rows.iter().map(|row| row.get(0)).collect()
 }
 
-async fn assert_in_log(marked: &HashSet<Uuid>, oracle: &mut Oracle) {
-    oracle.verdict().await;
-    let log: HashSet<Uuid> = oracle
-        .reads()
-        .iter()
-        .filter_map(|read| Uuid::try_parse(read.header("id")?).ok())
-        .collect();
-    let early = marked.difference(&log).count();
-    assert_eq!(
-        early,
-        0,
-        "{early} of {} rows are marked and not in Kafka",
-        marked.len()
-    );
-}
-
 /// What a copy of the slot still sends was not confirmed; every other committed row must be marked.
-async fn assert_confirmed_is_marked(client: &Client, number: usize) {
+async fn assert_confirmed_is_marked(scene: &Scene, client: &Client, number: usize) {
     // In this order: what is committed later is no matter.
     let committed = truth(client).await;
     let slot = "SELECT slot_name::text, slot_name || '_copy_' || $1 FROM pg_replication_slots
@@ -94,12 +96,12 @@ async fn assert_confirmed_is_marked(client: &Client, number: usize) {
         .iter()
         .filter(|row| !unconfirmed.contains(&row.event_id) && !marked.contains(&row.event_id))
         .count();
-    assert_eq!(
-        early,
-        0,
-        "{early} of {} rows are confirmed and not marked",
-        committed.len()
-    );
+    scene.require(early == 0, || {
+        format!(
+            "{early} of {} rows are confirmed and not marked",
+            committed.len()
+        )
+    });
 }
 
 /// The id, first column of an Insert message: `I`, table, `N`, columns, `t`, length, text.

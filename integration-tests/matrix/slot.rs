@@ -3,14 +3,15 @@
 use std::process::Command;
 
 use super::rig::{Rig, SOON, STREAMED, await_publishing};
+use super::scene::Scene;
 use crate::harness::postgres::Postgres;
 use crate::harness::wait_until;
 use crate::harness::workspace::{self, Process};
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_relay_waits_for_its_slot_and_says_who_reads_it() {
+/// The relay waits for its slot and says who reads it; the thief confirms nothing.
+pub async fn slot_is_read_by_another(scene: &Scene) {
     let Some(program) = Postgres::client_program("pg_recvlogical") else {
-        eprintln!("skipped: pg_recvlogical is not installed");
+        scene.remark("skipped: pg_recvlogical is not installed");
         return;
     };
     let rig = Rig::shared(STREAMED).await;
@@ -60,5 +61,6 @@ async fn a_relay_waits_for_its_slot_and_says_who_reads_it() {
     // It never confirmed anything, killed as it is: nothing was stolen.
     thief.kill();
     await_publishing(&relay, 0, SOON).await;
-    rig.judge(load, 0).await;
+    scene.ran();
+    rig.show(scene, load, 0).await;
 }

@@ -1,12 +1,13 @@
 //! Neither PostgreSQL nor Kafka is there when the relay starts.
 
 use super::rig::{POLLED, Rig, SOON, STREAMED, await_publishing};
+use super::scene::Scene;
 use crate::harness::kafka::Kafka;
 use crate::harness::postgres::{Postgres, Stop, USUAL};
 use crate::harness::wait_until;
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_relay_waits_for_servers_that_come_later() {
+/// The relay waits for both and says so.
+pub async fn servers_come_later(scene: &Scene) {
     let (mut postgres, mut kafka) = (Postgres::start(USUAL), Kafka::start());
     let rigs = [
         Rig::new(STREAMED, &postgres, &kafka).await,
@@ -32,12 +33,15 @@ async fn a_relay_waits_for_servers_that_come_later() {
     for load in &loads {
         load.progress(50, SOON).await;
     }
-    assert!(relays.iter_mut().all(|relay| relay.is_running()));
+    scene.ran();
+    for relay in &mut relays {
+        scene.require(relay.is_running(), || "a relay has ended".into());
+    }
     kafka.restart();
     for relay in &relays {
         await_publishing(relay, 0, SOON).await;
     }
     for (rig, load) in rigs.iter().zip(loads) {
-        rig.judge(load, 0).await;
+        rig.show(scene, load, 0).await;
     }
 }

@@ -1,0 +1,9 @@
+//! What `make faults` and `make soak` run: the fault matrix as a program, without libtest.
+#![forbid(unsafe_code)]
+
+mod harness;
+mod matrix;
+
+fn main() -> std::process::ExitCode {
+    matrix::program::main()
+}
