@@ -50,5 +50,56 @@ CREATE TABLE IF NOT EXISTS outboxd.ledger (
 );
 CREATE INDEX IF NOT EXISTS ledger_by_segment ON outboxd.ledger (outbox, generation, segment);
 
+-- Aggregates and topics none of whose rows is published, and the numbers of the rows that wait.
+CREATE TABLE IF NOT EXISTS outboxd.blocked (
+    outbox        text NOT NULL,
+    key           text NOT NULL,                    -- a digest of what is blocked
+    kind          text NOT NULL CHECK (kind IN ('aggregate', 'topic')),
+    aggregatetype text,
+    aggregateid   text,
+    topic         text,
+    generation    integer NOT NULL,
+    held          int8multirange NOT NULL DEFAULT '{}',
+    row_seq       bigint,                           -- the first row, which is at fault if an aggregate is blocked
+    row_id        text NOT NULL,
+    reason        text NOT NULL,
+    error         text NOT NULL,
+    attempts      integer NOT NULL DEFAULT 1,
+    policy        text NOT NULL CHECK (policy IN ('block', 'follow')),
+    state         text NOT NULL DEFAULT 'blocked' CHECK (state IN ('blocked', 'retry', 'skip', 'released')),
+    actor         text,                             -- who asked for the release, and why
+    note          text,
+    since         timestamptz NOT NULL DEFAULT clock_timestamp(),
+    at            timestamptz NOT NULL DEFAULT clock_timestamp(),
+    epoch         bigint NOT NULL,
+    PRIMARY KEY (outbox, key)
+);
+
+-- Rows kept whole: dead letters, and held rows that do not stand in the outbox table.
+CREATE TABLE IF NOT EXISTS outboxd.kept (
+    id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    outbox        text NOT NULL,
+    key           text NOT NULL,                    -- of the row, so that it is kept once
+    blocked_key   text,                             -- the entry of outboxd.blocked that it waits behind
+    state         text NOT NULL CHECK (state IN ('held', 'dead', 'replay', 'replayed', 'discarded')),
+    generation    integer NOT NULL,
+    seq           bigint,
+    row_id        text NOT NULL,
+    aggregatetype text,
+    aggregateid   text,
+    columns       text[],
+    fields        bytea[],
+    reason        text NOT NULL,
+    error         text NOT NULL,
+    attempts      integer NOT NULL DEFAULT 1,
+    actor         text,
+    note          text,
+    since         timestamptz NOT NULL DEFAULT clock_timestamp(),
+    at            timestamptz NOT NULL DEFAULT clock_timestamp(),
+    epoch         bigint NOT NULL,
+    UNIQUE (outbox, key)
+);
+CREATE INDEX IF NOT EXISTS kept_by_state ON outboxd.kept (outbox, state, id);
+
 INSERT INTO outboxd.schema_version (version)
 SELECT 1 WHERE NOT EXISTS (SELECT FROM outboxd.schema_version);

@@ -37,6 +37,7 @@ pub struct Config {
     pub limits: LimitsConfig,
     pub lease: LeaseConfig,
     pub shutdown: ShutdownConfig,
+    pub faults: FaultsConfig,
     pub admin: AdminConfig,
     pub log: LogConfig,
 }
@@ -184,6 +185,26 @@ pub struct LeaseConfig {
 #[derive(Clone, Debug)]
 pub struct ShutdownConfig {
     pub grace: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct FaultsConfig {
+    pub policy: FaultPolicy,
+    pub halt_share: f64,
+}
+
+/// What happens with a row that is at fault.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FaultPolicy {
+    #[default]
+    /// It blocks its aggregate: the row and its followers wait in the table.
+    Block,
+    /// It becomes a dead letter, and its followers too.
+    Follow,
+    /// It becomes a dead letter alone: its followers go on.
+    Continue,
+    /// Nothing is published until a person acts.
+    Halt,
 }
 
 #[derive(Clone, Debug)]

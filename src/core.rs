@@ -2,101 +2,34 @@
 //!
 //! Owns every row between the source and its mark. Does no I/O, reads no clock, awaits nothing.
 
+mod bulkhead;
 mod held;
 mod positions;
 #[cfg(test)]
 mod properties;
+mod row;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-pub use held::{Held, HeldAggregate, TopicHold};
+pub use held::{Followers, Held, HeldAggregate, Recorded, TopicHold};
+pub use row::{Aggregate, Aside, Delivered, Fate, Faults, Offer, RowFacts, Settling, Window};
 
+use crate::config::FaultPolicy;
 use crate::encode::Rejection;
-use crate::outbox::{Layout, Lsn, OutboxRow, RowId};
+use crate::outbox::{Lsn, OutboxRow, RowId};
 use crate::publish::{Fault, SessionEnd, Ticket, TopicState};
 use crate::ranges::RangeSet;
+use bulkhead::Bulkhead;
 use positions::Positions;
-
-/// An aggregate, by a hash of its type and id.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Aggregate(pub u64);
-
-/// What the core needs to know of a row.
-#[derive(Clone, Debug)]
-pub struct RowFacts<'a> {
-    pub seq: Option<i64>,
-    pub id: RowId,
-    pub lsn: Lsn,
-    pub bytes: usize,
-    pub aggregate: Aggregate,
-    pub aggregate_type: &'a [u8],
-}
-
-impl<'a> RowFacts<'a> {
-    /// Reads the facts of a row; a NULL id is the empty text, which `encode` rejects.
-    pub fn of(layout: &Layout, row: &'a OutboxRow) -> Self {
-        let mut hasher = DefaultHasher::new();
-        row.field(layout.aggregate_type).hash(&mut hasher);
-        row.field(layout.aggregate_id).hash(&mut hasher);
-        Self {
-            seq: row.seq,
-            id: row.id.clone().unwrap_or(RowId::Text("".into())),
-            lsn: row.lsn,
-            bytes: row.size(),
-            aggregate: Aggregate(hasher.finish()),
-            aggregate_type: row.field(layout.aggregate_type).unwrap_or_default(),
-        }
-    }
-}
-
-/// When a row stops counting in the window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Settling {
-    /// When it was marked.
-    OnMark,
-    /// When its transaction may be confirmed; a row of the transaction still being received, when
-    /// it was delivered, else a transaction larger than the window could never end (design 9).
-    OnConfirmation,
-}
-
-/// How much may be in flight.
-#[derive(Clone, Copy, Debug)]
-pub struct Window {
-    pub rows_max: usize,
-    pub bytes_max: usize,
-}
-
-/// The answer to a row that is offered.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Offer {
-    /// Send it under this ticket.
-    Publish(Ticket),
-    /// It stays in the table: its aggregate or its topic is held.
-    Held,
-    /// It is the first row of an aggregate that is blocked from now on.
-    Blocked,
-    /// Ask whether its topic can be written, and offer it again.
-    LookUp,
-    /// Offer it again when something was settled.
-    Wait,
-}
-
-/// A delivered row that is to be marked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Delivered {
-    pub ticket: Ticket,
-    pub seq: Option<i64>,
-    pub id: RowId,
-    pub lsn: Lsn,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Sent,
     Delivered,
     Marking,
+    /// Put aside, and that is not durable yet.
+    Aside,
     /// Delivered and waiting for its transaction to be confirmed (`Settling::OnConfirmation`).
     Resolved,
 }
@@ -108,8 +41,8 @@ struct Entry {
     id: RowId,
     lsn: Lsn,
     bytes: usize,
-    aggregate: Aggregate,
-    topic: Arc<str>,
+    /// `None` where it is put aside.
+    topic: Option<Arc<str>>,
 }
 
 /// What matches a row that a source hands out again to the entry it became the first time.
@@ -137,16 +70,21 @@ pub struct Core {
     sent: usize,
     sent_bytes: usize,
     delivered: Vec<Ticket>,
+    aside: Vec<Aside>,
     positions: Positions,
+    policy: FaultPolicy,
+    bulkhead: Bulkhead,
     held: Held,
     alone: Option<Ticket>,
     suspects: HashSet<RowKey>,
+    /// Rows that the broker refused alone, and what it said.
+    refused: HashMap<RowKey, String>,
     from_before: HashMap<RowKey, RowId>,
 }
 
 impl Core {
     /// Starts with nothing in flight.
-    pub fn new(window: Window, settling: Settling) -> Self {
+    pub fn new(window: Window, settling: Settling, faults: Faults) -> Self {
         Self {
             window,
             settling,
@@ -157,10 +95,14 @@ impl Core {
             sent: 0,
             sent_bytes: 0,
             delivered: Vec::new(),
+            aside: Vec::new(),
             positions: Positions::default(),
+            policy: faults.policy,
+            bulkhead: Bulkhead::new(faults.halt_share),
             held: Held::default(),
             alone: None,
             suspects: HashSet::new(),
+            refused: HashMap::new(),
             from_before: HashMap::new(),
         }
     }
@@ -177,36 +119,124 @@ impl Core {
                 .is_some_and(|known| known == id)
     }
 
+    /// Begins with the holds that are recorded; nothing may be in flight of their rows.
+    pub fn restore(&mut self, recorded: Recorded) {
+        self.held.restore(recorded);
+    }
+
+    /// Half a minute has passed: what an outage is, is judged over two of them.
+    pub fn half_minute_passed(&mut self) {
+        self.bulkhead.turn();
+    }
+
     /// Decides about the next row in publishing order: its topic, or why it can't be encoded.
     pub fn offer(&mut self, row: &RowFacts<'_>, encoded: Result<&Arc<str>, &Rejection>) -> Offer {
-        if self.held.holds_aggregate(row.aggregate) {
-            return self.hold(row, None);
+        if !self.has_room(row.bytes) {
+            return Offer::Wait;
+        }
+        self.bulkhead.saw(row.aggregate);
+        if let Some(followers) = self.held.followers_of(row.aggregate) {
+            return Offer::Aside(self.follow(row, followers));
         }
         let topic = match encoded {
             Ok(topic) => topic,
             Err(rejection) => {
-                self.held
-                    .block(row.aggregate, &row.id, rejection.text.clone());
-                self.hold(row, None);
-                return Offer::Blocked;
+                return self.at_fault(row, rejection.reason.as_str(), rejection.text.clone());
             }
         };
+        let key = RowKey::of(row.seq, &row.id);
+        if let Some(error) = self.refused.get(&key).filter(|_| !self.refused.is_empty()) {
+            let error = error.clone();
+            return self.at_fault(row, "refused", error);
+        }
         match self.held.ask_topic(topic) {
             held::TopicAnswer::Ask => return Offer::LookUp,
             held::TopicAnswer::Asked => return Offer::Wait,
-            held::TopicAnswer::Held => return self.hold(row, Some(topic)),
+            held::TopicAnswer::Held => {
+                self.held.count_of_topic(topic);
+                return Offer::Aside(self.put_aside(row, Fate::Topic(topic.clone())));
+            }
             held::TopicAnswer::Available => {}
         }
-        let is_suspect =
-            !self.suspects.is_empty() && self.suspects.contains(&RowKey::of(row.seq, &row.id));
-        if self.alone.is_some() || (is_suspect && self.sent > 0) || !self.has_room(row.bytes) {
+        let is_suspect = !self.suspects.is_empty() && self.suspects.contains(&key);
+        if self.alone.is_some() || (is_suspect && self.sent > 0) {
             return Offer::Wait;
         }
-        let ticket = self.admit(row, topic);
+        self.sent += 1;
+        self.sent_bytes += row.bytes;
+        let ticket = self.admit(row, State::Sent, Some(topic.clone()));
         if is_suspect {
             self.alone = Some(ticket);
         }
         Offer::Publish(ticket)
+    }
+
+    fn at_fault(&mut self, row: &RowFacts<'_>, reason: &'static str, error: String) -> Offer {
+        if self.policy == FaultPolicy::Halt {
+            return Offer::Halt(format!("row {} can't be published: {error}", row.id));
+        }
+        if !self.bulkhead.admits(row.aggregate) {
+            let text = "so many aggregates are at fault that this looks like an outage";
+            return Offer::Halt(format!("{text}; the last one by row {}: {error}", row.id));
+        }
+        if self.held.is_full() {
+            return Offer::Halt("too many aggregates are blocked".to_owned());
+        }
+        let ticket = match self.policy {
+            FaultPolicy::Continue | FaultPolicy::Halt => self.put_aside(
+                row,
+                Fate::Dead {
+                    reason,
+                    error: error.clone(),
+                    blocks: None,
+                },
+            ),
+            FaultPolicy::Block => {
+                self.held.block(row, reason, &error, Followers::Wait);
+                self.follow(row, Followers::Wait)
+            }
+            FaultPolicy::Follow => {
+                self.held.block(row, reason, &error, Followers::Die);
+                let blocks = Some(row.aggregate);
+                let fate = Fate::Dead {
+                    reason,
+                    error: error.clone(),
+                    blocks,
+                };
+                self.put_aside(row, fate)
+            }
+        };
+        Offer::AtFault {
+            ticket,
+            reason,
+            error,
+        }
+    }
+
+    /// Puts a row of a blocked aggregate aside.
+    fn follow(&mut self, row: &RowFacts<'_>, followers: Followers) -> Ticket {
+        self.held.count_follower(row.aggregate);
+        let fate = match followers {
+            Followers::Wait => Fate::Blocked(row.aggregate),
+            Followers::Die => Fate::Dead {
+                reason: "follows",
+                error: "it follows a dead letter of its aggregate".to_owned(),
+                blocks: Some(row.aggregate),
+            },
+        };
+        self.put_aside(row, fate)
+    }
+
+    fn put_aside(&mut self, row: &RowFacts<'_>, fate: Fate) -> Ticket {
+        let ticket = self.admit(row, State::Aside, None);
+        self.aside.push(Aside {
+            ticket,
+            seq: row.seq,
+            id: row.id.clone(),
+            lsn: row.lsn,
+            fate,
+        });
+        ticket
     }
 
     fn has_room(&self, bytes: usize) -> bool {
@@ -214,34 +244,21 @@ impl Core {
             || (self.rows < self.window.rows_max && self.bytes + bytes <= self.window.bytes_max)
     }
 
-    fn admit(&mut self, row: &RowFacts<'_>, topic: &Arc<str>) -> Ticket {
+    fn admit(&mut self, row: &RowFacts<'_>, state: State, topic: Option<Arc<str>>) -> Ticket {
         let ticket = self.next;
         self.next += 1;
         self.rows += 1;
         self.bytes += row.bytes;
-        self.sent += 1;
-        self.sent_bytes += row.bytes;
-        self.entries.insert(
-            ticket,
-            Entry {
-                state: State::Sent,
-                seq: row.seq,
-                id: row.id.clone(),
-                lsn: row.lsn,
-                bytes: row.bytes,
-                aggregate: row.aggregate,
-                topic: topic.clone(),
-            },
-        );
+        let entry = Entry {
+            state,
+            seq: row.seq,
+            id: row.id.clone(),
+            lsn: row.lsn,
+            bytes: row.bytes,
+            topic,
+        };
+        self.entries.insert(ticket, entry);
         ticket
-    }
-
-    /// A held row takes a ticket that never resolves, so that nothing behind it is confirmed.
-    fn hold(&mut self, row: &RowFacts<'_>, topic: Option<&Arc<str>>) -> Offer {
-        self.positions.pin(self.next);
-        self.next += 1;
-        self.held.count(row, topic);
-        Offer::Held
     }
 
     /// Takes a place in the stream where no transaction is open, behind the rows offered so far.
@@ -339,6 +356,37 @@ impl Core {
         }
     }
 
+    /// Rows that were put aside and are not being recorded yet.
+    pub fn aside(&self) -> usize {
+        self.aside.len()
+    }
+
+    /// Takes the rows to record as put aside; they stay in flight until `kept` or `keep_failed`.
+    pub fn take_aside(&mut self) -> Vec<Aside> {
+        std::mem::take(&mut self.aside)
+    }
+
+    /// Resolves rows that are recorded as held or as dead letters.
+    pub fn kept(&mut self, rows: &[Aside]) {
+        for row in rows {
+            if self.entries.contains_key(&row.ticket) {
+                self.held.kept(row.seq);
+                self.refused.remove(&RowKey::of(row.seq, &row.id));
+            }
+            match self.settling {
+                Settling::OnMark => self.forget(row.ticket),
+                Settling::OnConfirmation => self.resolve_unmarked(row.ticket),
+            }
+        }
+        self.release_confirmed();
+    }
+
+    /// Puts rows back whose recording failed or has an unknown outcome: recording twice is harmless.
+    pub fn keep_failed(&mut self, rows: Vec<Aside>) {
+        let later = std::mem::replace(&mut self.aside, rows);
+        self.aside.extend(later);
+    }
+
     fn first_unresolved(&self) -> Ticket {
         let unresolved = self
             .entries
@@ -374,47 +422,49 @@ impl Core {
 
     /// Forgets where the source stood; rows in flight stay and are matched when they come again.
     ///
-    /// Blocked aggregates stay blocked. Held topics stay held until `topic` says otherwise.
+    /// Rows put aside that are not recorded are dropped: a source hands them out again.
     pub fn source_ended(&mut self) {
         self.positions.restart();
         self.held.source_ended();
+        self.aside.clear();
+        self.forget_all_in(State::Aside);
         let key = |entry: &Entry| (RowKey::of(entry.seq, &entry.id), entry.id.clone());
         self.from_before = self.entries.values().map(key).collect();
     }
 
     /// Drops what the ended producer did not deliver, and draws the conclusions from its faults.
     ///
-    /// The source is to be restarted: it hands the dropped rows out again. Returns the rows that were refused alone,
-    /// whose aggregates are blocked from now on, with the reasons.
-    pub fn producer_ended(&mut self, end: &SessionEnd) -> Vec<(RowId, String)> {
-        let mut refused = Vec::new();
+    /// The source is to be restarted: it hands the dropped rows out again, and a row that was refused alone is at fault then.
+    pub fn producer_ended(&mut self, end: &SessionEnd) {
         for (ticket, fault) in &end.failed {
             let Some(entry) = self.entries.get(ticket) else {
                 continue;
             };
-            match fault {
-                Fault::Row(reason) if self.alone == Some(*ticket) => {
-                    self.suspects.remove(&RowKey::of(entry.seq, &entry.id));
-                    self.held.block(entry.aggregate, &entry.id, reason.clone());
-                    refused.push((entry.id.clone(), reason.clone()));
+            let key = RowKey::of(entry.seq, &entry.id);
+            match (fault, &entry.topic) {
+                (Fault::Row(reason), _) if self.alone == Some(*ticket) => {
+                    self.suspects.remove(&key);
+                    self.refused.insert(key, reason.clone());
                 }
-                Fault::Row(_) => {
-                    self.suspects.insert(RowKey::of(entry.seq, &entry.id));
+                (Fault::Row(_), _) => {
+                    self.suspects.insert(key);
                 }
-                Fault::Topic(reason) => self.held.refuse_topic(&entry.topic, reason.clone()),
-                Fault::Session(_) => {}
+                (Fault::Topic(reason), Some(topic)) => {
+                    self.held.refuse_topic(topic, reason.clone());
+                }
+                (Fault::Topic(_), None) | (Fault::Session(_), _) => {}
             }
         }
         self.alone = None;
-        let undelivered =
-            |(ticket, entry): (&Ticket, &Entry)| (entry.state == State::Sent).then_some(*ticket);
-        let undelivered: Vec<_> = self.entries.iter().filter_map(undelivered).collect();
-        undelivered
-            .into_iter()
-            .for_each(|ticket| self.forget(ticket));
+        self.forget_all_in(State::Sent);
         (self.sent, self.sent_bytes) = (0, 0);
         self.source_ended();
-        refused
+    }
+
+    fn forget_all_in(&mut self, state: State) {
+        let is_in = |(ticket, entry): (&Ticket, &Entry)| (entry.state == state).then_some(*ticket);
+        let tickets: Vec<_> = self.entries.iter().filter_map(is_in).collect();
+        tickets.into_iter().for_each(|ticket| self.forget(ticket));
     }
 
     /// Takes what was found out about a topic; `true` when a held topic can be written again.
@@ -426,6 +476,9 @@ impl Core {
     pub fn forget_all(&mut self) {
         self.entries.clear();
         self.delivered.clear();
+        self.aside.clear();
+        self.refused.clear();
+        self.suspects.clear();
         self.from_before.clear();
         self.alone = None;
         (self.rows, self.bytes) = (0, 0);

@@ -10,6 +10,7 @@ pub mod config;
 pub mod core;
 pub mod demo;
 pub mod encode;
+pub mod hold;
 pub mod identity;
 pub mod inspect;
 pub mod kafka;

@@ -39,7 +39,7 @@ pub enum MarkError {
 }
 
 impl MarkError {
-    fn sql(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
+    pub(crate) fn sql(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
         move |source| Self::Sql {
             what,
             source: source.into(),

@@ -3,6 +3,7 @@
 
 mod feed;
 mod holes;
+mod keeping;
 mod lag;
 mod marking;
 mod outlook;
@@ -13,19 +14,19 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::config::Config;
-use crate::core::{Core, Window};
+use crate::core::{Core, Faults, Recorded, Window};
 use crate::encode::Encoder;
 use crate::lease::LeaseState;
-use crate::mark::{MarkError, Marks};
+use crate::mark::{MarkError, Marks, Tenure};
 use crate::metrics::Metrics;
 use crate::outbox::{Layout, Lsn, OutboxRow, RowId};
 use crate::postgres;
-use crate::publish::{PublishError, Publisher, PublisherEvent, SessionEnd, Ticket};
+use crate::publish::{PublishError, Publisher, PublisherEvent, Ticket};
 use crate::ranges::RangeSet;
 use crate::source::replication::hole_watch::HoleWatch;
 use crate::source::{Source, SourceError};
@@ -33,12 +34,15 @@ use crate::state::OutboxState;
 use crate::status::StatusCell;
 use feed::Feed;
 use holes::Judged;
+use keeping::Keeping;
 use marking::{Finding, Marking, finished, joined};
 
 /// How often a held topic is asked for.
 const TOPICS_EVERY: Duration = Duration::from_secs(2);
 /// How often the holes that the stream leaves are looked at.
 const HOLES_EVERY: Duration = Duration::from_secs(5);
+/// How long a session that ends waits for what is being recorded as put aside.
+const KEEP_WITHIN: Duration = Duration::from_secs(2);
 /// How often the ledger is compacted and complete segments are audited.
 const MAINTAIN_EVERY: Duration = Duration::from_secs(60);
 
@@ -97,18 +101,22 @@ pub struct Session {
     pub layout: Arc<Layout>,
     pub encoder: Encoder,
     pub state: OutboxState,
+    /// What is held, as it is recorded.
+    pub recorded: Recorded,
+    pub tenure: Tenure,
     /// The connection that marks.
     pub sql: Arc<postgres::Session>,
-    pub epoch: i64,
     pub lease: watch::Receiver<LeaseState>,
     pub stop: CancellationToken,
 }
 
 /// What the source of a session is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// The rows that stood before the slot; the stream takes over afterwards.
     CatchUp,
+    /// Rows that were kept whole, by the numbers of their entries; table and stream follow.
+    Replay(Vec<i64>),
     Steady,
 }
 
@@ -134,7 +142,9 @@ pub enum End {
     /// A sent number came again with a new row: a new generation of numbers begins.
     Renumbered(String),
     /// The rows that stood before the slot are delivered and marked; the stream takes over.
-    CaughtUp { held_rows: u64 },
+    CaughtUp,
+    /// The rows that were kept whole are delivered or put aside again.
+    Replayed(Vec<i64>),
 }
 
 impl Relay {
@@ -147,8 +157,12 @@ impl Relay {
             crate::config::Mark::None => crate::core::Settling::OnConfirmation,
             _ => crate::core::Settling::OnMark,
         };
+        let faults = Faults {
+            policy: config.faults.policy,
+            halt_share: config.faults.halt_share,
+        };
         Self {
-            core: Core::new(window, settling),
+            core: Core::new(window, settling, faults),
             metrics,
             status,
             delivered_rows: 0,
@@ -181,7 +195,7 @@ impl Relay {
                 self.core.delivered(&tickets);
             }
         }
-        self.take_end(&end);
+        self.core.producer_ended(&end);
     }
 
     /// Drops everything in flight: another relay publishes from now on.
@@ -234,19 +248,6 @@ impl Relay {
         }
     }
 
-    /// Draws the conclusions from a producer's end, and says which rows are at fault.
-    fn take_end(&mut self, end: &SessionEnd) {
-        for (event_id, error) in self.core.producer_ended(end) {
-            self.metrics.blocked("refused");
-            error!(
-                %event_id,
-                reason = "refused",
-                error,
-                "row can't be published: its aggregate is blocked, the row and its followers stay in the table"
-            );
-        }
-    }
-
     fn take_at_rest(&mut self, event: Option<PublisherEvent>) {
         match event {
             Some(PublisherEvent::Delivered(tickets)) => {
@@ -257,7 +258,7 @@ impl Relay {
             }
             Some(PublisherEvent::Ended(end)) => {
                 warn!(error = %end.reason, "the producer ended");
-                self.take_end(&end);
+                self.core.producer_ended(&end);
                 self.producer = None;
             }
             None => self.producer = None,
@@ -267,12 +268,14 @@ impl Relay {
     /// Runs one session until it ends.
     ///
     /// Cancel-safe: no.
-    pub async fn run(&mut self, session: Session) -> End {
+    pub async fn run(&mut self, mut session: Session) -> End {
+        self.core.restore(std::mem::take(&mut session.recorded));
         let shutdown_notices = session.lease.borrow().shutdown_notices;
         let mut run = Run {
             relay: self,
             feed: Feed::default(),
             marking: None,
+            keeping: Keeping::default(),
             mark_again_at: None,
             last_mark_at: Instant::now(),
             drain_until: None,
@@ -281,6 +284,7 @@ impl Relay {
             missed: RangeSet::new(),
             top: 0,
             lag_question: None,
+            requests: None,
             held_ids: HashSet::new(),
             shutdown_notices,
             handed_over: VecDeque::new(),
@@ -300,6 +304,7 @@ struct Run<'a> {
     session: Session,
     feed: Feed,
     marking: Option<Marking>,
+    keeping: Keeping,
     mark_again_at: Option<Instant>,
     last_mark_at: Instant,
     /// Set while we stop: nothing is fed, everything in flight is settled until then.
@@ -311,6 +316,8 @@ struct Run<'a> {
     /// The highest number that the stream has brought.
     top: i64,
     lag_question: Option<JoinHandle<()>>,
+    /// Whether somebody asked for a release or a replay.
+    requests: Option<JoinHandle<Result<bool, MarkError>>>,
     /// How often PostgreSQL had said that it stops when the session began.
     shutdown_notices: u64,
     /// Held rows that a source of unsent rows hands out again and again.
@@ -357,6 +364,11 @@ impl Run<'_> {
                         return end;
                     }
                 }
+                result = self.keeping.finished() => {
+                    if let Some(end) = self.take_keep(result) {
+                        return end;
+                    }
+                }
                 () = sleep_until(mark_at.unwrap_or_else(far)), if mark_at.is_some() => {}
                 result = joined(&mut self.maintenance) => {
                     if let Some(end) = self.take_maintenance(result) {
@@ -364,6 +376,11 @@ impl Run<'_> {
                     }
                 }
                 judged = joined(&mut self.judging) => self.take_judgement(judged),
+                asked = joined(&mut self.requests) => {
+                    if let Ok(true) = asked {
+                        return End::Reread("a release or a replay was asked for".to_owned());
+                    }
+                }
                 _ = maintain.tick() => self.maintain(),
                 _ = holes.tick() => self.judge_holes(),
                 _ = topics.tick() => self.ask_for_held_topics(),
@@ -380,13 +397,13 @@ impl Run<'_> {
     /// Does what can be done without waiting; tells when the session is over.
     fn turn(&mut self) -> Option<End> {
         let lease = self.session.lease.borrow();
-        if lease.epoch() != Some(self.session.epoch) {
+        if lease.epoch() != Some(self.session.tenure.epoch) {
             return Some(End::Deposed);
         }
         if lease.shutdown_notices != self.shutdown_notices {
             return Some(End::PostgresStops);
         }
-        let may_publish = lease.may_publish(self.session.epoch);
+        let may_publish = lease.may_publish(self.session.tenure.epoch);
         drop(lease);
         if may_publish
             && self.drain_until.is_none()
@@ -400,6 +417,7 @@ impl Run<'_> {
     /// Marks and confirms what came back; tells when a drain is over.
     fn settle(&mut self) -> Option<End> {
         self.start_mark();
+        self.start_keep();
         if let Some(lsn) = self.relay.core.confirmable() {
             self.session.source.confirm(lsn);
         }
@@ -412,7 +430,9 @@ impl Run<'_> {
     }
 
     fn is_settled(&self) -> bool {
-        self.relay.core.sent() == 0 && self.relay.core.unmarked() == 0 && self.marking.is_none()
+        let core = &self.relay.core;
+        let is_idle = self.marking.is_none() && self.keeping.is_idle();
+        is_idle && core.sent() == 0 && core.unmarked() == 0 && core.aside() == 0
     }
 
     fn drain(&mut self) {
@@ -443,7 +463,7 @@ impl Run<'_> {
                 None
             }
             Some(PublisherEvent::Ended(end)) => {
-                self.relay.take_end(&end);
+                self.relay.core.producer_ended(&end);
                 self.relay.producer = None;
                 Some(End::Producer(end.reason))
             }
@@ -459,6 +479,12 @@ impl Run<'_> {
         if let Some(marking) = self.marking.take() {
             marking.task.abort();
             self.relay.core.mark_failed(&marking.rows);
+        }
+        // Were it committed later, a release in between would be undone.
+        if !self.keeping.is_idle()
+            && let Ok((asides, Ok(()))) = timeout(KEEP_WITHIN, self.keeping.finished()).await
+        {
+            self.recorded(&asides);
         }
         if let Some(maintenance) = self.maintenance.take() {
             maintenance.abort();

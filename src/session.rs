@@ -14,6 +14,7 @@ use tracing::info;
 
 use crate::config::{Config, Mark, Mode, Start};
 use crate::encode::{EncodeError, Encoder};
+use crate::hold;
 use crate::identity::IdentityError;
 use crate::inspect::{self, InspectError, Table};
 use crate::lease::LeaseState;
@@ -76,16 +77,24 @@ fn missing(steps: &[Step]) -> String {
     format!("this role may not create {}", names.join(", "))
 }
 
-/// Whether the rows that stood in the table before the slot were read by this process.
+/// What is still to be recorded of reading the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CatchUp {
-    /// Not by this process; the recorded state says whether it is needed.
-    Pending,
-    /// Rows that the stream will not bring stand in the table: it is to be read whatever was recorded.
+    /// Nothing: the recorded state says whether it is needed.
+    AsRecorded,
+    /// Rows that the stream will not bring stand in the table: it is to be read.
     Demanded,
-    /// Some of them are held: the next process has to read them again.
-    DoneButHeld,
+    /// It was read.
     Done,
+}
+
+/// What the last session leaves to the next one, which records it.
+#[derive(Debug)]
+pub struct Legacy {
+    pub catch_up: CatchUp,
+    /// The entries that the last session replayed.
+    pub replayed: Vec<i64>,
+    pub numbers: Numbers,
 }
 
 /// What the last session learned of the numbers.
@@ -102,8 +111,9 @@ pub struct Opening<'a> {
     pub options: &'a ConnectOptions,
     pub lease: watch::Receiver<LeaseState>,
     pub epoch: i64,
-    pub catch_up: CatchUp,
-    pub numbers: Numbers,
+    pub legacy: &'a mut Legacy,
+    /// Topics that can be written as far as is known.
+    pub topics: hold::Topics,
     pub stop: CancellationToken,
 }
 
@@ -154,7 +164,7 @@ impl Opening<'_> {
     ///
     /// Errors: `Halt` when a person must decide; every other is worth another try.
     /// Cancel-safe: yes; what was recorded stays and is found by the next opening.
-    pub async fn open(&self) -> Result<Session, OpenError> {
+    pub async fn open(&mut self) -> Result<Session, OpenError> {
         let sql = Arc::new(connect(self.options, "marks").await?);
         let table = self.inspect(&sql).await?;
         let layout = Arc::new(table.layout.clone());
@@ -168,20 +178,37 @@ impl Opening<'_> {
             &layout,
             crate::kafka::record_bytes_max(&self.config.kafka),
         )?;
+        let tenure = Tenure {
+            outbox: lease_key(self.config),
+            epoch: self.epoch,
+        };
+        self.record_legacy(&states, &tenure).await?;
         let mut state = states.load().await?;
         self.create_slot(&sql, &state).await?;
         if state.start.is_none() {
             self.decide_start(&states, &table).await?;
             state = states.load().await?;
         }
-        let tenure = Tenure {
-            outbox: outbox.clone(),
-            epoch: self.epoch,
-        };
-        let known = self.check_identity(&sql, &states, &table, state).await?;
-        let marks = self.marks(&sql, &table, tenure, &known.state).await?;
+        let mut known = self.check_identity(&sql, &states, &table, state).await?;
+        self.legacy.numbers = Numbers::AsKnown;
+        if self.release(&sql, &table, &tenure).await? {
+            known.state = states.load().await?;
+        }
+        let generation = known.state.generation;
+        let recorded = hold::load(&sql.client, &tenure.outbox, generation).await?;
+        let mut marks = self.marks(&sql, &table, &tenure, &known.state).await?;
+        if let Marks::Ledger(ledger) = &mut marks {
+            ledger.note_kept(&recorded.numbers);
+        }
         let state = known.state.clone();
-        let (source, phase) = self.source(&table, &marks, &states, known).await?;
+        let lsn = insert_position(&sql).await?;
+        let replay = hold::to_replay(&sql.client, &tenure.outbox, generation, &layout, lsn).await?;
+        let (source, phase) = if replay.is_empty() {
+            self.source(&table, &marks, &states, known).await?
+        } else {
+            let (entries, rows) = replay.into_iter().unzip();
+            (Source::given(rows), Phase::Replay(entries))
+        };
         let hole_watch = self.hole_watch(&table, &marks, &source).await?;
         let (lease, stop) = (self.lease.clone(), self.stop.clone());
         Ok(Session {
@@ -190,13 +217,64 @@ impl Opening<'_> {
             phase,
             marks,
             state,
+            recorded,
+            tenure,
             layout,
             encoder,
             sql,
             lease,
-            epoch: self.epoch,
             stop,
         })
+    }
+
+    /// Records what the last session left, once.
+    async fn record_legacy(
+        &mut self,
+        states: &StateTable<'_>,
+        tenure: &Tenure,
+    ) -> Result<(), OpenError> {
+        if !self.legacy.replayed.is_empty() {
+            hold::replayed(states.client, tenure, &self.legacy.replayed).await?;
+            self.legacy.replayed.clear();
+        }
+        match self.legacy.catch_up {
+            CatchUp::AsRecorded => {}
+            CatchUp::Demanded => states.set_caught_up(false).await?,
+            CatchUp::Done => states.set_caught_up(true).await?,
+        }
+        self.legacy.catch_up = CatchUp::AsRecorded;
+        Ok(())
+    }
+
+    /// Releases what somebody asked for and the topics that can be written again; tells whether there was any.
+    async fn release(
+        &self,
+        sql: &postgres::Session,
+        table: &Table,
+        tenure: &Tenure,
+    ) -> Result<bool, OpenError> {
+        let source = &self.config.source;
+        if let Mark::SentAt | Mark::Delete = source.mark {
+            // A row that is skipped does not stay unsent.
+            let rows = hold::to_skip(&sql.client, &tenure.outbox).await?;
+            let marks = Marks::rows(source.mark, &table.layout, tenure.clone(), Lsn(0));
+            if let Some(statement) = marks.statement(&rows) {
+                statement.run(&sql.client).await?;
+            }
+        }
+        let reads_table = source.mark != Mark::None;
+        let released = hold::release(&sql.client, tenure, &self.topics, reads_table).await?;
+        for entry in &released {
+            let (why, topic) = (&entry.why, entry.topic.as_deref());
+            info!(
+                why,
+                topic,
+                event_id = entry.row_id,
+                actor = entry.actor,
+                "released"
+            );
+        }
+        Ok(!released.is_empty())
     }
 
     async fn inspect(&self, sql: &postgres::Session) -> Result<Table, OpenError> {
@@ -262,9 +340,10 @@ impl Opening<'_> {
         &self,
         sql: &postgres::Session,
         table: &Table,
-        tenure: Tenure,
+        tenure: &Tenure,
         state: &OutboxState,
     ) -> Result<Marks, OpenError> {
+        let tenure = tenure.clone();
         Ok(match self.config.source.mark {
             Mark::Ledger => {
                 let skipped = state.skipped().clone();
@@ -291,15 +370,7 @@ impl Opening<'_> {
     ) -> Result<(Source, Phase), OpenError> {
         let replication = &self.config.source.replication;
         let is_streamed = self.config.source.mode == Mode::Replication;
-        let is_needed = match self.catch_up {
-            CatchUp::Pending => !known.state.caught_up,
-            CatchUp::Demanded => true,
-            CatchUp::DoneButHeld | CatchUp::Done => false,
-        };
-        if is_streamed && !is_needed {
-            if self.catch_up == CatchUp::Done {
-                states.set_caught_up(true).await?;
-            }
+        if is_streamed && known.state.caught_up {
             let outbox = Described::from(table);
             let bytes_max = crate::kafka::record_bytes_max(&self.config.kafka);
             let stream = Source::stream(self.options, replication, outbox, bytes_max).await?;

@@ -16,7 +16,7 @@ use crate::metrics::Metrics;
 use crate::postgres::{Class, PostgresError};
 use crate::publish::PublishError;
 use crate::relay::{End, Relay};
-use crate::session::{self, CatchUp, Numbers, OpenError, Opening};
+use crate::session::{self, CatchUp, Legacy, Numbers, OpenError, Opening};
 use crate::source::SourceError;
 use crate::source::polling::PollError;
 use crate::source::replication::ReplicationError;
@@ -75,8 +75,7 @@ pub struct Supervisor {
     /// By replication, as long as the keeper.
     wal_watch: Option<WalWatch>,
     epoch: Option<i64>,
-    catch_up: CatchUp,
-    numbers: Numbers,
+    legacy: Legacy,
     attempts: usize,
     told: String,
     stop: CancellationToken,
@@ -104,8 +103,11 @@ impl Supervisor {
             keeper: None,
             wal_watch: None,
             epoch: None,
-            catch_up: CatchUp::Pending,
-            numbers: Numbers::AsKnown,
+            legacy: Legacy {
+                catch_up: CatchUp::AsRecorded,
+                replayed: Vec::new(),
+                numbers: Numbers::AsKnown,
+            },
             attempts: 0,
             told: String::new(),
             stop,
@@ -171,20 +173,19 @@ impl Supervisor {
         {
             // Somebody else published in between: what we still had in flight is theirs.
             self.relay.depose().await;
-            self.catch_up = CatchUp::Pending;
+            self.legacy.catch_up = CatchUp::AsRecorded;
+            self.legacy.replayed.clear();
         }
-        let opening = Opening {
+        let mut opening = Opening {
             config: &self.config,
             options: &options,
             lease,
             epoch,
-            catch_up: self.catch_up,
-            numbers: self.numbers,
+            legacy: &mut self.legacy,
+            topics: self.relay.core.held().available().cloned().collect(),
             stop: self.stop.clone(),
         };
-        let session = opening.open().await?;
-        self.numbers = Numbers::AsKnown;
-        Ok(session)
+        opening.open().await
     }
 
     /// The lease's state; the first call starts the keeper, once the state tables stand.
@@ -237,12 +238,12 @@ impl Supervisor {
     /// Draws the consequences that outlive the session.
     fn follow(&mut self, attempt: &Attempt) {
         match attempt {
-            Attempt::Ended(End::CaughtUp { held_rows: 0 }) => self.catch_up = CatchUp::Done,
-            Attempt::Ended(End::CaughtUp { .. }) => self.catch_up = CatchUp::DoneButHeld,
+            Attempt::Ended(End::CaughtUp) => self.legacy.catch_up = CatchUp::Done,
+            Attempt::Ended(End::Replayed(ids)) => self.legacy.replayed.clone_from(ids),
             // Where nothing is marked the table cannot say what is missing: only the stream can be read again.
             Attempt::Ended(End::Reread(_)) if self.config.source.mark == Mark::None => {}
-            Attempt::Ended(End::Reread(_)) => self.catch_up = CatchUp::Demanded,
-            Attempt::Ended(End::Renumbered(_)) => self.numbers = Numbers::Reused,
+            Attempt::Ended(End::Reread(_)) => self.legacy.catch_up = CatchUp::Demanded,
+            Attempt::Ended(End::Renumbered(_)) => self.legacy.numbers = Numbers::Reused,
             _ => {}
         }
     }
@@ -333,7 +334,9 @@ fn verdict(attempt: &Attempt) -> Verdict {
             // The keeper may not have noticed yet: a pause keeps us from asking it in a circle.
             End::Deposed | End::PostgresStops | End::Mark(_) | End::Producer(_) => Verdict::Retry,
             End::Halt(_) => Verdict::Halt,
-            End::Reread(_) | End::Renumbered(_) | End::CaughtUp { .. } => Verdict::Again,
+            End::Reread(_) | End::Renumbered(_) | End::CaughtUp | End::Replayed(_) => {
+                Verdict::Again
+            }
         },
         Attempt::NotOpened(failure) => match failure {
             OpenError::Source(failure) => of_source(failure),
@@ -407,7 +410,8 @@ fn reason(attempt: &Attempt) -> String {
             | End::Halt(reason)
             | End::Reread(reason)
             | End::Renumbered(reason) => reason.clone(),
-            End::CaughtUp { .. } => "the rows that stood in the table are published".to_owned(),
+            End::CaughtUp => "the rows that stood in the table are published".to_owned(),
+            End::Replayed(_) => "the rows that were kept are replayed".to_owned(),
         },
     }
 }
@@ -426,7 +430,8 @@ fn label(attempt: &Attempt) -> &'static str {
             End::Halt(_) => "halt",
             End::Reread(_) => "reread",
             End::Renumbered(_) => "renumbered",
-            End::CaughtUp { .. } => "caught_up",
+            End::CaughtUp => "caught_up",
+            End::Replayed(_) => "replayed",
         },
     }
 }

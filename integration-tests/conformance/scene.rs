@@ -151,16 +151,6 @@ impl Scene {
         oracle.verdict().await.assert_clean(duplicates_max);
     }
 
-    /// How much comes again when what was held goes out: a held row keeps the slot where it is, so that without marks
-    /// everything behind it comes again; with marks nothing does.
-    pub fn repeated_after_hold_max(&self) -> usize {
-        if self.pair.mark == "none" {
-            usize::MAX
-        } else {
-            0
-        }
-    }
-
     /// Waits until every row of the table is marked.
     pub async fn wait_until_marked(&self) {
         let sql = match self.pair.mark {
@@ -266,6 +256,12 @@ pub async fn insert_of(
         .await
         .expect("insert a row");
     row.event_id
+}
+
+/// Asks for the release of everything that is blocked.
+pub async fn retry_all(scene: &Scene) {
+    let sql = "UPDATE outboxd.blocked SET state = 'retry' WHERE state = 'blocked'";
+    execute(&scene.client, sql).await;
 }
 
 pub async fn execute(client: &Client, sql: &str) {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::error::{Problem, shown};
 use super::settings::Setting;
-use super::{LogFormat, Mark, Mode, NullKey, Start};
+use super::{FaultPolicy, LogFormat, Mark, Mode, NullKey, Start};
 
 pub(super) fn text(setting: Setting) -> Result<String, Problem> {
     match setting {
@@ -161,6 +161,42 @@ pub(super) fn null_key(setting: Setting) -> Result<NullKey, Problem> {
         setting,
         &[("block", NullKey::Block), ("publish", NullKey::Publish)],
     )
+}
+
+/// What happens with a row at fault; what follows a dead letter is another key.
+pub(super) fn policy(setting: Setting) -> Result<FaultPolicy, Problem> {
+    let policies = [
+        ("block", FaultPolicy::Block),
+        ("dead_letter", FaultPolicy::Follow),
+        ("halt", FaultPolicy::Halt),
+    ];
+    choice(setting, &policies)
+}
+
+pub(super) fn after_dead_letter(setting: Setting) -> Result<FaultPolicy, Problem> {
+    choice(
+        setting,
+        &[
+            ("follow", FaultPolicy::Follow),
+            ("continue", FaultPolicy::Continue),
+        ],
+    )
+}
+
+/// A share above 0 and up to 1.
+pub(super) fn share(setting: Setting) -> Result<f64, Problem> {
+    let share = match setting {
+        Setting::Float(share) => Some(share),
+        Setting::Integer(1) => Some(1.0),
+        Setting::Text(text) => text.parse().ok(),
+        _ => None,
+    };
+    share
+        .filter(|share| *share > 0.0 && *share <= 1.0)
+        .ok_or_else(|| {
+            let text = "is not a share above 0 and up to 1".to_owned();
+            Problem::new(text, "write one such as 0.5".to_owned())
+        })
 }
 
 pub(super) fn log_format(setting: Setting) -> Result<LogFormat, Problem> {

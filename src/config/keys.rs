@@ -82,8 +82,9 @@ pub(super) const KEYS: &[Key] = &[
     key("limits.in_flight_bytes_max", Value(r#""32MiB""#), "The same in bytes, as a number or with a unit."),
     key("lease.ttl", Value(r#""4s""#), "A standby takes over after the relay was silent this long; at least 2s."),
     key("shutdown.grace", Value(r#""10s""#), "After SIGTERM, how long rows in flight are waited for."),
-    only("faults.policy", r#""block""#, "A row that can't be published blocks its aggregate; all others flow.", Only {
-        accepted: "block", reason: "dead letters and halting are not there yet" }),
+    key("faults.policy", Value(r#""block""#), "A row that can't be published: \"block\" (its aggregate waits, all others flow), \"dead_letter\" or \"halt\"."),
+    key("faults.after_dead_letter", Value(r#""follow""#), "What comes after a dead letter in its aggregate: \"follow\" (it becomes one too) or \"continue\" (it is published)."),
+    key("faults.halt_share", Value("0.5"), "Halt when this share of the aggregates seen in a minute is at fault, and at least 100 are: an outage."),
     key("admin.listen", Value(r#""127.0.0.1:9464""#), "Address of /metrics, /livez, /readyz and /status; in a container 0.0.0.0:9464."),
     key("log.format", Value(r#""human""#), "\"human\" or \"json\"."),
     key("log.level", Value(r#""info""#), "error, warn, info, debug or trace; for one module as in \"info,outboxd::lease=debug\"."),
@@ -91,14 +92,6 @@ pub(super) const KEYS: &[Key] = &[
 
 /// Keys and sections that later versions bring, and what holds until then.
 pub(super) const LATER: &[(&str, &str)] = &[
-    (
-        "faults.after_dead_letter",
-        "there are no dead letters yet: a row at fault blocks its aggregate",
-    ),
-    (
-        "faults.halt_share",
-        "a wave of rows at fault does not halt the relay yet: each blocks its aggregate",
-    ),
     (
         "schema_registry",
         "payloads are sent as they are, without a schema registry",

@@ -8,10 +8,10 @@ use super::kafka_properties::{self, Partitioners};
 use super::keys::{self, Place};
 use super::settings::{Entry, Setting, Settings, written};
 use super::{
-    AdminConfig, Config, ConfigError, ConfigErrors, KafkaConfig, LeaseConfig, LimitsConfig,
-    LogConfig, Mark, Mode, Origin, PollingConfig, ReplicationConfig, RouteConfig, Secret,
-    ShutdownConfig, SourceConfig, TableName, TopicsConfig, UrlSource, check, convert, document,
-    environment,
+    AdminConfig, Config, ConfigError, ConfigErrors, FaultPolicy, FaultsConfig, KafkaConfig,
+    LeaseConfig, LimitsConfig, LogConfig, Mark, Mode, Origin, PollingConfig, ReplicationConfig,
+    RouteConfig, Secret, ShutdownConfig, SourceConfig, TableName, TopicsConfig, UrlSource, check,
+    convert, document, environment,
 };
 
 pub(super) fn load(file: &Path) -> Result<Config, ConfigErrors> {
@@ -189,6 +189,7 @@ impl Reader<'_> {
                     check::not_zero(*grace)
                 }),
             },
+            faults: self.faults(),
             admin: AdminConfig {
                 listen: self.checked("admin.listen", convert::text, |listen| {
                     check::listen(listen)
@@ -361,6 +362,19 @@ impl Reader<'_> {
             }
         }
         names
+    }
+
+    fn faults(&mut self) -> FaultsConfig {
+        let policy = self.read("faults.policy", convert::policy);
+        let after = self.read("faults.after_dead_letter", convert::after_dead_letter);
+        let policy = match policy {
+            FaultPolicy::Follow => after,
+            FaultPolicy::Block | FaultPolicy::Halt | FaultPolicy::Continue => policy,
+        };
+        FaultsConfig {
+            policy,
+            halt_share: self.read("faults.halt_share", convert::share),
+        }
     }
 
     fn read<T: Default>(

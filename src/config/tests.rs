@@ -109,7 +109,8 @@ fn every_key_can_be_set() {
         [shutdown]
         grace = "30s"
         [faults]
-        policy = "block"
+        policy = "dead_letter"
+        after_dead_letter = "continue"
         [admin]
         listen = "[::1]:1"
         [log]
@@ -165,8 +166,8 @@ const BROKEN: &[(&str, &str)] = &[
     ("[source.replication]\nslot = \"Orders\"", "error: o.toml:6: `source.replication.slot` = \"Orders\" is no name that PostgreSQL allows for a slot; write 1 to 63 lower-case letters"),
     ("[source.replication]\non_lost_slot = \"repair\"", "error: o.toml:6: `source.replication.on_lost_slot` can only be \"halt\" in this version: repairing a lost slot from the table is not there yet; write \"halt\" or remove it"),
     ("[source.replication]\ncatch_up = \"table\"", "error: o.toml:6: `source.replication.catch_up` can only be \"stream\" in this version: catching up from the table is not there yet"),
-    ("[faults]\npolicy = \"dead_letter\"", "error: o.toml:6: `faults.policy` can only be \"block\" in this version: dead letters and halting are not there yet"),
-    ("[faults]\nhalt_share = 0.5", "error: o.toml:6: `faults.halt_share` is not there yet in this version; remove it: a wave"),
+    ("[faults]\npolicy = \"skip\"", "error: o.toml:6: `faults.policy` = \"skip\" is none of \"block\", \"dead_letter\", \"halt\"; write one of"),
+    ("[faults]\nhalt_share = 1.5", "error: o.toml:6: `faults.halt_share` is not a share above 0 and up to 1; write one such as 0.5"),
     ("[schema_registry]\nurl = \"http://x\"", "error: o.toml:5: `schema_registry` is not there yet in this version; remove it: payloads are sent as they are"),
     ("[replay]", "error: o.toml:5: `replay` is not there yet in this version; remove it: rows can't be published a second time yet"),
     ("[tls]\nca = 1", "error: o.toml:5: `tls` is not there yet in this version; remove it: TLS to Kafka is set in kafka.properties"),

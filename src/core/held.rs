@@ -11,16 +11,27 @@ use crate::ranges::RangeSet;
 /// Bounds the memory that blocked aggregates take; about 2 MB.
 const AGGREGATES_MAX: usize = 10_000;
 
+/// What becomes of the rows behind a row at fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Followers {
+    /// They wait in the table.
+    Wait,
+    /// They become dead letters too, in order.
+    Die,
+}
+
 /// An aggregate none of whose rows is published.
 #[derive(Clone, Debug)]
 pub struct HeldAggregate {
-    /// Empty until one of its rows was handed out again.
+    /// Empty until one of its rows was handed out.
     pub aggregate_type: String,
     /// The row at fault.
     pub row: RowId,
-    /// What is wrong, without row contents.
+    /// A short name of what is wrong, and what is wrong; without row contents.
     pub reason: String,
-    /// Its rows that this source has handed out: the one at fault and its followers.
+    pub error: String,
+    pub followers: Followers,
+    /// Its rows that wait: the one at fault and its followers.
     pub rows: u64,
 }
 
@@ -47,49 +58,75 @@ pub(super) enum TopicAnswer {
     Available,
 }
 
-/// Everything that is held back, in memory.
+/// What a session finds recorded when it begins.
+#[derive(Debug, Default)]
+pub struct Recorded {
+    pub aggregates: Vec<(Aggregate, HeldAggregate)>,
+    pub topics: Vec<(Arc<str>, TopicHold)>,
+    /// The numbers of all rows that are held or kept as dead letters.
+    pub numbers: RangeSet,
+}
+
+/// Everything that is held back.
 #[derive(Debug, Default)]
 pub struct Held {
     aggregates: HashMap<Aggregate, HeldAggregate>,
     topics: HashMap<Arc<str>, Topic>,
-    /// The numbers of the rows that this source has handed out and that are held.
+    /// The numbers of the rows whose hold is durable.
     numbers: RangeSet,
 }
 
 impl Held {
-    pub(super) fn holds_aggregate(&self, aggregate: Aggregate) -> bool {
-        !self.aggregates.is_empty() && self.aggregates.contains_key(&aggregate)
+    /// Begins with what is recorded; what is known of topics that can be written stays.
+    pub(super) fn restore(&mut self, recorded: Recorded) {
+        self.aggregates = recorded.aggregates.into_iter().collect();
+        self.numbers = recorded.numbers;
+        for (topic, hold) in recorded.topics {
+            self.topics.insert(topic, Topic::Held(hold));
+        }
     }
 
-    pub(super) fn block(&mut self, aggregate: Aggregate, row: &RowId, reason: String) {
+    pub(super) fn followers_of(&self, aggregate: Aggregate) -> Option<Followers> {
+        if self.aggregates.is_empty() {
+            return None;
+        }
+        Some(self.aggregates.get(&aggregate)?.followers)
+    }
+
+    pub(super) fn block(
+        &mut self,
+        row: &RowFacts<'_>,
+        reason: &str,
+        error: &str,
+        followers: Followers,
+    ) {
         let held = HeldAggregate {
-            aggregate_type: String::new(),
-            row: row.clone(),
-            reason,
+            aggregate_type: String::from_utf8_lossy(row.aggregate_type).into_owned(),
+            row: row.id.clone(),
+            reason: reason.to_owned(),
+            error: error.to_owned(),
+            followers,
             rows: 0,
         };
-        self.aggregates.insert(aggregate, held);
+        self.aggregates.insert(row.aggregate, held);
     }
 
-    pub(super) fn count(&mut self, row: &RowFacts<'_>, topic: Option<&Arc<str>>) {
-        if let Some(seq) = row.seq {
-            self.numbers.insert(seq);
+    pub(super) fn count_follower(&mut self, aggregate: Aggregate) {
+        if let Some(held) = self.aggregates.get_mut(&aggregate) {
+            held.rows += 1;
         }
-        match topic {
-            Some(topic) => {
-                if let Some(Topic::Held(hold)) = self.topics.get_mut(topic) {
-                    hold.rows += 1;
-                }
-            }
-            None => {
-                if let Some(held) = self.aggregates.get_mut(&row.aggregate) {
-                    held.rows += 1;
-                    if held.aggregate_type.is_empty() {
-                        held.aggregate_type =
-                            String::from_utf8_lossy(row.aggregate_type).into_owned();
-                    }
-                }
-            }
+    }
+
+    pub(super) fn count_of_topic(&mut self, topic: &Arc<str>) {
+        if let Some(Topic::Held(hold)) = self.topics.get_mut(topic) {
+            hold.rows += 1;
+        }
+    }
+
+    /// Takes a row whose hold is durable.
+    pub(super) fn kept(&mut self, seq: Option<i64>) {
+        if let Some(seq) = seq {
+            self.numbers.insert(seq);
         }
     }
 
@@ -116,12 +153,17 @@ impl Held {
         self.topics.insert(topic.clone(), Topic::Held(hold));
     }
 
+    /// Takes what was found out about a topic; `true` when rows that waited for it can go out.
     pub(super) fn topic(&mut self, topic: &Arc<str>, state: &TopicState) -> bool {
-        let was_held = matches!(self.topics.get(topic), Some(Topic::Held(_)));
+        let known = self.topics.get(topic);
+        let (was_held, has_rows) = match known {
+            Some(Topic::Held(hold)) => (true, hold.rows > 0),
+            _ => (false, false),
+        };
         let reason = match state {
             TopicState::Available { .. } => {
                 self.topics.insert(topic.clone(), Topic::Available);
-                return was_held;
+                return has_rows;
             }
             TopicState::Unknown => "the topic does not exist",
             TopicState::Denied => "the topic may not be described or written",
@@ -137,25 +179,39 @@ impl Held {
         false
     }
 
-    /// The numbers of the rows of this source that are held back.
+    /// Topics that can be written as far as is known.
+    pub fn available(&self) -> impl Iterator<Item = &Arc<str>> {
+        let is_available = |(name, topic): (_, &Topic)| match topic {
+            Topic::Available => Some(name),
+            _ => None,
+        };
+        self.topics.iter().filter_map(is_available)
+    }
+
+    /// The numbers of the rows whose hold is durable.
     pub fn numbers(&self) -> &RangeSet {
         &self.numbers
     }
 
+    /// A topic that is being asked for is asked for again.
     pub(super) fn source_ended(&mut self) {
-        self.numbers = RangeSet::new();
-        self.aggregates.values_mut().for_each(|held| held.rows = 0);
         self.topics
             .retain(|_, topic| !matches!(topic, Topic::Asked));
-        for topic in self.topics.values_mut() {
-            if let Topic::Held(hold) = topic {
-                hold.rows = 0;
-            }
-        }
     }
 
-    pub fn aggregates(&self) -> impl Iterator<Item = &HeldAggregate> {
-        self.aggregates.values()
+    pub fn aggregates(&self) -> impl Iterator<Item = (&Aggregate, &HeldAggregate)> {
+        self.aggregates.iter()
+    }
+
+    pub fn aggregate(&self, aggregate: Aggregate) -> Option<&HeldAggregate> {
+        self.aggregates.get(&aggregate)
+    }
+
+    pub fn topic_hold(&self, topic: &str) -> Option<&TopicHold> {
+        match self.topics.get(topic) {
+            Some(Topic::Held(hold)) => Some(hold),
+            _ => None,
+        }
     }
 
     pub fn topics(&self) -> impl Iterator<Item = (&Arc<str>, &TopicHold)> {
@@ -170,7 +226,7 @@ impl Held {
         self.aggregates.len() >= AGGREGATES_MAX
     }
 
-    /// Rows of this source that are held back.
+    /// Rows that are held back.
     pub fn rows(&self) -> u64 {
         let of_topics: u64 = self.topics().map(|(_, hold)| hold.rows).sum();
         self.aggregates.values().map(|held| held.rows).sum::<u64>() + of_topics

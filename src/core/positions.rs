@@ -12,8 +12,6 @@ use crate::publish::Ticket;
 #[derive(Debug, Default)]
 pub(super) struct Positions {
     boundaries: VecDeque<(Ticket, Lsn)>,
-    /// The first ticket that never resolves while this source lives.
-    pinned: Option<Ticket>,
     confirmable: Option<Lsn>,
     passed: Option<Lsn>,
 }
@@ -21,12 +19,9 @@ pub(super) struct Positions {
 impl Positions {
     /// Takes a boundary behind all tickets below `ticket`.
     ///
-    /// Boundaries between the same two rows are one, and nothing behind a pin is kept.
+    /// Boundaries between the same two rows are one.
     pub(super) fn push(&mut self, ticket: Ticket, lsn: Lsn) {
         self.passed = self.passed.max(Some(lsn));
-        if self.pinned.is_some_and(|pinned| pinned < ticket) {
-            return;
-        }
         match self.boundaries.back_mut() {
             Some(last) if last.0 == ticket => last.1 = last.1.max(lsn),
             _ => self.boundaries.push_back((ticket, lsn)),
@@ -55,11 +50,6 @@ impl Positions {
             gap_of_last = Some(gap);
         }
         self.boundaries = kept;
-    }
-
-    /// Confirms nothing behind this ticket while the source lives.
-    pub(super) fn pin(&mut self, ticket: Ticket) {
-        self.pinned.get_or_insert(ticket);
     }
 
     /// Whether no boundary stands behind the ticket yet.
@@ -96,7 +86,6 @@ impl Positions {
     /// Forgets what the last source read; what may be confirmed stays.
     pub(super) fn restart(&mut self) {
         self.boundaries.clear();
-        self.pinned = None;
         self.passed = None;
     }
 }

@@ -13,6 +13,7 @@ use super::{MarkError, Tenure};
 use crate::core::Delivered;
 use crate::outbox::{Lsn, OutboxRow};
 use crate::ranges::RangeSet;
+pub(crate) use statements::LEASE;
 pub use statements::{Audit, Checkpoint, compact};
 
 /// Numbers in one segment: the unit that is compacted, closed and retired.
@@ -44,6 +45,7 @@ pub struct Ledger {
     earlier: Vec<(i32, Lsn)>,
     high_lsn: Lsn,
     sent: RangeSet,
+    /// Skipped at the start, held, or kept as dead letters.
     skipped: RangeSet,
     /// Sent, dead, skipped or in a closed segment; few ranges, for dead numbers fill the gaps.
     accounted: RangeSet,
@@ -150,6 +152,12 @@ impl Ledger {
     pub fn highest(&self) -> i64 {
         let sent = self.tail.as_ref().map_or(0, |tail| tail.seq);
         sent.max(self.skipped.last().unwrap_or(0))
+    }
+
+    /// Takes numbers that are recorded as held or as dead letters: settled, and never sent.
+    pub fn note_kept(&mut self, kept: &RangeSet) {
+        self.skipped.extend(kept);
+        self.accounted.extend(kept);
     }
 
     /// Takes numbers that no row will ever carry.

@@ -7,11 +7,12 @@ use tokio::time::Instant;
 use tracing::{error, info, trace, warn};
 
 use super::{End, Phase, Run};
+use crate::config::FaultPolicy;
 use crate::core::{Offer, RowFacts};
 use crate::encode::{Record, Rejection};
 use crate::mark::{MarkError, Marks};
 use crate::outbox::{Lsn, OutboxRow, RowId};
-use crate::publish::{Outgoing, TopicState};
+use crate::publish::{Outgoing, Ticket, TopicState};
 use crate::source::{Batch, SourceError};
 use crate::telemetry::chain;
 
@@ -149,13 +150,18 @@ impl Run<'_> {
                         outgoing.push(Outgoing { ticket, record });
                     }
                 }
-                Offer::Held => self.note_held(facts.id, facts.seq),
-                Offer::Blocked => {
-                    self.announce_block(&facts, &encoded);
-                    self.note_held(facts.id, facts.seq);
-                    if self.relay.core.held().is_full() {
-                        end = Some(End::Halt("too many aggregates are blocked".to_owned()));
-                    }
+                Offer::Aside(ticket) => self.note_aside(ticket, row),
+                Offer::AtFault {
+                    ticket,
+                    reason,
+                    error,
+                } => {
+                    self.announce_fault(&facts.id, reason, &error);
+                    self.note_aside(ticket, row);
+                }
+                Offer::Halt(reason) => {
+                    end = Some(End::Halt(reason));
+                    break;
                 }
                 Offer::LookUp => {
                     self.look_up(topic.ok().cloned());
@@ -171,23 +177,22 @@ impl Run<'_> {
             if outgoing.len() >= OUTGOING_ROWS {
                 self.publish(std::mem::take(&mut outgoing));
             }
-            if end.is_some() {
-                break;
-            }
         }
         self.publish(outgoing);
         end.or_else(|| self.caught_up())
     }
 
-    /// A source of unsent rows hands a held row out again with each turn; a row held by the catch-up is held again when
-    /// the stream brings it, so that nothing behind it is confirmed.
-    fn note_held(&mut self, id: RowId, seq: Option<i64>) {
+    /// Keeps the row until it is recorded; a source of unsent rows hands a held one out again with each turn.
+    fn note_aside(&mut self, ticket: Ticket, row: OutboxRow) {
         self.relay.metrics.held();
-        self.relay.read_before.forget(seq);
-        if self.session.source.repeats_held_rows() {
-            self.held_ids.insert(id);
+        self.relay.read_before.forget(row.seq);
+        if self.session.source.repeats_held_rows()
+            && let Some(id) = &row.id
+        {
+            self.held_ids.insert(id.clone());
             self.session.source.hold(self.held_ids.len());
         }
+        self.keeping.put(ticket, row);
     }
 
     fn next_row(&mut self) -> Option<(OutboxRow, Result<Record, Rejection>)> {
@@ -215,14 +220,20 @@ impl Run<'_> {
     }
 
     fn has_read_all(&self) -> bool {
-        self.session.phase == Phase::CatchUp && self.feed.caught_up
+        self.session.phase != Phase::Steady && self.feed.caught_up
     }
 
-    /// The catch-up is over when all that stood in the table was read and is settled.
+    /// A catch-up or a replay is over when all that stood there was read and is settled.
     fn caught_up(&self) -> Option<End> {
         let is_over = self.has_read_all() && self.feed.is_empty() && self.relay.core.is_empty();
-        let held_rows = self.relay.core.held().rows();
-        (is_over && self.marking.is_none()).then_some(End::CaughtUp { held_rows })
+        if !is_over || self.marking.is_some() || !self.keeping.is_idle() {
+            return None;
+        }
+        match &self.session.phase {
+            Phase::CatchUp => Some(End::CaughtUp),
+            Phase::Replay(entries) => Some(End::Replayed(entries.clone())),
+            Phase::Steady => None,
+        }
     }
 
     fn look_up(&self, topic: Option<Arc<str>>) {
@@ -244,15 +255,18 @@ impl Run<'_> {
         }
     }
 
-    fn announce_block(&self, facts: &RowFacts<'_>, encoded: &Result<Record, Rejection>) {
-        let Err(rejection) = encoded else { return };
-        self.relay.metrics.blocked(rejection.reason.as_str());
-        error!(
-            event_id = %facts.id,
-            reason = rejection.reason.as_str(),
-            error = %rejection.text,
-            "row can't be published: its aggregate is blocked, the row and its followers stay in the table"
-        );
+    fn announce_fault(&self, event_id: &RowId, reason: &'static str, error: &str) {
+        self.relay.metrics.blocked(reason);
+        let what = match self.relay.config.faults.policy {
+            FaultPolicy::Block | FaultPolicy::Halt => {
+                "its aggregate is blocked, the row and its followers stay in the table"
+            }
+            FaultPolicy::Follow => {
+                "it becomes a dead letter, and what follows in its aggregate too"
+            }
+            FaultPolicy::Continue => "it becomes a dead letter, its aggregate goes on",
+        };
+        error!(%event_id, reason, error, "row can't be published: {what}");
     }
 
     pub(super) fn announce_topic(&mut self, topic: &Arc<str>, state: &TopicState) {

@@ -15,7 +15,7 @@ use crate::telemetry::chain;
 /// How long delivered rows wait for company before they are marked, unless the window is pressed.
 const MARK_EVERY: Duration = Duration::from_millis(50);
 /// How long a failed mark waits before it is tried again.
-const MARK_AGAIN_AFTER: Duration = Duration::from_secs(1);
+pub(super) const MARK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// The mark that is being written.
 pub(super) struct Marking {
@@ -31,7 +31,10 @@ pub(super) struct Finding {
 
 impl Run<'_> {
     pub(super) fn mark_due_at(&self) -> Option<Instant> {
-        let deadline = self.drain_until;
+        let deadline = match (self.drain_until, self.keeping.again_at()) {
+            (Some(deadline), Some(again_at)) => Some(deadline.min(again_at)),
+            (deadline, again_at) => deadline.or(again_at),
+        };
         if self.marking.is_some() || self.relay.core.unmarked() == 0 {
             return deadline;
         }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
-use super::Run;
 use super::lag::{HeldFacts, Measured, Question};
+use super::{Phase, Run};
 use crate::mark::Marks;
 use crate::publish::Ticket;
 use crate::status::{HeldRows, HeldTopic, InFlight, Role, State, StatusCell};
@@ -16,6 +16,8 @@ use crate::status::{HeldRows, HeldTopic, InFlight, Role, State, StatusCell};
 const HELD_SHOWN_MAX: usize = 100;
 /// How often the table is asked for the rows that were not sent.
 const LAG_EVERY_TICKS: u32 = 5;
+/// The core judges an outage by half minutes.
+const HALF_MINUTE_TICKS: u32 = 30;
 /// How long that may take; a table that is too busy for it is asked again later.
 const LAG_WITHIN: Duration = Duration::from_secs(5);
 
@@ -25,11 +27,11 @@ impl Run<'_> {
         self.relay.status.beat();
         self.show_broker();
         let core = &self.relay.core;
-        let held = core.held().aggregates().map(|held| HeldRows {
+        let held = core.held().aggregates().map(|(_, held)| HeldRows {
             aggregate_type: held.aggregate_type.clone(),
             event_id: held.row.to_string(),
             rows: held.rows,
-            reason: held.reason.clone(),
+            reason: held.error.clone(),
         });
         let held: Vec<_> = held.take(HELD_SHOWN_MAX).collect();
         let topics = core.held().topics().map(|(topic, hold)| HeldTopic {
@@ -68,6 +70,25 @@ impl Run<'_> {
             }
         });
         self.ask_for_lag(sent_seq);
+        self.ask_for_requests();
+        if self.ticks.is_multiple_of(HALF_MINUTE_TICKS) {
+            self.relay.core.half_minute_passed();
+        }
+    }
+
+    /// Asks, beside everything else, whether somebody wants something released or replayed.
+    fn ask_for_requests(&mut self) {
+        let is_busy = self.requests.is_some() || self.drain_until.is_some();
+        if is_busy || matches!(self.session.phase, Phase::Replay(_)) {
+            return;
+        }
+        let (sql, outbox) = (
+            Arc::clone(&self.session.sql),
+            self.session.tenure.outbox.clone(),
+        );
+        self.requests = Some(tokio::spawn(async move {
+            crate::hold::is_asked_for(&sql.client, &outbox).await
+        }));
     }
 
     /// Observes how long what was handed over together took until its last row was acknowledged.

@@ -39,7 +39,8 @@ impl Opening<'_> {
             Mark::SentAt | Mark::Delete | Mark::None => None,
         };
         let evidence = identity::evidence(&sql.client, table, tail.clone()).await?;
-        let is_restart = self.numbers == Numbers::Reused && identity::began_again(&stored, &now);
+        let is_restart =
+            self.legacy.numbers == Numbers::Reused && identity::began_again(&stored, &now);
         let why = match identity::compare(&stored, &now, &evidence) {
             // The rows that came after a TRUNCATE have reached the last number that was sent.
             Verdict::Halt { why, .. } if is_restart => Some(why),
@@ -56,7 +57,7 @@ impl Opening<'_> {
                 });
             }
             Verdict::NewGeneration { why } => Some(why),
-            Verdict::Same if self.numbers == Numbers::Reused => {
+            Verdict::Same if self.legacy.numbers == Numbers::Reused => {
                 Some("the stream brought a sent number again".to_owned())
             }
             Verdict::Same => None,

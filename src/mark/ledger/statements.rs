@@ -10,7 +10,7 @@ use crate::outbox::Lsn;
 use crate::ranges::RangeSet;
 
 /// Locks the lease against a taker for the length of the statement; `$1` outbox, `$2` epoch.
-const LEASE: &str = "lease AS (SELECT FROM outboxd.lease WHERE outbox = $1 AND epoch = $2 AND NOT released FOR SHARE)";
+pub(crate) const LEASE: &str = "lease AS (SELECT FROM outboxd.lease WHERE outbox = $1 AND epoch = $2 AND NOT released FOR SHARE)";
 
 /// What the ledger's rows of one segment say together, but for the numbers.
 #[derive(Debug)]

@@ -1,0 +1,127 @@
+//! The words in which the core speaks: what it is told of a row, and what it answers.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use crate::config::FaultPolicy;
+use crate::outbox::{Layout, Lsn, OutboxRow, RowId};
+use crate::publish::Ticket;
+
+/// An aggregate, by a hash of its type and id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Aggregate(pub u64);
+
+impl Aggregate {
+    /// Of the text of its type and id; NULL is a value of its own.
+    pub fn of(aggregate_type: Option<&[u8]>, id: Option<&[u8]>) -> Self {
+        let mut hasher = DefaultHasher::new();
+        (aggregate_type, id).hash(&mut hasher);
+        Self(hasher.finish())
+    }
+}
+
+/// What the core needs to know of a row.
+#[derive(Clone, Debug)]
+pub struct RowFacts<'a> {
+    pub seq: Option<i64>,
+    pub id: RowId,
+    pub lsn: Lsn,
+    pub bytes: usize,
+    pub aggregate: Aggregate,
+    pub aggregate_type: &'a [u8],
+}
+
+impl<'a> RowFacts<'a> {
+    /// Reads the facts of a row; a NULL id is the empty text, which `encode` rejects.
+    pub fn of(layout: &Layout, row: &'a OutboxRow) -> Self {
+        let aggregate_type = row.field(layout.aggregate_type);
+        Self {
+            seq: row.seq,
+            id: row.id.clone().unwrap_or(RowId::Text("".into())),
+            lsn: row.lsn,
+            bytes: row.size(),
+            aggregate: Aggregate::of(aggregate_type, row.field(layout.aggregate_id)),
+            aggregate_type: aggregate_type.unwrap_or_default(),
+        }
+    }
+}
+
+/// When a row stops counting in the window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settling {
+    /// When it was marked.
+    OnMark,
+    /// When its transaction may be confirmed; a row of the transaction still being received, when
+    /// it was delivered, else a transaction larger than the window could never end (design 9).
+    OnConfirmation,
+}
+
+/// How much may be in flight.
+#[derive(Clone, Copy, Debug)]
+pub struct Window {
+    pub rows_max: usize,
+    pub bytes_max: usize,
+}
+
+/// How rows at fault are dealt with.
+#[derive(Clone, Copy, Debug)]
+pub struct Faults {
+    pub policy: FaultPolicy,
+    /// Halt when this share of the aggregates seen in a minute is at fault.
+    pub halt_share: f64,
+}
+
+/// The answer to a row that is offered.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Offer {
+    /// Send it under this ticket.
+    Publish(Ticket),
+    /// It is put aside under this ticket, and settled once that is durable.
+    Aside(Ticket),
+    /// It is at fault, and put aside under this ticket with these words.
+    AtFault {
+        ticket: Ticket,
+        reason: &'static str,
+        error: String,
+    },
+    /// Nothing may be published until a person acts.
+    Halt(String),
+    /// Ask whether its topic can be written, and offer it again.
+    LookUp,
+    /// Offer it again when something was settled.
+    Wait,
+}
+
+/// A delivered row that is to be marked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivered {
+    pub ticket: Ticket,
+    pub seq: Option<i64>,
+    pub id: RowId,
+    pub lsn: Lsn,
+}
+
+/// Why a row is put aside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It waits behind the blocked aggregate, or is the row that blocks it.
+    Blocked(Aggregate),
+    /// It waits for its topic.
+    Topic(Arc<str>),
+    /// It becomes a dead letter; `blocks` its aggregate where its followers become dead letters too.
+    Dead {
+        reason: &'static str,
+        error: String,
+        blocks: Option<Aggregate>,
+    },
+}
+
+/// A row that is not published now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Aside {
+    pub ticket: Ticket,
+    pub seq: Option<i64>,
+    pub id: RowId,
+    pub lsn: Lsn,
+    pub fate: Fate,
+}

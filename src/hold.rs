@@ -1,0 +1,111 @@
+//! Durable holds: what is blocked, which rows wait for it, and the rows that are kept whole.
+//!
+//! A row that is put aside is settled once it is recorded here (design 8). Every statement that writes checks the
+//! lease's epoch, and recording a row twice is harmless.
+
+mod record;
+mod release;
+
+use std::sync::Arc;
+
+use tokio_postgres::Client;
+
+pub use record::{Entry, Keep, KeptRow, What, Whole};
+pub use release::{Released, release, replayed, to_replay, to_skip};
+
+use crate::core::{Aggregate, Followers, HeldAggregate, Recorded, TopicHold};
+use crate::mark::MarkError;
+use crate::outbox::RowId;
+use crate::ranges::RangeSet;
+
+/// What tells one entry of `outboxd.blocked` from another; `r` has kind, aggregatetype, aggregateid, topic.
+const ENTRY_KEY: &str = "encode(sha256(convert_to(jsonb_build_array(r.kind, r.aggregatetype, r.aggregateid, \
+                         r.topic)::text, 'UTF8')), 'hex')";
+
+/// Loads what is held and kept of one outbox; numbers of earlier generations are not this table's any more.
+///
+/// Cancel-safe: yes.
+pub async fn load(client: &Client, outbox: &str, generation: i32) -> Result<Recorded, MarkError> {
+    let sql = "SELECT kind, aggregatetype, aggregateid, topic, held::text, row_id, reason, error, policy, \
+               generation = $2 FROM outboxd.blocked WHERE outbox = $1 AND state <> 'released'";
+    let rows = client
+        .query(sql, &[&outbox, &generation])
+        .await
+        .map_err(MarkError::sql("read what is blocked"))?;
+    let mut recorded = Recorded {
+        numbers: kept_numbers(client, outbox, generation).await?,
+        ..Recorded::default()
+    };
+    for row in &rows {
+        let held = parse(outbox, row.get(4))?;
+        let rows = held.len();
+        if row.get(9) {
+            recorded.numbers.extend(&held);
+        }
+        let (reason, error): (String, String) = (row.get(6), row.get(7));
+        if let Some(topic) = row.get::<_, Option<&str>>(3) {
+            let hold = TopicHold {
+                is_refused: reason == "refused",
+                reason: error,
+                rows: rows.max(1),
+            };
+            recorded.topics.push((topic.into(), hold));
+            continue;
+        }
+        let (kind, id): (Option<&str>, Option<&str>) = (row.get(1), row.get(2));
+        let followers = match row.get(8) {
+            "follow" => Followers::Die,
+            _ => Followers::Wait,
+        };
+        let aggregate = Aggregate::of(kind.map(str::as_bytes), id.map(str::as_bytes));
+        let held = HeldAggregate {
+            aggregate_type: kind.unwrap_or_default().to_owned(),
+            row: RowId::from_text(row.get::<_, &str>(5).as_bytes()),
+            reason,
+            error,
+            followers,
+            rows,
+        };
+        recorded.aggregates.push((aggregate, held));
+    }
+    Ok(recorded)
+}
+
+/// The numbers of dead letters, of rows that were skipped, and of held rows that are kept whole.
+async fn kept_numbers(
+    client: &Client,
+    outbox: &str,
+    generation: i32,
+) -> Result<RangeSet, MarkError> {
+    let sql = "SELECT coalesce(range_agg(int8range(seq, seq, '[]')), '{}')::text FROM outboxd.kept \
+               WHERE outbox = $1 AND generation = $2 AND seq IS NOT NULL AND state <> 'replayed'";
+    let row = client
+        .query_one(sql, &[&outbox, &generation])
+        .await
+        .map_err(MarkError::sql("read what is kept"))?;
+    parse(outbox, row.get(0))
+}
+
+fn parse(outbox: &str, multirange: &str) -> Result<RangeSet, MarkError> {
+    let unreadable = |source| MarkError::Unreadable {
+        outbox: outbox.to_owned(),
+        source,
+    };
+    RangeSet::parse_multirange(multirange).map_err(unreadable)
+}
+
+/// Whether somebody asked for a release or a replay since the session began.
+///
+/// Cancel-safe: yes.
+pub async fn is_asked_for(client: &Client, outbox: &str) -> Result<bool, MarkError> {
+    let sql = "SELECT EXISTS (SELECT FROM outboxd.blocked WHERE outbox = $1 AND state IN ('retry', 'skip')) \
+               OR EXISTS (SELECT FROM outboxd.kept WHERE outbox = $1 AND state = 'replay')";
+    let row = client
+        .query_one(sql, &[&outbox])
+        .await
+        .map_err(MarkError::sql("read what is blocked"))?;
+    Ok(row.get(0))
+}
+
+/// The names of topics.
+pub type Topics = Vec<Arc<str>>;

@@ -1,0 +1,163 @@
+//! Releasing what was blocked and replaying what was kept: on request, or when a topic can be written again.
+//!
+//! A release only forgets the hold. The rows are then read from the table in order of `seq`, by the catch-up that
+//! follows, before anything newer of their aggregates; rows that are kept whole are handed out first.
+
+use bytes::BytesMut;
+use tokio_postgres::Client;
+
+use super::Topics;
+use crate::core::Delivered;
+use crate::mark::ledger::{LEASE, SEGMENT_ROWS};
+use crate::mark::{MarkError, Tenure};
+use crate::outbox::{Field, Layout, Lsn, OutboxRow, RowId};
+
+/// Rows and bytes that one session replays; bounds memory, the next session goes on.
+const REPLAY_ROWS: i64 = 1_000;
+const REPLAY_BYTES: i64 = 16 << 20;
+
+/// One entry that was released.
+#[derive(Clone, Debug)]
+pub struct Released {
+    /// `retry`, `skip`, or `blocked` for a topic that can be written again.
+    pub why: String,
+    pub topic: Option<String>,
+    /// The row that was at fault.
+    pub row_id: String,
+    pub actor: Option<String>,
+}
+
+/// The rows at fault that somebody asked to skip.
+pub async fn to_skip(client: &Client, outbox: &str) -> Result<Vec<Delivered>, MarkError> {
+    let sql = "SELECT row_seq, row_id FROM outboxd.blocked WHERE outbox = $1 AND state = 'skip'";
+    let rows = client
+        .query(sql, &[&outbox])
+        .await
+        .map_err(MarkError::sql("read what is blocked"))?;
+    let skip = |row: &tokio_postgres::Row| Delivered {
+        ticket: 0,
+        seq: row.get(0),
+        id: RowId::from_text(row.get::<_, &str>(1).as_bytes()),
+        lsn: Lsn(0),
+    };
+    Ok(rows.iter().map(skip).collect())
+}
+
+/// Releases what was asked for, and these topics, in one statement.
+///
+/// Closed segments that hold released numbers are opened again, and the table is to be read again if `reads_table`.
+/// A relay without the lease releases nothing.
+pub async fn release(
+    client: &Client,
+    tenure: &Tenure,
+    topics: &Topics,
+    reads_table: bool,
+) -> Result<Vec<Released>, MarkError> {
+    let sql = format!(
+        "WITH {LEASE}, due AS (\
+           SELECT b.* FROM outboxd.blocked b, lease WHERE b.outbox = $1 \
+             AND (b.state IN ('retry', 'skip') OR b.state = 'blocked' AND b.topic = ANY ($3)) FOR UPDATE OF b), \
+         skipped AS (\
+           INSERT INTO outboxd.kept AS k (outbox, key, blocked_key, state, generation, seq, row_id, aggregatetype, \
+             aggregateid, reason, error, actor, note, epoch) \
+           SELECT $1, encode(sha256(convert_to(jsonb_build_array(generation, row_seq, row_id)::text, 'UTF8')), 'hex'), \
+             key, 'discarded', generation, row_seq, row_id, aggregatetype, aggregateid, reason, error, actor, note, $2 \
+           FROM due WHERE state = 'skip' \
+           ON CONFLICT (outbox, key) DO UPDATE SET state = 'discarded', actor = excluded.actor, \
+             note = excluded.note, at = clock_timestamp()), \
+         copies AS (\
+           UPDATE outboxd.kept k SET state = 'replay', at = clock_timestamp() FROM due \
+           WHERE k.outbox = $1 AND k.blocked_key = due.key AND k.state = 'held' \
+             AND NOT (due.state = 'skip' AND (k.generation, k.seq, k.row_id) \
+               IS NOT DISTINCT FROM (due.generation, due.row_seq, due.row_id))), \
+         reopened AS (\
+           UPDATE outboxd.ledger l SET closed = false FROM due, unnest(due.held) AS numbers \
+           WHERE l.outbox = $1 AND l.closed AND l.generation = due.generation \
+             AND l.segment BETWEEN lower(numbers) / {SEGMENT_ROWS} AND (upper(numbers) - 1) / {SEGMENT_ROWS}), \
+         freed AS (\
+           UPDATE outboxd.blocked b SET state = 'released', held = '{{}}', at = clock_timestamp() FROM due \
+           WHERE b.outbox = $1 AND b.key = due.key), \
+         again AS (\
+           UPDATE outboxd.outbox SET caught_up = false \
+           WHERE outbox = $1 AND $4 AND EXISTS (SELECT FROM due)) \
+         SELECT state, topic, row_id, actor FROM due"
+    );
+    let topics: Vec<_> = topics.iter().map(AsRef::as_ref).collect::<Vec<&str>>();
+    let rows = client
+        .query(
+            &sql,
+            &[&tenure.outbox, &tenure.epoch, &topics, &reads_table],
+        )
+        .await
+        .map_err(MarkError::sql("release what was blocked"))?;
+    let released = |row: &tokio_postgres::Row| Released {
+        why: row.get(0),
+        topic: row.get(1),
+        row_id: row.get(2),
+        actor: row.get(3),
+    };
+    Ok(rows.iter().map(released).collect())
+}
+
+/// The next rows to replay, in the order in which they were kept, with the numbers of their entries.
+///
+/// `lsn` bounds their commits: the insert position.
+pub async fn to_replay(
+    client: &Client,
+    outbox: &str,
+    generation: i32,
+    layout: &Layout,
+    lsn: Lsn,
+) -> Result<Vec<(i64, OutboxRow)>, MarkError> {
+    let sql = "SELECT id, generation = $2, columns, fields FROM (\
+                 SELECT *, sum(size) OVER (ORDER BY id) - size AS before FROM (\
+                   SELECT k.*, (SELECT coalesce(sum(octet_length(f)), 0) FROM unnest(k.fields) f)::int8 AS size \
+                   FROM outboxd.kept k WHERE k.outbox = $1 AND k.state = 'replay' ORDER BY k.id LIMIT $3::int8) sized) summed \
+               WHERE before < $4::int8 ORDER BY id";
+    let rows = client
+        .query(sql, &[&outbox, &generation, &REPLAY_ROWS, &REPLAY_BYTES])
+        .await
+        .map_err(MarkError::sql("read what is to be replayed"))?;
+    let replay = |row: &tokio_postgres::Row| {
+        let columns: Vec<&str> = row.get(2);
+        let fields: Vec<Option<&[u8]>> = row.get(3);
+        let mut kept = assemble(layout, lsn, &columns, &fields);
+        if !row.get::<_, bool>(1) {
+            // A number of an earlier generation says nothing in this one.
+            kept.seq = None;
+        }
+        (row.get(0), kept)
+    };
+    Ok(rows.iter().map(replay).collect())
+}
+
+/// The row as the table's columns are now; a column that it did not have is NULL.
+fn assemble(layout: &Layout, lsn: Lsn, columns: &[&str], fields: &[Option<&[u8]>]) -> OutboxRow {
+    let mut bytes = BytesMut::new();
+    let mut place = |name: &str| {
+        let index = columns.iter().position(|column| *column == name)?;
+        let value = (*fields.get(index)?)?;
+        let start = u32::try_from(bytes.len()).ok()?;
+        bytes.extend_from_slice(value);
+        let len = u32::try_from(value.len()).ok()?;
+        Some(Field { start, len })
+    };
+    let fields = layout.columns.iter();
+    let fields: Box<[Field]> = fields
+        .map(|column| place(&column.name).unwrap_or(Field::null()))
+        .collect();
+    OutboxRow::new(layout, lsn, bytes.freeze(), fields)
+}
+
+/// Takes rows out that were replayed; those that were at fault again stay as they were recorded.
+pub async fn replayed(client: &Client, tenure: &Tenure, ids: &[i64]) -> Result<(), MarkError> {
+    let sql = format!(
+        "WITH {LEASE} UPDATE outboxd.kept k SET state = 'replayed', at = clock_timestamp() FROM lease \
+         WHERE k.outbox = $1 AND k.id = ANY ($3) AND k.state = 'replay'"
+    );
+    let done = client
+        .execute(&sql, &[&tenure.outbox, &tenure.epoch, &ids])
+        .await;
+    done.map(drop)
+        .map_err(MarkError::sql("take replayed rows out"))
+}

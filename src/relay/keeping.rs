@@ -1,0 +1,221 @@
+//! Recording rows that were put aside: one statement at a time, beside the marks.
+
+use std::collections::HashMap;
+
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use super::marking::MARK_AGAIN_AFTER;
+use super::{End, Run};
+use crate::config::Mark;
+use crate::core::{Aside, Delivered, Fate, Followers};
+use crate::hold::{Entry, Keep, KeptRow, What, Whole};
+use crate::mark::{MarkError, Marks};
+use crate::outbox::{OutboxRow, RowId};
+use crate::publish::Ticket;
+use crate::ranges::RangeSet;
+use crate::telemetry::chain;
+
+/// Rows that were put aside in this session and are not recorded yet.
+#[derive(Default)]
+pub(super) struct Keeping {
+    rows: HashMap<Ticket, OutboxRow>,
+    running: Option<Running>,
+    again_at: Option<Instant>,
+}
+
+struct Running {
+    asides: Vec<Aside>,
+    task: JoinHandle<Result<(), MarkError>>,
+}
+
+impl Keeping {
+    pub(super) fn is_idle(&self) -> bool {
+        self.running.is_none()
+    }
+
+    pub(super) fn again_at(&self) -> Option<Instant> {
+        self.again_at
+    }
+
+    pub(super) fn put(&mut self, ticket: Ticket, row: OutboxRow) {
+        self.rows.insert(ticket, row);
+    }
+
+    /// Waits until the running statement has ended; for ever while none runs.
+    ///
+    /// Cancel-safe: yes.
+    pub(super) async fn finished(&mut self) -> (Vec<Aside>, Result<(), MarkError>) {
+        let Some(running) = &mut self.running else {
+            return std::future::pending().await;
+        };
+        let result = (&mut running.task)
+            .await
+            .expect("a statement neither panics nor is aborted while it is awaited");
+        let asides = std::mem::take(&mut running.asides);
+        self.running = None;
+        (asides, result)
+    }
+}
+
+impl Run<'_> {
+    /// Begins to record what was put aside, if nothing is being recorded.
+    pub(super) fn start_keep(&mut self) {
+        let is_early = self.keeping.again_at.is_some_and(|at| Instant::now() < at);
+        if !self.keeping.is_idle() || is_early || self.relay.core.aside() == 0 {
+            return;
+        }
+        let asides = self.relay.core.take_aside();
+        let keep = self.keep_statement(&asides);
+        let sql = self.session.sql.clone();
+        let task = tokio::spawn(async move { keep.run(&sql.client).await });
+        self.keeping.again_at = None;
+        self.keeping.running = Some(Running { asides, task });
+    }
+
+    fn keep_statement(&mut self, asides: &[Aside]) -> Keep {
+        let session = &self.session;
+        let whole = match (self.relay.config.source.mark, session.source.is_stream()) {
+            (Mark::None, _) => Whole::All,
+            (_, true) => Whole::Missing,
+            (_, false) => Whole::None,
+        };
+        let held = self.relay.core.held();
+        let (mut entries, mut kept) = (HashMap::new(), Vec::new());
+        for aside in asides {
+            let Some(row) = self.keeping.rows.get(&aside.ticket) else {
+                continue;
+            };
+            let what = what(session, aside, row);
+            if let Some(what) = &what {
+                let entry = entries.entry(what.clone());
+                let entry = entry.or_insert_with(|| self.entry(what.clone(), aside));
+                if let (Some(seq), false) = (aside.seq, is_dead(aside)) {
+                    entry.held.insert(seq);
+                }
+            }
+            if is_dead(aside) || whole != Whole::None {
+                kept.push(KeptRow::new(aside, row.clone(), what, held));
+            }
+        }
+        Keep {
+            tenure: session.tenure.clone(),
+            generation: session.state.generation,
+            layout: session.layout.clone(),
+            whole,
+            entries: entries.into_values().collect(),
+            kept,
+            mark: self.mark_of_dead(asides),
+        }
+    }
+
+    /// An entry with its first row: the one at fault, or the first that waits for the topic.
+    fn entry(&self, what: What, aside: &Aside) -> Entry {
+        let held = self.relay.core.held();
+        let first = |id: &RowId| if *id == aside.id { aside.seq } else { None };
+        let mut entry = Entry {
+            what,
+            held: RangeSet::new(),
+            row_seq: aside.seq,
+            row_id: aside.id.to_string(),
+            reason: "topic".to_owned(),
+            error: String::new(),
+            followers: Followers::Wait,
+        };
+        match &aside.fate {
+            Fate::Topic(topic) => {
+                if let Some(hold) = held.topic_hold(topic) {
+                    entry.error.clone_from(&hold.reason);
+                    if hold.is_refused {
+                        "refused".clone_into(&mut entry.reason);
+                    }
+                }
+            }
+            Fate::Blocked(aggregate)
+            | Fate::Dead {
+                blocks: Some(aggregate),
+                ..
+            } => {
+                if let Some(held) = held.aggregate(*aggregate) {
+                    (entry.row_seq, entry.row_id) = (first(&held.row), held.row.to_string());
+                    (entry.reason, entry.error) = (held.reason.clone(), held.error.clone());
+                    entry.followers = held.followers;
+                }
+            }
+            Fate::Dead { blocks: None, .. } => {}
+        }
+        entry
+    }
+
+    /// A dead letter is marked in the table where rows are marked one by one: it is kept elsewhere.
+    fn mark_of_dead(&self, asides: &[Aside]) -> Option<std::sync::Arc<crate::mark::Statement>> {
+        let Marks::Rows(_) = &self.session.marks else {
+            return None;
+        };
+        let dead = asides.iter().filter(|aside| is_dead(aside));
+        let dead: Vec<_> = dead
+            .map(|aside| Delivered {
+                ticket: aside.ticket,
+                seq: aside.seq,
+                id: aside.id.clone(),
+                lsn: aside.lsn,
+            })
+            .collect();
+        self.session.marks.statement(&dead)
+    }
+
+    pub(super) fn take_keep(
+        &mut self,
+        (asides, result): (Vec<Aside>, Result<(), MarkError>),
+    ) -> Option<End> {
+        match result {
+            Ok(()) => {
+                self.recorded(&asides);
+                None
+            }
+            Err(MarkError::NotLeader { .. }) => Some(End::Deposed),
+            Err(failure) => {
+                self.relay.core.keep_failed(asides);
+                if self.session.sql.client.is_closed() {
+                    return Some(End::Mark(failure));
+                }
+                warn!(error = %chain(&failure), "could not record what is blocked; trying again");
+                self.keeping.again_at = Some(Instant::now() + MARK_AGAIN_AFTER);
+                None
+            }
+        }
+    }
+
+    pub(super) fn recorded(&mut self, asides: &[Aside]) {
+        self.relay.core.kept(asides);
+        if let Marks::Ledger(ledger) = &mut self.session.marks {
+            ledger.note_kept(&asides.iter().filter_map(|aside| aside.seq).collect());
+        }
+        for aside in asides {
+            self.keeping.rows.remove(&aside.ticket);
+        }
+        debug!(rows = asides.len(), "recorded as put aside");
+    }
+}
+
+fn is_dead(aside: &Aside) -> bool {
+    matches!(aside.fate, Fate::Dead { .. })
+}
+
+/// What the row waits behind; nothing where it is a dead letter alone.
+fn what(session: &super::Session, aside: &Aside, row: &OutboxRow) -> Option<What> {
+    let layout = &session.layout;
+    let text = |column| {
+        row.field(column)
+            .map(|text| String::from_utf8_lossy(text).into_owned())
+    };
+    match &aside.fate {
+        Fate::Topic(topic) => Some(What::Topic(topic.clone())),
+        Fate::Dead { blocks: None, .. } => None,
+        Fate::Blocked(_) | Fate::Dead { .. } => Some(What::Aggregate {
+            kind: text(layout.aggregate_type),
+            id: text(layout.aggregate_id),
+        }),
+    }
+}
