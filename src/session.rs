@@ -262,8 +262,8 @@ impl Opening<'_> {
                 statement.run(&sql.client).await?;
             }
         }
-        let reads_table = source.mark != Mark::None;
-        let released = hold::release(&sql.client, tenure, &self.topics, reads_table).await?;
+        let layout = (source.mark != Mark::None).then_some(&table.layout);
+        let released = hold::release(&sql.client, tenure, &self.topics, layout).await?;
         for entry in &released {
             let (why, topic) = (&entry.why, entry.topic.as_deref());
             info!(

@@ -76,10 +76,7 @@ async fn write_both(scene: &Scene, versions: std::ops::RangeInclusive<i64>) {
 async fn judge_both(scene: &Scene, other: &str) {
     let reader = scene.kafka.reader(&[&scene.topic(), other]);
     let mut oracle = Oracle::new(scene.database.client().await, reader);
-    oracle
-        .verdict_when_drained(SOON)
-        .await
-        .assert_clean(0);
+    oracle.verdict_when_drained(SOON).await.assert_clean(0);
 }
 
 async fn wait_until_shown(relay: &Relay, topic: &str) {

@@ -82,7 +82,8 @@ pub struct KeptRow {
 pub enum Whole {
     /// All: nothing marks the table's rows, so they can't be told from the others.
     All,
-    /// Those that do not stand in the table, for the stream brings rows that were deleted since.
+    /// Those that are not visible in the table: the stream brings rows that were deleted since, and some that are not
+    /// visible yet, of which the copy goes when they are released.
     Missing,
     /// None: the rows were just read from the table.
     None,

@@ -4,6 +4,7 @@
 //! follows, before anything newer of their aggregates; rows that are kept whole are handed out first.
 
 use bytes::BytesMut;
+use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::Client;
 
 use super::Topics;
@@ -45,14 +46,16 @@ pub async fn to_skip(client: &Client, outbox: &str) -> Result<Vec<Delivered>, Ma
 
 /// Releases what was asked for, and these topics, in one statement.
 ///
-/// Closed segments that hold released numbers are opened again, and the table is to be read again if `reads_table`.
-/// A relay without the lease releases nothing.
+/// `table` is where the rows stand, `None` where nothing is marked and all are kept whole. What stands in the table is
+/// read from there, for it may have been mended: closed segments are opened again, the table is to be read, and copies
+/// of its rows go. A relay without the lease releases nothing.
 pub async fn release(
     client: &Client,
     tenure: &Tenure,
     topics: &Topics,
-    reads_table: bool,
+    table: Option<&Layout>,
 ) -> Result<Vec<Released>, MarkError> {
+    let stands = table.map_or("false".to_owned(), stands_in);
     let sql = format!(
         "WITH {LEASE}, due AS (\
            SELECT b.* FROM outboxd.blocked b, lease WHERE b.outbox = $1 \
@@ -65,11 +68,15 @@ pub async fn release(
            FROM due WHERE state = 'skip' \
            ON CONFLICT (outbox, key) DO UPDATE SET state = 'discarded', actor = excluded.actor, \
              note = excluded.note, at = clock_timestamp()), \
-         copies AS (\
-           UPDATE outboxd.kept k SET state = 'replay', at = clock_timestamp() FROM due \
+         copy AS (\
+           SELECT k.id, {stands} AS stands FROM outboxd.kept k, due \
            WHERE k.outbox = $1 AND k.blocked_key = due.key AND k.state = 'held' \
              AND NOT (due.state = 'skip' AND (k.generation, k.seq, k.row_id) \
                IS NOT DISTINCT FROM (due.generation, due.row_seq, due.row_id))), \
+         copies AS (\
+           UPDATE outboxd.kept k SET state = 'replay', at = clock_timestamp() FROM copy \
+           WHERE k.id = copy.id AND NOT copy.stands), \
+         dropped AS (DELETE FROM outboxd.kept k USING copy WHERE k.id = copy.id AND copy.stands), \
          reopened AS (\
            UPDATE outboxd.ledger l SET closed = false FROM due, unnest(due.held) AS numbers \
            WHERE l.outbox = $1 AND l.closed AND l.generation = due.generation \
@@ -86,7 +93,7 @@ pub async fn release(
     let rows = client
         .query(
             &sql,
-            &[&tenure.outbox, &tenure.epoch, &topics, &reads_table],
+            &[&tenure.outbox, &tenure.epoch, &topics, &table.is_some()],
         )
         .await
         .map_err(MarkError::sql("release what was blocked"))?;
@@ -97,6 +104,19 @@ pub async fn release(
         actor: row.get(3),
     };
     Ok(rows.iter().map(released).collect())
+}
+
+/// Whether the row of an entry `k` stands in the table: the stream may bring a row that is not visible yet.
+fn stands_in(layout: &Layout) -> String {
+    let id = escape_identifier(&layout.columns[layout.id].name);
+    let is_same = match layout.seq {
+        Some(_) => "o.seq = k.seq".to_owned(),
+        None => format!("o.{id}::text = k.row_id"),
+    };
+    format!(
+        "EXISTS (SELECT FROM {} o WHERE {is_same})",
+        layout.sql_name()
+    )
 }
 
 /// The next rows to replay, in the order in which they were kept, with the numbers of their entries.
