@@ -6,7 +6,7 @@
 
 mod cursor;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,6 +20,8 @@ use cursor::{Cursor, Value};
 
 /// `bytea` in every PostgreSQL.
 const BYTEA_OID: u32 = 17;
+/// What is kept of one connection's relations: about 32 MiB.
+const DESCRIBED_MAX: usize = 1 << 20;
 /// Types below it are PostgreSQL's own; a domain over `bytea` stands above.
 const FIRST_USER_OID: u32 = 16_384;
 /// Between the epochs of Unix and of PostgreSQL.
@@ -91,6 +93,8 @@ impl From<&Table> for Described {
 pub struct Decoder {
     outbox: Described,
     relations: HashMap<u32, Relation>,
+    /// Relations, and columns of those that are the outbox.
+    described: usize,
     /// The open transaction's `final_lsn`.
     open: Option<Lsn>,
 }
@@ -99,6 +103,15 @@ pub struct Decoder {
 enum Relation {
     Outbox(Tuple),
     Other,
+}
+
+impl Relation {
+    fn size(&self) -> usize {
+        match self {
+            Self::Outbox(tuple) => 1 + tuple.columns.len(),
+            Self::Other => 1,
+        }
+    }
 }
 
 /// What an insert's tuple looks like.
@@ -121,6 +134,7 @@ impl Decoder {
         Self {
             outbox,
             relations: HashMap::new(),
+            described: 0,
             open: None,
         }
     }
@@ -191,7 +205,16 @@ impl Decoder {
         } else {
             Relation::Other
         };
-        self.relations.insert(relation_id, relation);
+        self.described += relation.size();
+        if let Some(before) = self.relations.insert(relation_id, relation) {
+            self.described -= before.size();
+        }
+        if self.described > DESCRIBED_MAX {
+            return Err(out_of_place(
+                'R',
+                "there are more relations than can be kept",
+            ));
+        }
         Ok(Change::Skipped)
     }
 

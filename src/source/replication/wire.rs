@@ -5,6 +5,8 @@
 //!
 //! Source: PostgreSQL 17, 53.4 Streaming Replication Protocol.
 
+#[cfg(any(test, fuzzing))]
+pub mod exercise;
 mod framing;
 mod handshake;
 mod skim;
@@ -28,8 +30,8 @@ pub use stream::{Frame, Reply, WalReader, WalWriter, finish};
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a cancelled command may take to end.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
-/// A message before the stream is longer than this only if somebody means harm.
-const COMMAND_BYTES_MAX: usize = 1 << 20;
+/// Every command answers with one row at most.
+const ROWS_MAX: usize = 1;
 /// PostgreSQL's own limit of a message's body is 1 GiB; a frame adds its header.
 const STREAM_BYTES_MAX: usize = (1 << 30) + (1 << 16);
 const COPY_BOTH_RESPONSE_TAG: u8 = b'W';
@@ -106,7 +108,7 @@ impl ReplicationConnection {
         };
         let (read, write) = socket.into_split();
         let mut connection = Self {
-            reader: Reader::new(read, COMMAND_BYTES_MAX),
+            reader: Reader::new(read),
             writer: Writer::new(write),
             attempt: attempt.clone(),
             process_id: 0,
@@ -195,8 +197,8 @@ impl ReplicationConnection {
         self.send_query(&command).await?;
         let started = tokio::time::timeout(COMMAND_TIMEOUT, self.await_copy_both()).await;
         started.map_err(|_| PostgresError::Timeout(COMMAND_TIMEOUT))??;
-        self.reader.message_bytes_max = STREAM_BYTES_MAX;
-        self.reader.value_bytes_max = value_bytes_max;
+        self.reader.arrived.copy_bytes_max = STREAM_BYTES_MAX;
+        self.reader.arrived.value_bytes_max = value_bytes_max;
         Ok((WalReader::new(self.reader), WalWriter::new(self.writer)))
     }
 
@@ -256,6 +258,7 @@ impl ReplicationConnection {
                 Ok(message) => message,
             };
             match framing::parse(&mut message)? {
+                Message::DataRow(_) if rows.len() == ROWS_MAX => return Err(unusable("a command")),
                 Message::DataRow(body) => rows.push(texts(&body)?),
                 Message::ErrorResponse(body) => failure = Some(server_error(&body)),
                 Message::ReadyForQuery(_) => return failure.map_or(Ok(rows), Err),

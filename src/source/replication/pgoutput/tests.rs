@@ -4,51 +4,18 @@ use bytes::BufMut;
 use proptest::prelude::*;
 
 use super::*;
-use crate::outbox::{Column, LeftOut};
+use crate::outbox::LeftOut;
+use crate::source::replication::wire::exercise;
 
-const RELATION_ID: u32 = 70_000;
+const RELATION_ID: u32 = exercise::OUTBOX_OID;
 const TEXT_OID: u32 = 25;
-
-fn layout() -> Arc<Layout> {
-    let column = |name: &str, type_name: &str| Column {
-        name: name.to_owned(),
-        type_name: type_name.to_owned(),
-        is_bytea: type_name == "bytea",
-    };
-    Arc::new(Layout {
-        schema: "public".to_owned(),
-        table: "outbox".to_owned(),
-        columns: vec![
-            column("id", "uuid"),
-            column("aggregatetype", "text"),
-            column("aggregateid", "text"),
-            column("type", "text"),
-            column("payload", "bytea"),
-            column("seq", "bigint"),
-        ],
-        id: 0,
-        aggregate_type: 1,
-        aggregate_id: 2,
-        event_type: Some(3),
-        payload: 4,
-        headers: None,
-        topic: None,
-        partition_key: None,
-        seq: Some(5),
-        sent_at: None,
-    })
-}
 
 /// Of a catalog that was read at 1,000, after most transactions of these tests.
 fn decoder() -> Decoder {
-    Decoder::new(Described {
-        layout: layout(),
-        oid: RELATION_ID,
-        read_at: Lsn(1_000),
-    })
+    Decoder::new(exercise::outbox())
 }
 
-fn begin(lsn: u64) -> BytesMut {
+pub(in crate::source::replication) fn begin(lsn: u64) -> BytesMut {
     let mut data = BytesMut::from(&b"B"[..]);
     data.put_u64(lsn);
     data.put_i64(1_000_000);
@@ -56,7 +23,7 @@ fn begin(lsn: u64) -> BytesMut {
     data
 }
 
-fn commit(lsn: u64, end: u64) -> BytesMut {
+pub(in crate::source::replication) fn commit(lsn: u64, end: u64) -> BytesMut {
     let mut data = BytesMut::from(&b"C\0"[..]);
     data.put_u64(lsn);
     data.put_u64(end);
@@ -64,11 +31,15 @@ fn commit(lsn: u64, end: u64) -> BytesMut {
     data
 }
 
-fn relation(name: &str, columns: &[(&str, u32)]) -> BytesMut {
+pub(in crate::source::replication) fn relation(name: &str, columns: &[(&str, u32)]) -> BytesMut {
     relation_of(RELATION_ID, name, columns)
 }
 
-fn relation_of(id: u32, name: &str, columns: &[(&str, u32)]) -> BytesMut {
+pub(in crate::source::replication) fn relation_of(
+    id: u32,
+    name: &str,
+    columns: &[(&str, u32)],
+) -> BytesMut {
     let mut data = BytesMut::from(&b"R"[..]);
     data.put_u32(id);
     data.put_slice(b"public\0");
@@ -85,7 +56,7 @@ fn relation_of(id: u32, name: &str, columns: &[(&str, u32)]) -> BytesMut {
     data
 }
 
-fn insert(values: &[Option<Vec<u8>>]) -> BytesMut {
+pub(in crate::source::replication) fn insert(values: &[Option<Vec<u8>>]) -> BytesMut {
     let mut data = BytesMut::from(&b"I"[..]);
     data.put_u32(RELATION_ID);
     data.put_u8(b'N');
@@ -109,7 +80,7 @@ fn hex(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// The outbox's columns in another order than the layout's, with one that the layout does not know.
-const COLUMNS: [(&str, u32); 7] = [
+pub(in crate::source::replication) const COLUMNS: [(&str, u32); 7] = [
     ("seq", 20),
     ("id", 2950),
     ("extra", TEXT_OID),

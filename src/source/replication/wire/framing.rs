@@ -16,15 +16,24 @@ const READ_BYTES_MIN: usize = 16 << 10;
 const READ_BYTES: usize = 64 << 10;
 /// What CopyData may have beside a few values of the largest size; a longer one is not kept whole.
 const COPY_BYTES_USUAL: usize = 1 << 20;
+/// A message that is no CopyData is longer than this only if somebody means harm.
+const COMMAND_BYTES_MAX: usize = 1 << 20;
 /// The tag and the length, which counts itself.
 const HEADER_BYTES: usize = 5;
 
 /// The receiving side of a connection.
 pub(super) struct Reader {
     socket: ReadHalf,
+    pub(super) arrived: Arrived,
+}
+
+/// What was read and not taken yet.
+///
+/// Grows with what arrives, never with what a length announces.
+pub(super) struct Arrived {
     buffer: BytesMut,
-    /// A longer message is refused.
-    pub(super) message_bytes_max: usize,
+    /// A longer CopyData is refused; of every other kind, one above [`COMMAND_BYTES_MAX`].
+    pub(super) copy_bytes_max: usize,
     /// Of a long message in the stream, a longer value is left out.
     pub(super) value_bytes_max: usize,
     /// The long message that is arriving.
@@ -40,13 +49,10 @@ pub(super) struct Fill {
 }
 
 impl Reader {
-    pub(super) fn new(socket: ReadHalf, message_bytes_max: usize) -> Self {
+    pub(super) fn new(socket: ReadHalf) -> Self {
         Self {
             socket,
-            buffer: BytesMut::with_capacity(READ_BYTES),
-            message_bytes_max,
-            value_bytes_max: usize::MAX,
-            skim: None,
+            arrived: Arrived::new(),
         }
     }
 
@@ -55,11 +61,9 @@ impl Reader {
     /// Errors: `Closed` at the end of the stream.
     /// Cancel-safe: yes.
     pub(super) async fn fill(&mut self) -> Result<Fill, PostgresError> {
-        if self.buffer.capacity() - self.buffer.len() < READ_BYTES_MIN {
-            self.buffer.reserve(READ_BYTES);
-        }
-        let room = self.buffer.capacity() - self.buffer.len();
-        let read = self.socket.read(&mut self.buffer).await;
+        let buffer = self.arrived.with_room();
+        let room = buffer.capacity() - buffer.len();
+        let read = self.socket.read(buffer).await;
         match read.map_err(PostgresError::lost)? {
             0 => Err(PostgresError::Closed),
             bytes => Ok(Fill {
@@ -71,24 +75,7 @@ impl Reader {
 
     /// Cuts the next message off, header included, if all of it has been read.
     pub(super) fn try_message(&mut self) -> Result<Option<BytesMut>, PostgresError> {
-        if self.skim.is_none() {
-            let Some(bytes) = length(&self.buffer, self.message_bytes_max)? else {
-                return Ok(None);
-            };
-            let bytes_usual = self.value_bytes_max.saturating_add(COPY_BYTES_USUAL);
-            if bytes <= bytes_usual || self.buffer[0] != COPY_DATA_TAG {
-                return Ok(cut(&mut self.buffer, bytes));
-            }
-            self.skim = Some(Skim::new(bytes, self.value_bytes_max));
-        }
-        let message = self
-            .skim
-            .as_mut()
-            .and_then(|skim| skim.take(&mut self.buffer));
-        if message.is_some() {
-            self.skim = None;
-        }
-        Ok(message)
+        self.arrived.try_message()
     }
 
     /// Waits for the next message, header included.
@@ -101,6 +88,59 @@ impl Reader {
             }
             self.fill().await?;
         }
+    }
+}
+
+impl Arrived {
+    pub(super) fn new() -> Self {
+        Self {
+            buffer: BytesMut::with_capacity(READ_BYTES),
+            copy_bytes_max: COMMAND_BYTES_MAX,
+            value_bytes_max: usize::MAX,
+            skim: None,
+        }
+    }
+
+    /// The buffer, with room for a read.
+    pub(super) fn with_room(&mut self) -> &mut BytesMut {
+        if self.buffer.capacity() - self.buffer.len() < READ_BYTES_MIN {
+            self.buffer.reserve(READ_BYTES);
+        }
+        &mut self.buffer
+    }
+
+    /// Memory that is taken.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn bytes(&self) -> usize {
+        self.buffer.capacity() + self.skim.as_ref().map_or(0, Skim::bytes)
+    }
+
+    /// Cuts the next message off, header included, if all of it is there.
+    pub(super) fn try_message(&mut self) -> Result<Option<BytesMut>, PostgresError> {
+        if self.skim.is_none() {
+            let is_copy = self.buffer.first() == Some(&COPY_DATA_TAG);
+            let bytes_max = if is_copy {
+                self.copy_bytes_max
+            } else {
+                COMMAND_BYTES_MAX
+            };
+            let Some(bytes) = length(&self.buffer, bytes_max)? else {
+                return Ok(None);
+            };
+            let bytes_usual = self.value_bytes_max.saturating_add(COPY_BYTES_USUAL);
+            if bytes <= bytes_usual || !is_copy {
+                return Ok(cut(&mut self.buffer, bytes));
+            }
+            self.skim = Some(Skim::new(bytes, self.value_bytes_max));
+        }
+        let message = self
+            .skim
+            .as_mut()
+            .and_then(|skim| skim.take(&mut self.buffer));
+        if message.is_some() {
+            self.skim = None;
+        }
+        Ok(message)
     }
 }
 

@@ -136,12 +136,12 @@ impl ReplicationConnection {
 
 /// The mechanisms of SCRAM that a server offers.
 #[derive(Clone, Copy, Debug, Default)]
-struct Offered {
+pub(super) struct Offered {
     plain: bool,
     bound: bool,
 }
 
-fn offers(body: &AuthenticationSaslBody) -> Result<Offered, PostgresError> {
+pub(super) fn offers(body: &AuthenticationSaslBody) -> Result<Offered, PostgresError> {
     let mut offered = Offered::default();
     let mut mechanisms = body.mechanisms();
     while let Some(name) = mechanisms.next().map_err(|_| unexpected())? {

@@ -45,6 +45,12 @@ impl Skim {
         }
     }
 
+    /// Memory that is taken.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn bytes(&self) -> usize {
+        self.kept.capacity()
+    }
+
     /// Takes what has arrived; the message once nothing is to come.
     pub(super) fn take(&mut self, buffer: &mut BytesMut) -> Option<BytesMut> {
         while self.to_come > 0 {

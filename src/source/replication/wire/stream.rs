@@ -230,7 +230,7 @@ async fn leave(reader: &mut WalReader, writer: &mut WalWriter) -> Result<(), Pos
 }
 
 /// Understands one message of the stream; `None` for what says nothing about it.
-fn frame(mut message: BytesMut) -> Result<Option<Frame>, PostgresError> {
+pub(super) fn frame(mut message: BytesMut) -> Result<Option<Frame>, PostgresError> {
     match message[0] {
         COPY_DATA_TAG => copy_frame(message).map(Some),
         COPY_DONE_TAG => Ok(Some(Frame::CopyDone)),
