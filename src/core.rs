@@ -3,13 +3,15 @@
 //! Owns every row between the source and its mark. Does no I/O, reads no clock, awaits nothing.
 
 mod bulkhead;
+mod entry;
 mod held;
 mod positions;
 #[cfg(test)]
 mod properties;
 mod row;
+mod suspects;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 pub use held::{Followers, Held, HeldAggregate, Recorded, TopicHold};
@@ -21,42 +23,9 @@ use crate::outbox::{Lsn, OutboxRow, RowId};
 use crate::publish::{Fault, SessionEnd, Ticket, TopicState};
 use crate::ranges::RangeSet;
 use bulkhead::Bulkhead;
+use entry::{Entry, RowKey, State};
 use positions::Positions;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Sent,
-    Delivered,
-    Marking,
-    /// Put aside, and that is not durable yet.
-    Aside,
-    /// Delivered and waiting for its transaction to be confirmed (`Settling::OnConfirmation`).
-    Resolved,
-}
-
-#[derive(Debug)]
-struct Entry {
-    state: State,
-    seq: Option<i64>,
-    id: RowId,
-    lsn: Lsn,
-    bytes: usize,
-    /// `None` where it is put aside.
-    topic: Option<Arc<str>>,
-}
-
-/// What matches a row that a source hands out again to the entry it became the first time.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum RowKey {
-    Seq(i64),
-    Id(RowId),
-}
-
-impl RowKey {
-    fn of(seq: Option<i64>, id: &RowId) -> Self {
-        seq.map_or_else(|| Self::Id(id.clone()), Self::Seq)
-    }
-}
+use suspects::Suspects;
 
 /// Every row in flight, in publishing order.
 #[derive(Debug)]
@@ -75,10 +44,7 @@ pub struct Core {
     policy: FaultPolicy,
     bulkhead: Bulkhead,
     held: Held,
-    alone: Option<Ticket>,
-    suspects: HashSet<RowKey>,
-    /// Rows that the broker refused alone, and what it said.
-    refused: HashMap<RowKey, String>,
+    suspects: Suspects,
     from_before: HashMap<RowKey, RowId>,
 }
 
@@ -100,9 +66,7 @@ impl Core {
             policy: faults.policy,
             bulkhead: Bulkhead::new(faults.halt_share),
             held: Held::default(),
-            alone: None,
-            suspects: HashSet::new(),
-            refused: HashMap::new(),
+            suspects: Suspects::default(),
             from_before: HashMap::new(),
         }
     }
@@ -145,8 +109,8 @@ impl Core {
             }
         };
         let key = RowKey::of(row.seq, &row.id);
-        if let Some(error) = self.refused.get(&key).filter(|_| !self.refused.is_empty()) {
-            let error = error.clone();
+        if let Some(error) = self.suspects.refusal(&key) {
+            let error = error.to_owned();
             return self.at_fault(row, "refused", error);
         }
         match self.held.ask_topic(topic) {
@@ -158,15 +122,15 @@ impl Core {
             }
             held::TopicAnswer::Available => {}
         }
-        let is_suspect = !self.suspects.is_empty() && self.suspects.contains(&key);
-        if self.alone.is_some() || (is_suspect && self.sent > 0) {
+        let is_suspect = self.suspects.has(&key);
+        if self.suspects.is_one_alone() || (is_suspect && self.sent > 0) {
             return Offer::Wait;
         }
         self.sent += 1;
         self.sent_bytes += row.bytes;
         let ticket = self.admit(row, State::Sent, Some(topic.clone()));
         if is_suspect {
-            self.alone = Some(ticket);
+            self.suspects.send_alone(ticket);
         }
         Offer::Publish(ticket)
     }
@@ -182,30 +146,24 @@ impl Core {
         if self.held.is_full() {
             return Offer::Halt("too many aggregates are blocked".to_owned());
         }
-        let ticket = match self.policy {
-            FaultPolicy::Continue | FaultPolicy::Halt => self.put_aside(
-                row,
-                Fate::Dead {
-                    reason,
-                    error: error.clone(),
-                    blocks: None,
-                },
-            ),
-            FaultPolicy::Block => {
-                self.held.block(row, reason, &error, Followers::Wait);
-                self.follow(row, Followers::Wait)
-            }
+        let dead = |blocks| Fate::Dead {
+            reason,
+            error: error.clone(),
+            blocks,
+        };
+        let fate = match self.policy {
+            FaultPolicy::Continue => dead(None),
             FaultPolicy::Follow => {
                 self.held.block(row, reason, &error, Followers::Die);
-                let blocks = Some(row.aggregate);
-                let fate = Fate::Dead {
-                    reason,
-                    error: error.clone(),
-                    blocks,
-                };
-                self.put_aside(row, fate)
+                dead(Some(row.aggregate))
+            }
+            FaultPolicy::Block | FaultPolicy::Halt => {
+                self.held.block(row, reason, &error, Followers::Wait);
+                self.held.count_follower(row.aggregate);
+                Fate::Blocked(row.aggregate)
             }
         };
+        let ticket = self.put_aside(row, fate);
         Offer::AtFault {
             ticket,
             reason,
@@ -286,9 +244,9 @@ impl Core {
             self.sent -= 1;
             self.sent_bytes -= entry.bytes;
             bytes += entry.bytes;
-            if self.alone == Some(*ticket) {
-                self.alone = None;
-                self.suspects.remove(&RowKey::of(entry.seq, &entry.id));
+            if self.suspects.is_one_alone() {
+                let key = RowKey::of(entry.seq, &entry.id);
+                self.suspects.delivered(*ticket, &key);
             }
             match self.settling {
                 Settling::OnMark => {
@@ -371,7 +329,7 @@ impl Core {
         for row in rows {
             if self.entries.contains_key(&row.ticket) {
                 self.held.kept(row.seq);
-                self.refused.remove(&RowKey::of(row.seq, &row.id));
+                self.suspects.recorded(&RowKey::of(row.seq, &row.id));
             }
             match self.settling {
                 Settling::OnMark => self.forget(row.ticket),
@@ -442,20 +400,14 @@ impl Core {
             };
             let key = RowKey::of(entry.seq, &entry.id);
             match (fault, &entry.topic) {
-                (Fault::Row(reason), _) if self.alone == Some(*ticket) => {
-                    self.suspects.remove(&key);
-                    self.refused.insert(key, reason.clone());
-                }
-                (Fault::Row(_), _) => {
-                    self.suspects.insert(key);
-                }
+                (Fault::Row(reason), _) => self.suspects.refuse(*ticket, key, reason),
                 (Fault::Topic(reason), Some(topic)) => {
                     self.held.refuse_topic(topic, reason.clone());
                 }
                 (Fault::Topic(_), None) | (Fault::Session(_), _) => {}
             }
         }
-        self.alone = None;
+        self.suspects.producer_ended();
         self.forget_all_in(State::Sent);
         (self.sent, self.sent_bytes) = (0, 0);
         self.source_ended();
@@ -477,10 +429,8 @@ impl Core {
         self.entries.clear();
         self.delivered.clear();
         self.aside.clear();
-        self.refused.clear();
-        self.suspects.clear();
+        self.suspects = Suspects::default();
         self.from_before.clear();
-        self.alone = None;
         (self.rows, self.bytes) = (0, 0);
         (self.sent, self.sent_bytes) = (0, 0);
         self.positions = Positions::default();
