@@ -147,6 +147,52 @@ async fn the_application_may_insert_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nothing_goes_to_public() {
+    let orders = bare("replication").await;
+    let (relay, application) = (
+        create_role(&orders, "").await,
+        create_role(&orders, "").await,
+    );
+    let roles = ["--relay-role", &relay, "--application-role", &application];
+    migrate(&orders.config, &roles);
+    let rows = orders.client.query(PUBLIC, &[]).await.unwrap();
+    let granted: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    assert_eq!(granted, [""; 0]);
+    // And no such default shows elsewhere: a role that was named nowhere may nothing.
+    let anybody = create_role(&orders, "").await;
+    let client = connect(&as_role(&orders, &anybody)).await;
+    for refused in [
+        "SELECT outbox_publish('order', 'a', 'placed', NULL)",
+        "INSERT INTO outbox (aggregatetype, aggregateid, type) VALUES ('order', 'a', 'x')",
+        "SELECT FROM outbox",
+        "SELECT FROM outbox_status",
+        "SELECT last_value FROM outbox_seq_seq",
+        "SELECT FROM outboxd.ledger",
+        "SELECT FROM outboxd.outbox",
+    ] {
+        let error = client.batch_execute(refused).await.expect_err(refused);
+        let denied = Some(&SqlState::INSUFFICIENT_PRIVILEGE);
+        assert_eq!(error.code(), denied, "{refused}: {error:?}");
+    }
+}
+
+/// What PUBLIC may with what `migrate` makes; defaults that no row of the catalog shows included.
+const PUBLIC: &str = "
+    SELECT what || ' ' || name || ': ' || privilege_type FROM (
+        SELECT 'relation' AS what, c.relname::text AS name,
+               coalesce(c.relacl, acldefault((CASE c.relkind WHEN 'S' THEN 's' ELSE 'r' END)::\"char\", c.relowner)) AS acl
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = 'outboxd' OR n.nspname = 'public' AND c.relname LIKE 'outbox%'
+        UNION ALL
+        SELECT 'function', p.proname::text, coalesce(p.proacl, acldefault('f', p.proowner))
+        FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname IN ('outboxd', 'public')
+        UNION ALL
+        SELECT 'schema', n.nspname::text, coalesce(n.nspacl, acldefault('n', n.nspowner))
+        FROM pg_namespace n WHERE n.nspname = 'outboxd') objects,
+        aclexplode(acl)
+    WHERE grantee = 0";
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_relay_role_that_is_no_superuser_runs_every_mode_and_mark() {
     for (mode, mark) in pairs() {
         let orders = bare(mode).await;

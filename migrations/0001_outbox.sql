@@ -60,6 +60,10 @@ BEGIN
     RETURN id;
 END
 $outboxd$;
+-- A new function belongs to PUBLIC else.
+REVOKE ALL ON FUNCTION {publish_function}(
+    text, text, text, json, jsonb, text, text, bigint, text, text, text, text, timestamptz, uuid
+) FROM PUBLIC;
 
 --: publication
 -- INSERT only: what the relay and others change or delete never comes back through the stream.

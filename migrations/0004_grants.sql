@@ -1,4 +1,4 @@
--- Who may do what. Nothing goes to PUBLIC; the application needs INSERT and nothing else.
+-- Who may do what. Nothing goes to PUBLIC; the application needs INSERT, and the function if it uses it.
 
 --: relay role
 -- Roles belong to the whole server: another database may have created it, now or before.
@@ -31,3 +31,8 @@ GRANT SELECT ON {status_view} TO {relay_role};
 --: application
 GRANT USAGE ON SCHEMA {schema} TO {application_role};
 GRANT INSERT ON {table} TO {application_role};
+
+--: application function
+GRANT EXECUTE ON FUNCTION {publish_function}(
+    text, text, text, json, jsonb, text, text, bigint, text, text, text, text, timestamptz, uuid
+) TO {application_role};

@@ -50,6 +50,7 @@ pub(super) struct Grants {
     pub updates_sent_at: bool,
     pub deletes: bool,
     pub inserts: bool,
+    pub executes: bool,
     pub state: bool,
     pub status: bool,
 }
@@ -160,8 +161,9 @@ async fn grants(
         return Ok(Grants::default());
     }
     let view = suffixed(&names.table, "_status");
+    let function = suffixed(&names.table, "_publish");
     let row = client
-        .query_one(GRANTED, &[&role, &table, &names.schema, &view])
+        .query_one(GRANTED, &[&role, &table, &names.schema, &view, &function])
         .await?;
     Ok(Grants {
         role_exists: true,
@@ -170,6 +172,7 @@ async fn grants(
         updates_sent_at: row.get("updates_sent_at"),
         deletes: row.get("deletes"),
         inserts: row.get("inserts"),
+        executes: row.get("executes"),
         state: row.get("state"),
         status: row.get("status"),
     })
@@ -236,6 +239,9 @@ const GRANTED: &str = "
                      WHERE n.nspname = 'outboxd'), false) AS state,
            coalesce((SELECT pg_catalog.has_table_privilege($1::name, c.oid, 'SELECT')
                      FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-                     WHERE n.nspname = $3 AND c.relname = $4), false) AS status
+                     WHERE n.nspname = $3 AND c.relname = $4), false) AS status,
+           coalesce((SELECT bool_and(pg_catalog.has_function_privilege($1::name, p.oid, 'EXECUTE'))
+                     FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+                     WHERE n.nspname = $3 AND p.proname = $5), false) AS executes
     FROM (SELECT (SELECT pg_catalog.has_schema_privilege($1::name, n.oid, 'USAGE')
                   FROM pg_catalog.pg_namespace n WHERE n.nspname = $3) AS schema) u";

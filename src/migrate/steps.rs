@@ -309,6 +309,16 @@ fn grants(names: &Names, standing: &Standing, values: &Values, steps: &mut Vec<S
             sql: values.render(GRANTS, "application"),
             state: needed(!standing.application.inserts),
         });
+        let function = steps.iter().find(|step| step.part == Part::Function);
+        if let Some(function) = function {
+            let is_made = function.state == StepState::Needed;
+            steps.push(Step {
+                part: Part::Grant,
+                description: format!("right of `{role}` to call the function"),
+                sql: values.render(GRANTS, "application function"),
+                state: needed(is_made || !standing.application.executes),
+            });
+        }
     }
 }
 
