@@ -2,5 +2,6 @@
 
 pub mod frozen;
 mod migration;
+mod promotion;
 pub mod rolling;
 mod several;

@@ -18,7 +18,7 @@ pub use owner::{Life, Owner};
 pub use statements::{read, release, renew, take};
 
 use crate::config::ConfigError;
-use crate::postgres::PostgresError;
+use crate::postgres::{Host, PostgresError};
 
 /// What `outboxd.lease` says of one outbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,6 +98,8 @@ pub enum LeaseError {
     Url(#[source] ConfigError),
     #[error("cannot connect for the lease")]
     Connect(#[source] PostgresError),
+    #[error("`{0}` is a hot standby, and no other host of the URL is a primary")]
+    HotStandby(Host),
     #[error("cannot connect for the lease within {0:?}")]
     ConnectTimeout(Duration),
     #[error("cannot read the lease of `{outbox}`")]

@@ -57,12 +57,16 @@ pub struct Session {
     /// Sends statements. Its own errors do not say why a connection ended: see [`Session::explain`].
     pub client: Client,
     pub security: Security,
+    /// Where it goes.
+    pub host: Host,
+    /// The server was a hot standby when it was connected to: nothing can be written there.
+    pub is_standby: bool,
     ended: watch::Receiver<Option<PostgresError>>,
     /// The reason that a statement was told; the connection itself then only saw its end.
     told: OnceLock<PostgresError>,
 }
 
-/// Opens a session for SQL; hosts are tried in the order of the URL.
+/// Opens a session for SQL; hosts are tried in the order of the URL, and a standby is taken only where none is a primary.
 ///
 /// `name` is appended to the application name, such as `lease`.
 /// Errors: the last host's, where every host fails.
@@ -70,17 +74,22 @@ pub struct Session {
 pub async fn connect(options: &ConnectOptions, name: &str) -> Result<Session, PostgresError> {
     let config = session_config(options, name);
     let mut failure = PostgresError::Url("it names no host");
+    let mut standby = None;
     for attempt in Attempt::all(options) {
-        if !attempt.is_due(&failure) {
+        let is_answered = |session: &Session| session.host == attempt.host;
+        if !attempt.is_due(&failure) || standby.as_ref().is_some_and(is_answered) {
             continue;
         }
         match tokio::time::timeout(options.connect_timeout, open(&attempt, &config)).await {
+            Ok(Ok(session)) if session.is_standby => {
+                standby = Some(session);
+            }
             Ok(Ok(session)) => return Ok(session),
             Ok(Err(error)) => failure = error,
             Err(_) => failure = options.timed_out(&attempt),
         }
     }
-    Err(failure)
+    standby.ok_or(failure)
 }
 
 impl Session {
@@ -129,6 +138,8 @@ async fn open(attempt: &Attempt, config: &Config) -> Result<Session, PostgresErr
     }
     let connected = config.connect_raw(Guard::new(socket), AlreadySecured).await;
     let (client, connection) = connected?;
+    // Told by PostgreSQL 14 and newer, at the start and when it changes.
+    let is_standby = connection.parameter("in_hot_standby") == Some("on");
     let (sender, ended) = watch::channel(None);
     tokio::spawn(async move {
         let reason = match connection.await {
@@ -139,6 +150,8 @@ async fn open(attempt: &Attempt, config: &Config) -> Result<Session, PostgresErr
     });
     Ok(Session {
         client,
+        host: attempt.host.clone(),
+        is_standby,
         security,
         ended,
         told: OnceLock::new(),

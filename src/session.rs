@@ -108,7 +108,7 @@ pub enum Numbers {
 /// What a session is opened with.
 pub struct Opening<'a> {
     pub config: &'a Config,
-    pub options: &'a ConnectOptions,
+    pub options: ConnectOptions,
     pub lease: watch::Receiver<LeaseState>,
     pub epoch: i64,
     pub legacy: &'a mut Legacy,
@@ -165,7 +165,9 @@ impl Opening<'_> {
     /// Errors: `Halt` when a person must decide; every other is worth another try.
     /// Cancel-safe: yes; what was recorded stays and is found by the next opening.
     pub async fn open(&mut self) -> Result<Session, OpenError> {
-        let sql = Arc::new(connect(self.options, "marks").await?);
+        let sql = Arc::new(connect(&self.options, "marks").await?);
+        // The stream comes from where the marks go: another host of the URL may be a standby.
+        self.options = self.options.at(&sql.host);
         let table = self.inspect(&sql).await?;
         let layout = Arc::new(table.layout.clone());
         let outbox = layout.outbox();
@@ -373,7 +375,7 @@ impl Opening<'_> {
         if is_streamed && known.state.caught_up {
             let outbox = Described::from(table);
             let bytes_max = crate::kafka::record_bytes_max(&self.config.kafka);
-            let stream = Source::stream(self.options, replication, outbox, bytes_max).await?;
+            let stream = Source::stream(&self.options, replication, outbox, bytes_max).await?;
             return Ok((stream, Phase::Steady));
         }
         let source = self.table_source(table, marks, known.top_id).await?;
@@ -397,7 +399,7 @@ impl Opening<'_> {
         let (Marks::Ledger(_), true) = (marks, source.is_stream()) else {
             return Ok(None);
         };
-        let session = connect(self.options, "holes").await?;
+        let session = connect(&self.options, "holes").await?;
         let watch = HoleWatch::prepare(session, &table.layout, first_number(table)).await;
         Ok(Some(watch.map_err(SourceError::from)?))
     }
@@ -411,7 +413,7 @@ impl Opening<'_> {
     ) -> Result<Source, OpenError> {
         let source = &self.config.source;
         let polling = Polling {
-            session: connect(self.options, "polling").await?,
+            session: connect(&self.options, "polling").await?,
             layout: Arc::new(table.layout.clone()),
             table: table.layout.sql_name(),
             batch_rows: source.polling.batch_rows,

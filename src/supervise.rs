@@ -178,7 +178,7 @@ impl Supervisor {
         }
         let mut opening = Opening {
             config: &self.config,
-            options: &options,
+            options,
             lease,
             epoch,
             legacy: &mut self.legacy,

@@ -129,6 +129,33 @@ impl Postgres {
         cluster
     }
 
+    /// Starts a hot standby that streams from this cluster; `None` where `pg_basebackup` is not installed.
+    pub fn start_standby(&self) -> Option<Self> {
+        let program = Self::client_program("pg_basebackup")?;
+        let folder = workspace::folder(&format!("pg{}-standby", self.major));
+        workspace::hand_over(&folder);
+        let mut standby = Self {
+            major: self.major,
+            port: workspace::free_port(),
+            bin: self.bin.clone(),
+            folder,
+            process: None,
+        };
+        let copied = workspace::unprivileged(&mut Command::new(program))
+            .args(["-h", "127.0.0.1", "-p", &self.port.to_string()])
+            .args(["-U", "postgres", "-c", "fast", "-X", "stream", "-R", "-D"])
+            .arg(standby.data())
+            .output()
+            .expect("run pg_basebackup");
+        let said = String::from_utf8_lossy(&copied.stderr);
+        assert!(copied.status.success(), "pg_basebackup: {said}");
+        let socket_folder = standby.folder.display().to_string();
+        let port = standby.port.to_string();
+        standby.configure(&[("port", &port), ("unix_socket_directories", &socket_folder)]);
+        standby.restart();
+        Some(standby)
+    }
+
     /// Appends settings to the configuration; they hold from the next start or `reload`.
     pub fn configure(&self, settings: &[(&str, &str)]) {
         let path = self.data().join("postgresql.conf");
@@ -182,7 +209,7 @@ impl Postgres {
             let mut lines = state.lines();
             let is_own = lines.next() == Some(process.id().to_string().as_str());
             match lines.nth(6) {
-                Some(state) if is_own && state.trim() == "ready" => Ok(()),
+                Some(state) if is_own && matches!(state.trim(), "ready" | "standby") => Ok(()),
                 state => Err(format!("{state:?}")),
             }
         });

@@ -204,6 +204,7 @@ impl Keeper {
         let url = read_url(self.url.clone()).await?;
         let options = ConnectOptions::parse(&url).map_err(LeaseError::Connect)?;
         match timeout(patience, postgres::connect(&options, "lease")).await {
+            Ok(Ok(session)) if session.is_standby => Err(LeaseError::HotStandby(session.host)),
             Ok(session) => session.map_err(LeaseError::Connect),
             Err(_) => Err(LeaseError::ConnectTimeout(patience)),
         }

@@ -91,6 +91,14 @@ impl ConnectOptions {
         full.trim_end().to_owned()
     }
 
+    /// The same for one of the hosts alone.
+    pub(crate) fn at(&self, host: &Host) -> Self {
+        Self {
+            hosts: vec![host.clone()],
+            ..self.clone()
+        }
+    }
+
     pub(crate) fn timed_out(&self, attempt: &Attempt) -> PostgresError {
         PostgresError::ConnectTimeout {
             address: attempt.host.to_string(),
@@ -143,6 +151,12 @@ impl Parts {
                 let seconds = value.parse().ok().filter(|seconds| *seconds > 0);
                 let seconds = seconds.ok_or(PostgresError::BadParameter("connect_timeout"))?;
                 self.connect_timeout = Some(Duration::from_secs(seconds));
+            }
+            // A primary is preferred whatever it says: nothing can be marked on a standby.
+            "target_session_attrs" => {
+                if !matches!(value.as_str(), "any" | "read-write" | "primary") {
+                    return Err(PostgresError::BadParameter("target_session_attrs"));
+                }
             }
             _ if self.tls.read(name, &value)? => {}
             _ => return Err(PostgresError::UnknownParameter(name.to_owned())),
@@ -260,7 +274,7 @@ mod tests {
     #[test]
     fn a_full_url_is_understood() {
         let options = parse(
-            "postgresql://o%40x:p%2Fw:d@db1:5433,[::1],db3/orders?connect_timeout=2&application_name=a+b&sslmode=prefer",
+            "postgresql://o%40x:p%2Fw:d@db1:5433,[::1],db3/orders?connect_timeout=2&target_session_attrs=read-write&application_name=a+b&sslmode=prefer",
         )
         .unwrap();
         let hosts = vec![tcp("db1", 5433), tcp("::1", 5432), tcp("db3", 5432)];
@@ -303,6 +317,10 @@ mod tests {
             (
                 "postgres://r:s3cret@h/d?connect_timeout=s3cret",
                 "connect_timeout",
+            ),
+            (
+                "postgres://r:s3cret@h/d?target_session_attrs=s3cret",
+                "target_session_attrs",
             ),
             ("postgres://r:s3cret@h:s3cret/d", "port"),
             ("postgres://r:s3cret/1@h/d", "port"),
