@@ -3,10 +3,10 @@
 # It runs as user 65532, writes no file, and so works with a read-only root file system.
 
 FROM rust:1.95-slim-bookworm AS build
-# librdkafka, OpenSSL, zlib and zstd are built from the sources that their crates carry: no header package.
+# librdkafka, curl, OpenSSL, zlib and zstd are built from the sources that their crates carry: no header package.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends g++ gcc libc6-dev make perl \
+    && apt-get install --yes --no-install-recommends cmake g++ gcc libc6-dev make perl \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 

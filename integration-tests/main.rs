@@ -13,6 +13,7 @@ mod faults;
 mod ha;
 mod harness_self;
 mod identity;
+mod kafka_security;
 mod lease;
 mod ledger;
 mod matrix;

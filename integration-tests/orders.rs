@@ -30,7 +30,11 @@ pub struct Orders {
 impl Orders {
     /// A database of this server and a topic on the shared broker; nothing in the database yet.
     pub async fn bare(postgres: &Postgres, prefix: &str) -> Self {
-        let kafka = Kafka::shared().await;
+        Self::on(Kafka::shared().await, postgres, prefix).await
+    }
+
+    /// `bare` with the topic on this broker.
+    pub async fn on(kafka: &Kafka, postgres: &Postgres, prefix: &str) -> Self {
         let database = postgres.create_database(prefix).await;
         // Databases of several servers may share a name, their topics may not.
         let topic = Kafka::unique_name(&database.name);

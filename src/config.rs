@@ -9,6 +9,7 @@ mod document;
 mod environment;
 mod error;
 mod kafka_properties;
+mod kafka_security;
 mod keys;
 mod load;
 mod secret;
@@ -23,7 +24,7 @@ use std::path::Path;
 use std::time::Duration;
 
 pub use error::{ConfigError, ConfigErrors, Origin};
-pub use kafka_properties::resolve_property;
+pub use kafka_security::resolve_property;
 pub use keys::reference_toml;
 pub use secret::{Secret, UrlSource};
 pub use table_name::{TableName, TableNameError};

@@ -383,7 +383,7 @@ impl Core {
     /// Rows put aside that are not recorded are dropped: a source hands them out again.
     pub fn source_ended(&mut self) {
         self.positions.restart();
-        self.held.source_ended();
+        self.held.ask_again();
         self.aside.clear();
         self.forget_all_in(State::Aside);
         let key = |entry: &Entry| (RowKey::of(entry.seq, &entry.id), entry.id.clone());
@@ -422,6 +422,11 @@ impl Core {
     /// Takes what was found out about a topic; `true` when a held topic can be written again.
     pub fn topic(&mut self, topic: &Arc<str>, state: &TopicState) -> bool {
         self.held.topic(topic, state)
+    }
+
+    /// Forgets the questions about topics that nobody has answered yet: another producer is to be asked.
+    pub fn ask_again(&mut self) {
+        self.held.ask_again();
     }
 
     /// Forgets everything that is in flight: the numbers or the database are no longer the same.

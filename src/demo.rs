@@ -48,6 +48,10 @@ pub struct DemoOptions {
     /// there, and removed at the end
     #[arg(long, value_name = "HOST:PORT,…", value_delimiter = ',')]
     pub brokers: Vec<String>,
+    /// A property of librdkafka for those brokers, such as security.protocol=SASL_SSL or
+    /// sasl.password=${file:/run/secrets/kafka}; as often as needed
+    #[arg(long, value_name = "NAME=VALUE", requires = "brokers", value_parser = property)]
+    pub kafka_property: Vec<(String, String)>,
     /// The folder of PostgreSQL's programs; else the PATH's, else the newest under /usr/lib/postgresql
     #[arg(long, value_name = "DIR")]
     pub postgres_bin: Option<PathBuf>,
@@ -63,6 +67,11 @@ pub struct DemoOptions {
     /// Print the result as JSON instead of a table
     #[arg(long)]
     pub json: bool,
+}
+
+fn property(text: &str) -> Result<(String, String), &'static str> {
+    let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
+    Ok((name.trim().to_owned(), value.to_owned()))
 }
 
 /// How the relay reads the outbox.
@@ -122,7 +131,10 @@ pub async fn run(options: DemoOptions) -> Result<DemoOutcome, DemoError> {
 async fn open_broker(options: &DemoOptions) -> Result<Broker, DemoError> {
     match options.brokers.as_slice() {
         [] => Broker::inside(),
-        brokers => Broker::outside(&brokers.join(","), broker::PARTITIONS).await,
+        brokers => {
+            let properties = options.kafka_property.iter().cloned().collect();
+            Broker::outside(&brokers.join(","), properties, broker::PARTITIONS).await
+        }
     }
 }
 

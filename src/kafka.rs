@@ -2,6 +2,10 @@
 //!
 //! Owns the values that the guarantees stand on. Never prints the value of a property.
 
+mod files;
+
+pub use files::ClientFiles;
+
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::types::RDKafkaConfRes;
@@ -72,6 +76,16 @@ pub enum KafkaError {
     InvalidValue { property: String },
     #[error("cannot create the Kafka client: {reason}")]
     Create { reason: String },
+}
+
+impl KafkaError {
+    /// Another content of a file may mend it; else only another configuration does.
+    pub fn is_of_files(&self) -> bool {
+        match self {
+            Self::Property { .. } | Self::Create { .. } => true,
+            Self::UnknownProperty { .. } | Self::InvalidValue { .. } => false,
+        }
+    }
 }
 
 impl From<rdkafka::error::KafkaError> for KafkaError {
@@ -226,6 +240,26 @@ mod tests {
             .unwrap()
             .create::<BaseProducer>()
             .unwrap();
+    }
+
+    #[test]
+    fn librdkafka_knows_every_way_of_authentication_and_every_compression() {
+        let native = ClientConfig::new().create_native_config().unwrap();
+        let features = native.get("builtin.features").unwrap();
+        let features: Vec<&str> = features.split(',').collect();
+        for feature in [
+            "ssl",
+            "sasl_plain",
+            "sasl_scram",
+            "sasl_oauthbearer",
+            "oidc",
+            "gzip",
+            "snappy",
+            "lz4",
+            "zstd",
+        ] {
+            assert!(features.contains(&feature), "{feature} in {features:?}");
+        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::config::{KafkaConfig, LimitsConfig};
 use crate::encode::Record;
-use crate::kafka::KafkaError;
+use crate::kafka::{ClientFiles, KafkaError};
 use look_up::LookUps;
 use reports::Broker;
 use session::{Command, Session};
@@ -94,14 +94,25 @@ pub struct Publisher {
     look_ups: mpsc::Sender<Arc<str>>,
     in_flight: Arc<AtomicUsize>,
     broker: Broker,
+    files: ClientFiles,
+}
+
+impl PublishError {
+    /// Another content of a file may mend it.
+    pub fn is_of_files(&self) -> bool {
+        matches!(self, Self::Config(error) if error.is_of_files())
+    }
 }
 
 impl Publisher {
     /// Starts a session without waiting for Kafka, which may be absent.
+    ///
+    /// Secrets, keys and certificates are read from their files now.
     pub fn start(
         kafka: &KafkaConfig,
         limits: &LimitsConfig,
     ) -> Result<(Self, UnboundedReceiver<PublisherEvent>), PublishError> {
+        let files = ClientFiles::of(kafka);
         let (events, receiver) = unbounded_channel();
         let (commands, command_receiver) = mpsc::channel();
         let (look_ups, look_up_receiver) = mpsc::channel();
@@ -122,6 +133,7 @@ impl Publisher {
             look_ups,
             in_flight,
             broker,
+            files,
         };
         Ok((publisher, receiver))
     }
@@ -151,6 +163,16 @@ impl Publisher {
     /// What last went wrong on the way to Kafka, `None` since a broker answered again.
     pub fn broker_error(&self) -> watch::Receiver<Option<String>> {
         self.broker.subscribe()
+    }
+
+    /// Files that this session has read are others now: a new session would know other secrets.
+    pub fn is_outdated(&self) -> bool {
+        self.files.have_changed()
+    }
+
+    /// Keeps this session although its files have changed, until they change again.
+    pub fn keep(&mut self, files: ClientFiles) {
+        self.files = files;
     }
 
     /// Sends what was handed over, waits for its reports until `deadline` has passed, purges the rest.

@@ -7,12 +7,13 @@ mod keeping;
 mod lag;
 mod marking;
 mod outlook;
+mod producer;
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -26,7 +27,7 @@ use crate::mark::{MarkError, Marks, Tenure};
 use crate::metrics::Metrics;
 use crate::outbox::{Layout, Lsn, OutboxRow, RowId};
 use crate::postgres;
-use crate::publish::{PublishError, Publisher, PublisherEvent, Ticket};
+use crate::publish::{PublisherEvent, Ticket};
 use crate::ranges::RangeSet;
 use crate::source::replication::hole_watch::HoleWatch;
 use crate::source::{Source, SourceError};
@@ -36,6 +37,7 @@ use feed::Feed;
 use holes::Judged;
 use keeping::Keeping;
 use marking::{Finding, Marking, finished, joined};
+use producer::{Producer, Successor, next_event};
 
 /// How often a held topic is asked for.
 const TOPICS_EVERY: Duration = Duration::from_secs(2);
@@ -84,11 +86,6 @@ impl ReadBefore {
     fn has(&self, row: &OutboxRow) -> bool {
         row.lsn <= self.until && row.seq.is_some_and(|seq| self.numbers.contains(seq))
     }
-}
-
-struct Producer {
-    publisher: Publisher,
-    events: mpsc::UnboundedReceiver<PublisherEvent>,
 }
 
 /// What one session works with.
@@ -173,31 +170,6 @@ impl Relay {
         }
     }
 
-    /// Starts the producer if none lives.
-    pub fn start_producer(&mut self) -> Result<(), PublishError> {
-        if self.producer.is_none() {
-            let (publisher, events) = Publisher::start(&self.config.kafka, &self.config.limits)?;
-            self.producer = Some(Producer { publisher, events });
-        }
-        Ok(())
-    }
-
-    /// Ends the producer within the deadline and settles what it still delivers.
-    ///
-    /// Rows that it did not deliver are dropped: a source hands them out again.
-    pub async fn end_producer(&mut self, deadline: Duration) {
-        let Some(mut producer) = self.producer.take() else {
-            return;
-        };
-        let end = producer.publisher.end(deadline).await;
-        while let Ok(event) = producer.events.try_recv() {
-            if let PublisherEvent::Delivered(tickets) = event {
-                self.core.delivered(&tickets);
-            }
-        }
-        self.core.producer_ended(&end);
-    }
-
     /// Drops everything in flight: another relay publishes from now on.
     pub async fn depose(&mut self) {
         self.end_producer(Duration::ZERO).await;
@@ -240,7 +212,7 @@ impl Relay {
                     }
                 }
                 event = next_event(&mut self.producer) => self.take_at_rest(event),
-                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+                () = tokio::time::sleep(Duration::from_secs(1)) => self.end_outdated_producer().await,
             }
             if self.producer.is_none() {
                 return;
@@ -286,6 +258,7 @@ impl Relay {
             lag_question: None,
             requests: None,
             held_ids: HashSet::new(),
+            successor: None,
             shutdown_notices,
             handed_over: VecDeque::new(),
             ticks: 0,
@@ -322,6 +295,8 @@ struct Run<'a> {
     shutdown_notices: u64,
     /// Held rows that a source of unsent rows hands out again and again.
     held_ids: HashSet<RowId>,
+    /// Waits for the producer to finish what is in flight.
+    successor: Option<Successor>,
     /// The last ticket of what was handed to the producer, and when.
     handed_over: VecDeque<(Ticket, Instant)>,
     ticks: u32,
@@ -338,6 +313,9 @@ impl Run<'_> {
             timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
         loop {
+            if let Some(end) = self.succeed().await {
+                return end;
+            }
             if let Some(end) = self.turn() {
                 return end;
             }
@@ -384,7 +362,10 @@ impl Run<'_> {
                 _ = maintain.tick() => self.maintain(),
                 _ = holes.tick() => self.judge_holes(),
                 _ = topics.tick() => self.ask_for_held_topics(),
-                _ = outlook.tick() => self.look_out(),
+                _ = outlook.tick() => {
+                    self.look_out();
+                    self.renew_producer();
+                }
                 batch = self.session.source.read(), if wants_batch => {
                     if let Some(end) = self.take_batch(batch).await {
                         return end;
@@ -407,6 +388,7 @@ impl Run<'_> {
         drop(lease);
         if may_publish
             && self.drain_until.is_none()
+            && self.successor.is_none()
             && let Some(end) = self.feed_rows()
         {
             return Some(end);
@@ -452,6 +434,7 @@ impl Run<'_> {
                 self.relay.metrics.delivered(tickets.len());
                 self.relay.metrics.delivered_bytes(bytes);
                 self.observe_delivery(&tickets);
+                self.delay_successor();
                 None
             }
             Some(PublisherEvent::Topic { topic, state }) => {
@@ -497,16 +480,6 @@ impl Run<'_> {
             End::Deposed => self.relay.depose().await,
             _ => self.relay.core.source_ended(),
         }
-    }
-}
-
-/// Waits for what the producer tells; for ever while there is none.
-///
-/// Cancel-safe: yes.
-async fn next_event(producer: &mut Option<Producer>) -> Option<PublisherEvent> {
-    match producer {
-        Some(producer) => producer.events.recv().await,
-        None => std::future::pending().await,
     }
 }
 

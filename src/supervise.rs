@@ -85,6 +85,8 @@ pub struct Supervisor {
 enum Attempt {
     Ended(End),
     NotOpened(OpenError),
+    /// A file behind the producer's secrets can't be used.
+    NoProducer(PublishError),
 }
 
 impl Supervisor {
@@ -119,8 +121,10 @@ impl Supervisor {
     /// Errors: only what no retry can mend, before the first session.
     pub async fn run(mut self) -> Result<(), SuperviseError> {
         while !self.stop.is_cancelled() {
-            self.relay.start_producer()?;
-            let attempt = self.attempt().await?;
+            let attempt = match self.relay.start_producer() {
+                Ok(()) => self.attempt().await?,
+                Err(failure) => without_producer(failure)?,
+            };
             let verdict = verdict(&attempt);
             self.tell(&attempt, verdict);
             self.follow(&attempt);
@@ -150,7 +154,9 @@ impl Supervisor {
             Err(failure) => return Ok(Attempt::NotOpened(failure)),
         };
         // A standby has let go of the one it had.
-        self.relay.start_producer()?;
+        if let Err(failure) = self.relay.start_producer() {
+            return without_producer(failure);
+        }
         let (started_at, delivered_before) = (Instant::now(), self.relay.delivered_rows);
         let end = self.relay.run(session).await;
         let is_good =
@@ -316,6 +322,14 @@ impl Supervisor {
     }
 }
 
+/// A file may be mended while we run; any other configuration needs a restart.
+fn without_producer(failure: PublishError) -> Result<Attempt, SuperviseError> {
+    match failure.is_of_files() {
+        true => Ok(Attempt::NoProducer(failure)),
+        false => Err(failure.into()),
+    }
+}
+
 /// Says again and again that the main loop turns.
 ///
 /// Cancel-safe: yes.
@@ -328,6 +342,7 @@ async fn beat(status: &StatusCell) -> Infallible {
 
 fn verdict(attempt: &Attempt) -> Verdict {
     match attempt {
+        Attempt::NoProducer(_) => Verdict::Retry,
         Attempt::Ended(end) => match end {
             End::Stopped => Verdict::Stop,
             End::Source(failure) => of_source(failure),
@@ -399,6 +414,7 @@ fn of_class(class: Class) -> Verdict {
 
 fn reason(attempt: &Attempt) -> String {
     match attempt {
+        Attempt::NoProducer(failure) => chain(failure),
         Attempt::NotOpened(failure) => chain(failure),
         Attempt::Ended(end) => match end {
             End::Stopped => "asked to stop".to_owned(),
@@ -419,6 +435,7 @@ fn reason(attempt: &Attempt) -> String {
 /// The low-cardinality name of what happened.
 fn label(attempt: &Attempt) -> &'static str {
     match attempt {
+        Attempt::NoProducer(_) => "no_producer",
         Attempt::NotOpened(_) => "not_opened",
         Attempt::Ended(end) => match end {
             End::Stopped => "stopped",

@@ -1,5 +1,6 @@
 //! The Kafka that the relay publishes to: one that stands elsewhere, or one node of the fetched jars.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -61,7 +62,7 @@ impl Kafka {
 
     /// Creates a topic of an unused name and waits until every partition is served.
     pub async fn topic(&self) -> anyhow::Result<Broker> {
-        let topic = Broker::outside(&self.servers, PARTITIONS).await?;
+        let topic = Broker::outside(&self.servers, BTreeMap::new(), PARTITIONS).await?;
         let deadline = Instant::now() + Duration::from_secs(20);
         while let Err(error) = self.records(&topic) {
             anyhow::ensure!(Instant::now() < deadline, "`{}`: {error:#}", topic.topic);

@@ -23,6 +23,15 @@ const CLUSTER_ID: &str = "b3V0Ym94ZC10ZXN0cy0wMQ";
 
 static TOPICS: AtomicU32 = AtomicU32::new(0);
 
+/// Where a broker is reached beside its plain listener.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    pub name: &'static str,
+    /// `SSL`, `SASL_SSL` and the like.
+    pub protocol: &'static str,
+    pub port: u16,
+}
+
 /// A running or stopped broker, removed when dropped.
 #[derive(Debug)]
 pub struct Kafka {
@@ -45,19 +54,30 @@ impl Kafka {
 
     /// Starts a private broker with properties beyond the usual ones, which they override.
     pub fn start_with(extra: &[(&str, &str)]) -> Self {
+        Self::start_listening(&[], &[], extra)
+    }
+
+    /// `start_with` that listens in other ways too, on 127.0.0.1, and knows users of SCRAM, written as
+    /// `SCRAM-SHA-256=[name=…,password=…]`.
+    pub fn start_listening(
+        listeners: &[Listener],
+        users: &[String],
+        extra: &[(&str, &str)],
+    ) -> Self {
         let folder = workspace::folder("kafka");
         let mut broker = Self {
             port: workspace::free_port(),
             folder,
             process: None,
         };
-        let properties = broker.properties(workspace::free_port(), extra);
+        let properties = broker.properties(workspace::free_port(), listeners, extra);
         fs::write(broker.folder.join("server.properties"), properties)
             .expect("write server.properties");
         let formatted = broker
             .java("-Xmx128m")
             .args(["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"])
             .arg(broker.folder.join("server.properties"))
+            .args(users.iter().flat_map(|user| ["--add-scram", user]))
             .output()
             .expect("run java: install a Java 17 runtime");
         assert!(
@@ -194,6 +214,23 @@ impl Kafka {
             .unwrap_or_else(|(topic, code)| panic!("delete topic `{topic}`: {code}"));
     }
 
+    /// Runs one of Kafka's own tools, such as `kafka.admin.ConfigCommand`, on the plain listener.
+    pub fn tool(&self, class: &str, arguments: &[&str]) {
+        let brokers = self.brokers();
+        let done = self
+            .java("-Xmx128m")
+            .args([class, "--bootstrap-server", &brokers])
+            .args(arguments)
+            .output()
+            .expect("run java");
+        assert!(
+            done.status.success(),
+            "{class} {arguments:?}: {}{}",
+            String::from_utf8_lossy(&done.stdout),
+            String::from_utf8_lossy(&done.stderr)
+        );
+    }
+
     pub fn admin(&self) -> AdminClient<DefaultClientContext> {
         self.client()
             .create()
@@ -247,18 +284,33 @@ impl Kafka {
     }
 
     /// A killed broker may register again when its session has ended, by default after 9 seconds: 3 are enough here.
-    fn properties(&self, controller_port: u16, extra: &[(&str, &str)]) -> String {
+    fn properties(
+        &self,
+        controller_port: u16,
+        listeners: &[Listener],
+        extra: &[(&str, &str)],
+    ) -> String {
         let port = self.port;
+        let (mut addresses, mut protocols) = (String::new(), String::new());
+        for Listener {
+            name,
+            protocol,
+            port,
+        } in listeners
+        {
+            addresses += &format!(",{name}://127.0.0.1:{port}");
+            protocols += &format!(",{name}:{protocol}");
+        }
         let data = self.folder.join("data");
         let data = data.display();
         let mut properties = format!(
             "process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller_port}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}{addresses}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}{addresses}
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT{protocols}
 log.dirs={data}
 offsets.topic.replication.factor=1
 offsets.topic.num.partitions=1

@@ -1,21 +1,29 @@
 //! Kafka: whether a broker answers, and whether topics are there.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaError;
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError as RdKafkaError, RDKafkaErrorCode};
 use rdkafka::types::RDKafkaRespErr;
 
 use super::{Finding, Report, chain};
 use crate::config::Config;
-use crate::kafka::create_command;
-use crate::kafka::look_up_config;
+use crate::kafka::{KafkaError, create_command, look_up_config};
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// What librdkafka may have told while it tried.
+const EVENTS_MAX: usize = 100;
 
 pub(super) async fn look(config: &Config, topics: Vec<String>, report: &mut Report) {
     let brokers = config.kafka.brokers.join(",");
+    for (property, reason) in config.kafka.weaknesses() {
+        let detail = format!("`{property}`: {reason}");
+        report.push(Finding::warning("Kafka", detail, "remove it from `kafka.properties`, and give `ssl.ca.location` where the authority is your own"));
+    }
     let client_config = match look_up_config(&config.kafka) {
         Ok(client_config) => client_config,
         Err(error) => {
@@ -33,7 +41,7 @@ pub(super) async fn look(config: &Config, topics: Vec<String>, report: &mut Repo
         Ok(Ok(states)) => states,
         Ok(Err(error)) => {
             let remedy = "`kafka.brokers` and `kafka.properties` say where and how";
-            let detail = format!("no broker of {brokers} answers: {}", chain(&error));
+            let detail = format!("no broker of {brokers} answers: {error}");
             report.push(Finding::missing("Kafka", detail, remedy));
             return;
         }
@@ -60,19 +68,55 @@ enum TopicState {
     Failed(String),
 }
 
+/// What last went wrong on the way to a broker.
+#[derive(Default)]
+struct Complaint(Mutex<Option<String>>);
+
+impl ClientContext for Complaint {
+    fn log(&self, _: RDKafkaLogLevel, _: &str, _: &str) {}
+
+    fn error(&self, error: RdKafkaError, reason: &str) {
+        // What made the last broker unreachable says more than that all of them are.
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
+            let mut complaint = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            *complaint = Some(reason.to_owned());
+        }
+    }
+}
+
+impl ConsumerContext for Complaint {}
+
 /// Asks for each topic; one state for each, in their order.
-fn ask(client_config: &ClientConfig, topics: &[String]) -> Result<Vec<TopicState>, KafkaError> {
-    let consumer: BaseConsumer = client_config.create()?;
+///
+/// Errors: why no broker answers.
+fn ask(client_config: &ClientConfig, topics: &[String]) -> Result<Vec<TopicState>, String> {
+    let consumer: Result<BaseConsumer<Complaint>, _> =
+        client_config.create_with_context(Complaint::default());
+    let consumer = consumer.map_err(|error| KafkaError::from(error).to_string())?;
+    let answer = ask_all(&consumer, topics);
+    answer.map_err(|error| {
+        // Each poll serves one event, and logs are events too.
+        for _ in 0..EVENTS_MAX {
+            consumer.poll(Duration::ZERO);
+        }
+        let complaint = consumer.context().0.lock();
+        let complaint = complaint.unwrap_or_else(PoisonError::into_inner).take();
+        complaint.unwrap_or_else(|| chain(&error))
+    })
+}
+
+fn ask_all(
+    consumer: &BaseConsumer<Complaint>,
+    topics: &[String],
+) -> Result<Vec<TopicState>, RdKafkaError> {
     if topics.is_empty() {
         consumer.fetch_metadata(None, ANSWER_WITHIN)?;
     }
-    topics
-        .iter()
-        .map(|topic| ask_topic(&consumer, topic))
-        .collect()
+    let states = topics.iter().map(|topic| ask_topic(consumer, topic));
+    states.collect()
 }
 
-fn ask_topic(consumer: &BaseConsumer, topic: &str) -> Result<TopicState, KafkaError> {
+fn ask_topic(consumer: &BaseConsumer<Complaint>, topic: &str) -> Result<TopicState, RdKafkaError> {
     let metadata = consumer.fetch_metadata(Some(topic), ANSWER_WITHIN)?;
     let found = metadata.topics().iter().find(|one| one.name() == topic);
     Ok(

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::{Migrate, Outcome, complain, print};
 use crate::admin::Admin;
@@ -60,6 +60,9 @@ pub(super) async fn run(config: Config) -> Outcome {
         Err(failure) => return failed(&failure, None),
     };
     info!(version = env!("CARGO_PKG_VERSION"), "outboxd started");
+    for (property, reason) in config.kafka.weaknesses() {
+        warn!(property, reason, "the connection to Kafka is not protected");
+    }
     let done = Supervisor::new(config, metrics, cell, stop).run().await;
     admin.stop().await;
     match done {

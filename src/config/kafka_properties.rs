@@ -1,37 +1,11 @@
-//! librdkafka's properties: which of them would break a guarantee, and which may be read from a file.
+//! librdkafka's properties: which of them would break a guarantee.
 //!
 //! Knows no defaults of the producer and not every name: `ClientConfig::create` refuses what librdkafka does
 //! not know.
 
-use std::path::Path;
-
+use super::LimitsConfig;
 use super::error::{Problem, shown};
-use super::secret::read_secret;
-use super::{ConfigError, LimitsConfig, Secret};
-
-/// Properties whose value may be `${file:/path}`.
-const SECRETS: &[&str] = &[
-    "sasl.password",
-    "ssl.key.password",
-    "ssl.key.pem",
-    "ssl.keystore.password",
-    "sasl.oauthbearer.client.secret",
-    "sasl.oauthbearer.client.credentials.client.secret",
-];
-
-/// The value to hand to librdkafka; `${file:/path}` in a secret one is read now, its last newline removed.
-///
-/// Errors: the file can't be read or is empty.
-pub fn resolve_property(name: &str, value: &str) -> Result<Secret, ConfigError> {
-    match file_of(value) {
-        Some(path) if SECRETS.contains(&name) => read_secret(Path::new(path)),
-        _ => Ok(Secret::new(value.to_owned())),
-    }
-}
-
-fn file_of(value: &str) -> Option<&str> {
-    value.strip_prefix("${file:")?.strip_suffix('}')
-}
+use super::kafka_security::check_file;
 
 /// Which partitioners are accepted.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -72,25 +46,6 @@ pub(super) fn check(
         ));
     }
     Ok(())
-}
-
-fn check_file(name: &str, value: &str) -> Result<(), Problem> {
-    if !value.contains("${file:") {
-        return Ok(());
-    }
-    if !SECRETS.contains(&name) {
-        return Err(Problem::new(
-            "is not read from a file by `${file:…}`",
-            format!("only these are: {}", SECRETS.join(", ")),
-        ));
-    }
-    match file_of(value) {
-        Some(path) if !path.is_empty() && !path.contains(['{', '}']) => Ok(()),
-        _ => Err(Problem::new(
-            "has `${file:…}` as a part of its text",
-            "write nothing but \"${file:/run/secrets/…}\"",
-        )),
-    }
 }
 
 /// librdkafka must hold what the window admits, else the window is never full and memory is bounded twice.
@@ -222,6 +177,9 @@ const RULES: &[Rule] = &[
     Rule { names: &["allow.auto.create.topics"], accepts: FALSE,
         reason: "would create a topic for every misspelt name",
         remedy: "remove it, and set `kafka.topics.create = true` to have topics created that `route.allow` names" },
+    Rule { names: &["enable.sasl.oauthbearer.unsecure.jwt"], accepts: FALSE,
+        reason: "would make tokens that anybody can forge",
+        remedy: "remove it, and set \"sasl.oauthbearer.method\" = \"oidc\"" },
     Rule { names: &["transactional.id"], accepts: Accepts::Nothing,
         reason: "makes the producer transactional, which outboxd does not use: a row is marked when it is delivered",
         remedy: "remove it" },
@@ -263,6 +221,7 @@ mod tests {
             ("delivery.report.only.error", "true"),
             ("topic.metadata.propagation.max.ms", "30000"),
             ("allow.auto.create.topics", "true"),
+            ("enable.sasl.oauthbearer.unsecure.jwt", "true"),
             ("transactional.id", "x"),
             ("bootstrap.servers", "h:1"),
             ("metadata.broker.list", "h:1"),
@@ -317,32 +276,5 @@ mod tests {
             assert_eq!(refusal(name, value), None, "{name} = {value}");
         }
         assert!(check("partitioner", "random", Partitioners::Any, &LIMITS).is_ok());
-    }
-
-    #[test]
-    fn a_secret_property_is_read_from_its_file_at_each_use() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("password");
-        std::fs::write(&path, "00123\n").unwrap();
-        let value = format!("${{file:{}}}", path.display());
-        let read = |name| resolve_property(name, &value).unwrap();
-        assert_eq!(read("sasl.password").reveal(), "00123");
-        assert_eq!(read("client.id").reveal(), value);
-        std::fs::write(&path, "").unwrap();
-        let error = resolve_property("sasl.password", &value).unwrap_err();
-        assert!(error.to_string().contains("is empty"), "{error}");
-    }
-
-    #[test]
-    fn a_file_is_refused_elsewhere_and_as_a_part() {
-        for (name, value) in [
-            ("client.id", "${file:/a}"),
-            ("sasl.password", "x${file:/a}"),
-            ("sasl.password", "${file:}"),
-            ("sasl.password", "${file:/a"),
-            ("sasl.password", "${file:/a}${file:/b}"),
-        ] {
-            assert!(refusal(name, value).is_some(), "{name} = {value}");
-        }
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::{self, Problem};
 use super::kafka_properties::{self, Partitioners};
+use super::kafka_security;
 use super::keys::{self, Place};
 use super::settings::{Entry, Setting, Settings, written};
 use super::{
@@ -312,6 +313,10 @@ impl Reader<'_> {
                 let path = ["kafka", "properties", name].map(str::to_owned);
                 self.refuse(&written(&path), problem);
             }
+        }
+        if let Err((name, problem)) = kafka_security::check_together(&properties) {
+            let path = ["kafka", "properties", name].map(str::to_owned);
+            self.refuse(&written(&path), problem);
         }
         KafkaConfig {
             brokers: self

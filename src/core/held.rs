@@ -194,7 +194,7 @@ impl Held {
     }
 
     /// A topic that is being asked for is asked for again.
-    pub(super) fn source_ended(&mut self) {
+    pub(super) fn ask_again(&mut self) {
         self.topics
             .retain(|_, topic| !matches!(topic, Topic::Asked));
     }

@@ -2,6 +2,7 @@
 //!
 //! Never touches a topic that it did not create.
 
+use std::collections::BTreeMap;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -15,6 +16,8 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::error::DemoError;
+use crate::config::{KafkaConfig, TopicsConfig};
+use crate::kafka::look_up_config;
 
 /// Partitions of the demo's topic.
 pub const PARTITIONS: i32 = 6;
@@ -24,6 +27,10 @@ const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Broker {
     /// `host:port,…`.
     pub servers: String,
+    /// librdkafka's properties for it, `${file:…}` as written.
+    pub properties: BTreeMap<String, String>,
+    /// The same as a client takes them.
+    pub client: ClientConfig,
     /// The relay's `route.topic`.
     pub template: String,
     /// What the relay's `route.allow` holds.
@@ -55,8 +62,12 @@ impl Broker {
             brokers: "in this process".into(),
             source,
         })?;
+        let mut client = ClientConfig::new();
+        client.set("bootstrap.servers", &mock.servers);
         Ok(Self {
             servers: mock.servers.clone(),
+            properties: BTreeMap::new(),
+            client,
             template: "outbox.event.${aggregatetype}".into(),
             allow: "outbox.event.*".into(),
             topic,
@@ -68,7 +79,11 @@ impl Broker {
     }
 
     /// Creates a topic of an unused name on a broker that stands elsewhere.
-    pub async fn outside(servers: &str, partitions: i32) -> Result<Self, DemoError> {
+    pub async fn outside(
+        servers: &str,
+        properties: BTreeMap<String, String>,
+        partitions: i32,
+    ) -> Result<Self, DemoError> {
         let prefix = format!("outboxd-demo-{:08x}", fastrand::u32(..));
         let topic = format!("{prefix}.order");
         let failed = |source| DemoError::Broker {
@@ -76,9 +91,8 @@ impl Broker {
             brokers: servers.into(),
             source,
         };
-        let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", servers);
-        let admin: AdminClient<DefaultClientContext> = config.create().map_err(failed)?;
+        let client = client(servers, &properties)?;
+        let admin: AdminClient<DefaultClientContext> = client.create().map_err(failed)?;
         let wanted = NewTopic::new(&topic, partitions, TopicReplication::Fixed(-1));
         let options = AdminOptions::new()
             .request_timeout(Some(ADMIN_TIMEOUT))
@@ -90,12 +104,14 @@ impl Broker {
         {
             result.map_err(|(topic, code)| DemoError::Topic { topic, code })?;
         }
-        let name = topic.clone();
+        let (name, config) = (topic.clone(), client.clone());
         let ready =
             tokio::task::spawn_blocking(move || await_partitions(&config, &name, partitions));
         ready.await.map_err(DemoError::Part)?.map_err(failed)?;
         Ok(Self {
             servers: servers.into(),
+            properties,
+            client,
             template: format!("{prefix}.${{aggregatetype}}"),
             allow: format!("{prefix}.*"),
             topic,
@@ -118,6 +134,21 @@ impl Broker {
             eprintln!("warning: topic `{}` stays on the broker", self.topic);
         }
     }
+}
+
+/// The relay's own settings of a client that publishes nothing.
+fn client(servers: &str, properties: &BTreeMap<String, String>) -> Result<ClientConfig, DemoError> {
+    let kafka = KafkaConfig {
+        brokers: vec![servers.to_owned()],
+        properties: properties.clone(),
+        allow_partitioner: false,
+        topics: TopicsConfig {
+            create: false,
+            partitions: -1,
+            replication_factor: -1,
+        },
+    };
+    look_up_config(&kafka).map_err(DemoError::Client)
 }
 
 /// Waits until every partition of a new topic has a leader that answers.

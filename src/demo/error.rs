@@ -42,6 +42,8 @@ pub enum DemoError {
         #[source]
         source: rdkafka::error::KafkaError,
     },
+    #[error("cannot configure a client of Kafka")]
+    Client(#[source] crate::kafka::KafkaError),
     #[error("cannot create topic `{topic}`: {code}")]
     Topic {
         topic: String,

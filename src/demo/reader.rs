@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers, Message};
-use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use rdkafka::{Offset, TopicPartitionList};
 use uuid::Uuid;
 
 use super::broker::Broker;
@@ -173,8 +173,8 @@ fn locked(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
 }
 
 fn assigned(broker: &Broker) -> Result<BaseConsumer, KafkaError> {
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", &broker.servers)
+    let mut client = broker.client.clone();
+    let consumer: BaseConsumer = client
         .set("group.id", format!("{}-reader", broker.topic))
         .set("enable.auto.commit", "false")
         .set("auto.offset.reset", "earliest")

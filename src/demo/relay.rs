@@ -145,6 +145,9 @@ impl Relay {
 fn configuration(mode: DemoMode, server: &Server, broker: &Broker, admin_port: u16) -> String {
     let quoted = |text: &str| serde_json::Value::from(text).to_string();
     let brokers: Vec<String> = broker.servers.split(',').map(quoted).collect();
+    let property =
+        |(name, value): (&String, &String)| format!("{} = {}", quoted(name), quoted(value));
+    let properties: Vec<String> = broker.properties.iter().map(property).collect();
     format!(
         r#"[source]
 url = {url}
@@ -159,6 +162,8 @@ topic = {template}
 allow = [{allow}]
 [kafka]
 brokers = [{brokers}]
+[kafka.properties]
+{properties}
 [lease]
 ttl = "2s"
 [admin]
@@ -169,5 +174,6 @@ listen = "127.0.0.1:{admin_port}"
         template = quoted(&broker.template),
         allow = quoted(&broker.allow),
         brokers = brokers.join(", "),
+        properties = properties.join("\n"),
     )
 }

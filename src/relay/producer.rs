@@ -1,0 +1,158 @@
+//! The relay's producer: its start and its end, and how one with new secrets takes over from the one that read the
+//! old ones, without a row twice.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::{End, Relay, Run};
+use crate::config::Config;
+use crate::kafka::ClientFiles;
+use crate::publish::{PublishError, Publisher, PublisherEvent};
+use crate::telemetry::chain;
+
+/// How long a producer with old secrets may be silent before what it has in flight is given up: an acknowledgement
+/// that takes longer than `socket.timeout.ms`, 10 s, can't arrive at all.
+const SILENCE_MAX: Duration = Duration::from_secs(15);
+/// The same while no broker answers it: most likely they refuse the old secrets.
+const SILENCE_UNANSWERED_MAX: Duration = Duration::from_secs(5);
+
+/// A producer and what it tells.
+pub(super) struct Producer {
+    pub(super) publisher: Publisher,
+    pub(super) events: UnboundedReceiver<PublisherEvent>,
+}
+
+impl Producer {
+    pub(super) fn start(config: &Config) -> Result<Self, PublishError> {
+        let (publisher, events) = Publisher::start(&config.kafka, &config.limits)?;
+        Ok(Self { publisher, events })
+    }
+}
+
+/// A producer with new secrets.
+pub(super) struct Successor {
+    producer: Producer,
+    /// When it was started, or the one before it delivered last.
+    waits_since: Instant,
+}
+
+impl Run<'_> {
+    /// Starts a producer with new secrets when a file behind them has changed.
+    ///
+    /// The old one stays when none can be started: the file may be half written.
+    pub(super) fn renew_producer(&mut self) {
+        if self.successor.is_some() || self.drain_until.is_some() {
+            return;
+        }
+        let Some(producer) = &mut self.relay.producer else {
+            return;
+        };
+        if !producer.publisher.is_outdated() {
+            return;
+        }
+        let files = ClientFiles::of(&self.relay.config.kafka);
+        match Producer::start(&self.relay.config) {
+            Ok(producer) => {
+                info!(
+                    rows = self.relay.core.sent(),
+                    "a file with secrets of Kafka has changed; a new producer takes over when nothing is in flight"
+                );
+                let waits_since = Instant::now();
+                self.successor = Some(Successor {
+                    producer,
+                    waits_since,
+                });
+            }
+            Err(failure) => {
+                producer.publisher.keep(files);
+                let error = chain(&failure);
+                warn!(
+                    error,
+                    "a file with secrets of Kafka has changed and can't be used; going on with what it was"
+                );
+                self.relay.status.failed(error);
+            }
+        }
+    }
+
+    /// The old producer is not silent.
+    pub(super) fn delay_successor(&mut self) {
+        if let Some(successor) = &mut self.successor {
+            successor.waits_since = Instant::now();
+        }
+    }
+
+    /// Lets the new producer take over once nothing is in flight.
+    ///
+    /// What the old one can't finish is given up, and the session ends: the source hands it out again.
+    pub(super) async fn succeed(&mut self) -> Option<End> {
+        let successor = self.successor.as_ref()?;
+        let producer = self.relay.producer.as_ref()?;
+        if self.relay.core.sent() > 0 {
+            let is_unanswered = producer.publisher.broker_error().borrow().is_some();
+            let limit = match is_unanswered {
+                true => SILENCE_UNANSWERED_MAX,
+                false => SILENCE_MAX,
+            };
+            if successor.waits_since.elapsed() < limit {
+                return None;
+            }
+            self.relay.end_producer(Duration::ZERO).await;
+            let reason = "the secrets of Kafka have changed, and the old ones did not finish the rows in flight";
+            return Some(End::Producer(reason.to_owned()));
+        }
+        let successor = self.successor.take()?;
+        self.relay.producer = Some(successor.producer);
+        self.relay.core.ask_again();
+        info!("the new producer has taken over");
+        None
+    }
+}
+
+impl Relay {
+    /// Starts the producer if none lives.
+    pub fn start_producer(&mut self) -> Result<(), PublishError> {
+        if self.producer.is_none() {
+            self.producer = Some(Producer::start(&self.config)?);
+        }
+        Ok(())
+    }
+
+    /// Ends the producer within the deadline and settles what it still delivers.
+    ///
+    /// Rows that it did not deliver are dropped: a source hands them out again.
+    pub async fn end_producer(&mut self, deadline: Duration) {
+        let Some(mut producer) = self.producer.take() else {
+            return;
+        };
+        let end = producer.publisher.end(deadline).await;
+        while let Ok(event) = producer.events.try_recv() {
+            if let PublisherEvent::Delivered(tickets) = event {
+                self.core.delivered(&tickets);
+            }
+        }
+        self.core.producer_ended(&end);
+    }
+
+    /// Gives up a producer that waits for a broker with secrets that are no longer the right ones.
+    pub(super) async fn end_outdated_producer(&mut self) {
+        let is_outdated = |producer: &Producer| producer.publisher.is_outdated();
+        if self.producer.as_ref().is_some_and(is_outdated) {
+            info!("a file with secrets of Kafka has changed; the producer starts anew");
+            self.end_producer(SILENCE_UNANSWERED_MAX).await;
+        }
+    }
+}
+
+/// Waits for what the producer tells; for ever while there is none.
+///
+/// Cancel-safe: yes.
+pub(super) async fn next_event(producer: &mut Option<Producer>) -> Option<PublisherEvent> {
+    match producer {
+        Some(producer) => producer.events.recv().await,
+        None => std::future::pending().await,
+    }
+}
