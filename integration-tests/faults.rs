@@ -4,7 +4,9 @@
 
 use crate::matrix::rig::Pair;
 use crate::matrix::scene::{Scene, gate};
-use crate::matrix::{absent, kafka, marks, memory, network, postgres, relay, slot};
+use crate::matrix::{
+    absent, failpoints, kafka, marks, memory, network, poison, postgres, relay, schema, slot,
+};
 
 macro_rules! gates {
     ($($name:ident: $scenario:expr,)+) => {
@@ -23,6 +25,12 @@ gates! {
     kills_with_sent_at_by_polling_lose_nothing: kills("polling", "sent_at"),
     kills_with_delete_by_polling_lose_nothing: kills("polling", "delete"),
     kills_amid_a_large_transaction_repeat_one_window_each: relay::killed_amid_a_large_transaction,
+    a_kill_after_produce_loses_nothing: failpoints::killed_after_produce,
+    a_kill_after_an_acknowledgement_loses_nothing: failpoints::killed_after_acknowledgement,
+    a_kill_after_a_mark_loses_nothing: failpoints::killed_after_mark,
+    a_kill_amid_a_confirmation_loses_nothing: failpoints::killed_while_confirming,
+    a_kill_amid_a_replay_loses_nothing: failpoints::killed_while_replaying,
+    a_kill_while_the_table_is_caught_up_loses_nothing: failpoints::killed_while_catching_up,
     ten_graceful_stops_repeat_nothing: relay::stopped_under_load,
     nothing_is_marked_before_it_is_in_kafka_nor_confirmed_before_it_is_marked: marks::nothing_is_early,
     crashes_of_postgresql_lose_and_repeat_nothing: postgres::crashed,
@@ -32,6 +40,10 @@ gates! {
     terminated_backends_repeat_nothing: postgres::all_backends_terminated,
     terminated_backends_with_marked_rows_repeat_nothing: terminations_with_marked_rows,
     connections_cut_every_second_or_two_do_not_stop_a_relay: network::cut_again_and_again,
+    connections_that_carry_nothing_for_20_seconds_cost_nothing: network::black_hole,
+    a_table_whose_columns_change_loses_nothing: schema::altered,
+    lost_acknowledgements_repeat_nothing: kafka::acknowledgements_lost,
+    one_bad_row_among_500_is_the_only_one_held: poison::one_among_many,
     a_killed_broker_costs_and_repeats_nothing: kafka::broker_away,
     a_broker_frozen_for_20_seconds_costs_and_repeats_nothing: kafka::broker_frozen,
     memory_stays_bounded_while_kafka_is_away: memory::bounded_while_kafka_is_away,

@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "each subject uses a part of the harness")]
 
 pub mod certificates;
+pub mod cluster;
 pub mod kafka;
 pub mod load;
 pub mod murmur2;

@@ -3,6 +3,8 @@
 
 mod harness;
 mod matrix;
+#[allow(dead_code, reason = "scenarios wait for what it waits for")]
+mod orders;
 
 fn main() -> std::process::ExitCode {
     matrix::program::main()

@@ -7,16 +7,22 @@
 
 pub mod absent;
 pub mod cgroup;
+pub mod failpoints;
 pub mod kafka;
+pub mod locks;
 pub mod machine;
 pub mod marks;
 pub mod memory;
 pub mod network;
+pub mod pair;
+pub mod poison;
 pub mod postgres;
 pub mod program;
 pub mod relay;
 pub mod rig;
 pub mod scene;
+pub mod schema;
 pub mod slot;
+pub mod squeeze;
 pub mod table;
 pub mod tally;

@@ -15,6 +15,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio::sync::OnceCell;
 
+use super::proxy::Proxy;
 use super::topic::{Read, TopicReader};
 use super::workspace::{self, Process};
 
@@ -64,13 +65,55 @@ impl Kafka {
         users: &[String],
         extra: &[(&str, &str)],
     ) -> Self {
+        let ports = [workspace::free_port(), workspace::free_port()];
+        let mut broker = Self::format(ports, listeners, users, extra);
+        broker.restart();
+        broker
+    }
+
+    /// Starts a private broker, and a proxy that leads to a second listener of it: who begins at the proxy stays
+    /// behind it.
+    pub async fn start_behind_proxy() -> (Self, Proxy) {
+        let [port, proxied, controller] = std::array::from_fn(|_| workspace::free_port());
+        let proxy = Proxy::start(proxied).await;
+        let listeners = format!(
+            "PLAINTEXT://127.0.0.1:{port},PROXIED://127.0.0.1:{proxied},CONTROLLER://127.0.0.1:{controller}"
+        );
+        let advertised = format!(
+            "PLAINTEXT://127.0.0.1:{port},PROXIED://127.0.0.1:{}",
+            proxy.port
+        );
+        let extra = [
+            ("listeners", listeners.as_str()),
+            ("advertised.listeners", &advertised),
+            (
+                "listener.security.protocol.map",
+                "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT",
+            ),
+        ];
+        let mut broker = Self::prepare(port, controller, &extra);
+        broker.restart();
+        (broker, proxy)
+    }
+
+    /// A broker that does not run yet.
+    pub fn prepare(port: u16, controller_port: u16, extra: &[(&str, &str)]) -> Self {
+        Self::format([port, controller_port], &[], &[], extra)
+    }
+
+    fn format(
+        [port, controller_port]: [u16; 2],
+        listeners: &[Listener],
+        users: &[String],
+        extra: &[(&str, &str)],
+    ) -> Self {
         let folder = workspace::folder("kafka");
-        let mut broker = Self {
-            port: workspace::free_port(),
+        let broker = Self {
+            port,
             folder,
             process: None,
         };
-        let properties = broker.properties(workspace::free_port(), listeners, extra);
+        let properties = broker.properties(controller_port, listeners, extra);
         fs::write(broker.folder.join("server.properties"), properties)
             .expect("write server.properties");
         let formatted = broker
@@ -85,27 +128,38 @@ impl Kafka {
             "format Kafka: {}",
             String::from_utf8_lossy(&formatted.stderr)
         );
-        broker.restart();
         broker
     }
 
     /// Starts a stopped or killed broker on its old port with its old records and waits until it answers.
     pub fn restart(&mut self) {
+        self.begin();
+        self.await_answer();
+    }
+
+    /// Starts the broker and does not wait for it.
+    pub fn begin(&mut self) {
         assert!(self.process.is_none(), "the broker runs");
         let mut command = self.java("-Xmx512m");
         command
             .arg("kafka.Kafka")
             .arg(self.folder.join("server.properties"));
-        let mut process = Process::start(&mut command, &self.folder, "log", "KILL");
+        self.process = Some(Process::start(&mut command, &self.folder, "log", "KILL"));
+    }
+
+    /// Waits until a started broker answers.
+    pub fn await_answer(&mut self) {
+        let log_file = self.log_file();
         let consumer: BaseConsumer = self
             .client()
             .create()
             .expect("a consumer of known settings");
         super::wait_until_blocking("Kafka answers", Duration::from_secs(60), || {
+            let process = self.process.as_mut().expect("the broker was started");
             if let Some(status) = process.exited() {
                 panic!(
                     "Kafka ended with {status}: {}",
-                    workspace::tail(&self.log_file(), 20)
+                    workspace::tail(&log_file, 20)
                 );
             }
             let metadata = consumer
@@ -117,7 +171,6 @@ impl Kafka {
                 Ok(())
             }
         });
-        self.process = Some(process);
     }
 
     /// Stops the broker with SIGTERM and waits for its end.
@@ -169,7 +222,19 @@ impl Kafka {
 
     /// Creates a topic and waits until the broker serves it.
     pub async fn create_topic(&self, name: &str, partitions: i32, configuration: &[(&str, &str)]) {
-        let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+        self.create_replicated(name, partitions, 1, configuration)
+            .await;
+    }
+
+    /// `create_topic` with so many replicas of each partition.
+    pub async fn create_replicated(
+        &self,
+        name: &str,
+        partitions: i32,
+        replicas: i32,
+        configuration: &[(&str, &str)],
+    ) {
+        let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(replicas));
         for (key, value) in configuration {
             topic = topic.set(key, value);
         }

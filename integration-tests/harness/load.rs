@@ -176,17 +176,26 @@ pub async fn write_rows(
     let load = Load::default();
     let writer = OrderWriter::open(client, &load.table, &load.aggregate_type).await?;
     let name = format!("load-{}", Uuid::new_v4());
-    let aggregate = format!("order-{aggregate}");
-    let draft = Draft {
-        aggregate,
+    writer.write(&draft_of(aggregate, rows, fate), &name).await
+}
+
+/// `write_rows` that leaves its transaction open on this connection.
+pub async fn begin_rows(client: &Client, aggregate: u32, rows: usize) -> Result<(), Error> {
+    let load = Load::default();
+    let writer = OrderWriter::open(client, &load.table, &load.aggregate_type).await?;
+    writer.begin(&draft_of(aggregate, rows, Fate::Commit)).await
+}
+
+fn draft_of(aggregate: u32, rows: usize, fate: Fate) -> Draft {
+    Draft {
+        aggregate: format!("order-{aggregate}"),
         rows,
         padding_bytes: 0..1,
         way: Way::Insert,
         has_savepoint: false,
         late: Duration::ZERO,
         fate,
-    };
-    writer.write(&draft, &name).await
+    }
 }
 
 /// What the next transaction does.

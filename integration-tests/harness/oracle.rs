@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -102,10 +103,33 @@ impl Verdict {
 
     /// Panics unless nothing is lost, phantom, out of order or wrong, with at most so many duplicates.
     pub fn assert_clean(&self, duplicates_max: usize) {
+        self.note(duplicates_max);
         assert!(
             self.faults() == 0 && self.duplicates <= duplicates_max,
             "at most {duplicates_max} duplicates allowed\n{self}"
         );
+    }
+}
+
+impl Verdict {
+    /// Adds a line of numbers to the file that `OUTBOXD_VERDICTS` names, for the program that runs tests as rows of
+    /// the fault matrix.
+    fn note(&self, duplicates_max: usize) {
+        let Ok(path) = std::env::var("OUTBOXD_VERDICTS") else {
+            return;
+        };
+        let (lost, phantom) = (self.lost.len(), self.phantom.len());
+        let (out_of_order, wrong) = (self.out_of_order.len(), self.wrong.len());
+        let line = format!(
+            "{} {lost} {phantom} {out_of_order} {wrong} {} {duplicates_max}\n",
+            self.committed, self.duplicates
+        );
+        let file = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(path);
+        let written = file.and_then(|mut file| file.write_all(line.as_bytes()));
+        written.expect("write the verdict");
     }
 }
 

@@ -89,6 +89,13 @@ impl<'a> OrderWriter<'a> {
 
     /// Writes a transaction; after an error its outcome is open, and the truth table knows it.
     pub async fn write(&self, draft: &Draft, name: &str) -> Result<(), Error> {
+        self.begin(draft).await?;
+        tokio::time::sleep(draft.late).await;
+        self.end(draft.fate, name).await
+    }
+
+    /// Writes a transaction and leaves it open.
+    pub async fn begin(&self, draft: &Draft) -> Result<(), Error> {
         self.client.batch_execute("BEGIN").await?;
         let newest: i64 = self
             .client
@@ -111,9 +118,8 @@ impl<'a> OrderWriter<'a> {
         let versions: Vec<i64> = truths.iter().map(|row| row.version).collect();
         self.client
             .execute(&self.truth, &[&draft.aggregate, &ids, &versions])
-            .await?;
-        tokio::time::sleep(draft.late).await;
-        self.end(draft.fate, name).await
+            .await
+            .map(drop)
     }
 
     async fn end(&self, fate: Fate, name: &str) -> Result<(), Error> {

@@ -75,6 +75,13 @@ impl Database {
     pub async fn client(&self) -> Client {
         connect(&self.url).await
     }
+
+    /// The port of its server.
+    pub fn port(&self) -> u16 {
+        let (_, rest) = self.url.split_once("@127.0.0.1:").expect("a URL over TCP");
+        let (port, _) = rest.split_once('/').expect("a URL with a database");
+        port.parse().expect("a port")
+    }
 }
 
 /// Connects, and drives the connection in a task.

@@ -166,6 +166,7 @@ pub struct Relay {
     folder: PathBuf,
     config: RelayConfig,
     admin: String,
+    wrapper: Vec<String>,
 }
 
 impl Relay {
@@ -176,17 +177,28 @@ impl Relay {
 
     /// `start` with environment variables.
     pub fn start_with(config: &RelayConfig, environment: &[(&str, &str)]) -> Self {
+        Self::start_as(config, environment, &[])
+    }
+
+    /// `start` as the argument of another program, such as `["prlimit", "--nofile=40"]`, which must become the relay.
+    pub fn start_under(config: &RelayConfig, wrapper: &[&str]) -> Self {
+        Self::start_as(config, &[], wrapper)
+    }
+
+    fn start_as(config: &RelayConfig, environment: &[(&str, &str)], wrapper: &[&str]) -> Self {
         let folder = workspace::folder("relay");
         let admin = format!("127.0.0.1:{}", workspace::free_port());
         let config = config.clone().set("admin.listen", admin.as_str());
         let path = folder.join("outboxd.toml");
         fs::write(&path, config.text()).expect("write a configuration file");
-        let process = run(&folder, &path, environment);
+        let wrapper: Vec<String> = wrapper.iter().map(|part| (*part).to_owned()).collect();
+        let process = run(&folder, &path, environment, &wrapper);
         Self {
             process,
             folder,
             config,
             admin,
+            wrapper,
         }
     }
 
@@ -205,7 +217,8 @@ impl Relay {
     /// Starts it again with the same file and log, after `kill9` or `terminate`.
     pub fn restart(&mut self) {
         assert!(self.process.exited().is_some(), "the relay runs");
-        self.process = run(&self.folder, &self.folder.join("outboxd.toml"), &[]);
+        let config = self.folder.join("outboxd.toml");
+        self.process = run(&self.folder, &config, &[], &self.wrapper);
     }
 
     /// Stops it with SIGSTOP.
@@ -344,9 +357,11 @@ impl Drop for Relay {
     }
 }
 
-fn run(folder: &Path, config: &Path, environment: &[(&str, &str)]) -> Process {
-    let mut command = Command::new(OUTBOXD);
+fn run(folder: &Path, config: &Path, environment: &[(&str, &str)], wrapper: &[String]) -> Process {
+    let mut words = wrapper.iter().map(String::as_str).chain([OUTBOXD]);
+    let mut command = Command::new(words.next().expect("the binary at least"));
     command
+        .args(words)
         .args(["run", "--config"])
         .arg(config)
         .envs(environment.iter().copied())

@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use super::postgres::Both;
-use super::rig::SOON;
+use super::pair::Both;
+use super::rig::{Rig, SOON, published};
 use super::scene::Scene;
+use crate::harness::cluster::{BROKERS, Cluster};
 use crate::harness::kafka::Kafka;
 use crate::harness::postgres::{Postgres, USUAL};
+use crate::harness::topic::TopicReader;
+use crate::harness::wait_until;
 
 /// Killed for a moment each time, then once for longer than the relay stays on its slot.
 pub async fn broker_away(scene: &Scene) {
@@ -32,5 +35,131 @@ pub async fn broker_frozen(scene: &Scene) {
     scene.ran();
     tokio::time::sleep(Duration::from_secs(scene.pick(20, 20, 120))).await;
     kafka.thaw();
+    both.judge(scene, 0).await;
+}
+
+/// The broker appends, its answer is lost and the connection with it: librdkafka sends again, the broker knows it.
+pub async fn acknowledgements_lost(scene: &Scene) {
+    let (kafka, proxy) = Kafka::start_behind_proxy().await;
+    let both = Both::behind_proxy(&kafka, &proxy).await;
+    let topics = both.rigs.each_ref().map(|rig| rig.config.topic_of("order"));
+    let mut readers = topics.each_ref().map(|topic| kafka.reader(&[topic]));
+    for _ in 0..scene.pick(5, 20, 100) {
+        both.await_publishing(0).await;
+        proxy.set(|weather| weather.to_client.is_lost = true);
+        for reader in &mut readers {
+            let before = records(reader);
+            wait_until("the broker has appended", SOON, async || {
+                match records(reader) {
+                    now if now > before => Ok(()),
+                    now => Err(now),
+                }
+            })
+            .await;
+        }
+        proxy.cut();
+        proxy.clear();
+        scene.ran();
+    }
+    both.judge(scene, 0).await;
+}
+
+fn records(reader: &mut TopicReader) -> usize {
+    tokio::task::block_in_place(|| reader.read_to_end().len())
+}
+
+/// Every answer comes late; the broker has appended long before.
+pub async fn broker_slow(scene: &Scene) {
+    let (kafka, proxy) = Kafka::start_behind_proxy().await;
+    let both = Both::behind_proxy(&kafka, &proxy).await;
+    for seconds in scene.pick(vec![2], vec![2, 8], vec![2, 8, 30]) {
+        proxy.set(|weather| weather.to_client.delay = Duration::from_secs(seconds));
+        scene.ran();
+        tokio::time::sleep(Duration::from_secs(3 * seconds + 5)).await;
+        proxy.clear();
+        both.await_publishing(100).await;
+    }
+    both.judge(scene, 0).await;
+}
+
+/// Each broker in turn, over and over.
+pub async fn brokers_killed_in_turn(scene: &Scene) {
+    roll(scene, scene.pick(1, 1, 10), Kafka::kill).await;
+}
+
+/// An orderly stop moves the leaders away first.
+pub async fn brokers_stopped_in_turn(scene: &Scene) {
+    roll(scene, scene.pick(1, 1, 5), Kafka::stop).await;
+}
+
+async fn roll(scene: &Scene, times: usize, end: fn(&mut Kafka)) {
+    let mut cluster = Cluster::start();
+    let both = Both::on_cluster(&cluster, 3, &[("min.insync.replicas", "2")]).await;
+    for number in 0..times * BROKERS {
+        let broker = &mut cluster.brokers[number % BROKERS];
+        end(broker);
+        scene.ran();
+        both.await_publishing(100).await;
+        broker.restart();
+        for rig in &both.rigs {
+            await_replicas(&cluster, rig, BROKERS).await;
+        }
+    }
+    both.judge(scene, 0).await;
+}
+
+/// Waits until every partition has so many replicas in sync: the next kill must not take the last but one.
+async fn await_replicas(cluster: &Cluster, rig: &Rig, replicas: usize) {
+    use rdkafka::consumer::Consumer;
+    let topic = rig.config.topic_of("order");
+    let consumer: rdkafka::consumer::BaseConsumer = cluster.brokers[0]
+        .client()
+        .create()
+        .expect("a consumer of known settings");
+    wait_until("all replicas are in sync", 2 * SOON, async || {
+        let metadata = consumer.fetch_metadata(Some(&topic), Duration::from_secs(2));
+        let metadata = metadata.map_err(|error| error.to_string())?;
+        let partitions = metadata.topics()[0].partitions();
+        let fewest = partitions.iter().map(|part| part.isr().len()).min();
+        match fewest {
+            Some(fewest) if fewest >= replicas => Ok(()),
+            fewest => Err(format!("{fewest:?}")),
+        }
+    })
+    .await;
+}
+
+/// One of three brokers is away and the topic asks for three: nothing may be written, and no row is to blame.
+pub async fn too_few_replicas(scene: &Scene) {
+    let mut cluster = Cluster::start();
+    let both = Both::on_cluster(&cluster, 3, &[("min.insync.replicas", "3")]).await;
+    cluster.brokers[2].kill();
+    scene.ran();
+    tokio::time::sleep(Duration::from_secs(scene.pick(15, 20, 60))).await;
+    cluster.brokers[2].restart();
+    both.await_publishing(100).await;
+    for relay in &both.relays {
+        let blocked = relay.metric("outboxd_blocked_aggregates_total").await;
+        scene.require(blocked.unwrap_or_default() == 0.0, || {
+            "a row was blamed".into()
+        });
+    }
+    both.judge(scene, 0).await;
+}
+
+/// Partitions without replicas on a broker that is away: their aggregates wait, all others flow.
+pub async fn partitions_away(scene: &Scene) {
+    let mut cluster = Cluster::start();
+    let both = Both::on_cluster(&cluster, 1, &[]).await;
+    cluster.brokers[2].kill();
+    scene.ran();
+    tokio::time::sleep(Duration::from_secs(scene.pick(10, 20, 60))).await;
+    for relay in &both.relays {
+        let before = published(relay).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let rows = published(relay).await - before;
+        scene.require(rows > 0, || "the other partitions stand still too".into());
+    }
+    cluster.brokers[2].restart();
     both.judge(scene, 0).await;
 }

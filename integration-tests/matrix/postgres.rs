@@ -2,12 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::rig::{POLLED, Pair, Rig, SOON, STREAMED, await_publishing, published, random_moment};
+use super::pair::Both;
+use super::rig::{Pair, Rig, SOON, STREAMED, await_publishing, published, random_moment};
 use super::scene::{Scene, both};
 use crate::harness::kafka::Kafka;
-use crate::harness::load::Running;
 use crate::harness::postgres::{Postgres, Stop, USUAL};
-use crate::harness::relay::Relay;
 
 /// What an operator's `pg_ctl stop -m fast` may take.
 pub const STOPS_WITHIN: Duration = Duration::from_secs(15);
@@ -21,51 +20,6 @@ enum Going {
     Stop(Stop),
     KillPostmaster,
     KillBackend,
-}
-
-/// A streaming and a polling relay under load on one server.
-pub struct Both {
-    pub rigs: [Rig; 2],
-    pub relays: [Relay; 2],
-    pub loads: [Running; 2],
-}
-
-impl Both {
-    pub async fn new(postgres: &Postgres, kafka: &Kafka) -> Self {
-        let rigs = [
-            Rig::new(STREAMED, postgres, kafka).await,
-            Rig::new(POLLED, postgres, kafka).await,
-        ];
-        let relays = rigs.each_ref().map(Rig::relay);
-        let loads = [rigs[0].load().await, rigs[1].load().await];
-        let both = Self {
-            rigs,
-            relays,
-            loads,
-        };
-        both.await_publishing(0).await;
-        both
-    }
-
-    /// Waits until each relay has published more than `rows` from now on, and gives the longest time.
-    pub async fn await_publishing(&self, rows: u64) -> Duration {
-        let started_at = Instant::now();
-        for relay in &self.relays {
-            let before = published(relay).await;
-            await_publishing(relay, before + rows, 2 * SOON).await;
-        }
-        started_at.elapsed()
-    }
-
-    /// Judges both, which must have lived through it.
-    pub async fn judge(mut self, scene: &Scene, duplicates_max: usize) {
-        for (rig, load) in self.rigs.iter().zip(self.loads) {
-            rig.show(scene, load, duplicates_max).await;
-        }
-        for relay in &mut self.relays {
-            scene.require(relay.is_running(), || "a relay has ended".into());
-        }
-    }
 }
 
 pub async fn crashed(scene: &Scene) {

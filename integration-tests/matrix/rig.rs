@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio_postgres::Client;
 
 use super::scene::Scene;
+use crate::harness::cluster::Cluster;
 use crate::harness::kafka::Kafka;
 use crate::harness::load::{Load, Running};
 use crate::harness::oracle::{Oracle, Verdict};
@@ -27,7 +28,7 @@ pub const TRANSACTION_ROWS: usize = 6;
 const PARTITIONS: i32 = 4;
 
 /// A mode with a mark.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pair(pub &'static str, pub &'static str);
 
 pub const STREAMED: Pair = Pair("replication", "ledger");
@@ -48,15 +49,39 @@ impl Rig {
     }
 
     pub async fn new(pair: Pair, postgres: &Postgres, kafka: &Kafka) -> Self {
+        let rig = Self::without_topic(pair, postgres, kafka).await;
+        let topic = rig.config.topic_of("order");
+        kafka.create_topic(&topic, PARTITIONS, &[]).await;
+        rig
+    }
+
+    /// `new` on three brokers, the topic with so many replicas of each partition.
+    pub async fn on_cluster(
+        pair: Pair,
+        cluster: &Cluster,
+        replicas: i32,
+        configuration: &[(&str, &str)],
+    ) -> Self {
+        let postgres = Postgres::shared(USUAL).await;
+        let kafka = &cluster.brokers[0];
+        let mut rig = Self::without_topic(pair, postgres, kafka).await;
+        let addresses = cluster.addresses();
+        rig.brokers = addresses.join(",");
+        rig.set("kafka.brokers", toml_edit::Array::from_iter(addresses));
+        let topic = rig.config.topic_of("order");
+        kafka
+            .create_replicated(&topic, 2 * PARTITIONS, replicas, configuration)
+            .await;
+        rig
+    }
+
+    async fn without_topic(pair: Pair, postgres: &Postgres, kafka: &Kafka) -> Self {
         let database = postgres.create_database("faults").await;
         let config = RelayConfig::new(&database, kafka)
             .mode(pair.0)
             .mark(pair.1)
             .set("limits.in_flight_rows_max", WINDOW_ROWS as i64);
         config.migrate();
-        kafka
-            .create_topic(&config.topic_of("order"), PARTITIONS, &[])
-            .await;
         Self {
             pair,
             database,
@@ -97,16 +122,20 @@ impl Rig {
 
     /// Leads the relay to PostgreSQL through a proxy.
     pub async fn through_proxy(&mut self) -> Proxy {
-        let (host, rest) = self
-            .database
-            .url
-            .split_once("@127.0.0.1:")
-            .expect("a URL over TCP");
-        let (port, name) = rest.split_once('/').expect("a URL with a database");
-        let proxy = Proxy::start(port.parse().expect("a port")).await;
-        let url = format!("{host}@127.0.0.1:{}/{name}?sslmode=disable", proxy.port);
+        let proxy = Proxy::start(self.database.port()).await;
+        let name = &self.database.name;
+        let url = format!(
+            "postgres://postgres@127.0.0.1:{}/{name}?sslmode=disable",
+            proxy.port
+        );
         self.set("source.url", url.as_str());
         proxy
+    }
+
+    /// Leads the relay to Kafka through a proxy of `Kafka::start_behind_proxy`.
+    pub fn through_kafka_proxy(&mut self, proxy: &Proxy) {
+        let brokers = format!("127.0.0.1:{}", proxy.port);
+        self.set("kafka.brokers", toml_edit::Array::from_iter([brokers]));
     }
 
     /// Sets a key of the relay's configuration.

@@ -4,7 +4,10 @@ use futures_util::future::LocalBoxFuture;
 
 use super::machine::Need;
 use super::scene::Scene;
-use super::{kafka, marks, memory, network, postgres, relay, slot};
+use super::{
+    failpoints, kafka, locks, marks, memory, network, poison, postgres, relay, schema, slot,
+    squeeze,
+};
 
 /// A scenario, as the table holds it.
 pub type Scenario = for<'a> fn(&'a Scene) -> LocalBoxFuture<'a, ()>;
@@ -60,30 +63,72 @@ use Modes::{Both, Neither, Polling, Replication};
 pub static ROWS: &[Row] = &[
     // The relay's process.
     row(1, "kill -9 at random moments", Both, 10, by!(relay::killed_at_random)),
+    row(2, "kill -9 after produce, after the ack, after the mark, while confirming, while replaying, while catching up", Both, 1, by!(
+        failpoints::killed_after_produce, failpoints::killed_after_acknowledgement, failpoints::killed_after_mark,
+        failpoints::killed_while_confirming, failpoints::killed_while_replaying, failpoints::killed_while_catching_up)),
     row(3, "SIGTERM under load", Both, 4, by!(relay::stopped_under_load)),
     row(4, "SIGTERM while Kafka is dead", Both, 1, by!(relay::stopped_while_kafka_is_dead)),
-    row(8, "memory while Kafka is away, rows of 64 KB", Both, 1, by!(memory::bounded_while_kafka_is_away)),
+    row(6, "frozen by the cgroup freezer, with a standby", Both, 1, by!(with [Need::Cgroup("freezer")]; squeeze::frozen_group)),
+    row(5, "SIGSTOP and SIGCONT with a standby", Both, 1, Shown::ByTests(&["ha::frozen::"])),
+    row(7, "five replicas started at once", Replication, 1, Shown::ByTests(&["ha::several::of_five_replicas"])),
+    row(8, "rows of 64 KB without end, Kafka away, in a group of 128 MiB", Both, 1, by!(with [Need::Cgroup("memory")]; memory::bounded_while_kafka_is_away, squeeze::little_memory)),
+    row(9, "5 % of one processor", Both, 1, by!(with [Need::Cgroup("cpu")]; squeeze::starved)),
+    row(10, "no file descriptor left", Both, 1, by!(with [Need::Prlimit]; squeeze::no_descriptors)),
+    row(11, "the wall clock jumps", Both, 1, by!(with [Need::Faketime]; squeeze::clock_jumps)),
     row(12, "the machine sleeps (SIGSTOP beyond every timeout)", Both, 1, by!(relay::asleep)),
+    row(13, "log to a pipe that nobody reads, to a full disk", Both, 1, by!(with [Need::FullDevice]; squeeze::log_blocked)),
     // PostgreSQL.
     row(14, "stop -m immediate and start", Both, 1, by!(postgres::crashed)),
     row(15, "restart -m fast", Both, 1, by!(postgres::restarted)),
     row(16, "stop -m fast while Kafka is away, with a backlog", Both, 1, by!(postgres::stopped_while_kafka_is_away)),
     row(17, "kill -9 of the postmaster, of one backend", Both, 1, by!(postgres::killed)),
     row(18, "walsender terminated; every backend terminated", Both, 1, by!(postgres::walsender_terminated, postgres::all_backends_terminated)),
+    row(21, "slot invalidated while the relay is frozen", Replication, 1, Shown::ByTests(&["primary::frozen::"])),
     row(22, "slot read by another consumer", Replication, 1, by!(slot::slot_is_read_by_another)),
+    row(26, "extra columns added, renamed, retyped, dropped; table renamed; mandatory column gone", Both, 1, by!(schema::altered)),
+    row(27, "payload changes its type", Both, 1, by!(schema::payload_type_changed)),
+    row(28, "a transaction larger than the window", Both, 1, Shown::ByTests(&["a_large_transaction_is_published_in_order"])),
     row(29, "kill -9 amid a large transaction", Both, 1, by!(relay::killed_amid_a_large_transaction)),
+    row(31, "a legal row that the broker refuses for its size", Both, 1, Shown::ByTests(&["a_row_that_the_broker_refuses_blocks_its_aggregate", "a_row_above_our_limit"])),
+    row(32, "a write transaction that stays open, here and in another database", Both, 1, by!(locks::long_transaction)),
+    row(33, "forgotten prepared transaction", Both, 1, by!(locks::prepared_and_forgotten)),
     row(34, "synchronous_commit = off and a crash before the flush", Polling, 1, Shown::ByTests(&["a_commit_that_a_crash_undoes_is_never_published"])),
-    row(44, "password rotated, role loses REPLICATION, pg_hba rejects", Both, 1, Shown::ByTests(&["refusals::a_wrong_password_is_refused", "refusals::a_role_without_replication"])),
+    row(37, "restored from an older backup, another system, a sequence set back", Both, 1, Shown::ByTests(&["identity::"])),
+    row(39, "WAL that fills the disk: alarms before", Replication, 1, Shown::ByTests(&["primary::budget::"])),
+    row(40, "outbox locked exclusively; VACUUM FULL", Both, 1, by!(locks::table_locked)),
+    row(41, "deadlocks with the marks", Both, 1, by!(locks::rows_locked)),
+    row(42, "unsent rows deleted by others", Replication, 1, by!(schema::unsent_rows_deleted)),
+    row(43, "no connection left for the relay", Both, 1, Shown::ByTests(&["primary::refused::"])),
+    row(44, "password rotated, role loses REPLICATION, pg_hba rejects", Both, 1, Shown::ByTests(&["refusals::a_wrong_password_is_refused", "refusals::a_role_without_replication", "primary::refused::"])),
+    row(45, "idle_replication_slot_timeout with a parked relay", Replication, 1, Shown::ByTests(&["primary::idle::a_parked_relay"])),
+    row(46, "decoding spills to disk", Replication, 1, by!(schema::spilled)),
     // The network to PostgreSQL.
     row(47, "every connection reset each 1 to 2 s", Both, 1, by!(network::cut_again_and_again)),
+    row(48, "half-open: nothing arrives, both ways and each way", Both, 1, by!(network::black_hole)),
+    row(49, "latency of 200 ms, single bytes, 100 kbit/s", Both, 1, by!(network::slow)),
+    row(50, "the last confirmation of an orderly stop is lost", Replication, 1, by!(network::last_confirmation_lost)),
+    row(52, "the server's name means another address, or none", Both, 1, by!(with [Need::MountNamespace]; network::name_moves)),
+    row(51, "TLS: expired, wrong host, downgrade", Both, 1, Shown::ByTests(&["security::"])),
     // Kafka.
     row(53, "broker killed; broker frozen", Both, 1, by!(kafka::broker_away, kafka::broker_frozen)),
+    row(54, "acknowledgement lost after the append", Both, 1, by!(kafka::acknowledgements_lost)),
+    row(55, "kill -9 while acknowledgements are withheld", Both, 1, by!(failpoints::killed_after_produce)),
+    row(56, "leaders move (each of three brokers stopped in order)", Both, 1, by!(kafka::brokers_stopped_in_turn)),
+    row(57, "too few replicas in sync", Both, 1, by!(kafka::too_few_replicas)),
     row(58, "permanent error on one record amid others of its key", Both, 1, Shown::ByTests(&["a_row_that_the_broker_refuses_blocks_its_aggregate", "publisher::a_refused_re"])),
+    row(59, "one bad row among 500", Both, 1, by!(poison::one_among_many)),
     row(62, "unknown topic, created later", Both, 1, Shown::ByTests(&["an_unknown_topic_is_held_until_it_is_created"])),
+    row(65, "slow broker: answers 2 to 8 s late (30 s with FULL)", Both, 1, by!(kafka::broker_slow)),
+    row(66, "some partitions without a broker", Both, 1, by!(kafka::partitions_away)),
+    row(67, "three brokers killed in turn", Both, 1, by!(kafka::brokers_killed_in_turn)),
     row(68, "coordinator down, unknown outcome of a transaction", Neither, 1, Shown::Nowhere("there is no exactly-once mode: the relay uses no transactions of Kafka")),
     row(69, "acknowledged records lost by an unclean election", Neither, 1, Shown::Nowhere("outside the promise: Kafka keeps what it acknowledged")),
     // Data and configuration.
+    row(70, "rows of every bad kind", Both, 1, Shown::ByTests(&["bad_input::"])),
     row(74, "SIGHUP", Both, 1, by!(relay::hung_up)),
+    row(75, "logical messages that are no rows", Replication, 1, by!(schema::logical_messages)),
+    row(77, "kill -9 while the table is caught up with, with writers", Both, 1, by!(failpoints::killed_while_catching_up)),
+    row(78, "rolling updates of two replicas; of the mode", Both, 1, Shown::ByTests(&["ha::rolling::"])),
     row(79, "state tables of a newer version", Neither, 1, Shown::ByTests(&["state_of_a_newer_version_is_refused", "migrate::a_second_run_finds_everything"])),
     // At any instant, whatever happens (O6).
     row(0, "frozen at random moments: nothing marked or confirmed early", Both, 1, by!(marks::nothing_is_early)),

@@ -81,7 +81,9 @@ pub fn write(rows: &[&Row], results: &Results, size: Size) {
 fn line(text: &mut String, row: &Row, sum: &Sum) {
     let tally = &sum.tally;
     let counts = match &row.shown {
-        Shown::ByTests(_) => format!("{} tests | | | | | | ", tally.runs),
+        Shown::ByTests(_) if tally.committed == 0 => {
+            format!("{} tests | | | | | | ", tally.runs)
+        }
         _ => counts(tally),
     };
     let (number, fault, modes) = (name(row), row.fault, modes(row.modes));

@@ -1,50 +1,89 @@
-//! Rows that ordinary integration tests show: they run in a process of their own.
+//! Rows that ordinary tests show: they run in a process of their own, and their oracles write what they counted.
 
+use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::matrix::tally::Tally;
 
-/// Runs the tests whose names contain one of these, three at a time: each is a run, each that fails a broken criterion.
+/// Runs the tests whose names contain one of these, three at a time: each is a run, each that fails a broken
+/// criterion.
 pub fn run(names: &[&str]) -> Tally {
+    let verdicts = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/faults/verdicts");
+    let _ = fs::remove_file(&verdicts);
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let mut command = Command::new(cargo);
-    command.args(["test", "--locked", "--quiet", "--test", "integration", "--"]);
+    command.args(["test", "--locked", "--lib", "--test", "integration", "--"]);
+    command.arg("--test-threads=3").args(names);
     command
-        .args(["--test-threads=3", "--format=pretty"])
-        .args(names);
-    let output = command
+        .env("OUTBOXD_VERDICTS", &verdicts)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .stdin(Stdio::null())
-        .output();
-    let output = output.expect("run cargo");
+        .stdin(Stdio::null());
+    let output = command.output().expect("run cargo");
     let text = String::from_utf8_lossy(&output.stdout);
-    let mut tally = Tally::default();
-    for line in text.lines() {
-        let Some((name, outcome)) = line
-            .strip_prefix("test ")
-            .and_then(|line| line.rsplit_once(" ... "))
-        else {
-            continue;
-        };
-        tally.runs += 1;
-        if outcome != "ok" {
-            tally.broken.push(format!("{name}: {outcome}"));
-        }
-    }
+    let mut tally = outcomes(&text);
     if tally.runs == 0 || !output.status.success() && tally.broken.is_empty() {
         let said = String::from_utf8_lossy(&output.stderr);
-        tally
-            .broken
-            .push(format!("the tests {names:?} did not run: {said}"));
+        tally.broken.push(format!("the tests did not run: {said}"));
     }
     for name in names {
         if !text.contains(name) {
             tally.broken.push(format!("there is no test `{name}`"));
         }
     }
+    for line in fs::read_to_string(&verdicts).unwrap_or_default().lines() {
+        count(&mut tally, line);
+    }
     let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+    let what = if tally.committed > 0 {
+        "runs are"
+    } else {
+        "judged by"
+    };
     tally
         .remarks
-        .push(format!("judged by the tests {}", names.join(", ")));
+        .push(format!("{what} the tests {}", names.join(", ")));
     tally
+}
+
+/// One run for each test, and one broken criterion for each that failed.
+fn outcomes(text: &str) -> Tally {
+    let mut tally = Tally::default();
+    let lines = text.lines().filter_map(|line| line.strip_prefix("test "));
+    for (name, outcome) in lines.filter_map(|line| line.rsplit_once(" ... ")) {
+        tally.runs += 1;
+        if outcome != "ok" {
+            tally.broken.push(format!("{name}: {outcome}"));
+        }
+    }
+    tally
+}
+
+/// A line that an oracle wrote: committed, lost, phantom, out of order, wrong, duplicates, and how many may be.
+fn count(tally: &mut Tally, line: &str) {
+    let numbers: Vec<usize> = line
+        .split(' ')
+        .filter_map(|number| number.parse().ok())
+        .collect();
+    if let [
+        committed,
+        lost,
+        phantom,
+        out_of_order,
+        wrong,
+        duplicates,
+        duplicates_max,
+    ] = numbers[..]
+    {
+        tally.add(Tally {
+            committed,
+            lost,
+            phantom,
+            out_of_order,
+            wrong,
+            duplicates,
+            duplicates_max,
+            ..Tally::default()
+        });
+    }
 }

@@ -1,0 +1,83 @@
+//! A streaming and a polling relay under load on the same servers.
+
+use std::time::{Duration, Instant};
+
+use super::rig::{POLLED, Rig, SOON, STREAMED, await_publishing, published};
+use super::scene::Scene;
+use crate::harness::cluster::Cluster;
+use crate::harness::kafka::Kafka;
+use crate::harness::load::Running;
+use crate::harness::postgres::{Postgres, USUAL};
+use crate::harness::proxy::Proxy;
+use crate::harness::relay::Relay;
+
+/// A streaming and a polling relay under load on one server.
+pub struct Both {
+    pub rigs: [Rig; 2],
+    pub relays: [Relay; 2],
+    pub loads: [Running; 2],
+}
+
+impl Both {
+    pub async fn new(postgres: &Postgres, kafka: &Kafka) -> Self {
+        Self::of([
+            Rig::new(STREAMED, postgres, kafka).await,
+            Rig::new(POLLED, postgres, kafka).await,
+        ])
+        .await
+    }
+
+    /// Behind a proxy of `Kafka::start_behind_proxy`.
+    pub async fn behind_proxy(kafka: &Kafka, proxy: &Proxy) -> Self {
+        let postgres = Postgres::shared(USUAL).await;
+        let mut rigs = [
+            Rig::new(STREAMED, postgres, kafka).await,
+            Rig::new(POLLED, postgres, kafka).await,
+        ];
+        for rig in &mut rigs {
+            rig.through_kafka_proxy(proxy);
+        }
+        Self::of(rigs).await
+    }
+
+    /// On three brokers, their topics with so many replicas of each partition.
+    pub async fn on_cluster(cluster: &Cluster, replicas: i32, settings: &[(&str, &str)]) -> Self {
+        Self::of([
+            Rig::on_cluster(STREAMED, cluster, replicas, settings).await,
+            Rig::on_cluster(POLLED, cluster, replicas, settings).await,
+        ])
+        .await
+    }
+
+    async fn of(rigs: [Rig; 2]) -> Self {
+        let relays = rigs.each_ref().map(Rig::relay);
+        let loads = [rigs[0].load().await, rigs[1].load().await];
+        let both = Self {
+            rigs,
+            relays,
+            loads,
+        };
+        both.await_publishing(0).await;
+        both
+    }
+
+    /// Waits until each relay has published more than `rows` from now on, and gives the longest time.
+    pub async fn await_publishing(&self, rows: u64) -> Duration {
+        let started_at = Instant::now();
+        for relay in &self.relays {
+            let before = published(relay).await;
+            await_publishing(relay, before + rows, 2 * SOON).await;
+        }
+        started_at.elapsed()
+    }
+
+    /// Judges both, which must have lived through it.
+    pub async fn judge(mut self, scene: &Scene, duplicates_max: usize) {
+        for (rig, load) in self.rigs.iter().zip(self.loads) {
+            rig.show(scene, load, duplicates_max).await;
+        }
+        for relay in &mut self.relays {
+            scene.require(relay.is_running(), || "a relay has ended".into());
+        }
+    }
+}
