@@ -3,7 +3,8 @@
 
 mod feed;
 mod holes;
-mod keeping;
+pub(crate) mod intake;
+pub(crate) mod keeping;
 mod lag;
 mod marking;
 mod outlook;
@@ -21,7 +22,7 @@ use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::core::{Core, Faults, Recorded, Window};
-use crate::encode::Encoder;
+use crate::encode::{Encoder, Record, Rejection};
 use crate::lease::LeaseState;
 use crate::mark::{MarkError, Marks, Tenure};
 use crate::metrics::Metrics;
@@ -33,8 +34,8 @@ use crate::source::replication::hole_watch::HoleWatch;
 use crate::source::{Source, SourceError};
 use crate::state::OutboxState;
 use crate::status::StatusCell;
-use feed::Feed;
 use holes::Judged;
+use intake::Intake;
 use keeping::Keeping;
 use marking::{Finding, Marking, finished, joined};
 use producer::{Producer, Successor, next_event};
@@ -64,26 +65,26 @@ pub struct Relay {
 
 /// Numbers that were read from the table, and a position that bounds their commits.
 #[derive(Default)]
-struct ReadBefore {
+pub(crate) struct ReadBefore {
     numbers: RangeSet,
     until: Lsn,
 }
 
 impl ReadBefore {
-    fn note(&mut self, row: &OutboxRow) {
+    pub(crate) fn note(&mut self, row: &OutboxRow) {
         if let Some(seq) = row.seq {
             self.numbers.insert(seq);
             self.until = self.until.max(row.lsn);
         }
     }
 
-    fn forget(&mut self, seq: Option<i64>) {
+    pub(crate) fn forget(&mut self, seq: Option<i64>) {
         if let Some(seq) = seq {
             self.numbers.remove(seq);
         }
     }
 
-    fn has(&self, row: &OutboxRow) -> bool {
+    pub(crate) fn has(&self, row: &OutboxRow) -> bool {
         row.lsn <= self.until && row.seq.is_some_and(|seq| self.numbers.contains(seq))
     }
 }
@@ -245,7 +246,7 @@ impl Relay {
         let shutdown_notices = session.lease.borrow().shutdown_notices;
         let mut run = Run {
             relay: self,
-            feed: Feed::default(),
+            feed: Intake::default(),
             marking: None,
             keeping: Keeping::default(),
             mark_again_at: None,
@@ -275,7 +276,7 @@ impl Relay {
 struct Run<'a> {
     relay: &'a mut Relay,
     session: Session,
-    feed: Feed,
+    feed: Intake<Result<Record, Rejection>>,
     marking: Option<Marking>,
     keeping: Keeping,
     mark_again_at: Option<Instant>,

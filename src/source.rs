@@ -38,6 +38,25 @@ pub struct Batch {
     pub caught_up: bool,
 }
 
+impl Batch {
+    /// Removes rows; the boundary stays behind those of its rows that are left.
+    ///
+    /// Returns how many were removed.
+    pub(crate) fn remove(&mut self, repeated: &[bool]) -> usize {
+        let count = |repeated: &[bool]| repeated.iter().filter(|repeated| **repeated).count();
+        let removed = count(repeated);
+        if removed == 0 {
+            return 0;
+        }
+        if let Some(boundary) = &mut self.boundary {
+            boundary.rows -= count(&repeated[..boundary.rows]);
+        }
+        let mut repeated = repeated.iter();
+        self.rows.retain(|_| !repeated.next().unwrap_or(&false));
+        removed
+    }
+}
+
 /// A place in the stream where no transaction is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Boundary {

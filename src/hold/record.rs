@@ -69,10 +69,10 @@ pub struct Entry {
 /// One row to be kept whole.
 #[derive(Clone, Debug)]
 pub struct KeptRow {
-    row: OutboxRow,
+    pub(crate) row: OutboxRow,
     /// A dead letter; else a held row.
-    is_dead: bool,
-    behind: Option<What>,
+    pub(crate) is_dead: bool,
+    pub(crate) behind: Option<What>,
     reason: String,
     error: String,
 }

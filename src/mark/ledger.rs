@@ -13,8 +13,8 @@ use super::{MarkError, Tenure};
 use crate::core::Delivered;
 use crate::outbox::{Lsn, OutboxRow};
 use crate::ranges::RangeSet;
-pub(crate) use statements::LEASE;
 pub use statements::{Audit, Checkpoint, compact};
+pub(crate) use statements::{Head, LEASE};
 
 /// Numbers in one segment: the unit that is compacted, closed and retired.
 pub const SEGMENT_ROWS: i64 = 1_000_000;
@@ -58,7 +58,7 @@ pub struct Ledger {
 
 /// What a streamed number means.
 #[derive(Debug, PartialEq, Eq)]
-enum Meaning {
+pub(crate) enum Meaning {
     New,
     Sent,
     Reused,
@@ -76,6 +76,21 @@ impl Ledger {
         generation: i32,
         skipped: RangeSet,
     ) -> Result<Self, MarkError> {
+        let heads = statements::heads(client, &tenure.outbox).await?;
+        let mut ledger = Self::of_heads(tenure, generation, heads, skipped);
+        let open: Vec<i64> = ledger.open.iter().copied().collect();
+        let sent = statements::sent(client, &ledger.tenure.outbox, generation, &open).await?;
+        ledger.take_sent(sent);
+        Ok(ledger)
+    }
+
+    /// Knows which segments there are, and not yet what was sent of them.
+    pub(crate) fn of_heads(
+        tenure: Tenure,
+        generation: i32,
+        heads: Vec<Head>,
+        skipped: RangeSet,
+    ) -> Self {
         let mut ledger = Self {
             tenure,
             generation,
@@ -89,7 +104,7 @@ impl Ledger {
             open: BTreeSet::new(),
         };
         let mut earlier = BTreeMap::new();
-        for head in statements::heads(client, &ledger.tenure.outbox).await? {
+        for head in heads {
             if head.generation != generation {
                 let high: &mut Lsn = earlier.entry(head.generation).or_default();
                 *high = (*high).max(head.high_lsn);
@@ -98,13 +113,16 @@ impl Ledger {
             ledger.take_head(head);
         }
         ledger.earlier = earlier.into_iter().collect();
-        let open: Vec<i64> = ledger.open.iter().copied().collect();
-        ledger.sent = statements::sent(client, &ledger.tenure.outbox, generation, &open).await?;
-        ledger.accounted = ledger.settled();
-        Ok(ledger)
+        ledger
     }
 
-    fn take_head(&mut self, head: statements::Head) {
+    /// Takes what was sent of the open segments.
+    pub(crate) fn take_sent(&mut self, sent: RangeSet) {
+        self.sent = sent;
+        self.accounted = self.settled();
+    }
+
+    fn take_head(&mut self, head: Head) {
         self.high_lsn = self.high_lsn.max(head.high_lsn);
         if self
             .tail
@@ -204,7 +222,7 @@ impl Ledger {
         }
     }
 
-    fn meaning(&self, seq: i64, lsn: Lsn) -> Meaning {
+    pub(crate) fn meaning(&self, seq: i64, lsn: Lsn) -> Meaning {
         if let Some((generation, _)) = self.earlier.iter().find(|(_, high)| *high >= lsn) {
             return Meaning::Ask {
                 generation: *generation,
@@ -223,7 +241,7 @@ impl Ledger {
     }
 
     /// Writes down what one checkpoint adds: a row for each segment that it touches.
-    pub(super) fn checkpoint(&self, rows: &[Delivered]) -> Checkpoint {
+    pub(crate) fn checkpoint(&self, rows: &[Delivered]) -> Checkpoint {
         let mut segments: BTreeMap<i64, statements::CheckpointRow> = BTreeMap::new();
         for row in rows {
             let Some(seq) = row.seq else { continue };
@@ -237,7 +255,7 @@ impl Ledger {
     }
 
     /// Takes a committed checkpoint into memory.
-    pub(super) fn committed(&mut self, rows: &[Delivered]) {
+    pub(crate) fn committed(&mut self, rows: &[Delivered]) {
         for row in rows {
             let Some(seq) = row.seq else { continue };
             self.sent.insert(seq);
@@ -295,21 +313,11 @@ mod tests {
     use crate::outbox::RowId;
 
     fn ledger(generation: i32) -> Ledger {
-        Ledger {
-            tenure: Tenure {
-                outbox: "public.outbox".to_owned(),
-                epoch: 1,
-            },
-            generation,
-            earlier: Vec::new(),
-            high_lsn: Lsn(0),
-            sent: RangeSet::new(),
-            skipped: RangeSet::new(),
-            accounted: RangeSet::new(),
-            tail: None,
-            unloaded: BTreeSet::new(),
-            open: BTreeSet::new(),
-        }
+        let tenure = Tenure {
+            outbox: "public.outbox".to_owned(),
+            epoch: 1,
+        };
+        Ledger::of_heads(tenure, generation, Vec::new(), RangeSet::new())
     }
 
     fn delivered(seq: i64, lsn: u64) -> Delivered {

@@ -9,9 +9,8 @@ use tracing::{error, info, trace, warn};
 use super::{End, Phase, Run};
 use crate::config::FaultPolicy;
 use crate::core::{Offer, RowFacts};
-use crate::encode::{Record, Rejection};
 use crate::mark::{MarkError, Marks};
-use crate::outbox::{Lsn, OutboxRow, RowId};
+use crate::outbox::{OutboxRow, RowId};
 use crate::publish::{Outgoing, Ticket, TopicState};
 use crate::source::{Batch, SourceError};
 use crate::telemetry::chain;
@@ -21,36 +20,6 @@ const OUTGOING_ROWS: usize = 500;
 
 /// A topic that refused records is tried again after so many questions for the others: 30 s.
 const REFUSED_TOPICS_EVERY_TICKS: u32 = 15;
-
-/// The batch that is being fed.
-#[derive(Default)]
-pub(super) struct Feed {
-    rows: std::vec::IntoIter<OutboxRow>,
-    /// A row that had to wait, encoded.
-    waiting: Option<(OutboxRow, Result<Record, Rejection>)>,
-    /// Rows still to be fed before the batch's boundary, and its position.
-    boundary: Option<(usize, Lsn)>,
-    /// A turn found no more: what stood in the table before the slot was read, and the rest comes through the slot.
-    caught_up: bool,
-}
-
-impl Feed {
-    pub(super) fn is_empty(&self) -> bool {
-        self.waiting.is_none() && self.rows.len() == 0
-    }
-
-    fn boundary_reached(&mut self) -> Option<Lsn> {
-        let (_, lsn) = self.boundary.filter(|(rows, _)| *rows == 0)?;
-        self.boundary = None;
-        Some(lsn)
-    }
-
-    fn row_left(&mut self) {
-        if let Some((rows, _)) = &mut self.boundary {
-            *rows -= 1;
-        }
-    }
-}
 
 impl Run<'_> {
     /// Takes the next batch, without the rows that went out before.
@@ -71,12 +40,7 @@ impl Run<'_> {
         }
         let highest = batch.rows.iter().filter_map(|row| row.seq).max();
         self.top = self.top.max(highest.unwrap_or(0));
-        self.feed = Feed {
-            rows: batch.rows.into_iter(),
-            waiting: None,
-            boundary: batch.boundary.map(|boundary| (boundary.rows, boundary.lsn)),
-            caught_up: self.feed.caught_up || batch.caught_up,
-        };
+        self.feed.take(batch);
         None
     }
 
@@ -114,18 +78,7 @@ impl Run<'_> {
         } else if let Marks::None = self.session.marks {
             batch.rows.iter().for_each(|row| read_before.note(row));
         }
-        let count = repeated.iter().filter(|repeated| **repeated).count();
-        if count == 0 {
-            return Ok(());
-        }
-        if let Some(boundary) = &mut batch.boundary {
-            boundary.rows -= repeated[..boundary.rows]
-                .iter()
-                .filter(|repeated| **repeated)
-                .count();
-        }
-        let mut repeated = repeated.into_iter();
-        batch.rows.retain(|_| !repeated.next().unwrap_or(false));
+        let count = batch.remove(&repeated);
         self.relay.metrics.repeated(count);
         Ok(())
     }
@@ -138,7 +91,8 @@ impl Run<'_> {
             if let Some(lsn) = self.feed.boundary_reached() {
                 self.relay.core.boundary(lsn);
             }
-            let Some((row, encoded)) = self.next_row() else {
+            let encoder = &self.session.encoder;
+            let Some((row, encoded)) = self.feed.next(|row| encoder.encode(row)) else {
                 break;
             };
             let facts = RowFacts::of(&self.session.layout, &row);
@@ -165,11 +119,11 @@ impl Run<'_> {
                 }
                 Offer::LookUp => {
                     self.look_up(topic.ok().cloned());
-                    self.feed.waiting = Some((row, encoded));
+                    self.feed.wait(row, encoded);
                     break;
                 }
                 Offer::Wait => {
-                    self.feed.waiting = Some((row, encoded));
+                    self.feed.wait(row, encoded);
                     break;
                 }
             }
@@ -195,15 +149,6 @@ impl Run<'_> {
         self.keeping.put(ticket, row);
     }
 
-    fn next_row(&mut self) -> Option<(OutboxRow, Result<Record, Rejection>)> {
-        if let Some(waiting) = self.feed.waiting.take() {
-            return Some(waiting);
-        }
-        let row = self.feed.rows.next()?;
-        let encoded = self.session.encoder.encode(&row);
-        Some((row, encoded))
-    }
-
     fn publish(&mut self, outgoing: Vec<Outgoing>) {
         let Some(last) = outgoing.last().map(|last| last.ticket) else {
             return;
@@ -220,7 +165,7 @@ impl Run<'_> {
     }
 
     fn has_read_all(&self) -> bool {
-        self.session.phase != Phase::Steady && self.feed.caught_up
+        self.session.phase != Phase::Steady && self.feed.caught_up()
     }
 
     /// A catch-up or a replay is over when all that stood there was read and is settled.

@@ -9,10 +9,10 @@ use tracing::{debug, warn};
 use super::marking::MARK_AGAIN_AFTER;
 use super::{End, Run};
 use crate::config::Mark;
-use crate::core::{Aside, Delivered, Fate, Followers};
+use crate::core::{Aside, Delivered, Fate, Followers, Held};
 use crate::hold::{Entry, Keep, KeptRow, What, Whole};
 use crate::mark::{MarkError, Marks};
-use crate::outbox::{OutboxRow, RowId};
+use crate::outbox::{Layout, OutboxRow, RowId};
 use crate::publish::Ticket;
 use crate::ranges::RangeSet;
 use crate::telemetry::chain;
@@ -74,78 +74,19 @@ impl Run<'_> {
         self.keeping.running = Some(Running { asides, task });
     }
 
-    fn keep_statement(&mut self, asides: &[Aside]) -> Keep {
+    fn keep_statement(&self, asides: &[Aside]) -> Keep {
         let session = &self.session;
-        let whole = match (self.relay.config.source.mark, session.source.is_stream()) {
-            (Mark::None, _) => Whole::All,
-            (_, true) => Whole::Missing,
-            (_, false) => Whole::None,
-        };
-        let held = self.relay.core.held();
-        let (mut entries, mut kept) = (HashMap::new(), Vec::new());
-        for aside in asides {
-            let Some(row) = self.keeping.rows.get(&aside.ticket) else {
-                continue;
-            };
-            let what = what(session, aside, row);
-            if let Some(what) = &what {
-                let entry = entries.entry(what.clone());
-                let entry = entry.or_insert_with(|| self.entry(what.clone(), aside));
-                if let (Some(seq), false) = (aside.seq, is_dead(aside)) {
-                    entry.held.insert(seq);
-                }
-            }
-            if is_dead(aside) || whole != Whole::None {
-                kept.push(KeptRow::new(aside, row.clone(), what, held));
-            }
-        }
-        Keep {
+        let mark = self.relay.config.source.mark;
+        let keep = Keep {
             tenure: session.tenure.clone(),
             generation: session.state.generation,
             layout: session.layout.clone(),
-            whole,
-            entries: entries.into_values().collect(),
-            kept,
+            whole: whole(mark, session.source.is_stream()),
+            entries: Vec::new(),
+            kept: Vec::new(),
             mark: self.mark_of_dead(asides),
-        }
-    }
-
-    /// An entry with its first row: the one at fault, or the first that waits for the topic.
-    fn entry(&self, what: What, aside: &Aside) -> Entry {
-        let held = self.relay.core.held();
-        let first = |id: &RowId| if *id == aside.id { aside.seq } else { None };
-        let mut entry = Entry {
-            what,
-            held: RangeSet::new(),
-            row_seq: aside.seq,
-            row_id: aside.id.to_string(),
-            reason: "topic".to_owned(),
-            error: String::new(),
-            followers: Followers::Wait,
         };
-        match &aside.fate {
-            Fate::Topic(topic) => {
-                if let Some(hold) = held.topic_hold(topic) {
-                    entry.error.clone_from(&hold.reason);
-                    if hold.is_refused {
-                        "refused".clone_into(&mut entry.reason);
-                    }
-                }
-            }
-            Fate::Blocked(aggregate)
-            | Fate::Dead {
-                blocks: Some(aggregate),
-                ..
-            } => {
-                if let Some(held) = held.aggregate(*aggregate) {
-                    (entry.row_seq, entry.row_id) = (first(&held.row), held.row.to_string());
-                    (entry.reason, entry.error) = (held.reason.clone(), held.error.clone());
-                    entry.followers = held.followers;
-                }
-            }
-            Fate::Dead { blocks: None, .. } => {}
-        }
-        entry
+        record(keep, asides, &self.keeping.rows, self.relay.core.held())
     }
 
     /// A dead letter is marked in the table where rows are marked one by one: it is kept elsewhere.
@@ -199,13 +140,86 @@ impl Run<'_> {
     }
 }
 
+/// Which held rows are kept whole by a source of this kind.
+pub(crate) fn whole(mark: Mark, is_stream: bool) -> Whole {
+    match (mark, is_stream) {
+        (Mark::None, _) => Whole::All,
+        (_, true) => Whole::Missing,
+        (_, false) => Whole::None,
+    }
+}
+
+/// Writes down what becomes of rows that were put aside: the entries that hold them, and what is kept whole.
+pub(crate) fn record(
+    mut keep: Keep,
+    asides: &[Aside],
+    rows: &HashMap<Ticket, OutboxRow>,
+    held: &Held,
+) -> Keep {
+    let mut entries = HashMap::new();
+    for aside in asides {
+        let Some(row) = rows.get(&aside.ticket) else {
+            continue;
+        };
+        let what = what(&keep.layout, aside, row);
+        if let Some(what) = &what {
+            let entry = entries.entry(what.clone());
+            let entry = entry.or_insert_with(|| entry_of(held, what.clone(), aside));
+            if let (Some(seq), false) = (aside.seq, is_dead(aside)) {
+                entry.held.insert(seq);
+            }
+        }
+        if is_dead(aside) || keep.whole != Whole::None {
+            keep.kept.push(KeptRow::new(aside, row.clone(), what, held));
+        }
+    }
+    keep.entries = entries.into_values().collect();
+    keep
+}
+
+/// An entry with its first row: the one at fault, or the first that waits for the topic.
+fn entry_of(held: &Held, what: What, aside: &Aside) -> Entry {
+    let first = |id: &RowId| if *id == aside.id { aside.seq } else { None };
+    let mut entry = Entry {
+        what,
+        held: RangeSet::new(),
+        row_seq: aside.seq,
+        row_id: aside.id.to_string(),
+        reason: "topic".to_owned(),
+        error: String::new(),
+        followers: Followers::Wait,
+    };
+    match &aside.fate {
+        Fate::Topic(topic) => {
+            if let Some(hold) = held.topic_hold(topic) {
+                entry.error.clone_from(&hold.reason);
+                if hold.is_refused {
+                    "refused".clone_into(&mut entry.reason);
+                }
+            }
+        }
+        Fate::Blocked(aggregate)
+        | Fate::Dead {
+            blocks: Some(aggregate),
+            ..
+        } => {
+            if let Some(held) = held.aggregate(*aggregate) {
+                (entry.row_seq, entry.row_id) = (first(&held.row), held.row.to_string());
+                (entry.reason, entry.error) = (held.reason.clone(), held.error.clone());
+                entry.followers = held.followers;
+            }
+        }
+        Fate::Dead { blocks: None, .. } => {}
+    }
+    entry
+}
+
 fn is_dead(aside: &Aside) -> bool {
     matches!(aside.fate, Fate::Dead { .. })
 }
 
 /// What the row waits behind; nothing where it is a dead letter alone.
-fn what(session: &super::Session, aside: &Aside, row: &OutboxRow) -> Option<What> {
-    let layout = &session.layout;
+fn what(layout: &Layout, aside: &Aside, row: &OutboxRow) -> Option<What> {
     let text = |column| {
         row.field(column)
             .map(|text| String::from_utf8_lossy(text).into_owned())

@@ -129,6 +129,13 @@ impl Holes {
         self.groups.retain(|group| !group.numbers.is_empty());
     }
 
+    /// Takes the holes as they are now: the new ones form a group, and those that were filled go.
+    pub fn track(&mut self, open: &RangeSet) {
+        let known = self.numbers();
+        self.forget(&known.difference(open));
+        self.note(open.difference(&known));
+    }
+
     /// The plan of a turn that does not read the locks: every hole, because a successor of any could be among the new rows.
     ///
     /// It does not count as the first look-up, and nothing dies of it.

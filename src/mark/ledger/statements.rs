@@ -14,13 +14,13 @@ pub(crate) const LEASE: &str = "lease AS (SELECT FROM outboxd.lease WHERE outbox
 
 /// What the ledger's rows of one segment say together, but for the numbers.
 #[derive(Debug)]
-pub(super) struct Head {
-    pub(super) generation: i32,
-    pub(super) segment: i64,
-    pub(super) is_closed: bool,
-    pub(super) high_lsn: Lsn,
-    pub(super) last_seq: i64,
-    pub(super) last_id: String,
+pub(crate) struct Head {
+    pub(crate) generation: i32,
+    pub(crate) segment: i64,
+    pub(crate) is_closed: bool,
+    pub(crate) high_lsn: Lsn,
+    pub(crate) last_seq: i64,
+    pub(crate) last_id: String,
 }
 
 pub(super) async fn heads(client: &Client, outbox: &str) -> Result<Vec<Head>, MarkError> {
@@ -88,10 +88,10 @@ pub(super) async fn is_sent(
 /// What one checkpoint adds to one segment.
 #[derive(Debug, Default)]
 pub struct CheckpointRow {
-    pub(super) sent: RangeSet,
-    pub(super) high_lsn: Lsn,
-    pub(super) last_seq: i64,
-    last_id: String,
+    pub(crate) sent: RangeSet,
+    pub(crate) high_lsn: Lsn,
+    pub(crate) last_seq: i64,
+    pub(crate) last_id: String,
 }
 
 impl CheckpointRow {
@@ -108,9 +108,9 @@ impl CheckpointRow {
 /// The rows of the ledger that one checkpoint writes.
 #[derive(Debug)]
 pub struct Checkpoint {
-    pub(super) tenure: Tenure,
-    pub(super) generation: i32,
-    pub(super) segments: BTreeMap<i64, CheckpointRow>,
+    pub(crate) tenure: Tenure,
+    pub(crate) generation: i32,
+    pub(crate) segments: BTreeMap<i64, CheckpointRow>,
 }
 
 impl Checkpoint {

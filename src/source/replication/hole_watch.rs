@@ -61,9 +61,7 @@ impl HoleWatch {
     /// that was read when no transaction was left that could fill the hole (design 5a).
     pub async fn judge(&mut self, progress: &Progress) -> Result<Judgement, PollError> {
         let open: RangeSet = progress.settled.gaps(self.first..=progress.top).collect();
-        let known = self.holes.numbers();
-        self.holes.forget(&known.difference(&open));
-        self.holes.note(open.difference(&known));
+        self.holes.track(&open);
         if self.holes.is_empty() {
             return Ok(Judgement::default());
         }
