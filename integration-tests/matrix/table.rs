@@ -99,7 +99,7 @@ pub static ROWS: &[Row] = &[
     row(41, "deadlocks with the marks", Both, 1, by!(locks::rows_locked)),
     row(42, "unsent rows deleted by others", Replication, 1, by!(schema::unsent_rows_deleted)),
     row(43, "no connection left for the relay", Both, 1, Shown::ByTests(&["primary::refused::"])),
-    row(44, "password rotated, role loses REPLICATION, pg_hba rejects", Both, 1, Shown::ByTests(&["refusals::a_wrong_password_is_refused", "refusals::a_role_without_replication", "primary::refused::"])),
+    row(44, "password rotated, role loses REPLICATION, pg_hba rejects", Both, 1, Shown::ByTests(&["refusals::a_wrong_password_is_refused", "refusals::a_role_without_replication", "primary::refused::", "rotated_certificates_and_passwords"])),
     row(45, "idle_replication_slot_timeout with a parked relay", Replication, 1, Shown::ByTests(&["primary::idle::a_parked_relay"])),
     row(46, "decoding spills to disk", Replication, 1, by!(schema::spilled)),
     // The network to PostgreSQL.
@@ -108,7 +108,7 @@ pub static ROWS: &[Row] = &[
     row(49, "latency of 200 ms, single bytes, 100 kbit/s", Both, 1, by!(network::slow)),
     row(50, "the last confirmation of an orderly stop is lost", Replication, 1, by!(network::last_confirmation_lost)),
     row(52, "the server's name means another address, or none", Both, 1, by!(with [Need::MountNamespace]; network::name_moves)),
-    row(51, "TLS: expired, wrong host, downgrade", Both, 1, Shown::ByTests(&["security::"])),
+    row(51, "TLS: expired, wrong host, downgrade", Both, 1, Shown::ByTests(&["security::modes", "security::stripped"])),
     // Kafka.
     row(53, "broker killed; broker frozen", Both, 1, by!(kafka::broker_away, kafka::broker_frozen)),
     row(54, "acknowledgement lost after the append", Both, 1, by!(kafka::acknowledgements_lost)),

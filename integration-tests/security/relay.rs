@@ -36,7 +36,7 @@ async fn works_by_tls_alone(mode: &str, purposes: &[&str]) {
     );
 
     let relay = Relay::start(&config);
-    let ids = orders.insert(100).await;
+    let ids = orders.insert(2_000).await;
     orders.wait_for(&ids).await;
     orders.wait_until_marked().await;
     let status = config.outboxd(&["status"]);
