@@ -13,8 +13,8 @@ const LEASE_TTL: Duration = Duration::from_secs(4);
 const SLACK: Duration = Duration::from_secs(4);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_polling_leader_frozen_for_six_seconds_wakes_as_a_standby() {
-    freeze(POLLED, Sleep::For(Duration::from_secs(6))).await;
+async fn a_polling_leader_that_is_frozen_is_replaced_after_its_lease_and_wakes_as_a_standby() {
+    freeze(POLLED, Sleep::UntilReplaced).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
