@@ -14,7 +14,10 @@ pub fn run(names: &[&str]) -> Tally {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let mut command = Command::new(cargo);
     command.args(["test", "--locked", "--lib", "--test", "integration", "--"]);
-    command.arg("--test-threads=3").args(names);
+    // What takes a minute, or mounts a file system, is left out of `make test`.
+    command
+        .args(["--test-threads=3", "--include-ignored"])
+        .args(names);
     command
         .env("OUTBOXD_VERDICTS", &verdicts)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
