@@ -118,6 +118,24 @@ async fn a_relay_that_asks_for_tls_says_that_the_server_has_none() {
     wait_for_status(&relay, text, |status| status.to_string().contains(text)).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_systems_own_authorities_are_trusted_where_the_url_says_so() {
+    let server = Secured::shared().await;
+    let orders = Orders::create(&server.postgres, "system", |config| config).await;
+    grant(&orders, "bound");
+    let url = url_of(server, &orders, "bound", "sslrootcert=system");
+    let (is_complete, said) = check(&orders.config, &url);
+    assert!(
+        !is_complete && said.contains("the server's certificate is refused"),
+        "{said}"
+    );
+    let file = server.folder.join("authority.crt").display().to_string();
+    let config = orders.config.clone().set("source.url", url);
+    let _relay = Relay::start_with(&config, &[("SSL_CERT_FILE", &file)]);
+    let ids = orders.insert(1).await;
+    orders.wait_for(&ids).await;
+}
+
 /// Gives a role what `migrate` gives a relay.
 fn grant(orders: &Orders, role: &str) {
     let done = orders.config.outboxd(&["migrate", "--relay-role", role]);
