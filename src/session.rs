@@ -25,7 +25,7 @@ use crate::outbox::{Lsn, RowId};
 use crate::postgres::{self, ConnectOptions, PostgresError};
 use crate::ranges::RangeSet;
 use crate::relay::{Phase, Session};
-use crate::source::polling::{Known, Polling, UnsentMark};
+use crate::source::polling::{CaughtUp, Known, Polling, UnsentMark};
 use crate::source::replication::hole_watch::HoleWatch;
 use crate::source::replication::pgoutput::Described;
 use crate::source::{Source, SourceError};
@@ -63,6 +63,8 @@ pub enum OpenError {
     #[error(transparent)]
     Mark(#[from] MarkError),
     #[error(transparent)]
+    Slot(#[from] crate::slot::SlotError),
+    #[error(transparent)]
     Encode(#[from] EncodeError),
     #[error(transparent)]
     Source(#[from] SourceError),
@@ -95,6 +97,8 @@ pub struct Legacy {
     /// The entries that the last session replayed.
     pub replayed: Vec<i64>,
     pub numbers: Numbers,
+    /// The commit of a transaction that the slot can't send: once the table was read, the slot moves behind it.
+    pub impassable: Option<Lsn>,
 }
 
 /// What the last session learned of the numbers.
@@ -201,6 +205,9 @@ impl Opening<'_> {
         let mut marks = self.marks(&sql, &table, &tenure, &known.state).await?;
         if let Marks::Ledger(ledger) = &mut marks {
             ledger.note_kept(&recorded.numbers);
+            if known.has_moved_rows {
+                ledger.expect_moves();
+            }
         }
         let state = known.state.clone();
         let lsn = insert_position(&sql).await?;
@@ -364,7 +371,7 @@ impl Opening<'_> {
     }
 
     async fn source(
-        &self,
+        &mut self,
         table: &Table,
         marks: &Marks,
         states: &StateTable<'_>,
@@ -373,6 +380,7 @@ impl Opening<'_> {
         let replication = &self.config.source.replication;
         let is_streamed = self.config.source.mode == Mode::Replication;
         if is_streamed && known.state.caught_up {
+            self.pass().await?;
             let outbox = Described::from(table);
             let bytes_max = crate::kafka::record_bytes_max(&self.config.kafka);
             let stream = Source::stream(&self.options, replication, outbox, bytes_max).await?;
@@ -419,6 +427,10 @@ impl Opening<'_> {
             batch_rows: source.polling.batch_rows,
             value_bytes_max: crate::kafka::record_bytes_max(&self.config.kafka),
             interval: source.polling.interval,
+            caught_up: match self.legacy.impassable {
+                Some(_) => CaughtUp::WithTheWriters,
+                None => CaughtUp::WithTheTable,
+            },
         };
         let first = first_number(table);
         let (top, settled) = match (marks, source.mark) {

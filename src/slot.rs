@@ -1,6 +1,6 @@
 //! `slot status` and `slot drop`: what the relay's replication slot holds back, and its removal.
 //!
-//! Never creates or moves a slot.
+//! Never creates a slot, and moves one only past a transaction that can't be sent.
 
 use std::fmt;
 
@@ -8,6 +8,7 @@ use serde::Serialize;
 use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 
+use crate::outbox::Lsn;
 use crate::postgres::PostgresError;
 
 /// A replication slot as the server describes it; sizes are bytes.
@@ -72,6 +73,23 @@ impl fmt::Display for Reader {
             None => Ok(()),
         }
     }
+}
+
+/// Moves a slot that nobody reads behind a position, without decoding what is passed; never backwards.
+///
+/// Cancel-safe: yes, the server moves on or not at all.
+pub async fn advance(client: &Client, name: &str, behind: Lsn) -> Result<(), SlotError> {
+    let upto = PgLsn::from(behind.0 + 1);
+    // Reading through the log takes as long as it takes.
+    let moved = async {
+        client.batch_execute("SET statement_timeout = 0").await?;
+        client.execute(ADVANCE, &[&name, &upto]).await
+    };
+    moved.await.map(drop).map_err(|error| SlotError::Query {
+        action: "advance",
+        name: name.to_owned(),
+        source: error.into(),
+    })
 }
 
 /// Reads a slot, `None` if there is none of that name.
@@ -172,6 +190,11 @@ fn bytes(size: Option<i64>, absent: &str) -> String {
 }
 
 /// On a standby the position is the one replayed.
+const ADVANCE: &str = "
+    SELECT pg_catalog.pg_replication_slot_advance(slot_name, $2)
+    FROM pg_catalog.pg_replication_slots
+    WHERE slot_name = $1 AND confirmed_flush_lsn < $2";
+
 const STATUS: &str = "
     SELECT s.plugin::text, s.database::text, s.active_pid, s.restart_lsn, s.confirmed_flush_lsn, s.wal_status,
            s.safe_wal_size, nullif(a.application_name, '') AS application_name, host(a.client_addr) AS client_address,

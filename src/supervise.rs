@@ -109,6 +109,7 @@ impl Supervisor {
                 catch_up: CatchUp::AsRecorded,
                 replayed: Vec::new(),
                 numbers: Numbers::AsKnown,
+                impassable: None,
             },
             attempts: 0,
             told: String::new(),
@@ -125,7 +126,7 @@ impl Supervisor {
                 Ok(()) => self.attempt().await?,
                 Err(failure) => without_producer(failure)?,
             };
-            let verdict = verdict(&attempt);
+            let verdict = verdict(&attempt, self.config.source.mark);
             self.tell(&attempt, verdict);
             self.follow(&attempt);
             if verdict == Verdict::Stop {
@@ -181,6 +182,7 @@ impl Supervisor {
             self.relay.depose().await;
             self.legacy.catch_up = CatchUp::AsRecorded;
             self.legacy.replayed.clear();
+            self.legacy.impassable = None;
         }
         let mut opening = Opening {
             config: &self.config,
@@ -249,6 +251,13 @@ impl Supervisor {
             // Where nothing is marked the table cannot say what is missing: only the stream can be read again.
             Attempt::Ended(End::Reread(_)) if self.config.source.mark == Mark::None => {}
             Attempt::Ended(End::Reread(_)) => self.legacy.catch_up = CatchUp::Demanded,
+            Attempt::Ended(End::Source(SourceError::Replication(
+                ReplicationError::CannotSend { commit_lsn, .. },
+            ))) if self.config.source.mark != Mark::None => {
+                warn!(%commit_lsn, "the slot cannot send a transaction: the table is read instead");
+                self.legacy.catch_up = CatchUp::Demanded;
+                self.legacy.impassable = Some(*commit_lsn);
+            }
             Attempt::Ended(End::Renumbered(_)) => self.legacy.numbers = Numbers::Reused,
             _ => {}
         }
@@ -340,12 +349,12 @@ async fn beat(status: &StatusCell) -> Infallible {
     }
 }
 
-fn verdict(attempt: &Attempt) -> Verdict {
+fn verdict(attempt: &Attempt, mark: Mark) -> Verdict {
     match attempt {
         Attempt::NoProducer(_) => Verdict::Retry,
         Attempt::Ended(end) => match end {
             End::Stopped => Verdict::Stop,
-            End::Source(failure) => of_source(failure),
+            End::Source(failure) => of_source(failure, mark),
             // The keeper may not have noticed yet: a pause keeps us from asking it in a circle.
             End::Deposed | End::PostgresStops | End::Mark(_) | End::Producer(_) => Verdict::Retry,
             End::Halt(_) => Verdict::Halt,
@@ -354,10 +363,10 @@ fn verdict(attempt: &Attempt) -> Verdict {
             }
         },
         Attempt::NotOpened(failure) => match failure {
-            OpenError::Source(failure) => of_source(failure),
+            OpenError::Source(failure) => of_source(failure, mark),
             OpenError::Postgres { source, .. } => of_class(source.class()),
             OpenError::Halt { .. } | OpenError::Encode(_) | OpenError::Missing(_) => Verdict::Halt,
-            OpenError::Migrate(_) | OpenError::Inspect { .. } => {
+            OpenError::Slot(_) | OpenError::Migrate(_) | OpenError::Inspect { .. } => {
                 class_of(failure).map_or(Verdict::Halt, of_class)
             }
             OpenError::Url(_)
@@ -369,7 +378,7 @@ fn verdict(attempt: &Attempt) -> Verdict {
     }
 }
 
-fn of_source(failure: &SourceError) -> Verdict {
+fn of_source(failure: &SourceError, mark: Mark) -> Verdict {
     match failure {
         SourceError::Replication(ReplicationError::Parked) => Verdict::AwaitRoom,
         SourceError::Replication(
@@ -378,6 +387,11 @@ fn of_source(failure: &SourceError) -> Verdict {
         SourceError::Replication(ReplicationError::Decode(DecodeError::NewColumn)) => {
             Verdict::Again
         }
+        // Without a mark nobody knows which rows of the table were sent.
+        SourceError::Replication(ReplicationError::CannotSend { .. }) if mark == Mark::None => {
+            Verdict::Halt
+        }
+        SourceError::Replication(ReplicationError::CannotSend { .. }) => Verdict::Again,
         SourceError::Replication(ReplicationError::Decode(_)) => Verdict::Halt,
         SourceError::Replication(ReplicationError::Silent | ReplicationError::Ended) => {
             Verdict::Retry
@@ -408,6 +422,7 @@ fn of_class(class: Class) -> Verdict {
         | Class::Lost
         | Class::Shutdown
         | Class::TooManyConnections
+        | Class::TooLarge
         | Class::Other => Verdict::Retry,
     }
 }

@@ -1,21 +1,11 @@
 //! One row of every bad kind, each in an aggregate of its own between good rows.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use crate::harness::kafka::Kafka;
-use crate::harness::postgres::{Database, Postgres, USUAL};
-use crate::harness::relay::{Relay, RelayConfig};
-use crate::harness::topic::{Read, TopicReader};
-use crate::harness::wait_until;
-use crate::orders::ARRIVAL;
-
-const RSS_MAX: u64 = 128 << 20;
-
-/// A table that takes anything.
-const LENIENT: &str = "\
-    CREATE TABLE outbox (id text, aggregatetype text, aggregateid text, type text, payload text, headers text,
-        topic text, partitionkey text, occurredat timestamptz, seq bigint GENERATED ALWAYS AS IDENTITY UNIQUE)";
+use super::rig::{LENIENT, RSS_MAX, Rig, insert};
+use crate::harness::postgres::{Postgres, USUAL};
+use crate::harness::relay::Relay;
+use crate::harness::topic::Read;
 
 /// What becomes of a row.
 enum Fate {
@@ -119,63 +109,42 @@ const CASES: [Case; 50] = [
     ("payload", "repeat('x', 1500000)", Blocked("payload")),
 ];
 
-/// The statement that inserts a row with one column of its own; every row's aggregate is its id.
-fn insert(id: &str, column: &str, value: &str) -> String {
-    let mut row = BTreeMap::from([
-        ("id", format!("'{id}'")),
-        ("aggregatetype", "'order'".to_owned()),
-        ("aggregateid", format!("'{id}'")),
-        ("type", "'placed'".to_owned()),
-        ("payload", "'{}'".to_owned()),
-    ]);
-    row.insert(column, value.to_owned());
-    let names = row.keys().copied().collect::<Vec<_>>().join(", ");
-    let values = row.into_values().collect::<Vec<_>>().join(", ");
-    format!("INSERT INTO outbox ({names}) VALUES ({values});")
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn every_row_is_published_as_documented_or_blocks_its_aggregate_with_the_column() {
-    tokio::join!(judge("replication", "ledger"), judge("polling", "ledger"));
+    tokio::join!(
+        judge(("replication", "ledger")),
+        judge(("polling", "ledger"))
+    );
 }
 
-async fn judge(mode: &str, mark: &str) {
-    let kafka = Kafka::shared().await;
-    let database = Postgres::shared(USUAL).await.create_database("bad").await;
-    let config = RelayConfig::new(&database, kafka)
-        .mode(mode)
-        .mark(mark)
-        .set("source.start", "all")
-        .set("route.headers.occurredat", "when")
-        .kafka_property("message.max.bytes", "1000000");
-    run(&database, LENIENT).await;
-    config.migrate();
-    kafka.create_topic(&config.topic_of("order"), 1, &[]).await;
-    let relay = Relay::start(&config);
-    let mut reader = kafka.reader(&[&config.topic_of("order")]);
+async fn judge(pair: (&str, &str)) {
+    let postgres = Postgres::shared(USUAL).await;
+    let mut rig = Rig::new(postgres, pair, LENIENT, |config| {
+        config
+            .set("route.headers.occurredat", "when")
+            .kafka_property("message.max.bytes", "1000000")
+    })
+    .await;
+    let relay = Relay::start(&rig.config);
     // Once a row has come through, what follows comes through the stream.
-    run(&database, &insert("first", "type", "'placed'")).await;
-    await_last(&mut reader, "first").await;
+    rig.pass("first").await;
     let mut script = String::new();
     for (number, (column, value, _)) in CASES.iter().enumerate() {
-        script += &insert(&format!("case-{number}"), column, value);
-        let follower = insert(
-            &format!("follower-{number}"),
-            "aggregateid",
-            &format!("'case-{number}'"),
-        );
+        let case = format!("case-{number}");
+        script += &insert(&case, column, value);
+        let follower = format!("follower-{number}");
+        let follower = insert(&follower, "aggregateid", &format!("'{case}'"));
         let neighbour = insert(&format!("neighbour-{number}"), "type", "'placed'");
         let _ = write!(script, "{follower}{neighbour}");
     }
-    run(&database, &script).await;
-    run(&database, &insert("last", "type", "'placed'")).await;
-    let reads = await_last(&mut reader, "last").await;
+    rig.run(&script).await;
+    let reads = rig.pass("last").await;
     let log = relay.log();
     for (number, case) in CASES.iter().enumerate() {
         check(number, case, &reads, &log);
     }
     let rss = relay.rss_bytes_max();
-    assert!(rss <= RSS_MAX, "{mode}: {} MiB", rss >> 20);
+    assert!(rss <= RSS_MAX, "{pair:?}: {} MiB", rss >> 20);
 }
 
 fn check(number: usize, (column, value, fate): &Case, reads: &[Read], log: &str) {
@@ -229,21 +198,4 @@ fn check(number: usize, (column, value, fate): &Case, reads: &[Read], log: &str)
         }
         Published | Blocked(_) => {}
     }
-}
-
-async fn run(database: &Database, sql: &str) {
-    let done = database.client().await.batch_execute(sql).await;
-    done.unwrap_or_else(|error| panic!("{error:?} in {sql:.2000}"));
-}
-
-/// Waits until the row of this id is published, and gives everything that is.
-async fn await_last(reader: &mut TopicReader, id: &str) -> Vec<Read> {
-    wait_until(&format!("`{id}` is published"), ARRIVAL, async || {
-        let reads = reader.read_to_end();
-        match reads.iter().any(|read| read.header("id") == Some(id)) {
-            true => Ok(reads.to_vec()),
-            false => Err(format!("{} records", reads.len())),
-        }
-    })
-    .await
 }

@@ -54,6 +54,8 @@ pub struct Ledger {
     unloaded: BTreeSet<i64>,
     /// Segments in memory that are not closed in the table.
     open: BTreeSet<i64>,
+    /// A sent number that comes again is a row that moved to another partition.
+    expects_moves: bool,
 }
 
 /// What a streamed number means.
@@ -102,6 +104,7 @@ impl Ledger {
             tail: None,
             unloaded: BTreeSet::new(),
             open: BTreeSet::new(),
+            expects_moves: false,
         };
         let mut earlier = BTreeMap::new();
         for head in heads {
@@ -120,6 +123,11 @@ impl Ledger {
     pub(crate) fn take_sent(&mut self, sent: RangeSet) {
         self.sent = sent;
         self.accounted = self.settled();
+    }
+
+    /// From now on a sent number that comes again is a repetition, not the first of a new generation.
+    pub fn expect_moves(&mut self) {
+        self.expects_moves = true;
     }
 
     fn take_head(&mut self, head: Head) {
@@ -204,11 +212,14 @@ impl Ledger {
                 Meaning::Ask { generation } => {
                     let is_sent =
                         statements::is_sent(client, &self.tenure.outbox, generation, seq).await?;
-                    if is_sent && generation == self.generation && row.lsn > self.high_lsn {
+                    let is_reused =
+                        is_sent && generation == self.generation && row.lsn > self.high_lsn;
+                    if is_reused && !self.expects_moves {
                         return Err(self.reused(seq));
                     }
-                    is_sent
+                    is_sent && !is_reused
                 }
+                Meaning::Reused if self.expects_moves => false,
                 Meaning::Reused => return Err(self.reused(seq)),
             });
         }

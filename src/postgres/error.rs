@@ -82,6 +82,8 @@ pub enum Class {
     TooManyConnections,
     /// The role may not do what we tried.
     Permission,
+    /// A value is too large for the server to send.
+    TooLarge,
     /// Anything else.
     Other,
 }
@@ -209,6 +211,15 @@ impl ServerError {
             "57P01" | "57P02" | "57P03" => Class::Shutdown,
             "53300" | "53400" => Class::TooManyConnections,
             "42501" => Class::Permission,
+            // A buffer's limit, and the memory of the server itself.
+            "54000" | "53200" => Class::TooLarge,
+            "XX000"
+                if self
+                    .message
+                    .starts_with("invalid memory alloc request size") =>
+            {
+                Class::TooLarge
+            }
             "25P03" | "57P05" => Class::Lost,
             code if code.starts_with("08") => Class::Lost,
             _ => Class::Other,
@@ -275,5 +286,9 @@ mod tests {
         let lost = "can no longer access replication slot \"orders\"";
         assert_eq!(class("55000", lost), Class::SlotInvalidated);
         assert_eq!(class("55000", "no"), Class::Other);
+        let too_large = "invalid memory alloc request size 1258291203";
+        assert_eq!(class("XX000", too_large), Class::TooLarge);
+        assert_eq!(class("54000", "out of memory"), Class::TooLarge);
+        assert_eq!(class("XX000", "cache lookup failed"), Class::Other);
     }
 }

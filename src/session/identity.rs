@@ -5,7 +5,7 @@ use tracing::error;
 use super::{Numbers, OpenError, Opening};
 use crate::config::Mark;
 use crate::identity::{self, RowAt, Verdict};
-use crate::inspect::Table;
+use crate::inspect::{Table, TableKind};
 use crate::outbox::RowId;
 use crate::postgres;
 use crate::state::{OutboxState, StateTable};
@@ -15,6 +15,8 @@ pub(super) struct KnownOutbox {
     pub(super) state: OutboxState,
     /// The id of the row that carries the ledger's highest number, while it stands.
     pub(super) top_id: Option<RowId>,
+    /// A sent number came again in a table whose rows can move from one partition to another.
+    pub(super) has_moved_rows: bool,
 }
 
 impl Opening<'_> {
@@ -32,6 +34,7 @@ impl Opening<'_> {
             return Ok(KnownOutbox {
                 state,
                 top_id: None,
+                has_moved_rows: false,
             });
         };
         let tail = match self.config.source.mark {
@@ -39,8 +42,9 @@ impl Opening<'_> {
             Mark::SentAt | Mark::Delete | Mark::None => None,
         };
         let evidence = identity::evidence(&sql.client, table, tail.clone()).await?;
-        let is_restart =
-            self.legacy.numbers == Numbers::Reused && identity::began_again(&stored, &now);
+        let is_reused = self.legacy.numbers == Numbers::Reused;
+        let is_restart = is_reused && identity::began_again(&stored, &now);
+        let can_move = table.kind == TableKind::Partitioned;
         let why = match identity::compare(&stored, &now, &evidence) {
             // The rows that came after a TRUNCATE have reached the last number that was sent.
             Verdict::Halt { why, .. } if is_restart => Some(why),
@@ -57,7 +61,7 @@ impl Opening<'_> {
                 });
             }
             Verdict::NewGeneration { why } => Some(why),
-            Verdict::Same if self.legacy.numbers == Numbers::Reused => {
+            Verdict::Same if is_reused && !can_move => {
                 Some("the stream brought a sent number again".to_owned())
             }
             Verdict::Same => None,
@@ -68,7 +72,11 @@ impl Opening<'_> {
             }
             let is_standing = matches!(evidence.tail, Some((_, RowAt::Same)));
             let top_id = tail.filter(|_| is_standing).map(|(_, id)| id);
-            return Ok(KnownOutbox { state, top_id });
+            return Ok(KnownOutbox {
+                state,
+                top_id,
+                has_moved_rows: is_reused,
+            });
         };
         error!(reason = %why, generation = state.generation + 1, "a new generation of numbers begins");
         // Before the identity is recorded: a crash in between must not hide what began it.
@@ -77,6 +85,7 @@ impl Opening<'_> {
         Ok(KnownOutbox {
             state: states.load().await?,
             top_id: None,
+            has_moved_rows: false,
         })
     }
 }

@@ -1,6 +1,8 @@
 //! The slot and publication of a session: there before the table is read.
 
-use super::{OpenError, Opening};
+use tracing::warn;
+
+use super::{OpenError, Opening, connect};
 use crate::config::Mode;
 use crate::migrate::{self, Creates};
 use crate::postgres;
@@ -37,5 +39,18 @@ impl Opening<'_> {
         } else {
             Err(OpenError::Missing(denied))
         }
+    }
+
+    /// Moves the slot behind the transaction that it can't send, once the table was read beyond it.
+    pub(super) async fn pass(&mut self) -> Result<(), OpenError> {
+        let Some(commit_lsn) = self.legacy.impassable else {
+            return Ok(());
+        };
+        let session = connect(self.options, "slot").await?;
+        let slot = &self.config.source.replication.slot;
+        crate::slot::advance(&session.client, slot, commit_lsn).await?;
+        self.legacy.impassable = None;
+        warn!(%slot, %commit_lsn, "the slot has passed a transaction that PostgreSQL cannot send");
+        Ok(())
     }
 }

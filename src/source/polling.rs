@@ -10,6 +10,7 @@ mod rows;
 pub(in crate::source) mod statement;
 mod turn;
 mod unsent;
+mod writers;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,6 +39,16 @@ pub struct Polling {
     pub value_bytes_max: usize,
     /// Time between two turns that did not fill a batch.
     pub interval: Duration,
+    pub caught_up: CaughtUp,
+}
+
+/// When a turn that found no more rows may say so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CaughtUp {
+    /// At once.
+    WithTheTable,
+    /// When what was being written as polling began has become visible, too: nothing committed before is left.
+    WithTheWriters,
 }
 
 /// What is known of the numbers when polling begins.

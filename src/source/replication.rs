@@ -14,7 +14,7 @@ use tracing::debug;
 
 use super::{Batch, Boundary};
 use crate::outbox::Lsn;
-use crate::postgres::{ConnectOptions, PostgresError};
+use crate::postgres::{Class, ConnectOptions, PostgresError};
 use pgoutput::{Change, DecodeError, Decoder, Described};
 use wire::{Frame, ReplicationConnection, Reply, WalReader, WalWriter};
 
@@ -44,6 +44,12 @@ pub enum ReplicationError {
     },
     #[error("the replication stream broke off")]
     Stream(#[source] PostgresError),
+    #[error("PostgreSQL cannot send the transaction that commits at {commit_lsn}")]
+    CannotSend {
+        commit_lsn: Lsn,
+        #[source]
+        source: PostgresError,
+    },
     #[error("cannot understand the replication stream")]
     Decode(#[from] DecodeError),
     #[error("PostgreSQL was silent for {SILENCE_MAX:?}")]
@@ -181,13 +187,10 @@ impl Streaming {
     /// Decodes what has been read, as far as the batch has room.
     async fn decode(&mut self) -> Result<(), ReplicationError> {
         while !self.is_full() {
-            let Some(frame) = self
-                .stream
-                .reader
-                .try_next()
-                .map_err(ReplicationError::Stream)?
-            else {
-                break;
+            let frame = match self.stream.reader.try_next() {
+                Ok(Some(frame)) => frame,
+                Ok(None) => break,
+                Err(error) => return Err(self.failed(error).await),
             };
             match frame {
                 Frame::Wal { data, .. } => self.take(data)?,
@@ -213,6 +216,21 @@ impl Streaming {
             .server
             .send_if_modified(|server| std::mem::replace(server, received) != received);
         Ok(())
+    }
+
+    /// Explains the stream's end. Where the server gave up on a row, what it sent before is handed over: the slot will not
+    /// bring it again.
+    async fn failed(&mut self, source: PostgresError) -> ReplicationError {
+        let open = self.stream.decoder.open_transaction();
+        let (Class::TooLarge, Some(commit_lsn)) = (source.class(), open) else {
+            return ReplicationError::Stream(source);
+        };
+        let rest = std::mem::take(&mut self.batch);
+        tokio::select! {
+            () = self.ends.stop.cancelled() => {}
+            _ = self.ends.batches.send(rest) => {}
+        }
+        ReplicationError::CannotSend { commit_lsn, source }
     }
 
     fn take(&mut self, data: bytes::BytesMut) -> Result<(), ReplicationError> {

@@ -15,6 +15,7 @@ use super::locks::Locks;
 use super::look_up::{LookUp, RANGES, bounds};
 use super::rows::{PAGE_BYTES, Page, RowReader};
 use super::statement::{PLANNER, prepare, stream};
+use super::writers::Writers;
 use super::{Ended, Known, Next, PollError, Polling, TopRow, send};
 use crate::inspect::{Selection, select_columns};
 use crate::outbox::{Layout, Lsn, OutboxRow, RowId};
@@ -33,6 +34,7 @@ pub(super) struct Turns {
     gate: Gate,
     holes: Holes,
     look_up: LookUp,
+    writers: Writers,
     first: i64,
     top: i64,
     top_id: Option<RowId>,
@@ -55,6 +57,7 @@ impl Turns {
             table,
             batch_rows,
             value_bytes_max,
+            caught_up,
             ..
         } = polling;
         let settings = session.client.batch_execute(PLANNER).await;
@@ -63,6 +66,7 @@ impl Turns {
         holes.note(known.settled.gaps(known.first..=known.top).collect());
         let selection = select_columns(&layout, value_bytes_max);
         Ok(Self {
+            writers: Writers::prepare(&session, &table, caught_up).await?,
             statements: Statements::prepare(&session, &layout, &table, &selection).await?,
             rows: RowReader::new(Arc::clone(&layout), &selection, value_bytes_max),
             locks: Locks::prepare(&session, &table).await?,
@@ -80,7 +84,9 @@ impl Turns {
 
     /// Takes one turn and hands over what it found.
     pub(super) async fn turn(&mut self, batches: &mpsc::Sender<Batch>) -> Result<Next, Ended> {
+        let has_no_writers = self.writers.have_ended(&self.session).await?;
         let (new, next) = self.read_new().await?;
+        let is_behind = next == Next::AtOnce || !has_no_writers;
         let arrivals = if new.is_empty() {
             Arrivals::Nothing
         } else {
@@ -88,8 +94,8 @@ impl Turns {
         };
         self.note(&new);
         let (found, dead) = self.fill_holes(arrivals).await?;
-        let has_caught_up = next == Next::AfterInterval && self.is_behind;
-        self.is_behind = next == Next::AtOnce;
+        let has_caught_up = !is_behind && self.is_behind;
+        self.is_behind = is_behind;
         if new.is_empty() && found.is_empty() && dead.is_empty() && !has_caught_up {
             return Ok(next);
         }
@@ -101,7 +107,7 @@ impl Turns {
         let rest = Batch {
             rows: at(new, lsn),
             dead,
-            caught_up: next == Next::AfterInterval,
+            caught_up: !is_behind,
             ..Batch::default()
         };
         send(batches, rest).await?;

@@ -14,6 +14,7 @@ use super::gate::Gate;
 use super::rows::{PAGE_BYTES, Page, RowReader};
 use super::statement::{prepare, stream};
 use super::turn::at;
+use super::writers::Writers;
 use super::{Ended, Next, PollError, Polling, jittered, send, until_stopped};
 use crate::inspect::{Selection, select_columns};
 use crate::outbox::{Layout, RowId};
@@ -44,6 +45,7 @@ struct Turns {
     session: Session,
     rows: RowReader,
     gate: Gate,
+    writers: Writers,
     statement: Statement,
     unsent: Unsent,
     batch_rows: usize,
@@ -90,6 +92,7 @@ impl Turns {
             table,
             batch_rows,
             value_bytes_max,
+            caught_up,
             ..
         } = polling;
         // The statistics of a table whose rows come and go say little about the next minute.
@@ -102,6 +105,7 @@ impl Turns {
         Ok(Self {
             statement: prepare(&session, &query).await?,
             gate: Gate::prepare(&session).await?,
+            writers: Writers::prepare(&session, &table, caught_up).await?,
             rows: RowReader::new(layout, &selection, value_bytes_max),
             session,
             unsent,
@@ -114,6 +118,7 @@ impl Turns {
 
     /// Takes one turn and waits until it is resolved.
     async fn turn(&mut self, batches: &mpsc::Sender<Batch>) -> Result<Next, Ended> {
+        let has_no_writers = self.writers.have_ended(&self.session).await?;
         let held = *self.unsent.held_rows.borrow_and_update();
         let limit = self.batch_rows.saturating_add(held);
         if held == 0 {
@@ -126,7 +131,7 @@ impl Turns {
             .read(&self.session, stream, self.bytes_max)
             .await?;
         let Some(last) = page.rows.last() else {
-            return self.rest(batches).await;
+            return self.rest(has_no_writers, batches).await;
         };
         let last = last.id.clone();
         let next = if page.is_whole && page.rows.len() < limit {
@@ -134,7 +139,7 @@ impl Turns {
         } else {
             Next::AtOnce
         };
-        self.is_behind = next == Next::AtOnce;
+        self.is_behind = next == Next::AtOnce || !has_no_writers;
         let next = self.pace(next, last, &page);
         let lsn = self.gate.pass(&self.session).await?;
         let batch = Batch {
@@ -148,8 +153,12 @@ impl Turns {
     }
 
     /// Ends a turn that found nothing; says so once.
-    async fn rest(&mut self, batches: &mpsc::Sender<Batch>) -> Result<Next, Ended> {
-        if std::mem::take(&mut self.is_behind) {
+    async fn rest(
+        &mut self,
+        has_no_writers: bool,
+        batches: &mpsc::Sender<Batch>,
+    ) -> Result<Next, Ended> {
+        if has_no_writers && std::mem::take(&mut self.is_behind) {
             let caught_up = Batch {
                 caught_up: true,
                 ..Batch::default()
