@@ -5,4 +5,3 @@ mod changes;
 mod large;
 mod rig;
 mod rows;
-mod starved;

@@ -5,7 +5,8 @@
 use crate::matrix::rig::Pair;
 use crate::matrix::scene::{Scene, gate};
 use crate::matrix::{
-    absent, failpoints, kafka, marks, memory, network, poison, postgres, relay, schema, slot,
+    absent, bounded, failpoints, kafka, marks, memory, network, poison, postgres, relay, schema,
+    slot,
 };
 
 macro_rules! gates {
@@ -47,6 +48,8 @@ gates! {
     a_killed_broker_costs_and_repeats_nothing: kafka::broker_away,
     a_broker_frozen_for_20_seconds_costs_and_repeats_nothing: kafka::broker_frozen,
     memory_stays_bounded_while_kafka_is_away: memory::bounded_while_kafka_is_away,
+    memory_stays_bounded_in_large_transactions: bounded::large_transactions,
+    memory_stays_bounded_while_most_rows_wait_for_a_blocked_one: bounded::blocked_hot_aggregate,
     a_relay_waits_for_servers_that_come_later: absent::servers_come_later,
     a_relay_waits_for_its_slot_and_says_who_reads_it: slot::slot_is_read_by_another,
 }

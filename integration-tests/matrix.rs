@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "each program uses a part of the matrix")]
 
 pub mod absent;
+pub mod bounded;
 pub mod cgroup;
 pub mod failpoints;
 pub mod kafka;

@@ -10,7 +10,7 @@ use tokio_postgres::{Client, Row};
 use crate::outbox::{Layout, Lsn};
 use crate::postgres::PostgresError;
 
-pub use columns::{Selection, WrongType, select_columns};
+pub use columns::{SHAPE, Selection, WrongType, select_columns};
 pub use trust::{Distrust, seq_trusted};
 
 /// What the catalog says of an outbox table.
@@ -19,6 +19,8 @@ pub struct Table {
     pub oid: u32,
     /// Where the write-ahead log stood before the catalog was read.
     pub read_at: Lsn,
+    /// Names and types of its columns, as `SHAPE` gives them.
+    pub shape: String,
     pub layout: Layout,
     pub kind: TableKind,
     pub owner: String,
@@ -211,6 +213,7 @@ pub async fn inspect(client: &Client, schema: &str, table: &str) -> Result<Table
     Ok(Table {
         oid,
         read_at: read_at.get::<_, &str>(0).parse().unwrap_or_default(),
+        shape: columns::shape(&attributes),
         layout,
         kind,
         owner: class.get("owner"),
@@ -367,6 +370,7 @@ pub(crate) mod tests {
         Table {
             oid: 1,
             read_at: Lsn(0),
+            shape: String::new(),
             layout: Layout {
                 schema: "public".to_owned(),
                 table: "outbox".to_owned(),

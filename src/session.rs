@@ -424,6 +424,8 @@ impl Opening<'_> {
             session: connect(&self.options, "polling").await?,
             layout: Arc::new(table.layout.clone()),
             table: table.layout.sql_name(),
+            oid: table.oid,
+            shape: table.shape.clone(),
             batch_rows: source.polling.batch_rows,
             value_bytes_max: crate::kafka::record_bytes_max(&self.config.kafka),
             interval: source.polling.interval,

@@ -397,6 +397,7 @@ fn of_source(failure: &SourceError, mark: Mark) -> Verdict {
             Verdict::Retry
         }
         SourceError::Polling(PollError::NoOrder) => Verdict::Halt,
+        SourceError::Polling(PollError::TableChanged) => Verdict::Again,
         SourceError::Polling(_) | SourceError::Ended => Verdict::Retry,
     }
 }

@@ -5,49 +5,11 @@ use std::collections::BTreeMap;
 use super::rig::{LENIENT, Rig, counts, insert};
 use crate::harness::postgres::{Postgres, USUAL};
 use crate::harness::relay::Relay;
-use crate::matrix::rig::{POLLED, Pair, SOON, STREAMED, await_publishing};
 use crate::orders::wait_for_reason;
-
-type FaultRig = crate::matrix::rig::Rig;
-
-/// Each is a change that an application's migration may make.
-const CHANGES: [&str; 9] = [
-    "ADD extra int",
-    "ADD tenant text DEFAULT 'acme'",
-    "ALTER extra TYPE bigint",
-    "ALTER aggregateid TYPE text",
-    "RENAME extra TO other",
-    "DROP other",
-    "ALTER payload TYPE jsonb USING payload::jsonb",
-    "DROP tenant",
-    "DROP tracestate",
-];
 
 /// The view on the table goes first: it holds every column. The relay or `migrate` creates it again.
 fn alter(change: &str) -> String {
     format!("BEGIN; DROP VIEW IF EXISTS outbox_status; ALTER TABLE outbox {change}; COMMIT")
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn columns_come_go_and_change_under_load_and_nothing_is_lost_or_repeated() {
-    tokio::join!(change_columns(STREAMED), change_columns(POLLED));
-}
-
-async fn change_columns(pair: Pair) {
-    let rig = FaultRig::shared(pair).await;
-    let client = rig.client().await;
-    let relay = rig.relay();
-    let load = rig.load().await;
-    await_publishing(&relay, 0, SOON).await;
-    for change in CHANGES {
-        let sql = alter(change);
-        client
-            .batch_execute(&sql)
-            .await
-            .unwrap_or_else(|error| panic!("{sql}: {error:?}"));
-        load.progress(20, SOON).await;
-    }
-    rig.judge(load, 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -177,27 +177,16 @@ impl Relay {
 
     /// `start` with environment variables.
     pub fn start_with(config: &RelayConfig, environment: &[(&str, &str)]) -> Self {
-        Self::start_as(config, environment, &[], |_| {})
+        Self::start_as(config, environment, &[])
     }
 
     /// `start` as the argument of another program, such as `["prlimit", "--nofile=40"]`, which must become the relay.
     pub fn start_under(config: &RelayConfig, wrapper: &[&str]) -> Self {
-        Self::start_as(config, &[], wrapper, |_| {})
+        Self::start_as(config, &[], wrapper)
     }
 
-    /// `start` in a folder that was prepared; its output is appended to the file `log` there.
-    pub fn start_in(config: &RelayConfig, prepare: impl FnOnce(&Path)) -> Self {
-        Self::start_as(config, &[], &[], prepare)
-    }
-
-    fn start_as(
-        config: &RelayConfig,
-        environment: &[(&str, &str)],
-        wrapper: &[&str],
-        prepare: impl FnOnce(&Path),
-    ) -> Self {
+    fn start_as(config: &RelayConfig, environment: &[(&str, &str)], wrapper: &[&str]) -> Self {
         let folder = workspace::folder("relay");
-        prepare(&folder);
         let admin = format!("127.0.0.1:{}", workspace::free_port());
         let config = config.clone().set("admin.listen", admin.as_str());
         let path = folder.join("outboxd.toml");

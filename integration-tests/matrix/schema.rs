@@ -75,7 +75,11 @@ pub async fn payload_type_changed(scene: &Scene) {
         ] {
             execute(
                 &client,
-                &format!("ALTER TABLE outbox ALTER COLUMN payload TYPE {kind} USING {using}"),
+                // The view holds every column; the relay creates it again.
+                &format!(
+                    "BEGIN; DROP VIEW IF EXISTS outbox_status; \
+                     ALTER TABLE outbox ALTER COLUMN payload TYPE {kind} USING {using}; COMMIT"
+                ),
             )
             .await;
             scene.ran();

@@ -5,8 +5,8 @@ use futures_util::future::LocalBoxFuture;
 use super::machine::Need;
 use super::scene::Scene;
 use super::{
-    failpoints, kafka, locks, marks, memory, network, poison, postgres, relay, schema, slot,
-    squeeze,
+    bounded, failpoints, kafka, locks, marks, memory, network, poison, postgres, relay, schema,
+    slot, squeeze,
 };
 
 /// A scenario, as the table holds it.
@@ -87,8 +87,9 @@ pub static ROWS: &[Row] = &[
     row(22, "slot read by another consumer", Replication, 1, by!(slot::slot_is_read_by_another)),
     row(26, "extra columns added, renamed, retyped, dropped; table renamed; mandatory column gone", Both, 1, by!(schema::altered)),
     row(27, "payload changes its type", Both, 1, by!(schema::payload_type_changed)),
-    row(28, "a transaction larger than the window", Both, 1, Shown::ByTests(&["a_large_transaction_is_published_in_order"])),
+    row(28, "one transaction of 2 GB, one of a million rows", Both, 1, by!(bounded::large_transactions)),
     row(29, "kill -9 amid a large transaction", Both, 1, by!(relay::killed_amid_a_large_transaction)),
+    row(30, "a row that the walsender cannot send (540 MB of bytea)", Replication, 1, Shown::ByTests(&["a_row_that_postgresql_cannot_send", "a_field_that_no_record_can_carry"])),
     row(31, "a legal row that the broker refuses for its size", Both, 1, Shown::ByTests(&["a_row_that_the_broker_refuses_blocks_its_aggregate", "a_row_above_our_limit"])),
     row(32, "a write transaction that stays open, here and in another database", Both, 1, by!(locks::long_transaction)),
     row(33, "forgotten prepared transaction", Both, 1, by!(locks::prepared_and_forgotten)),
@@ -125,8 +126,10 @@ pub static ROWS: &[Row] = &[
     row(69, "acknowledged records lost by an unclean election", Neither, 1, Shown::Nowhere("outside the promise: Kafka keeps what it acknowledged")),
     // Data and configuration.
     row(70, "rows of every bad kind", Both, 1, Shown::ByTests(&["bad_input::"])),
+    row(71, "most rows wait for a blocked one", Both, 1, by!(bounded::blocked_hot_aggregate)),
     row(74, "SIGHUP", Both, 1, by!(relay::hung_up)),
     row(75, "logical messages that are no rows", Replication, 1, by!(schema::logical_messages)),
+    row(76, "row moved to another partition", Both, 1, Shown::ByTests(&["a_row_that_moves_to_another_partition"])),
     row(77, "kill -9 while the table is caught up with, with writers", Both, 1, by!(failpoints::killed_while_catching_up)),
     row(78, "rolling updates of two replicas; of the mode", Both, 1, Shown::ByTests(&["ha::rolling::"])),
     row(79, "state tables of a newer version", Neither, 1, Shown::ByTests(&["state_of_a_newer_version_is_refused", "migrate::a_second_run_finds_everything"])),

@@ -21,13 +21,27 @@ pub(super) struct Attribute {
     pub is_generated: bool,
     /// The expression of its default, or nothing.
     pub default: String,
+    /// The oid of its type, and what is declared beside it, such as a length.
+    pub type_id: (u32, i32),
+}
+
+/// Names and types of the columns of `$1`: they differ where rows must be read in another way.
+pub const SHAPE: &str = "
+    SELECT string_agg(a.attname || ' ' || a.atttypid || ' ' || a.atttypmod, ',' ORDER BY a.attnum)
+    FROM pg_catalog.pg_attribute a
+    WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped";
+
+/// What `SHAPE` gives for these columns.
+pub(super) fn shape(attributes: &[Attribute]) -> String {
+    let column = |one: &Attribute| format!("{} {} {}", one.name, one.type_id.0, one.type_id.1);
+    attributes.iter().map(column).collect::<Vec<_>>().join(",")
 }
 
 pub(super) const ATTRIBUTES: &str = "
     SELECT a.attname::text, a.attnum, a.attnotnull, a.attidentity::text, a.attgenerated <> '' AS is_generated,
            CASE WHEN t.typtype = 'd' THEN pg_catalog.format_type(t.typbasetype, t.typtypmod)
                 ELSE pg_catalog.format_type(a.atttypid, a.atttypmod) END AS type_name,
-           coalesce(pg_catalog.pg_get_expr(d.adbin, d.adrelid), '') AS default_expression
+           coalesce(pg_catalog.pg_get_expr(d.adbin, d.adrelid), '') AS default_expression, a.atttypid, a.atttypmod
     FROM pg_catalog.pg_attribute a
     JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
     LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
@@ -44,6 +58,7 @@ impl Attribute {
             identity: row.get("attidentity"),
             is_generated: row.get("is_generated"),
             default: row.get("default_expression"),
+            type_id: (row.get("atttypid"), row.get("atttypmod")),
         }
     }
 }

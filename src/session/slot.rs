@@ -46,7 +46,7 @@ impl Opening<'_> {
         let Some(commit_lsn) = self.legacy.impassable else {
             return Ok(());
         };
-        let session = connect(self.options, "slot").await?;
+        let session = connect(&self.options, "slot").await?;
         let slot = &self.config.source.replication.slot;
         crate::slot::advance(&session.client, slot, commit_lsn).await?;
         self.legacy.impassable = None;

@@ -7,6 +7,7 @@ mod gate;
 pub(in crate::source) mod locks;
 pub(in crate::source) mod look_up;
 mod rows;
+mod shape;
 pub(in crate::source) mod statement;
 mod turn;
 mod unsent;
@@ -33,6 +34,9 @@ pub struct Polling {
     pub layout: Arc<Layout>,
     /// The table's name for SQL, qualified and quoted.
     pub table: String,
+    pub oid: u32,
+    /// Its columns when `layout` was read, as [`SHAPE`](crate::inspect::SHAPE) gives them.
+    pub shape: String,
     /// Rows that one turn reads at most.
     pub batch_rows: usize,
     /// A value of more bytes is not read: no record can carry it.
@@ -75,6 +79,8 @@ pub enum PollError {
     },
     #[error("the row with the highest `seq`, {seq}, {found}")]
     TopRow { seq: i64, found: TopRow },
+    #[error("the table's columns have changed")]
+    TableChanged,
     #[error("PostgreSQL answered with {0}")]
     Unexpected(&'static str),
     #[error("the table has no column `seq`, and none was named to order its rows")]

@@ -14,6 +14,7 @@ use super::gate::Gate;
 use super::locks::Locks;
 use super::look_up::{LookUp, RANGES, bounds};
 use super::rows::{PAGE_BYTES, Page, RowReader};
+use super::shape::Shape;
 use super::statement::{PLANNER, prepare, stream};
 use super::writers::Writers;
 use super::{Ended, Known, Next, PollError, Polling, TopRow, send};
@@ -30,6 +31,7 @@ pub(super) struct Turns {
     batch_rows: usize,
     statements: Statements,
     rows: RowReader,
+    shape: Shape,
     locks: Locks,
     gate: Gate,
     holes: Holes,
@@ -55,6 +57,8 @@ impl Turns {
             session,
             layout,
             table,
+            oid,
+            shape,
             batch_rows,
             value_bytes_max,
             caught_up,
@@ -69,6 +73,7 @@ impl Turns {
             writers: Writers::prepare(&session, &table, caught_up).await?,
             statements: Statements::prepare(&session, &layout, &table, &selection).await?,
             rows: RowReader::new(Arc::clone(&layout), &selection, value_bytes_max),
+            shape: Shape::prepare(&session, oid, shape).await?,
             locks: Locks::prepare(&session, &table).await?,
             gate: Gate::prepare(&session).await?,
             look_up: LookUp::prepare(&session, &layout, &table).await?,
@@ -123,6 +128,9 @@ impl Turns {
         let params: [&(dyn ToSql + Sync); 2] = [&from, &limit_rows];
         let stream = stream(&self.session, &self.statements.new, params).await?;
         let page = self.rows.read(&self.session, stream, PAGE_BYTES).await?;
+        if page.rows.len() > usize::from(has_top) {
+            self.shape.check(&self.session).await?;
+        }
         let is_full = !page.is_whole || page.rows.len() >= limit;
         let mut rows = page.rows;
         if has_top {
@@ -244,7 +252,9 @@ impl Turns {
         let (low, high) = bounds(numbers);
         let params: [&(dyn ToSql + Sync); 2] = [&low, &high];
         let stream = stream(&self.session, &self.statements.contents, params).await?;
-        self.rows.read(&self.session, stream, PAGE_BYTES).await
+        let page = self.rows.read(&self.session, stream, PAGE_BYTES).await?;
+        self.shape.check(&self.session).await?;
+        Ok(page)
     }
 }
 

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::gate::Gate;
 use super::rows::{PAGE_BYTES, Page, RowReader};
+use super::shape::Shape;
 use super::statement::{prepare, stream};
 use super::turn::at;
 use super::writers::Writers;
@@ -44,6 +45,7 @@ pub enum UnsentMark {
 struct Turns {
     session: Session,
     rows: RowReader,
+    shape: Shape,
     gate: Gate,
     writers: Writers,
     statement: Statement,
@@ -90,6 +92,8 @@ impl Turns {
             session,
             layout,
             table,
+            oid,
+            shape,
             batch_rows,
             value_bytes_max,
             caught_up,
@@ -107,6 +111,7 @@ impl Turns {
             gate: Gate::prepare(&session).await?,
             writers: Writers::prepare(&session, &table, caught_up).await?,
             rows: RowReader::new(layout, &selection, value_bytes_max),
+            shape: Shape::prepare(&session, oid, shape).await?,
             session,
             unsent,
             batch_rows,
@@ -134,6 +139,7 @@ impl Turns {
             return self.rest(has_no_writers, batches).await;
         };
         let last = last.id.clone();
+        self.shape.check(&self.session).await?;
         let next = if page.is_whole && page.rows.len() < limit {
             Next::AfterInterval
         } else {
