@@ -44,6 +44,12 @@ impl RelayConfig {
         .topic(&format!("{name}.${{aggregatetype}}"))
     }
 
+    /// What slot and publication are called.
+    pub fn name(&self) -> &str {
+        let slot = self.document["source"]["replication"]["slot"].as_str();
+        slot.expect("every configuration names a slot")
+    }
+
     /// The topic of an aggregate type, by the template that this configuration has.
     pub fn topic_of(&self, aggregate_type: &str) -> String {
         let template = self.document["route"]["topic"].as_str();
@@ -347,6 +353,11 @@ impl Relay {
 
 impl Drop for Relay {
     fn drop(&mut self) {
+        if let Ok(folder) = std::env::var("OUTBOXD_RELAY_LOGS") {
+            let name = format!("{}-{}.log", self.config.name(), self.id());
+            let _ = fs::create_dir_all(&folder);
+            let _ = fs::copy(self.folder.join("log"), Path::new(&folder).join(name));
+        }
         if std::thread::panicking() {
             let log = workspace::tail(&self.folder.join("log"), 100);
             eprintln!(

@@ -6,22 +6,26 @@ use tokio_postgres::Client;
 
 use super::rig::{POLLED, Pair, Rig, SOON, STREAMED, await_publishing, published};
 use super::scene::{Scene, both};
-use crate::harness::load::begin_rows;
+use crate::harness::load::{begin_rows, prepare};
 use crate::harness::postgres::{Postgres, USUAL};
 
 /// The relay gives up a lock that it can't have; the server's timeout, and a look.
 const WAITS_FOR_A_LOCK_MAX: f64 = 6.0;
+
+/// An aggregate that no writer of the load locks.
+const OWN: u32 = 50;
 
 /// Rows that are written and not committed for long, here and in another database: all others flow.
 pub async fn long_transaction(scene: &Scene) {
     both(scene, async |scene, pair| {
         let rig = Rig::shared(pair).await;
         let client = rig.client().await;
+        prepare(&client, OWN + 1).await;
         let neighbour = Postgres::shared(USUAL).await.client("postgres").await;
         let load = rig.load().await;
         let relay = rig.relay();
         await_publishing(&relay, 0, SOON).await;
-        begin_rows(&client, 0, 20)
+        begin_rows(&client, OWN, 20)
             .await
             .expect("begin a long transaction");
         let other = "BEGIN; SELECT pg_current_xact_id()";
@@ -48,10 +52,11 @@ pub async fn prepared_and_forgotten(scene: &Scene) {
     both(scene, async |scene, pair| {
         let rig = Rig::shared(pair).await;
         let client = rig.client().await;
+        prepare(&client, OWN + 1).await;
         let load = rig.load().await;
         let relay = rig.relay();
         await_publishing(&relay, 0, SOON).await;
-        begin_rows(&client, 0, 20).await.expect("begin");
+        begin_rows(&client, OWN, 20).await.expect("begin");
         let name = format!("forgotten-{}", rig.database.name);
         let prepare = format!("PREPARE TRANSACTION '{name}'");
         client.batch_execute(&prepare).await.expect("prepare");

@@ -28,7 +28,8 @@ async fn poison(scene: &Scene, pair: Pair) {
     let rig = Rig::shared(pair).await;
     let client = rig.client().await;
     let topic = rig.config.topic_of("order");
-    limit_records(&topic, "20000").await;
+    // More than all rows in flight together, for the limit counts for whole batches.
+    limit_records(&topic, "300000").await;
     let load = rig.load_of(0..10).await;
     let relay = rig.relay();
     await_publishing(&relay, 0, SOON).await;
@@ -61,7 +62,7 @@ async fn write_with_one_bad(client: &Client, round: i64) -> Uuid {
     let mut bad = Uuid::nil();
     for number in 0..ROWS {
         if number == ROWS / 2 {
-            let padding: String = (0..60_000).map(|_| fastrand::alphanumeric()).collect();
+            let padding: String = (0..400_000).map(|_| fastrand::alphanumeric()).collect();
             bad = insert(client, &format!("bad-{round}"), 1, &padding, false).await;
             continue;
         }

@@ -6,6 +6,7 @@ use super::rig::{Pair, Rig, SOON, STREAMED, await_publishing, published};
 use super::scene::{Scene, both};
 use crate::harness::load::write_rows;
 use crate::harness::order_writer::Fate;
+use crate::harness::relay::Relay;
 use crate::harness::wait_until;
 use crate::orders::wait_for_status;
 
@@ -36,27 +37,39 @@ async fn alter(scene: &Scene, pair: Pair) {
         await_publishing(&relay, before + 50, SOON).await;
     }
     load.stop().await;
-    execute(&client, "ALTER TABLE outbox RENAME COLUMN payload TO body").await;
+    lose_a_column(&relay, &client).await;
     scene.ran();
-    insert_without_truth(&client).await;
-    let halted = |status: &serde_json::Value| {
-        let text = status.to_string();
-        status["role"] == "halted" && text.contains("payload")
-    };
-    wait_for_status(&relay, "it misses the column", halted).await;
-    execute(&client, "DELETE FROM outbox WHERE type = 'Untold'; ALTER TABLE outbox RENAME COLUMN body TO payload").await;
-    write_rows(&client, 0, 50, Fate::Commit)
-        .await
-        .expect("write rows");
-    let before = published(&relay).await;
-    await_publishing(&relay, before, 2 * SOON).await;
     rig.show_log(scene, 0).await;
     scene.require(relay.is_running(), || "the relay has ended".into());
 }
 
-/// A row that wakes the relay while a column is away.
-async fn insert_without_truth(client: &Client) {
-    execute(client, "BEGIN; INSERT INTO outbox (aggregatetype, aggregateid, type) VALUES ('order', 'order-0', 'Untold'); ROLLBACK").await;
+/// Nothing is published without a column that must be there, and the reason is shown, until it is back.
+async fn lose_a_column(relay: &Relay, client: &Client) {
+    execute(
+        client,
+        "ALTER TABLE outbox RENAME COLUMN aggregateid TO gone",
+    )
+    .await;
+    // By replication only a row tells of it; nobody reads its topic.
+    execute(
+        client,
+        "INSERT INTO outbox (aggregatetype, gone, type) VALUES ('untold', '1', 'Untold')",
+    )
+    .await;
+    let says = |status: &serde_json::Value| {
+        status["state"] != "publishing" && status.to_string().contains("aggregateid")
+    };
+    wait_for_status(relay, "it misses the column", says).await;
+    execute(
+        client,
+        "ALTER TABLE outbox RENAME COLUMN gone TO aggregateid",
+    )
+    .await;
+    write_rows(client, 0, 50, Fate::Commit)
+        .await
+        .expect("write rows");
+    let before = published(relay).await;
+    await_publishing(relay, before, 2 * SOON).await;
 }
 
 /// The payload becomes another type while rows are on their way: its bytes follow the documented rule of each type.
@@ -67,6 +80,8 @@ pub async fn payload_type_changed(scene: &Scene) {
         let load = rig.load().await;
         let mut relay = rig.relay();
         await_publishing(&relay, 0, SOON).await;
+        // A column that a view shows can't change its type.
+        execute(&client, "DROP VIEW outbox_status").await;
         for (kind, using) in [
             ("text", "payload::text"),
             ("jsonb", "payload::jsonb"),
