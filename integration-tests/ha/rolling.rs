@@ -9,8 +9,9 @@ use crate::matrix::rig::{
 };
 use crate::orders::wait_for_status;
 
-/// The promise is two seconds; a busy machine alone may cost as much again.
-const PAUSE_MAX: Duration = Duration::from_secs(6);
+/// The promise is two seconds, and less than one was measured; a machine with forty runnable threads took ten.
+/// Whoever waited for the slot of a silent reader would take thirty.
+const PAUSE_MAX: Duration = Duration::from_secs(20);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rolling_updates_of_two_streaming_replicas_repeat_nothing() {

@@ -8,7 +8,7 @@ use crate::harness::wait_until;
 use crate::matrix::rig::{Rig, SOON, STREAMED, await_publishing};
 
 /// `tcp_user_timeout` of the relay's connections, one second, and what a busy machine adds.
-const CHECKPOINT_MAX: Duration = Duration::from_secs(30 + 1 + 5);
+const CHECKPOINT_MAX: Duration = Duration::from_secs(30 + 1 + 10);
 
 /// The checkpointer ends the walsender of a slot that keeps too much, and waits for it: a walsender that stands in
 /// a full socket would hold it for as long as the relay sleeps.

@@ -13,7 +13,7 @@ const TRANSACTION_MAX: f64 = 5.0;
 /// on the outbox was.
 const SAMPLE: &str = "
     SELECT coalesce(max(extract(epoch FROM clock_timestamp() - a.xact_start)), 0)::float8,
-           coalesce(bool_or(a.state LIKE 'idle in transaction%' AND clock_timestamp() - a.state_change > interval '1 s'), false),
+           coalesce(bool_or(a.state LIKE 'idle in transaction%' AND clock_timestamp() - a.state_change > interval '3 s'), false),
            coalesce((SELECT string_agg(DISTINCT l.mode, ', ') FROM pg_locks l JOIN pg_stat_activity o USING (pid)
                      WHERE l.relation = 'outbox'::regclass AND o.application_name LIKE 'outboxd%'
                        AND l.mode NOT IN ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock')), '')
