@@ -4,7 +4,7 @@
 
 mod report;
 mod results;
-mod soak;
+pub mod soak;
 mod tests;
 
 use std::panic::AssertUnwindSafe;

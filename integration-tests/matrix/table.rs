@@ -5,8 +5,8 @@ use futures_util::future::LocalBoxFuture;
 use super::machine::Need;
 use super::scene::Scene;
 use super::{
-    bounded, failpoints, kafka, locks, marks, memory, network, poison, postgres, relay, schema,
-    slot, squeeze,
+    bounded, failpoints, kafka, locks, marks, memory, network, poison, postgres, program, relay,
+    schema, slot, squeeze,
 };
 
 /// A scenario, as the table holds it.
@@ -95,6 +95,7 @@ pub static ROWS: &[Row] = &[
     row(33, "forgotten prepared transaction", Both, 1, by!(locks::prepared_and_forgotten)),
     row(34, "synchronous_commit = off and a crash before the flush", Polling, 1, Shown::ByTests(&["a_commit_that_a_crash_undoes_is_never_published"])),
     row(37, "restored from an older backup, another system, a sequence set back", Both, 1, Shown::ByTests(&["identity::"])),
+    row(38, "another cluster, an unknown database", Both, 1, Shown::ByTests(&["identity::another_system_halts", "refusals::an_unknown_database", "identity::another_table"])),
     row(39, "WAL that fills the disk: alarms before", Replication, 1, Shown::ByTests(&["primary::budget::"])),
     row(40, "outbox locked exclusively; VACUUM FULL", Both, 1, by!(locks::table_locked)),
     row(41, "deadlocks with the marks", Both, 1, by!(locks::rows_locked)),
@@ -118,7 +119,10 @@ pub static ROWS: &[Row] = &[
     row(57, "too few replicas in sync", Both, 1, by!(kafka::too_few_replicas)),
     row(58, "permanent error on one record amid others of its key", Both, 1, Shown::ByTests(&["a_row_that_the_broker_refuses_blocks_its_aggregate", "publisher::a_refused_re"])),
     row(59, "one bad row among 500", Both, 1, by!(poison::one_among_many)),
+    row(60, "fatal error of the producer (its order can't be kept after a refusal)", Both, 1, by!(poison::one_among_many)),
     row(62, "unknown topic, created later", Both, 1, Shown::ByTests(&["an_unknown_topic_is_held_until_it_is_created"])),
+    row(63, "TLS and SASL to Kafka fail, tokens and passwords expire", Both, 1, Shown::ByTests(&["kafka_security::"])),
+    row(64, "the topic gets more partitions", Both, 1, by!(kafka::partitions_grow)),
     row(65, "slow broker: answers 2 to 8 s late (30 s with FULL)", Both, 1, by!(kafka::broker_slow)),
     row(66, "some partitions without a broker", Both, 1, by!(kafka::partitions_away)),
     row(67, "three brokers killed in turn", Both, 1, by!(kafka::brokers_killed_in_turn)),
@@ -133,6 +137,7 @@ pub static ROWS: &[Row] = &[
     row(77, "kill -9 while the table is caught up with, with writers", Both, 1, by!(failpoints::killed_while_catching_up)),
     row(78, "rolling updates of two replicas; of the mode", Both, 1, Shown::ByTests(&["ha::rolling::"])),
     row(79, "state tables of a newer version", Neither, 1, Shown::ByTests(&["state_of_a_newer_version_is_refused", "migrate::a_second_run_finds_everything"])),
+    row(80, "any three faults at once, at random", Both, 1, by!(program::soak::mixed)),
     // At any instant, whatever happens (O6).
     row(0, "frozen at random moments: nothing marked or confirmed early", Both, 1, by!(marks::nothing_is_early)),
 ];

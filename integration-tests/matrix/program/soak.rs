@@ -94,6 +94,16 @@ pub async fn run(minutes: u64) -> bool {
     sum.is_green()
 }
 
+/// A round in each mode, from a seed that is told.
+pub async fn mixed(scene: &Scene) {
+    let seed = fastrand::u64(..1 << 32);
+    scene.remark(format!("SEED={seed}"));
+    let mut random = fastrand::Rng::with_seed(seed);
+    for pair in [STREAMED, POLLED] {
+        soak(scene, pair, ROUND / scene.pick(4, 2, 1), &mut random).await;
+    }
+}
+
 async fn soak(scene: &Scene, pair: Pair, lasts: Duration, random: &mut fastrand::Rng) {
     let mut round = Round::new(pair).await;
     let load = round.rig.load().await;
