@@ -189,6 +189,16 @@ streamed! {
     golden::golden_update_and_delete,
 }
 
+mod a_commit_that_a_crash_undoes_is_never_streamed {
+    pair!(
+        durability::a_commit_that_a_crash_undoes_is_never_published,
+        super::USUAL,
+        replication_ledger,
+        "replication",
+        "ledger"
+    );
+}
+
 on_major! {
     postgresql_14, 14:
     order::order_holds_under_load,

@@ -27,7 +27,6 @@ pub struct Row {
 pub enum Modes {
     Both,
     Replication,
-    Polling,
     /// It is not about reading.
     Neither,
 }
@@ -57,7 +56,7 @@ const fn row(number: u8, fault: &'static str, modes: Modes, rounds: usize, shown
     }
 }
 
-use Modes::{Both, Neither, Polling, Replication};
+use Modes::{Both, Neither, Replication};
 
 #[rustfmt::skip]
 pub static ROWS: &[Row] = &[
@@ -93,7 +92,7 @@ pub static ROWS: &[Row] = &[
     row(31, "a legal row that the broker refuses for its size", Both, 1, Shown::ByTests(&["a_row_that_the_broker_refuses_blocks_its_aggregate", "a_row_above_our_limit"])),
     row(32, "a write transaction that stays open, here and in another database", Both, 1, by!(locks::long_transaction)),
     row(33, "forgotten prepared transaction", Both, 1, by!(locks::prepared_and_forgotten)),
-    row(34, "synchronous_commit = off and a crash before the flush", Polling, 1, Shown::ByTests(&["a_commit_that_a_crash_undoes_is_never_published"])),
+    row(34, "synchronous_commit = off and a crash before the flush", Both, 1, Shown::ByTests(&["a_commit_that_a_crash_undoes_is_never"])),
     row(37, "restored from an older backup, another system, a sequence set back", Both, 1, Shown::ByTests(&["identity::"])),
     row(38, "another cluster, an unknown database", Both, 1, Shown::ByTests(&["identity::another_system_halts", "refusals::an_unknown_database", "identity::another_table"])),
     row(39, "WAL that fills the disk: alarms before", Replication, 1, Shown::ByTests(&["primary::budget::"])),

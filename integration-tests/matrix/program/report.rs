@@ -167,7 +167,6 @@ fn modes(modes: Modes) -> &'static str {
     match modes {
         Modes::Both => "replication, polling",
         Modes::Replication => "replication",
-        Modes::Polling => "polling",
         Modes::Neither => "",
     }
 }
