@@ -130,9 +130,10 @@ impl Stage<'_> {
     async fn reach(&mut self, point: Point, relay: &mut Relay) {
         match point {
             Point::Produced => {
+                // Counted first: soon after, the window is full and the log grows no more.
+                let before = self.records() + 20;
                 let proxy = self.to_kafka.expect("a broker behind a proxy");
                 proxy.set(|weather| weather.to_client.is_held = true);
-                let before = self.records();
                 let more = async || more_than(before, self.records());
                 wait_until("the log has grown", SOON, more).await;
             }
