@@ -323,7 +323,7 @@ async fn changed_certificates_are_taken_up_under_load_without_a_row_twice() {
             // A certificate without its key is no pair: the old one goes on until the key has come.
             replace(&certificate, &identity.certificate);
             wait_until("the half pair is refused", ARRIVAL, async || {
-                let refused = relay.log().matches("can't be used").count();
+                let refused = relay.log().matches("the old one goes on").count();
                 if refused >= round {
                     Ok(())
                 } else {
@@ -479,4 +479,63 @@ async fn a_secret_whose_file_is_not_there_yet_is_waited_for() {
     .await;
     replace(&password, PASSWORD);
     assert_once_and_in_order(&orders, &ids).await;
+}
+
+/// WRITE on one topic is taken away for a while: only its rows wait, and nothing is condemned.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_may_not_be_written_is_held_alone_and_goes_on_by_itself() {
+    let secured = Secured::shared().await;
+    let properties = [
+        ("sasl.mechanism", "PLAIN"),
+        ("sasl.username", USER),
+        ("sasl.password", PASSWORD),
+    ];
+    let orders = orders(secured, "denied", |config| {
+        secured.sasl(config, &properties)
+    })
+    .await;
+    let denied = orders.config.topic_of("invoice");
+    secured.kafka.create_topic(&denied, 1, &[]).await;
+    let relay = Relay::start(&orders.config);
+    let mut ids = Vec::new();
+    ids.extend(insert_both(&orders).await);
+    orders.wait_until_marked().await;
+    secured.deny_writing(&denied, USER);
+    ids.extend(insert_both(&orders).await);
+    let status = wait_for_status(&relay, "which topic is held", |status| {
+        status["held_topics"][0]["topic"] == denied.as_str()
+    })
+    .await;
+    assert_eq!(status["held"], Value::Array(Vec::new()), "{status}");
+    ids.extend(insert_both(&orders).await);
+    let written: Vec<Uuid> = ids.iter().map(|(order, _)| *order).collect();
+    orders.wait_for(&written).await;
+    assert_eq!(secured.kafka.read_topic(&denied).len(), 1);
+    secured.allow_writing(&denied, USER);
+    wait_until(
+        "the held rows are published",
+        2 * ARRIVAL,
+        async || match secured.kafka.read_topic(&denied).len() {
+            3.. => Ok(()),
+            rows => Err(rows),
+        },
+    )
+    .await;
+    let invoices = secured.kafka.read_topic(&denied);
+    let published: Vec<&str> = invoices
+        .iter()
+        .filter_map(|read| read.header("id"))
+        .collect();
+    let expected: Vec<String> = ids.iter().map(|(_, invoice)| invoice.to_string()).collect();
+    assert_eq!(published, expected);
+    assert_eq!(orders.published(), written);
+}
+
+/// An order and an invoice.
+async fn insert_both(orders: &Orders) -> Option<(Uuid, Uuid)> {
+    let order = orders.insert(1).await;
+    let sql = "INSERT INTO outbox (aggregatetype, aggregateid, type, payload)
+               VALUES ('invoice', 'a', 'sent', '{}') RETURNING id";
+    let invoice = orders.client.query_one(sql, &[]).await.unwrap().get(0);
+    Some((order[0], invoice))
 }

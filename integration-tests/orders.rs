@@ -35,13 +35,24 @@ impl Orders {
 
     /// `bare` with the topic on this broker.
     pub async fn on(kafka: &Kafka, postgres: &Postgres, prefix: &str) -> Self {
+        let create = async |topic: &str| kafka.create_topic(topic, 1, &[]).await;
+        Self::at(&kafka.brokers(), postgres, prefix, create).await
+    }
+
+    /// `bare` at any brokers, on which the topic of this name is created as asked.
+    pub async fn at(
+        brokers: &str,
+        postgres: &Postgres,
+        prefix: &str,
+        create_topic: impl AsyncFnOnce(&str),
+    ) -> Self {
         let database = postgres.create_database(prefix).await;
         // Databases of several servers may share a name, their topics may not.
         let topic = Kafka::unique_name(&database.name);
-        kafka.create_topic(&format!("{topic}.order"), 1, &[]).await;
-        let config =
-            RelayConfig::new(&database, kafka).topic(&format!("{topic}.${{aggregatetype}}"));
-        let reader = Mutex::new(kafka.reader(&[&config.topic_of("order")]));
+        create_topic(&format!("{topic}.order")).await;
+        let config = RelayConfig::of(&database.name, &database.url, brokers)
+            .topic(&format!("{topic}.${{aggregatetype}}"));
+        let reader = Mutex::new(TopicReader::open(brokers, &[&config.topic_of("order")]));
         Self {
             client: database.client().await,
             database,

@@ -394,6 +394,7 @@ impl Core {
     ///
     /// The source is to be restarted: it hands the dropped rows out again, and a row that was refused alone is at fault then.
     pub fn producer_ended(&mut self, end: &SessionEnd) {
+        let mut troubled = Vec::new();
         for (ticket, fault) in &end.failed {
             let Some(entry) = self.entries.get(ticket) else {
                 continue;
@@ -404,13 +405,20 @@ impl Core {
                 (Fault::Topic(reason), Some(topic)) => {
                     self.held.refuse_topic(topic, reason.clone());
                 }
-                (Fault::Topic(_), None) | (Fault::Session(_), _) => {}
+                (Fault::Topic(_), None) => {}
+                (Fault::Session(_), _) => troubled.push((key, entry.id.clone())),
             }
         }
+        self.suspects.trouble(troubled);
         self.suspects.producer_ended();
         self.forget_all_in(State::Sent);
         (self.sent, self.sent_bytes) = (0, 0);
         self.source_ended();
+    }
+
+    /// The row that, sent alone, ends one producer after the other, for a reason that need not be its own.
+    pub fn stubborn(&self) -> Option<&RowId> {
+        self.suspects.stubborn()
     }
 
     fn forget_all_in(&mut self, state: State) {

@@ -63,6 +63,8 @@ pub struct SessionEnd {
     pub failed: Vec<(Ticket, Fault)>,
     /// The chain of what went wrong, without row contents.
     pub reason: String,
+    /// A topic refused a batch as too large: the `batch.size` for the next session.
+    pub batch_bytes_max: Option<usize>,
 }
 
 /// Whose fault a failed delivery report can be.
@@ -187,6 +189,7 @@ impl Publisher {
         end.await.unwrap_or_else(|_| SessionEnd {
             failed: Vec::new(),
             reason: "the session had ended".into(),
+            batch_bytes_max: None,
         })
     }
 }

@@ -9,8 +9,9 @@ mod lag;
 mod marking;
 mod outlook;
 mod producer;
+mod topics;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::config::Config;
+use crate::config::{Config, KafkaConfig};
 use crate::core::{Core, Faults, Recorded, Window};
 use crate::encode::{Encoder, Record, Rejection};
 use crate::lease::LeaseState;
@@ -60,6 +61,10 @@ pub struct Relay {
     /// What the catch-up read where nothing is marked, for the stream brings some of it again.
     read_before: ReadBefore,
     kafka_is_up: bool,
+    /// How Kafka is reached, with what was learned of its topics.
+    kafka: KafkaConfig,
+    /// Of the topics that were found.
+    partitions: HashMap<Arc<str>, usize>,
     config: Arc<Config>,
 }
 
@@ -167,6 +172,8 @@ impl Relay {
             producer: None,
             read_before: ReadBefore::default(),
             kafka_is_up: true,
+            kafka: config.kafka.clone(),
+            partitions: HashMap::new(),
             config,
         }
     }
@@ -230,9 +237,8 @@ impl Relay {
                 self.core.topic(&topic, &state);
             }
             Some(PublisherEvent::Ended(end)) => {
-                warn!(error = %end.reason, "the producer ended");
-                self.core.producer_ended(&end);
-                self.producer = None;
+                let error = self.producer_ended(&end);
+                warn!(error, "the producer ended");
             }
             None => self.producer = None,
         }
@@ -362,7 +368,7 @@ impl Run<'_> {
                 }
                 _ = maintain.tick() => self.maintain(),
                 _ = holes.tick() => self.judge_holes(),
-                _ = topics.tick() => self.ask_for_held_topics(),
+                _ = topics.tick() => self.ask_for_topics(),
                 _ = outlook.tick() => {
                     self.look_out();
                     self.renew_producer();
@@ -438,18 +444,9 @@ impl Run<'_> {
                 self.delay_successor();
                 None
             }
-            Some(PublisherEvent::Topic { topic, state }) => {
-                if self.relay.core.topic(&topic, &state) {
-                    info!(%topic, "a held topic can be written again");
-                    return Some(End::Reread("a held topic can be written again".to_owned()));
-                }
-                self.announce_topic(&topic, &state);
-                None
-            }
+            Some(PublisherEvent::Topic { topic, state }) => self.take_topic(&topic, &state),
             Some(PublisherEvent::Ended(end)) => {
-                self.relay.core.producer_ended(&end);
-                self.relay.producer = None;
-                Some(End::Producer(end.reason))
+                Some(End::Producer(self.relay.producer_ended(&end)))
             }
             None => {
                 self.relay.producer = None;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio::sync::OnceCell;
@@ -265,6 +265,19 @@ impl Kafka {
             }
         })
         .await;
+    }
+
+    /// Raises the number of a topic's partitions.
+    pub async fn grow_topic(&self, name: &str, partitions: usize) {
+        let wanted = NewPartitions::new(name, partitions);
+        let outcomes = self
+            .admin()
+            .create_partitions([&wanted], &AdminOptions::new())
+            .await
+            .expect("grow a topic");
+        outcomes[0]
+            .as_ref()
+            .unwrap_or_else(|(topic, code)| panic!("grow topic `{topic}`: {code}"));
     }
 
     /// Deletes a topic.

@@ -40,7 +40,10 @@ impl RelayConfig {
         .set("source.table", "public.outbox")
         .set("source.replication.slot", slot.as_str())
         .set("source.replication.publication", slot.as_str())
-        .set("kafka.brokers", toml_edit::Array::from_iter([brokers]))
+        .set(
+            "kafka.brokers",
+            toml_edit::Array::from_iter(brokers.split(',')),
+        )
         .topic(&format!("{name}.${{aggregatetype}}"))
     }
 

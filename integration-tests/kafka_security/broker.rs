@@ -59,6 +59,12 @@ impl Secured {
                 scram("SCRAM-SHA-512", REVOKED),
             ],
             &[
+                (
+                    "authorizer.class.name",
+                    "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+                ),
+                ("super.users", "User:ANONYMOUS"),
+                ("allow.everyone.if.no.acl.found", "true"),
                 ("ssl.keystore.type", "PEM"),
                 ("ssl.keystore.location", store.to_str().unwrap()),
                 ("ssl.truststore.type", "PEM"),
@@ -115,6 +121,35 @@ impl Secured {
             user,
         ];
         self.kafka.tool("kafka.admin.ConfigCommand", &arguments);
+    }
+
+    pub fn deny_writing(&self, topic: &str, user: &str) {
+        self.change_rights("--add", topic, user);
+    }
+
+    pub fn allow_writing(&self, topic: &str, user: &str) {
+        self.change_rights("--remove", topic, user);
+    }
+
+    fn change_rights(&self, change: &str, topic: &str, user: &str) {
+        let user = format!("User:{user}");
+        let arguments = [
+            change,
+            "--deny-principal",
+            &user,
+            "--operation",
+            "Write",
+            "--topic",
+            topic,
+        ];
+        let force: &[&str] = if change == "--remove" {
+            &["--force"]
+        } else {
+            &[]
+        };
+        let arguments = [&arguments, force].concat();
+        self.kafka
+            .tool("org.apache.kafka.tools.AclCommand", &arguments);
     }
 
     /// A configuration with these properties, by TLS, to the listener that asks for a password or token.

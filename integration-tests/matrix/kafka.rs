@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use rdkafka::admin::{AdminOptions, NewPartitions};
-
 use super::pair::Both;
 use super::rig::{Rig, SOON, published};
 use super::scene::Scene;
@@ -164,33 +162,4 @@ pub async fn partitions_away(scene: &Scene) {
     }
     cluster.brokers[2].restart();
     both.judge(scene, 0).await;
-}
-
-/// The topic gets more partitions: an aggregate's rows may then be elsewhere, which is not promised, and none is lost.
-pub async fn partitions_grow(scene: &Scene) {
-    let kafka = Kafka::shared().await;
-    let both = Both::new(Postgres::shared(USUAL).await, kafka).await;
-    for rig in &both.rigs {
-        let topic = rig.config.topic_of("order");
-        let more = NewPartitions::new(&topic, 8);
-        let outcomes = kafka
-            .admin()
-            .create_partitions([&more], &AdminOptions::new());
-        for outcome in outcomes.await.expect("add partitions") {
-            outcome.expect("add partitions");
-        }
-        scene.ran();
-    }
-    both.await_publishing(500).await;
-    let Both { rigs, loads, .. } = both;
-    for (rig, load) in rigs.iter().zip(loads) {
-        load.stop().await;
-        let mut verdict = rig.oracle().await.verdict_when_drained(2 * SOON).await;
-        verdict.out_of_order.clear();
-        verdict
-            .wrong
-            .retain(|fault| !fault.starts_with("wrong partition"));
-        scene.judged(&verdict, 0);
-    }
-    scene.remark("order across the change is not promised and not judged");
 }

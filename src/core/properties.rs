@@ -167,6 +167,7 @@ impl World {
         self.core.producer_ended(&SessionEnd {
             failed,
             reason: String::new(),
+            batch_bytes_max: None,
         });
         self.restart();
     }

@@ -3,7 +3,11 @@
 use std::collections::{HashMap, HashSet};
 
 use super::RowKey;
+use crate::outbox::RowId;
 use crate::publish::Ticket;
+
+/// Producers that a row has ended in turn before it is sent alone.
+const TOGETHER_MAX: u32 = 2;
 
 /// What failed reports said of single rows; empty nearly always.
 #[derive(Debug, Default)]
@@ -13,6 +17,14 @@ pub(super) struct Suspects {
     alone: Option<Ticket>,
     /// Rows that the broker refused alone, and what it said.
     refused: HashMap<RowKey, String>,
+    /// Rows that failed, not for their own sake, when the last producers ended, and how many of these in turn.
+    troubled: HashMap<RowKey, Trouble>,
+}
+
+#[derive(Debug)]
+struct Trouble {
+    id: RowId,
+    producers: u32,
 }
 
 impl Suspects {
@@ -51,6 +63,30 @@ impl Suspects {
             self.refused.insert(key, error.to_owned());
         } else {
             self.rows.insert(key);
+        }
+    }
+
+    /// A producer has ended, and these rows failed for a reason that need not be theirs.
+    ///
+    /// A row that does so again is sent alone, so that it keeps no other from going out before it and can be named.
+    pub(super) fn trouble(&mut self, rows: Vec<(RowKey, RowId)>) {
+        let before = std::mem::take(&mut self.troubled);
+        for (key, id) in rows {
+            let producers = 1 + before.get(&key).map_or(0, |trouble| trouble.producers);
+            if producers >= TOGETHER_MAX {
+                self.rows.insert(key.clone());
+            }
+            self.troubled.insert(key, Trouble { id, producers });
+        }
+    }
+
+    /// The row that alone ends one producer after the other.
+    pub(super) fn stubborn(&self) -> Option<&RowId> {
+        let mut alone = self.troubled.values();
+        let is_stubborn = |trouble: &&Trouble| trouble.producers > TOGETHER_MAX;
+        match (alone.next().filter(is_stubborn), alone.next()) {
+            (Some(trouble), None) => Some(&trouble.id),
+            _ => None,
         }
     }
 

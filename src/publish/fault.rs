@@ -3,6 +3,7 @@
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::Fault;
+use super::reports::Failure;
 
 /// Classes the code of a failed report; `None` where the record is only a bystander.
 ///
@@ -44,9 +45,49 @@ pub(super) fn of(code: Code) -> Option<Fault> {
     }
 }
 
+/// The bytes that a batch may have from now on, where a topic refused one whose records may all be small enough.
+///
+/// A record that is as large as a batch was sent alone, and a single one is a suspect like any other. A quarter of
+/// what was refused: a topic's limit is found after a few sessions, whoever may not ask for it.
+pub(super) fn batch_bytes_max(failures: &[Failure], batch_bytes: usize) -> Option<usize> {
+    let shared = failures
+        .iter()
+        .filter(|failure| is_of_batch(failure, batch_bytes));
+    let sizes: Vec<usize> = shared.map(|failure| failure.bytes).collect();
+    let bytes = sizes.iter().sum::<usize>().min(batch_bytes);
+    (sizes.len() > 1).then_some((bytes / 4).max(1))
+}
+
+/// The record was refused for its size and may have shared a batch with others.
+pub(super) fn is_of_batch(failure: &Failure, batch_bytes: usize) -> bool {
+    let is_size = matches!(
+        failure.code,
+        Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidMessageSize
+    );
+    is_size && failure.bytes < batch_bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn too_large(bytes: usize) -> Failure {
+        Failure {
+            ticket: 1,
+            code: Code::MessageSizeTooLarge,
+            bytes,
+        }
+    }
+
+    #[test]
+    fn a_batch_that_is_too_large_makes_smaller_batches_and_a_record_alone_does_not() {
+        let batch = [too_large(300), too_large(500)];
+        assert_eq!(batch_bytes_max(&batch, 1_000), Some(200));
+        assert_eq!(batch_bytes_max(&batch[..1], 1_000), None);
+        // Each was as large as a batch, so each was alone.
+        assert_eq!(batch_bytes_max(&batch, 300), None);
+        assert_eq!(batch_bytes_max(&[too_large(0), too_large(0)], 1), Some(1));
+    }
 
     #[test]
     fn a_purged_record_is_nobodys_fault() {

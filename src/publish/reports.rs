@@ -53,10 +53,19 @@ impl Broker {
 #[derive(Debug, Default)]
 pub(super) struct Harvest {
     pub(super) delivered: Vec<Ticket>,
-    pub(super) failed: Vec<(Ticket, RDKafkaErrorCode)>,
+    pub(super) failed: Vec<Failure>,
     pub(super) is_fatal: bool,
     /// Callbacks of any kind.
     pub(super) callbacks: u64,
+}
+
+/// A record whose report carries an error.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) ticket: Ticket,
+    pub(super) code: RDKafkaErrorCode,
+    /// Of key and value.
+    pub(super) bytes: usize,
 }
 
 /// The context of a session's clients.
@@ -113,11 +122,16 @@ impl ProducerContext for Reports {
         let ticket = opaque as Ticket;
         match report {
             Ok(_) => harvest.delivered.push(ticket),
-            Err((error, _)) => {
+            Err((error, message)) => {
                 let code = error
                     .rdkafka_error_code()
                     .unwrap_or(RDKafkaErrorCode::Unknown);
-                harvest.failed.push((ticket, code));
+                let bytes = message.key_len() + message.payload_len();
+                harvest.failed.push(Failure {
+                    ticket,
+                    code,
+                    bytes,
+                });
             }
         }
     }

@@ -12,7 +12,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer, PurgeConfig};
 use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
-use super::reports::{Broker, Reports};
+use super::reports::{Broker, Failure, Reports};
 use super::{Fault, Outgoing, PublisherEvent, SessionEnd, Ticket, fault};
 use crate::encode::Record;
 use crate::kafka::KafkaError;
@@ -65,7 +65,9 @@ pub(super) struct Session {
     pending: VecDeque<Outgoing>,
     /// Records that librdkafka has taken and not reported.
     outstanding: usize,
-    failed: Vec<(Ticket, RDKafkaErrorCode)>,
+    failed: Vec<Failure>,
+    /// Of one request's records of a partition, at most.
+    batch_bytes: usize,
     refused: Option<Refused>,
     ending: Option<Ending>,
     reported_at: Instant,
@@ -80,6 +82,10 @@ impl Session {
         events: UnboundedSender<PublisherEvent>,
         in_flight: Arc<AtomicUsize>,
     ) -> Result<Self, KafkaError> {
+        let batch_bytes = config
+            .get("batch.size")
+            .and_then(|bytes| bytes.parse().ok());
+        let batch_bytes = batch_bytes.unwrap_or(usize::MAX);
         let producer = config.create_with_context(Reports::new(broker.clone()))?;
         Ok(Self {
             producer,
@@ -90,6 +96,7 @@ impl Session {
             pending: VecDeque::new(),
             outstanding: 0,
             failed: Vec::new(),
+            batch_bytes,
             refused: None,
             ending: None,
             reported_at: Instant::now(),
@@ -267,18 +274,35 @@ impl Session {
     }
 
     fn session_end(&mut self) -> SessionEnd {
+        let batch_bytes_max = fault::batch_bytes_max(&self.failed, self.batch_bytes);
         let mut failed: Vec<(Ticket, Fault)> = Vec::new();
-        for (ticket, code) in self.failed.drain(..) {
-            failed.extend(fault::of(code).map(|fault| (ticket, fault)));
+        for failure in self.failed.drain(..) {
+            let is_of_batch =
+                batch_bytes_max.is_some() && fault::is_of_batch(&failure, self.batch_bytes);
+            let fault = fault::of(failure.code).filter(|_| !is_of_batch);
+            failed.extend(fault.map(|fault| (failure.ticket, fault)));
         }
         if let Some(Refused { ticket, code, .. }) = self.refused.take() {
             failed.extend(fault::of(code).map(|fault| (ticket, fault)));
         }
+        SessionEnd {
+            reason: self.reason(&failed, batch_bytes_max),
+            failed,
+            batch_bytes_max,
+        }
+    }
+
+    fn reason(&self, failed: &[(Ticket, Fault)], batch_bytes_max: Option<usize>) -> String {
         let mut reasons = Vec::new();
         if let Some((_, Fault::Row(text) | Fault::Topic(text) | Fault::Session(text))) =
             failed.first()
         {
             reasons.push(format!("a record was refused: {text}"));
+        }
+        if let Some(bytes) = batch_bytes_max {
+            reasons.push(format!(
+                "a topic takes no batch of that size: batches have {bytes} bytes at most from now on"
+            ));
         }
         if let Some((code, text)) = self.producer.client().fatal_error() {
             reasons.push(format!("the producer cannot go on: {code}: {text}"));
@@ -286,10 +310,7 @@ impl Session {
         if reasons.is_empty() {
             reasons.push("the producer gave records up".into());
         }
-        SessionEnd {
-            failed,
-            reason: reasons.join("; "),
-        }
+        reasons.join("; ")
     }
 }
 

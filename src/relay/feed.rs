@@ -1,25 +1,20 @@
 //! The way down: a batch is screened for repetitions, each row is encoded and offered to the core,
 //! and what it admits goes to the producer.
 
-use std::sync::Arc;
-
 use tokio::time::Instant;
-use tracing::{error, info, trace, warn};
+use tracing::{error, trace};
 
 use super::{End, Phase, Run};
 use crate::config::FaultPolicy;
 use crate::core::{Offer, RowFacts};
 use crate::mark::{MarkError, Marks};
 use crate::outbox::{OutboxRow, RowId};
-use crate::publish::{Outgoing, Ticket, TopicState};
+use crate::publish::{Outgoing, Ticket};
 use crate::source::{Batch, SourceError};
 use crate::telemetry::chain;
 
 /// Records handed to the producer at once.
 const OUTGOING_ROWS: usize = 500;
-
-/// A topic that refused records is tried again after so many questions for the others: 30 s.
-const REFUSED_TOPICS_EVERY_TICKS: u32 = 15;
 
 impl Run<'_> {
     /// Takes the next batch, without the rows that went out before.
@@ -181,25 +176,6 @@ impl Run<'_> {
         }
     }
 
-    fn look_up(&self, topic: Option<Arc<str>>) {
-        if let (Some(topic), Some(producer)) = (topic, &self.relay.producer) {
-            producer.publisher.look_up(topic);
-        }
-    }
-
-    /// Asks whether held topics can be written again; one that refused records less often, since
-    /// only a record shows whether it still does.
-    pub(super) fn ask_for_held_topics(&mut self) {
-        self.topic_ticks += 1;
-        let is_turn_of_refused = self.topic_ticks.is_multiple_of(REFUSED_TOPICS_EVERY_TICKS);
-        let topics = self.relay.core.held().topics();
-        let due = topics.filter(|(_, hold)| is_turn_of_refused || !hold.is_refused);
-        let due: Vec<_> = due.map(|(topic, _)| topic.clone()).collect();
-        for topic in due {
-            self.look_up(Some(topic));
-        }
-    }
-
     fn announce_fault(&self, event_id: &RowId, reason: &'static str, error: &str) {
         self.relay.metrics.blocked(reason);
         let what = match self.relay.config.faults.policy {
@@ -212,29 +188,5 @@ impl Run<'_> {
             FaultPolicy::Continue => "it becomes a dead letter, its aggregate goes on",
         };
         error!(%event_id, reason, error, "row can't be published: {what}");
-    }
-
-    pub(super) fn announce_topic(&mut self, topic: &Arc<str>, state: &TopicState) {
-        match state {
-            TopicState::Available { partitions } => {
-                info!(%topic, partitions, "publishing to topic")
-            }
-            TopicState::Unknown | TopicState::Denied => {
-                let is_new = self
-                    .relay
-                    .core
-                    .held()
-                    .topics()
-                    .any(|(name, hold)| name == topic && hold.rows == 0);
-                if is_new {
-                    warn!(
-                        %topic,
-                        reason = ?state,
-                        remedy = %crate::kafka::create_command(&self.relay.config.kafka, topic),
-                        "topic can't be written: its rows are held, all others flow"
-                    );
-                }
-            }
-        }
     }
 }

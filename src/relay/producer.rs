@@ -8,9 +8,9 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{End, Relay, Run};
-use crate::config::Config;
+use crate::config::{KafkaConfig, LimitsConfig};
 use crate::kafka::ClientFiles;
-use crate::publish::{PublishError, Publisher, PublisherEvent};
+use crate::publish::{PublishError, Publisher, PublisherEvent, SessionEnd};
 use crate::telemetry::chain;
 
 /// How long a producer with old secrets may be silent before what it has in flight is given up: an acknowledgement
@@ -26,8 +26,8 @@ pub(super) struct Producer {
 }
 
 impl Producer {
-    pub(super) fn start(config: &Config) -> Result<Self, PublishError> {
-        let (publisher, events) = Publisher::start(&config.kafka, &config.limits)?;
+    fn start(kafka: &KafkaConfig, limits: &LimitsConfig) -> Result<Self, PublishError> {
+        let (publisher, events) = Publisher::start(kafka, limits)?;
         Ok(Self { publisher, events })
     }
 }
@@ -44,21 +44,28 @@ impl Run<'_> {
     ///
     /// The old one stays when none can be started: the file may be half written.
     pub(super) fn renew_producer(&mut self) {
+        let is_outdated = |producer: &Producer| producer.publisher.is_outdated();
+        if self.successor.is_some() || !self.relay.producer.as_ref().is_some_and(is_outdated) {
+            return;
+        }
+        let files = ClientFiles::of(&self.relay.kafka);
+        self.start_successor("a file with secrets of Kafka has changed");
+        if let (Some(producer), None) = (&mut self.relay.producer, &self.successor) {
+            producer.publisher.keep(files);
+        }
+    }
+
+    /// Starts a producer that takes over when nothing is in flight; nothing new is sent until then.
+    pub(super) fn start_successor(&mut self, why: &'static str) {
         if self.successor.is_some() || self.drain_until.is_some() {
             return;
         }
-        let Some(producer) = &mut self.relay.producer else {
-            return;
-        };
-        if !producer.publisher.is_outdated() {
-            return;
-        }
-        let files = ClientFiles::of(&self.relay.config.kafka);
-        match Producer::start(&self.relay.config) {
+        match Producer::start(&self.relay.kafka, &self.relay.config.limits) {
             Ok(producer) => {
+                let rows = self.relay.core.sent();
                 info!(
-                    rows = self.relay.core.sent(),
-                    "a file with secrets of Kafka has changed; a new producer takes over when nothing is in flight"
+                    rows,
+                    "{why}; a new producer takes over when nothing is in flight"
                 );
                 let waits_since = Instant::now();
                 self.successor = Some(Successor {
@@ -67,11 +74,10 @@ impl Run<'_> {
                 });
             }
             Err(failure) => {
-                producer.publisher.keep(files);
                 let error = chain(&failure);
                 warn!(
                     error,
-                    "a file with secrets of Kafka has changed and can't be used; going on with what it was"
+                    "{why} and no new producer starts; the old one goes on"
                 );
                 self.relay.status.failed(error);
             }
@@ -116,7 +122,8 @@ impl Relay {
     /// Starts the producer if none lives.
     pub fn start_producer(&mut self) -> Result<(), PublishError> {
         if self.producer.is_none() {
-            self.producer = Some(Producer::start(&self.config)?);
+            let limits = &self.config.limits;
+            self.producer = Some(Producer::start(&self.kafka, limits)?);
         }
         Ok(())
     }
@@ -134,7 +141,24 @@ impl Relay {
                 self.core.delivered(&tickets);
             }
         }
-        self.core.producer_ended(&end);
+        self.producer_ended(&end);
+    }
+
+    /// Draws the conclusions from a producer's end, and gives its reason.
+    pub(super) fn producer_ended(&mut self, end: &SessionEnd) -> String {
+        self.producer = None;
+        self.core.producer_ended(end);
+        if let Some(bytes) = end.batch_bytes_max {
+            let property = "batch.size".to_owned();
+            self.kafka.properties.insert(property, bytes.to_string());
+        }
+        match self.core.stubborn() {
+            Some(id) => format!(
+                "{}; event {id} draws it again and again, also when sent alone",
+                end.reason
+            ),
+            None => end.reason.clone(),
+        }
     }
 
     /// Gives up a producer that waits for a broker with secrets that are no longer the right ones.
