@@ -24,4 +24,5 @@ mod primary;
 mod publisher;
 mod refusals;
 mod security;
+mod sweep;
 mod topics;

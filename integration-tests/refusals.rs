@@ -312,7 +312,7 @@ async fn a_slot_in_use_by_another_reader_is_waited_for_and_the_reader_is_named()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_that_is_gone_halts_and_migrate_gets_it_going_without_loss() {
-    let orders = orders(|config| config).await;
+    let orders = orders(|config| config.set("source.replication.on_lost_slot", "halt")).await;
     let mut relay = Relay::start(&orders.config);
     let mut ids = orders.insert(5).await;
     orders.wait_for(&ids).await;

@@ -19,6 +19,8 @@ CREATE TABLE IF NOT EXISTS outboxd.outbox (
     table_oid         oid,
     table_filenodes   oid[],
     sequence_filenode oid,
+    slot              text,                         -- through which the rows were read last
+    publication       text,
     at                timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 

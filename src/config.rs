@@ -119,6 +119,21 @@ pub struct ReplicationConfig {
     pub publication: String,
     /// WAL that the slot may keep before it is an alarm.
     pub wal_budget_bytes: u64,
+    pub on_lost_slot: OnLostSlot,
+    /// Standbys keep the slot, where the server knows such slots.
+    pub failover: bool,
+    /// How often rows are looked for that the stream missed.
+    pub sweep: Duration,
+}
+
+/// What happens when the slot is gone or invalid, and rows with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnLostSlot {
+    /// A new slot is made and the table is read: needs a mark.
+    #[default]
+    Repair,
+    /// Nothing is published until a person acts.
+    Halt,
 }
 
 #[derive(Clone, Debug)]

@@ -11,7 +11,7 @@ mod properties;
 mod row;
 mod suspects;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 pub use held::{Followers, Held, HeldAggregate, Recorded, TopicHold};
@@ -462,6 +462,14 @@ impl Core {
             .collect();
         numbers.extend(self.held.numbers());
         numbers
+    }
+
+    /// The ids of all rows that are in flight.
+    pub fn ids(&self) -> HashSet<RowId> {
+        self.entries
+            .values()
+            .map(|entry| entry.id.clone())
+            .collect()
     }
 
     /// Rows that count in the window.

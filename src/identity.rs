@@ -3,9 +3,10 @@
 //! Owns the stored identity and the verdict on it, which is pure. Never changes the table or its sequence.
 
 use tokio_postgres::Client;
+use tokio_postgres::types::PgLsn;
 
 use crate::inspect::{Table, qualified};
-use crate::outbox::RowId;
+use crate::outbox::{Lsn, RowId};
 use crate::postgres::PostgresError;
 
 /// What the numbers of an outbox belong to.
@@ -19,6 +20,51 @@ pub struct Identity {
     pub table_filenodes: Vec<u32>,
     /// `None` for a table without `seq`, or without a sequence behind it.
     pub sequence_filenode: Option<u32>,
+}
+
+/// How far one history of a server was seen to be on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Horizon {
+    pub system_identifier: String,
+    pub timeline: i32,
+    /// A position that was flushed, or streamed, which is the same.
+    pub flushed: Lsn,
+}
+
+/// What became of the history that was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum History {
+    /// It goes on, or it is another system's, which [`compare`] judges.
+    Continues,
+    /// A standby was promoted; so many bytes that were seen are not in its history, as far as its end tells.
+    Promoted { lacks_bytes: u64 },
+    /// The server has less than it had: it was restored from a backup, or it is the primary from before a failover.
+    Rewound { bytes: u64 },
+}
+
+/// A server that crashed may have discarded the beginning of a record whose first pages were on disk.
+const DISCARDED_BYTES_MAX: u64 = 64 << 10;
+
+impl Horizon {
+    /// Whether both are of one history.
+    pub fn is_of(&self, other: &Self) -> bool {
+        self.system_identifier == other.system_identifier && self.timeline == other.timeline
+    }
+
+    /// Judges the server as it is now by what was seen of it.
+    pub fn judge(&self, now: &Self) -> History {
+        if self.system_identifier != now.system_identifier {
+            return History::Continues;
+        }
+        let bytes = self.flushed.0.saturating_sub(now.flushed.0);
+        if now.timeline > self.timeline {
+            return History::Promoted { lacks_bytes: bytes };
+        }
+        if now.timeline < self.timeline || bytes > DISCARDED_BYTES_MAX {
+            return History::Rewound { bytes };
+        }
+        History::Continues
+    }
 }
 
 /// What stands in the table at the number that the ledger recorded last.
@@ -81,14 +127,14 @@ pub fn compare(stored: &Identity, now: &Identity, evidence: &Evidence) -> Verdic
         return Verdict::Same;
     };
     match row {
+        RowAt::Gone | RowAt::Other if began_again(stored, now) => Verdict::NewGeneration {
+            why: "table and sequence have new files: the table was truncated with RESTART IDENTITY"
+                .to_owned(),
+        },
         RowAt::Other => halt(
             format!("another row stands at number {last_seq}, which was the last one sent"),
             ADOPT,
         ),
-        RowAt::Gone if began_again(stored, now) => Verdict::NewGeneration {
-            why: "table and sequence have new files: the table was truncated with RESTART IDENTITY"
-                .to_owned(),
-        },
         _ if last_value < last_seq => halt(
             format!(
                 "the sequence stands at {last_value} and number {last_seq} was sent before: it was set back"
@@ -120,6 +166,12 @@ fn another_place(stored: &Identity, now: &Identity) -> Option<String> {
         let (was, is) = (&stored.database, &now.database);
         return Some(format!(
             "this is database `{is}`, and the numbers were learned in `{was}`"
+        ));
+    }
+    if now.timeline < stored.timeline {
+        let (was, is) = (stored.timeline, now.timeline);
+        return Some(format!(
+            "this is timeline {is}, and the numbers were learned on timeline {was}: an older copy of the server"
         ));
     }
     if stored.table_oid != now.table_oid {
@@ -183,6 +235,25 @@ pub async fn read(client: &Client, table: &Table) -> Result<Identity, IdentityEr
     })
 }
 
+/// Reads how far the server's history is on disk.
+///
+/// Cancel-safe: yes.
+pub async fn horizon(client: &Client, outbox: &str) -> Result<Horizon, IdentityError> {
+    let row = client
+        .query_one(HORIZON, &[])
+        .await
+        .map_err(IdentityError::while_trying(
+            "read the server's place for",
+            outbox,
+        ))?;
+    let flushed: PgLsn = row.get("flushed");
+    Ok(Horizon {
+        system_identifier: row.get("system_identifier"),
+        timeline: row.get("timeline"),
+        flushed: Lsn(flushed.into()),
+    })
+}
+
 /// Loads the identity that was recorded for an outbox, `None` if there is none yet.
 pub async fn load(client: &Client, outbox: &str) -> Result<Option<Identity>, IdentityError> {
     let row = client
@@ -197,6 +268,16 @@ pub async fn load(client: &Client, outbox: &str) -> Result<Option<Identity>, Ide
         table_filenodes: row.get("table_filenodes"),
         sequence_filenode: row.get("sequence_filenode"),
     }))
+}
+
+/// Tells whether the table of an identity stands, under whatever name.
+///
+/// Cancel-safe: yes.
+pub async fn stands(client: &Client, identity: &Identity) -> Result<bool, IdentityError> {
+    let sql = "SELECT FROM pg_catalog.pg_class WHERE oid = $1";
+    let row = client.query_opt(sql, &[&identity.table_oid]).await;
+    let failed = IdentityError::while_trying("look for the table of", "the recorded oid");
+    Ok(row.map_err(failed)?.is_some())
 }
 
 /// Records the identity of an outbox, beside what else is known of it.
@@ -319,6 +400,13 @@ const READ: &str = "
            ('x' || left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8))::bit(32)::int4
                AS timeline,
            pg_catalog.current_database()::text AS database
+    FROM pg_catalog.pg_control_system() c";
+
+const HORIZON: &str = "
+    SELECT c.system_identifier::text,
+           ('x' || left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8))::bit(32)::int4
+               AS timeline,
+           pg_catalog.pg_current_wal_flush_lsn() AS flushed
     FROM pg_catalog.pg_control_system() c";
 
 const LOAD: &str = "

@@ -20,6 +20,7 @@ pub mod metrics;
 pub mod migrate;
 pub mod outbox;
 pub mod postgres;
+pub mod publication;
 pub mod publish;
 pub mod ranges;
 pub mod relay;

@@ -30,6 +30,7 @@ pub struct Metrics {
     marked_rows: IntCounter,
     repeated_rows: IntCounter,
     missed_rows: IntCounter,
+    slots_lost: IntCounter,
     held_rows_total: IntCounter,
     blocked_aggregates_total: IntCounterVec,
     sessions: IntCounterVec,
@@ -54,6 +55,7 @@ struct Gauges {
     held_rows: GaugeVec,
     held_aggregates: GaugeVec,
     holes_open: Gauge,
+    publication_drift: Gauge,
     slot_retained_bytes: Gauge,
     wal_budget_bytes: Gauge,
     wal_alarm: GaugeVec,
@@ -110,7 +112,11 @@ impl Metrics {
             ),
             missed_rows: counter(
                 "outboxd_missed_rows_total",
-                "Rows that the source did not send and an audit found in the table.",
+                "Rows that the stream passed without bringing them: found in the table and published from there.",
+            ),
+            slots_lost: counter(
+                "outboxd_slots_lost_total",
+                "Times that the slot was gone or invalid and the table was read instead.",
             ),
             held_rows_total: counter(
                 "outboxd_held_rows_total",
@@ -174,6 +180,11 @@ impl Metrics {
 
     pub fn missed(&self, rows: usize) {
         self.missed_rows.inc_by(rows as u64);
+    }
+
+    /// Notes a slot that was lost and is made anew.
+    pub fn slot_lost(&self) {
+        self.slots_lost.inc();
     }
 
     pub fn held(&self) {
@@ -255,6 +266,10 @@ impl Gauges {
                 "outboxd_holes_open",
                 "Ranges of numbers whose rows may still appear.",
             ),
+            publication_drift: gauge(
+                "outboxd_publication_drift",
+                "Reasons why the publication does not bring every row.",
+            ),
             slot_retained_bytes: gauge(
                 "outboxd_slot_retained_bytes",
                 "WAL that the slot keeps on the server.",
@@ -296,6 +311,7 @@ impl Gauges {
         let none = (status.lag.rows == Some(0)).then_some(0.0);
         self.oldest_unsent_age_seconds.set(known(age.or(none)));
         self.holes_open.set(number(status.holes_open));
+        self.publication_drift.set(status.drift.len() as f64);
         self.slot_retained_bytes
             .set(number(status.slot_retained_bytes));
         self.wal_budget_bytes

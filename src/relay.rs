@@ -1,14 +1,16 @@
 //! One session: rows go down from the source to the producer, reports come back, marks and
 //! confirmations follow. Executes what the core says and decides nothing about order.
 
+mod between;
 mod feed;
-mod holes;
 pub(crate) mod intake;
 pub(crate) mod keeping;
 mod lag;
 mod marking;
 mod outlook;
 mod producer;
+mod survey;
+mod sweep;
 mod topics;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -19,11 +21,12 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::config::{Config, KafkaConfig};
 use crate::core::{Core, Faults, Recorded, Window};
 use crate::encode::{Encoder, Record, Rejection};
+use crate::identity::Horizon;
 use crate::lease::LeaseState;
 use crate::mark::{MarkError, Marks, Tenure};
 use crate::metrics::Metrics;
@@ -31,20 +34,19 @@ use crate::outbox::{Layout, Lsn, OutboxRow, RowId};
 use crate::postgres;
 use crate::publish::{PublisherEvent, Ticket};
 use crate::ranges::RangeSet;
-use crate::source::replication::hole_watch::HoleWatch;
+use crate::source::replication::missed::Watch;
 use crate::source::{Source, SourceError};
 use crate::state::OutboxState;
 use crate::status::StatusCell;
-use holes::Judged;
 use intake::Intake;
 use keeping::Keeping;
 use marking::{Finding, Marking, finished, joined};
-use producer::{Producer, Successor, next_event};
+use producer::{Producer, Successor};
+use survey::{Surveying, survey_every};
+use sweep::{Reread, Sweep};
 
 /// How often a held topic is asked for.
 const TOPICS_EVERY: Duration = Duration::from_secs(2);
-/// How often the holes that the stream leaves are looked at.
-const HOLES_EVERY: Duration = Duration::from_secs(5);
 /// How long a session that ends waits for what is being recorded as put aside.
 const KEEP_WITHIN: Duration = Duration::from_secs(2);
 /// How often the ledger is compacted and complete segments are audited.
@@ -60,6 +62,14 @@ pub struct Relay {
     producer: Option<Producer>,
     /// What the catch-up read where nothing is marked, for the stream brings some of it again.
     read_before: ReadBefore,
+    /// The rows for which the table was read last.
+    reread: Reread,
+    /// How far the server's history was seen; a session that is opened on less of it is refused.
+    horizon: Option<Horizon>,
+    /// The generation of the numbers in flight.
+    generation: Option<i32>,
+    /// What the publication keeps from the stream.
+    drift: Vec<String>,
     kafka_is_up: bool,
     /// How Kafka is reached, with what was learned of its topics.
     kafka: KafkaConfig,
@@ -97,8 +107,9 @@ impl ReadBefore {
 /// What one session works with.
 pub struct Session {
     pub source: Source,
-    /// Judges the holes that the stream leaves; with the ledger only.
-    pub hole_watch: Option<HoleWatch>,
+    /// Finds what the stream missed; where rows are marked.
+    pub watch: Option<Watch>,
+    pub horizon: Horizon,
     pub phase: Phase,
     pub marks: Marks,
     pub layout: Arc<Layout>,
@@ -140,8 +151,10 @@ pub enum End {
     Deposed,
     /// A person must act.
     Halt(String),
-    /// What is known of the table has changed: read it again.
+    /// Rows stand in the table that the source will not bring: read it again.
     Reread(String),
+    /// The table is not the one that the session was opened on.
+    Moved(String),
     /// A sent number came again with a new row: a new generation of numbers begins.
     Renumbered(String),
     /// The rows that stood before the slot are delivered and marked; the stream takes over.
@@ -171,76 +184,14 @@ impl Relay {
             delivered_rows: 0,
             producer: None,
             read_before: ReadBefore::default(),
+            reread: Reread::default(),
+            horizon: None,
+            generation: None,
+            drift: Vec::new(),
             kafka_is_up: true,
             kafka: config.kafka.clone(),
             partitions: HashMap::new(),
             config,
-        }
-    }
-
-    /// Drops everything in flight: another relay publishes from now on.
-    pub async fn depose(&mut self) {
-        self.end_producer(Duration::ZERO).await;
-        self.core.forget_all();
-        self.read_before = ReadBefore::default();
-    }
-
-    /// Settles what Kafka acknowledges during a pause between sessions.
-    ///
-    /// Cancel-safe: yes.
-    pub async fn rest(&mut self, pause: Duration, stop: &CancellationToken) {
-        let until = Instant::now() + pause;
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = sleep_until(until) => return,
-                event = next_event(&mut self.producer) => self.take_at_rest(event),
-            }
-        }
-    }
-
-    /// Waits until the broker has answered for half of the window, or the lease is somebody else's.
-    ///
-    /// What was delivered is not marked meanwhile, so it counts as room: the next session marks it first.
-    ///
-    /// Cancel-safe: yes.
-    pub async fn await_room(
-        &mut self,
-        lease: &mut watch::Receiver<LeaseState>,
-        stop: &CancellationToken,
-    ) {
-        let epoch = lease.borrow().epoch();
-        while self.core.is_stuck() {
-            self.status.beat();
-            tokio::select! {
-                () = stop.cancelled() => return,
-                changed = lease.changed() => {
-                    if changed.is_err() || lease.borrow().epoch() != epoch {
-                        return;
-                    }
-                }
-                event = next_event(&mut self.producer) => self.take_at_rest(event),
-                () = tokio::time::sleep(Duration::from_secs(1)) => self.end_outdated_producer().await,
-            }
-            if self.producer.is_none() {
-                return;
-            }
-        }
-    }
-
-    fn take_at_rest(&mut self, event: Option<PublisherEvent>) {
-        match event {
-            Some(PublisherEvent::Delivered(tickets)) => {
-                self.core.delivered(&tickets);
-            }
-            Some(PublisherEvent::Topic { topic, state }) => {
-                self.core.topic(&topic, &state);
-            }
-            Some(PublisherEvent::Ended(end)) => {
-                let error = self.producer_ended(&end);
-                warn!(error, "the producer ended");
-            }
-            None => self.producer = None,
         }
     }
 
@@ -250,6 +201,7 @@ impl Relay {
     pub async fn run(&mut self, mut session: Session) -> End {
         self.core.restore(std::mem::take(&mut session.recorded));
         let shutdown_notices = session.lease.borrow().shutdown_notices;
+        let sweep_every = self.config.source.replication.sweep;
         let mut run = Run {
             relay: self,
             feed: Intake::default(),
@@ -259,8 +211,8 @@ impl Relay {
             last_mark_at: Instant::now(),
             drain_until: None,
             maintenance: None,
-            judging: None,
-            missed: RangeSet::new(),
+            sweep: Sweep::new(sweep_every),
+            surveying: None,
             top: 0,
             lag_question: None,
             requests: None,
@@ -290,9 +242,8 @@ struct Run<'a> {
     /// Set while we stop: nothing is fed, everything in flight is settled until then.
     drain_until: Option<Instant>,
     maintenance: Option<JoinHandle<Result<Vec<Finding>, MarkError>>>,
-    judging: Option<JoinHandle<Judged>>,
-    /// Rows that the stream missed and that were told of.
-    missed: RangeSet,
+    sweep: Sweep,
+    surveying: Option<Surveying>,
     /// The highest number that the stream has brought.
     top: i64,
     lag_question: Option<JoinHandle<()>>,
@@ -315,8 +266,15 @@ impl Run<'_> {
         let mut topics = interval(TOPICS_EVERY);
         let mut outlook = interval(Duration::from_secs(1));
         let mut maintain = interval(MAINTAIN_EVERY);
-        let mut holes = interval(HOLES_EVERY);
-        for timer in [&mut topics, &mut outlook, &mut maintain, &mut holes] {
+        let mut look = interval(self.sweep.look_every());
+        let mut survey = interval(survey_every(&self.relay.config));
+        for timer in [
+            &mut topics,
+            &mut outlook,
+            &mut maintain,
+            &mut look,
+            &mut survey,
+        ] {
             timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
         loop {
@@ -360,14 +318,24 @@ impl Run<'_> {
                         return end;
                     }
                 }
-                judged = joined(&mut self.judging) => self.take_judgement(judged),
+                judged = joined(&mut self.sweep.judging) => {
+                    if let Some(end) = self.take_judgement(judged) {
+                        return end;
+                    }
+                }
+                findings = joined(&mut self.surveying) => {
+                    if let Some(end) = self.take_findings(findings) {
+                        return end;
+                    }
+                }
                 asked = joined(&mut self.requests) => {
                     if let Ok(true) = asked {
                         return End::Reread("a release or a replay was asked for".to_owned());
                     }
                 }
                 _ = maintain.tick() => self.maintain(),
-                _ = holes.tick() => self.judge_holes(),
+                _ = look.tick() => self.look_for_missed(),
+                _ = survey.tick() => self.survey(),
                 _ = topics.tick() => self.ask_for_topics(),
                 _ = outlook.tick() => {
                     self.look_out();
@@ -470,9 +438,13 @@ impl Run<'_> {
         if let Some(maintenance) = self.maintenance.take() {
             maintenance.abort();
         }
-        if let Some(judging) = self.judging.take() {
+        if let Some(judging) = self.sweep.judging.take() {
             judging.abort();
         }
+        if let Some(surveying) = self.surveying.take() {
+            surveying.abort();
+        }
+        self.relay.saw_flushed(self.session.source.server_lsn());
         self.session.source.leave().await;
         match end {
             End::Deposed => self.relay.depose().await,

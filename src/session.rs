@@ -2,7 +2,8 @@
 //!
 //! Runs only under the lease, and the lease comes before the slot (design 12).
 
-mod identity;
+mod beside;
+mod known;
 mod slot;
 
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use tracing::info;
 use crate::config::{Config, Mark, Mode, Start};
 use crate::encode::{EncodeError, Encoder};
 use crate::hold;
-use crate::identity::IdentityError;
+use crate::identity::{self, Horizon, IdentityError};
 use crate::inspect::{self, InspectError, Table};
 use crate::lease::LeaseState;
 use crate::mark::ledger::Ledger;
@@ -25,12 +26,13 @@ use crate::outbox::{Lsn, RowId};
 use crate::postgres::{self, ConnectOptions, PostgresError};
 use crate::ranges::RangeSet;
 use crate::relay::{Phase, Session};
+use crate::slot::SlotError;
 use crate::source::polling::{CaughtUp, Known, Polling, UnsentMark};
-use crate::source::replication::hole_watch::HoleWatch;
 use crate::source::replication::pgoutput::Described;
 use crate::source::{Source, SourceError};
 use crate::state::{OutboxState, StateError, StateTable};
-use identity::KnownOutbox;
+use known::KnownOutbox;
+pub use slot::Passage;
 
 /// More rows than this are "at least so many" in what is told.
 const ROWS_TOLD_MAX: i64 = 1_000_000;
@@ -63,13 +65,22 @@ pub enum OpenError {
     #[error(transparent)]
     Mark(#[from] MarkError),
     #[error(transparent)]
-    Slot(#[from] crate::slot::SlotError),
-    #[error(transparent)]
     Encode(#[from] EncodeError),
     #[error(transparent)]
     Source(#[from] SourceError),
     #[error("table `{outbox}` was truncated or replaced while it was looked at")]
     Moved { outbox: String },
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+    /// Recorded: the next opening makes what is missing and reads the table.
+    #[error("{reason}; the table is read")]
+    SlotLost { reason: String },
+    #[error(
+        "the server is on timeline {timeline} and lacks {bytes} bytes of WAL that it had: it was restored from an older \
+         backup, or it is the primary from before a failover; connect outboxd to the right server, or restart it \
+         to go on with this one: what was marked after the backup goes out again"
+    )]
+    Rewound { timeline: i32, bytes: u64 },
     #[error("{reason}; {remedy}")]
     Halt { reason: String, remedy: String },
 }
@@ -118,6 +129,9 @@ pub struct Opening<'a> {
     pub legacy: &'a mut Legacy,
     /// Topics that can be written as far as is known.
     pub topics: hold::Topics,
+    pub passage: Passage,
+    /// How far this process has seen the server's history.
+    pub horizon: Option<&'a Horizon>,
     pub stop: CancellationToken,
 }
 
@@ -188,14 +202,16 @@ impl Opening<'_> {
             outbox: lease_key(self.config),
             epoch: self.epoch,
         };
-        self.record_legacy(&states, &tenure).await?;
-        let mut state = states.load().await?;
-        self.create_slot(&sql, &state).await?;
-        if state.start.is_none() {
-            self.decide_start(&states, &table).await?;
-            state = states.load().await?;
-        }
+        // The right server first: nothing is recorded, made or dropped on another one.
+        let state = states.load().await?;
         let mut known = self.check_identity(&sql, &states, &table, state).await?;
+        self.record_legacy(&states, &tenure).await?;
+        known.state = states.load().await?;
+        self.prepare_slot(&sql, &states, &known.state).await?;
+        if known.state.start.is_none() {
+            self.decide_start(&states, &table).await?;
+            known.state = states.load().await?;
+        }
         self.legacy.numbers = Numbers::AsKnown;
         if self.release(&sql, &table, &tenure).await? {
             known.state = states.load().await?;
@@ -218,11 +234,13 @@ impl Opening<'_> {
             let (entries, rows) = replay.into_iter().unzip();
             (Source::given(rows), Phase::Replay(entries))
         };
-        let hole_watch = self.hole_watch(&table, &marks, &source).await?;
+        let watch = self.watch(&table, &marks, &source, &state).await?;
+        let horizon = identity::horizon(&sql.client, &outbox).await?;
         let (lease, stop) = (self.lease.clone(), self.stop.clone());
         Ok(Session {
             source,
-            hole_watch,
+            watch,
+            horizon,
             phase,
             marks,
             state,
@@ -395,21 +413,6 @@ impl Opening<'_> {
             Phase::Steady
         };
         Ok((source, phase))
-    }
-
-    /// A stream leaves holes that only the table can explain.
-    async fn hole_watch(
-        &self,
-        table: &Table,
-        marks: &Marks,
-        source: &Source,
-    ) -> Result<Option<HoleWatch>, OpenError> {
-        let (Marks::Ledger(_), true) = (marks, source.is_stream()) else {
-            return Ok(None);
-        };
-        let session = connect(&self.options, "holes").await?;
-        let watch = HoleWatch::prepare(session, &table.layout, first_number(table)).await;
-        Ok(Some(watch.map_err(SourceError::from)?))
     }
 
     /// Reads from the table itself: by number, or what is not marked.

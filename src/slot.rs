@@ -1,6 +1,6 @@
-//! `slot status` and `slot drop`: what the relay's replication slot holds back, and its removal.
+//! The relay's replication slot: what it holds back, what it is good for, its removal.
 //!
-//! Never creates a slot, and moves one only past a transaction that can't be sent.
+//! Never creates a slot, and moves one only past what it can't bring.
 
 use std::fmt;
 
@@ -26,6 +26,54 @@ pub struct Slot {
     pub wal_status: Option<String>,
     /// WAL that may still be written before the slot is in danger; `None` where there is no limit.
     pub safe_wal_size: Option<i64>,
+    pub is_temporary: bool,
+    /// Why the server gave the slot up, in its own word; told by PostgreSQL 17 and newer.
+    pub invalidation_reason: Option<String>,
+    /// Whether standbys keep the slot; `None` before PostgreSQL 17.
+    pub failover: Option<bool>,
+    /// The slot came from a primary, by the standby's synchronisation; `None` before PostgreSQL 17.
+    pub synced: Option<bool>,
+}
+
+/// What a slot is good for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fitness {
+    Usable,
+    /// It is somebody else's: never to be dropped.
+    Foreign(String),
+    /// The server has given it up: it can only be dropped.
+    Lost(String),
+}
+
+impl Slot {
+    /// Judges whether a relay of this database can stream from the slot.
+    pub fn fitness(&self, database: &str) -> Fitness {
+        let name = &self.name;
+        if let Some(other) = self.database.as_deref().filter(|other| *other != database) {
+            return Fitness::Foreign(format!(
+                "slot `{name}` belongs to database `{other}`; a slot's name is unique in the whole server"
+            ));
+        }
+        let plugin = self.plugin.as_deref();
+        let plugin = plugin.unwrap_or("none: it is a physical slot");
+        if plugin != "pgoutput" {
+            return Fitness::Foreign(format!(
+                "slot `{name}` has the plugin {plugin}, and the relay reads pgoutput"
+            ));
+        }
+        if self.is_temporary {
+            return Fitness::Foreign(format!("slot `{name}` is somebody's temporary one"));
+        }
+        match (&self.invalidation_reason, self.wal_status.as_deref()) {
+            (Some(reason), _) => Fitness::Lost(format!(
+                "the server has invalidated slot `{name}`: {reason}"
+            )),
+            (None, Some("lost")) => Fitness::Lost(format!(
+                "the server has invalidated slot `{name}`: it removed WAL that the slot needed"
+            )),
+            _ => Fitness::Usable,
+        }
+    }
 }
 
 /// Who reads a slot now.
@@ -117,6 +165,10 @@ pub async fn status(client: &Client, name: &str) -> Result<Option<Slot>, SlotErr
         retained_bytes: row.get("retained_bytes"),
         wal_status: row.get("wal_status"),
         safe_wal_size: row.get("safe_wal_size"),
+        is_temporary: row.get("temporary"),
+        invalidation_reason: row.get("invalidation_reason"),
+        failover: row.get("failover"),
+        synced: row.get("synced"),
     }))
 }
 
@@ -169,6 +221,13 @@ impl fmt::Display for Slot {
             bytes(self.retained_bytes, "unknown")
         )?;
         writeln!(f, "wal_status           {}", text(&self.wal_status))?;
+        if let Some(reason) = &self.invalidation_reason {
+            writeln!(f, "invalidated          {reason}")?;
+        }
+        if let Some(failover) = self.failover {
+            let kept = if failover { "yes" } else { "no" };
+            writeln!(f, "kept by standbys     {kept}")?;
+        }
         write!(
             f,
             "safe_wal_size        {}",
@@ -189,20 +248,23 @@ fn bytes(size: Option<i64>, absent: &str) -> String {
     }
 }
 
-/// On a standby the position is the one replayed.
 const ADVANCE: &str = "
     SELECT pg_catalog.pg_replication_slot_advance(slot_name, $2)
     FROM pg_catalog.pg_replication_slots
     WHERE slot_name = $1 AND confirmed_flush_lsn < $2";
 
+/// Columns that came with PostgreSQL 17 are read by name from the whole row. On a standby the position is the one replayed.
 const STATUS: &str = "
     SELECT s.plugin::text, s.database::text, s.active_pid, s.restart_lsn, s.confirmed_flush_lsn, s.wal_status,
-           s.safe_wal_size, nullif(a.application_name, '') AS application_name, host(a.client_addr) AS client_address,
+           s.safe_wal_size, s.temporary, newer.slot ->> 'invalidation_reason' AS invalidation_reason,
+           (newer.slot ->> 'failover')::bool AS failover, (newer.slot ->> 'synced')::bool AS synced,
+           nullif(a.application_name, '') AS application_name, host(a.client_addr) AS client_address,
            pg_catalog.pg_wal_lsn_diff(CASE WHEN pg_catalog.pg_is_in_recovery()
                                            THEN pg_catalog.pg_last_wal_replay_lsn()
                                            ELSE pg_catalog.pg_current_wal_lsn() END, s.restart_lsn)::int8
                AS retained_bytes
     FROM pg_catalog.pg_replication_slots s
+    CROSS JOIN LATERAL pg_catalog.to_jsonb(s) AS newer (slot)
     LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid
     WHERE s.slot_name = $1";
 
@@ -216,6 +278,43 @@ mod tests {
         assert_eq!(bytes(Some(1_023), ""), "1023 bytes");
         assert_eq!(bytes(Some(1_536), ""), "1.5 KiB");
         assert_eq!(bytes(Some(3 << 30), ""), "3.0 GiB");
+    }
+
+    fn slot() -> Slot {
+        Slot {
+            name: "orders".to_owned(),
+            plugin: Some("pgoutput".to_owned()),
+            database: Some("shop".to_owned()),
+            reader: None,
+            restart_lsn: None,
+            confirmed_flush_lsn: None,
+            retained_bytes: None,
+            wal_status: Some("reserved".to_owned()),
+            safe_wal_size: None,
+            is_temporary: false,
+            invalidation_reason: None,
+            failover: None,
+            synced: None,
+        }
+    }
+
+    #[test]
+    fn a_foreign_slot_is_never_called_lost() {
+        assert_eq!(slot().fitness("shop"), Fitness::Usable);
+        let mut lost = slot();
+        lost.wal_status = Some("lost".to_owned());
+        assert!(matches!(lost.fitness("shop"), Fitness::Lost(_)));
+        assert!(matches!(lost.fitness("other"), Fitness::Foreign(_)));
+        lost.plugin = Some("test_decoding".to_owned());
+        assert!(matches!(lost.fitness("shop"), Fitness::Foreign(_)));
+        let mut physical = slot();
+        (physical.plugin, physical.database) = (None, None);
+        assert!(matches!(physical.fitness("shop"), Fitness::Foreign(_)));
+        let mut idle = slot();
+        idle.invalidation_reason = Some("idle_timeout".to_owned());
+        assert!(
+            matches!(idle.fitness("shop"), Fitness::Lost(text) if text.contains("idle_timeout"))
+        );
     }
 
     #[test]

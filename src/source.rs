@@ -88,6 +88,7 @@ pub struct Source {
     server: watch::Receiver<Lsn>,
     held_rows: watch::Sender<usize>,
     resolved: Arc<Notify>,
+    asked: Arc<Notify>,
     /// The source reads on when the batch that it handed over is settled.
     is_awaited: bool,
     stop: CancellationToken,
@@ -122,6 +123,7 @@ impl Source {
             batches,
             confirm: confirmed,
             server: told,
+            asked: Arc::clone(&source.asked),
             stop,
         };
         let task = tokio::spawn(async move { stream.run(ends).await.map_err(SourceError::from) });
@@ -197,6 +199,7 @@ impl Source {
             server: watch::Sender::new(Lsn(0)).subscribe(),
             held_rows: watch::Sender::new(0),
             resolved: Arc::new(Notify::new()),
+            asked: Arc::new(Notify::new()),
             is_awaited: false,
             stop: stop.clone(),
             task: None,
@@ -243,6 +246,11 @@ impl Source {
             }
             is_newer
         });
+    }
+
+    /// Asks the server how far the stream has come: an idle one says nothing by itself.
+    pub fn ask_position(&self) {
+        self.asked.notify_one();
     }
 
     /// Tells a source that waits for it that everything it handed over is marked or held.

@@ -35,6 +35,8 @@ pub struct OutboxState {
     /// The rows that stood before the slot were read; `false` too while the outbox is polled.
     pub caught_up: bool,
     pub generation: i32,
+    /// The slot that the rows were read through last.
+    pub slot: Option<String>,
     skipped: RangeSet,
     skipped_ids: HashSet<String>,
 }
@@ -49,7 +51,7 @@ pub struct StateTable<'a> {
 impl StateTable<'_> {
     /// Loads the state; an outbox that nobody has seen before has the default one.
     pub async fn load(&self) -> Result<OutboxState, StateError> {
-        let query = "SELECT start, caught_up, generation, skipped::text, skipped_ids \
+        let query = "SELECT start, caught_up, generation, skipped::text, skipped_ids, slot \
                      FROM outboxd.outbox WHERE outbox = $1";
         let row = self.client.query_opt(query, &[&self.outbox]).await;
         let Some(row) = row.map_err(self.sql("read the state"))? else {
@@ -71,6 +73,7 @@ impl StateTable<'_> {
             },
             caught_up: row.get(1),
             generation: row.get(2),
+            slot: row.get(5),
             skipped: skipped.map_err(unreadable)?,
             skipped_ids: row.get::<_, Vec<String>>(4).into_iter().collect(),
         })
@@ -127,6 +130,16 @@ impl StateTable<'_> {
         done.map(drop).map_err(self.sql("record the catch-up"))
     }
 
+    /// Records through which slot and publication the rows are read.
+    pub async fn set_slot(&self, slot: &str, publication: &str) -> Result<(), StateError> {
+        let statement = "INSERT INTO outboxd.outbox (outbox, slot, publication) VALUES ($1, $2, $3) \
+                         ON CONFLICT (outbox) DO UPDATE SET slot = $2, publication = $3";
+        let values: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
+            [&self.outbox, &slot, &publication];
+        let done = self.client.execute(statement, &values).await;
+        done.map(drop).map_err(self.sql("record the slot"))
+    }
+
     /// Begins a new generation of numbers; the earlier ones keep what they sent.
     pub async fn begin_generation(&self, after: i32) -> Result<(), StateError> {
         let statement = "UPDATE outboxd.outbox SET generation = $2 + 1, skipped = '{}' \
@@ -157,6 +170,11 @@ impl OutboxState {
     /// The numbers that `source.start = "now"` skipped.
     pub fn skipped(&self) -> &RangeSet {
         &self.skipped
+    }
+
+    /// The ids that `source.start = "now"` skipped, where the table has no numbers.
+    pub fn skipped_ids(&self) -> impl Iterator<Item = &str> {
+        self.skipped_ids.iter().map(String::as_str)
     }
 
     /// Whether `source.start = "now"` skipped this row.

@@ -47,6 +47,9 @@ pub struct Status {
     pub wal_budget: Option<WalBudget>,
     /// Ranges of numbers below the highest one whose rows did not appear and may still do.
     pub holes_open: Option<u64>,
+    /// What the publication keeps from the stream, with the SQL that mends it.
+    #[serde(default)]
+    pub drift: Vec<String>,
     pub last_error: Option<LastError>,
 }
 
@@ -250,6 +253,7 @@ impl Status {
             slot_retained_bytes: None,
             wal_budget: None,
             holes_open: None,
+            drift: Vec::new(),
             last_error: None,
         }
     }

@@ -1,7 +1,8 @@
 //! Leadership, then a session, then a verdict, then a pause: the only retry loop.
 
+mod verdict;
+
 use std::convert::Infallible;
-use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,17 +14,16 @@ use tracing::{error, info, warn};
 use crate::config::{Config, Mark, Mode};
 use crate::lease::{LeaseKeeper, LeaseState, Role};
 use crate::metrics::Metrics;
-use crate::postgres::{Class, PostgresError};
+use crate::outbox::Lsn;
 use crate::publish::PublishError;
 use crate::relay::{End, Relay};
-use crate::session::{self, CatchUp, Legacy, Numbers, OpenError, Opening};
+use crate::session::{self, CatchUp, Legacy, Numbers, OpenError, Opening, Passage};
 use crate::source::SourceError;
-use crate::source::polling::PollError;
 use crate::source::replication::ReplicationError;
-use crate::source::replication::pgoutput::DecodeError;
 use crate::status::{State, StatusCell};
 use crate::telemetry::chain;
 use crate::wal_watch::WalWatch;
+use verdict::{Verdict, label, lacks_publication, reason, verdict};
 
 /// The pauses between attempts, before jitter (design 6: 1 s doubling to 15 s; the first one is
 /// shorter, for a connection that was cut is back at once).
@@ -41,22 +41,6 @@ const SLOT_PAUSE_MAX: Duration = Duration::from_secs(1);
 const BEAT_EVERY: Duration = Duration::from_secs(5);
 /// A session that lived so long, or delivered anything, was a good one: the pauses start anew.
 const GOOD_AFTER: Duration = Duration::from_secs(10);
-
-/// What the supervisor does after a session ended or could not be opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
-    Stop,
-    /// Open the next session at once.
-    Again,
-    /// Try again after a pause.
-    Retry,
-    /// Somebody else reads the slot: wait for it.
-    AwaitSlot,
-    /// Wait until there is room in the window.
-    AwaitRoom,
-    /// A person must act; look again now and then.
-    Halt,
-}
 
 /// Why a relay can't even start.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +60,7 @@ pub struct Supervisor {
     wal_watch: Option<WalWatch>,
     epoch: Option<i64>,
     legacy: Legacy,
+    passage: Passage,
     attempts: usize,
     told: String,
     stop: CancellationToken,
@@ -111,6 +96,7 @@ impl Supervisor {
                 numbers: Numbers::AsKnown,
                 impassable: None,
             },
+            passage: Passage::Clear,
             attempts: 0,
             told: String::new(),
             stop,
@@ -154,6 +140,7 @@ impl Supervisor {
             Ok(session) => session,
             Err(failure) => return Ok(Attempt::NotOpened(failure)),
         };
+        self.relay.enter(&session).await;
         // A standby has let go of the one it had.
         if let Err(failure) = self.relay.start_producer() {
             return without_producer(failure);
@@ -191,6 +178,8 @@ impl Supervisor {
             epoch,
             legacy: &mut self.legacy,
             topics: self.relay.core.held().available().cloned().collect(),
+            passage: self.passage,
+            horizon: self.relay.horizon(),
             stop: self.stop.clone(),
         };
         opening.open().await
@@ -259,6 +248,16 @@ impl Supervisor {
                 self.legacy.impassable = Some(*commit_lsn);
             }
             Attempt::Ended(End::Renumbered(_)) => self.legacy.numbers = Numbers::Reused,
+            Attempt::Ended(End::Source(failure)) if lacks_publication(failure) => {
+                self.passage = Passage::Barred;
+            }
+            Attempt::NotOpened(OpenError::SlotLost { reason }) => {
+                self.passage = Passage::Clear;
+                self.metrics.slot_lost();
+                self.status.failed(reason.as_str());
+            }
+            // Until a restart, however far the server writes on from where it was restored.
+            Attempt::NotOpened(OpenError::Rewound { .. }) => self.relay.saw_flushed(Lsn(u64::MAX)),
             _ => {}
         }
     }
@@ -346,125 +345,5 @@ async fn beat(status: &StatusCell) -> Infallible {
     loop {
         status.beat();
         tokio::time::sleep(BEAT_EVERY).await;
-    }
-}
-
-fn verdict(attempt: &Attempt, mark: Mark) -> Verdict {
-    match attempt {
-        Attempt::NoProducer(_) => Verdict::Retry,
-        Attempt::Ended(end) => match end {
-            End::Stopped => Verdict::Stop,
-            End::Source(failure) => of_source(failure, mark),
-            // The keeper may not have noticed yet: a pause keeps us from asking it in a circle.
-            End::Deposed | End::PostgresStops | End::Mark(_) | End::Producer(_) => Verdict::Retry,
-            End::Halt(_) => Verdict::Halt,
-            End::Reread(_) | End::Renumbered(_) | End::CaughtUp | End::Replayed(_) => {
-                Verdict::Again
-            }
-        },
-        Attempt::NotOpened(failure) => match failure {
-            OpenError::Source(failure) => of_source(failure, mark),
-            OpenError::Postgres { source, .. } => of_class(source.class()),
-            OpenError::Halt { .. } | OpenError::Encode(_) | OpenError::Missing(_) => Verdict::Halt,
-            OpenError::Slot(_) | OpenError::Migrate(_) | OpenError::Inspect { .. } => {
-                class_of(failure).map_or(Verdict::Halt, of_class)
-            }
-            OpenError::Url(_)
-            | OpenError::Identity(_)
-            | OpenError::Moved { .. }
-            | OpenError::State(_)
-            | OpenError::Mark(_) => Verdict::Retry,
-        },
-    }
-}
-
-fn of_source(failure: &SourceError, mark: Mark) -> Verdict {
-    match failure {
-        SourceError::Replication(ReplicationError::Parked) => Verdict::AwaitRoom,
-        SourceError::Replication(
-            ReplicationError::Start { source, .. } | ReplicationError::Stream(source),
-        ) => of_class(source.class()),
-        SourceError::Replication(ReplicationError::Decode(DecodeError::NewColumn)) => {
-            Verdict::Again
-        }
-        // Without a mark nobody knows which rows of the table were sent.
-        SourceError::Replication(ReplicationError::CannotSend { .. }) if mark == Mark::None => {
-            Verdict::Halt
-        }
-        SourceError::Replication(ReplicationError::CannotSend { .. }) => Verdict::Again,
-        SourceError::Replication(ReplicationError::Decode(_)) => Verdict::Halt,
-        SourceError::Replication(ReplicationError::Silent | ReplicationError::Ended) => {
-            Verdict::Retry
-        }
-        SourceError::Polling(PollError::NoOrder) => Verdict::Halt,
-        SourceError::Polling(PollError::TableChanged) => Verdict::Again,
-        SourceError::Polling(_) | SourceError::Ended => Verdict::Retry,
-    }
-}
-
-/// The class of the server's own failure, where one stands behind ours.
-fn class_of(failure: &OpenError) -> Option<Class> {
-    let mut cause: Option<&dyn Error> = Some(failure);
-    while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<PostgresError>() {
-            return Some(error.class());
-        }
-        cause = error.source();
-    }
-    None
-}
-
-fn of_class(class: Class) -> Verdict {
-    match class {
-        Class::SlotInUse { .. } => Verdict::AwaitSlot,
-        Class::SlotInvalidated | Class::Configuration | Class::Missing => Verdict::Halt,
-        Class::Authentication
-        | Class::Permission
-        | Class::Lost
-        | Class::Shutdown
-        | Class::TooManyConnections
-        | Class::TooLarge
-        | Class::Other => Verdict::Retry,
-    }
-}
-
-fn reason(attempt: &Attempt) -> String {
-    match attempt {
-        Attempt::NoProducer(failure) => chain(failure),
-        Attempt::NotOpened(failure) => chain(failure),
-        Attempt::Ended(end) => match end {
-            End::Stopped => "asked to stop".to_owned(),
-            End::Source(failure) => chain(failure),
-            End::Mark(failure) => chain(failure),
-            End::PostgresStops => "PostgreSQL is stopping".to_owned(),
-            End::Deposed => "another relay holds the lease".to_owned(),
-            End::Producer(reason)
-            | End::Halt(reason)
-            | End::Reread(reason)
-            | End::Renumbered(reason) => reason.clone(),
-            End::CaughtUp => "the rows that stood in the table are published".to_owned(),
-            End::Replayed(_) => "the rows that were kept are replayed".to_owned(),
-        },
-    }
-}
-
-/// The low-cardinality name of what happened.
-fn label(attempt: &Attempt) -> &'static str {
-    match attempt {
-        Attempt::NoProducer(_) => "no_producer",
-        Attempt::NotOpened(_) => "not_opened",
-        Attempt::Ended(end) => match end {
-            End::Stopped => "stopped",
-            End::Source(_) => "source",
-            End::Mark(_) => "mark",
-            End::Producer(_) => "producer",
-            End::PostgresStops => "postgres_stops",
-            End::Deposed => "deposed",
-            End::Halt(_) => "halt",
-            End::Reread(_) => "reread",
-            End::Renumbered(_) => "renumbered",
-            End::CaughtUp => "caught_up",
-            End::Replayed(_) => "replayed",
-        },
     }
 }

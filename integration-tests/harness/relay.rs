@@ -40,6 +40,7 @@ impl RelayConfig {
         .set("source.table", "public.outbox")
         .set("source.replication.slot", slot.as_str())
         .set("source.replication.publication", slot.as_str())
+        .set("source.replication.sweep", "2s")
         .set(
             "kafka.brokers",
             toml_edit::Array::from_iter(brokers.split(',')),

@@ -1,6 +1,6 @@
 use super::*;
 use crate::config::{
-    Mark, Mode, PollingConfig, ReplicationConfig, Secret, SourceConfig, UrlSource,
+    Mark, Mode, OnLostSlot, PollingConfig, ReplicationConfig, Secret, SourceConfig, UrlSource,
 };
 use crate::lease::{LeaseState, Role, Server};
 
@@ -20,6 +20,9 @@ fn source() -> SourceConfig {
             wal_budget_bytes: 1 << 30,
             slot: "outboxd_outbox".to_owned(),
             publication: "outboxd_outbox".to_owned(),
+            on_lost_slot: OnLostSlot::Repair,
+            failover: true,
+            sweep: std::time::Duration::from_secs(60),
         },
     }
 }

@@ -14,6 +14,9 @@ const TOPIC_CHARS_MAX: usize = 249;
 /// A holder renews its lease each second, so a shorter one ends between two renewals.
 const LEASE_TTL_MIN: Duration = Duration::from_secs(2);
 
+/// A sweep reads the locks of the whole server.
+const SWEEP_MIN: Duration = Duration::from_secs(1);
+
 pub(super) fn url(url: &str) -> Result<(), Problem> {
     if is_postgres_url(url) {
         return Ok(());
@@ -72,6 +75,16 @@ pub(super) fn identifier(name: &str) -> Result<(), Problem> {
         "is no name that PostgreSQL allows",
         "write 1 to 63 bytes, without double quotes around them",
     ))
+}
+
+pub(super) fn sweep(every: Duration) -> Result<(), Problem> {
+    if every < SWEEP_MIN {
+        return Err(Problem::new(
+            "is less than a second",
+            "write \"1s\" or more; \"60s\" is the default",
+        ));
+    }
+    Ok(())
 }
 
 pub(super) fn not_zero(duration: Duration) -> Result<(), Problem> {

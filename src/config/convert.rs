@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::error::{Problem, shown};
 use super::settings::Setting;
-use super::{FaultPolicy, LogFormat, Mark, Mode, NullKey, Start};
+use super::{FaultPolicy, LogFormat, Mark, Mode, NullKey, OnLostSlot, Start};
 
 pub(super) fn text(setting: Setting) -> Result<String, Problem> {
     match setting {
@@ -150,6 +150,13 @@ pub(super) fn mark(setting: Setting) -> Result<Mark, Problem> {
         ("none", Mark::None),
     ];
     choice(setting, &marks)
+}
+
+pub(super) fn on_lost_slot(setting: Setting) -> Result<OnLostSlot, Problem> {
+    choice(
+        setting,
+        &[("repair", OnLostSlot::Repair), ("halt", OnLostSlot::Halt)],
+    )
 }
 
 pub(super) fn start(setting: Setting) -> Result<Start, Problem> {

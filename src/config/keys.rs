@@ -64,8 +64,9 @@ pub(super) const KEYS: &[Key] = &[
     key("source.replication.slot", Unset(r#""outboxd_outbox""#), "The replication slot; default: `outboxd_` and the table's name in [a-z0-9_]."),
     key("source.replication.publication", Unset(r#""outboxd_outbox""#), "The publication; default: as the slot's."),
     key("source.replication.wal_budget", Value(r#""10GiB""#), "WAL that the slot may keep on the server: alarms at 50 and 80 % of it, or of a smaller `max_slot_wal_keep_size`."),
-    only("source.replication.on_lost_slot", r#""halt""#, "What happens when PostgreSQL dropped the slot: the relay publishes nothing and says so.", Only {
-        accepted: "halt", reason: "repairing a lost slot from the table is not there yet" }),
+    key("source.replication.on_lost_slot", Unset(r#""repair""#), "A slot gone or invalid: \"repair\" (a new one, the table is read; default with a mark) or \"halt\"."),
+    key("source.replication.failover", Value("true"), "Make the slot one that standbys keep, on PostgreSQL 17 and newer."),
+    key("source.replication.sweep", Value(r#""60s""#), "How often the table is searched for rows that the stream missed; at least 1s."),
     only("source.replication.catch_up", r#""stream""#, "How a backlog is read: from the slot, in commit order.", Only {
         accepted: "stream", reason: "catching up from the table is not there yet" }),
     key("route.topic", Value(r#""outbox.event.${aggregatetype}""#), "The topic of a row: text, and columns as ${column}."),

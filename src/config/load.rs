@@ -10,9 +10,9 @@ use super::keys::{self, Place};
 use super::settings::{Entry, Setting, Settings, written};
 use super::{
     AdminConfig, Config, ConfigError, ConfigErrors, FaultPolicy, FaultsConfig, KafkaConfig,
-    LeaseConfig, LimitsConfig, LogConfig, Mark, Mode, Origin, PollingConfig, ReplicationConfig,
-    RouteConfig, Secret, ShutdownConfig, SourceConfig, TableName, TopicsConfig, UrlSource, check,
-    convert, document, environment,
+    LeaseConfig, LimitsConfig, LogConfig, Mark, Mode, OnLostSlot, Origin, PollingConfig,
+    ReplicationConfig, RouteConfig, Secret, ShutdownConfig, SourceConfig, TableName, TopicsConfig,
+    UrlSource, check, convert, document, environment,
 };
 
 pub(super) fn load(file: &Path) -> Result<Config, ConfigErrors> {
@@ -245,8 +245,29 @@ impl Reader<'_> {
                 slot: slot.unwrap_or_else(|| default_slot.clone()),
                 publication: publication.unwrap_or(default_slot),
                 wal_budget_bytes: self.read("source.replication.wal_budget", convert::bytes) as u64,
+                on_lost_slot: self.on_lost_slot(mark),
+                failover: self.read("source.replication.failover", convert::truth),
+                sweep: self.checked("source.replication.sweep", convert::duration, |every| {
+                    check::sweep(*every)
+                }),
             },
         }
+    }
+
+    /// Only a mark says which rows of the table were sent.
+    fn on_lost_slot(&mut self, mark: Mark) -> OnLostSlot {
+        let key = "source.replication.on_lost_slot";
+        let chosen = self.optional(key, convert::on_lost_slot, |_| Ok(()));
+        if (mark, chosen) == (Mark::None, Some(OnLostSlot::Repair)) {
+            self.refuse(key, Problem::new(
+                "= \"repair\" needs a mark: with `source.mark = \"none\"` nothing says which rows of the table were sent",
+                "write \"halt\" or remove it",
+            ));
+        }
+        chosen.unwrap_or(match mark {
+            Mark::None => OnLostSlot::Halt,
+            Mark::Ledger | Mark::SentAt | Mark::Delete => OnLostSlot::Repair,
+        })
     }
 
     fn url(&mut self) -> UrlSource {

@@ -86,6 +86,8 @@ fn every_key_can_be_set() {
         slot = "a"
         publication = "B"
         on_lost_slot = "halt"
+        failover = false
+        sweep = "2s"
         catch_up = "stream"
         [route]
         topic = "${topic}"
@@ -164,7 +166,7 @@ const BROKEN: &[(&str, &str)] = &[
     ("topics = 3", "error: o.toml:5: `kafka.topics` is a section and has no value; write [kafka.topics] on a line of its own"),
     ("[kafka.properties]\n\"client.id\" = \"${file:/x}\"", "error: o.toml:6: `kafka.properties.\"client.id\"` is not read from a file by `${file:…}`; only these are: sasl.password"),
     ("[source.replication]\nslot = \"Orders\"", "error: o.toml:6: `source.replication.slot` = \"Orders\" is no name that PostgreSQL allows for a slot; write 1 to 63 lower-case letters"),
-    ("[source.replication]\non_lost_slot = \"repair\"", "error: o.toml:6: `source.replication.on_lost_slot` can only be \"halt\" in this version: repairing a lost slot from the table is not there yet; write \"halt\" or remove it"),
+    ("[source.replication]\nsweep = \"10ms\"", "error: o.toml:6: `source.replication.sweep` is less than a second; write \"1s\" or more; \"60s\" is the default"),
     ("[source.replication]\ncatch_up = \"table\"", "error: o.toml:6: `source.replication.catch_up` can only be \"stream\" in this version: catching up from the table is not there yet"),
     ("[faults]\npolicy = \"skip\"", "error: o.toml:6: `faults.policy` = \"skip\" is none of \"block\", \"dead_letter\", \"halt\"; write one of"),
     ("[faults]\nhalt_share = 1.5", "error: o.toml:6: `faults.halt_share` is not a share above 0 and up to 1; write one such as 0.5"),

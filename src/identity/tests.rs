@@ -88,15 +88,58 @@ fn a_lower_last_value_halts() {
 }
 
 #[test]
-fn another_id_at_the_last_number_halts_even_with_new_files() {
+fn another_id_at_the_last_number_halts_unless_table_and_sequence_have_new_files() {
     assert_halts(&judge(|_, evidence| {
         evidence.tail = Some((90, RowAt::Other))
     }));
     let refilled = judge(|now, evidence| {
         truncate_restart(now, evidence);
         evidence.tail = Some((90, RowAt::Other));
+        (evidence.last_value, evidence.highest_row) = (Some(200), Some(200));
     });
-    assert_halts(&refilled);
+    assert!(
+        matches!(refilled, Verdict::NewGeneration { .. }),
+        "{refilled:?}"
+    );
+    assert_halts(&judge(|now, evidence| {
+        now.table_filenodes = vec![20_000];
+        evidence.tail = Some((90, RowAt::Other));
+    }));
+}
+
+#[test]
+fn an_older_timeline_than_the_recorded_one_halts() {
+    assert_halts(&judge(|now, _| now.timeline = 0));
+}
+
+#[test]
+fn a_server_that_has_less_than_it_had_is_noticed() {
+    let seen = Horizon {
+        system_identifier: "1".to_owned(),
+        timeline: 2,
+        flushed: Lsn(10 << 20),
+    };
+    let judge = |change: fn(&mut Horizon)| {
+        let mut now = seen.clone();
+        change(&mut now);
+        seen.judge(&now)
+    };
+    assert_eq!(judge(|now| now.flushed.0 += 1), History::Continues);
+    assert_eq!(judge(|now| now.flushed.0 -= 1_000), History::Continues);
+    assert_eq!(
+        judge(|now| now.flushed.0 = 9 << 20),
+        History::Rewound { bytes: 1 << 20 }
+    );
+    assert_eq!(judge(|now| now.timeline = 1), History::Rewound { bytes: 0 });
+    let promoted = judge(|now| (now.timeline, now.flushed.0) = (3, 9 << 20));
+    assert_eq!(
+        promoted,
+        History::Promoted {
+            lacks_bytes: 1 << 20
+        }
+    );
+    let other = judge(|now| (now.system_identifier, now.flushed.0) = ("2".to_owned(), 0));
+    assert_eq!(other, History::Continues);
 }
 
 #[test]

@@ -1,37 +1,113 @@
-//! The slot and publication of a session: there before the table is read.
+//! The slot and publication of a session: there before the table is read, and never lost in silence.
 
-use tracing::warn;
+use tracing::{error, info, warn};
 
-use super::{OpenError, Opening, connect};
-use crate::config::Mode;
+use super::{OpenError, Opening, connect, insert_position};
+use crate::config::{Mark, Mode, OnLostSlot};
 use crate::migrate::{self, Creates};
 use crate::postgres;
-use crate::state::OutboxState;
+use crate::slot::{self, Consent, Fitness, Slot};
+use crate::state::{OutboxState, StateTable};
+
+/// Whether the stream could be read to its end so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passage {
+    Clear,
+    /// The slot stands before changes that it can't decode: their publication did not exist then.
+    Barred,
+}
 
 impl Opening<'_> {
-    /// Creates publication and slot before the table is read, unless they were there and are lost.
-    pub(super) async fn create_slot(
+    /// Creates publication and slot where nothing was ever read through them; finds out whether they were lost.
+    ///
+    /// Errors: `SlotLost` once it is recorded that the table has to be read: the next opening makes what is missing.
+    pub(super) async fn prepare_slot(
         &self,
         sql: &postgres::Session,
+        states: &StateTable<'_>,
         state: &OutboxState,
     ) -> Result<(), OpenError> {
         if self.config.source.mode == Mode::Polling {
             return Ok(());
         }
-        let replication = &self.config.source.replication;
-        if state.caught_up {
-            let slot = crate::slot::status(&sql.client, &replication.slot).await;
-            let slot = slot.map_err(|source| OpenError::Halt {
-                reason: crate::telemetry::chain(&source),
-                remedy: String::new(),
-            })?;
-            if slot.is_none() {
-                return Err(OpenError::Halt {
-                    reason: format!("slot `{}` is gone, and rows may have gone with it", replication.slot),
-                    remedy: "see `outboxd slot status`; `outboxd migrate` creates a new one and the table is read again".to_owned(),
-                });
+        let name = &self.config.source.replication.slot;
+        let found = slot::status(&sql.client, name).await?;
+        let fitness = match &found {
+            Some(slot) => Some(self.fitness(sql, slot).await?),
+            None => None,
+        };
+        if let Some(Fitness::Foreign(reason)) = fitness {
+            return Err(OpenError::Halt {
+                reason,
+                remedy: "name another in source.replication.slot".to_owned(),
+            });
+        }
+        if !state.caught_up {
+            let is_read_through = state.slot.as_ref() == Some(name);
+            if !is_read_through || fitness != Some(Fitness::Usable) {
+                self.create(sql, fitness).await?;
             }
-            return Ok(());
+            return self.remember(states, state).await;
+        }
+        let lost = match fitness {
+            None => Some(format!(
+                "slot `{name}` is gone, and rows may have gone with it"
+            )),
+            Some(Fitness::Lost(reason)) => Some(reason),
+            _ => self.another_than(state).map(|known| {
+                format!("slot `{name}` is not the one that the rows were read through, `{known}`")
+            }),
+        };
+        match lost {
+            Some(reason) => Err(self.lose(states, reason).await?),
+            None if self.passage == Passage::Barred => self.bypass(sql, states).await,
+            None => self.remember(states, state).await,
+        }
+    }
+
+    /// The slot of before, where the configuration names another one now.
+    fn another_than<'s>(&self, state: &'s OutboxState) -> Option<&'s str> {
+        let known = state.slot.as_deref()?;
+        let is_other = known != self.config.source.replication.slot;
+        (is_other && self.config.source.mark != Mark::None).then_some(known)
+    }
+
+    /// Without a mark several relays may read one table, each through a slot of its own.
+    async fn remember(
+        &self,
+        states: &StateTable<'_>,
+        state: &OutboxState,
+    ) -> Result<(), OpenError> {
+        let replication = &self.config.source.replication;
+        let is_known = state.slot.as_ref() == Some(&replication.slot);
+        if !is_known && self.config.source.mark != Mark::None {
+            states
+                .set_slot(&replication.slot, &replication.publication)
+                .await?;
+        }
+        Ok(())
+    }
+
+    async fn fitness(&self, sql: &postgres::Session, slot: &Slot) -> Result<Fitness, OpenError> {
+        let query = "SELECT pg_catalog.current_database()::text";
+        let row = sql.client.query_one(query, &[]).await;
+        let row = row.map_err(|source| OpenError::Postgres {
+            purpose: "its name",
+            source: source.into(),
+        })?;
+        Ok(slot.fitness(row.get(0)))
+    }
+
+    /// Makes what is missing; an invalid slot goes first, for the table is read after this.
+    async fn create(
+        &self,
+        sql: &postgres::Session,
+        fitness: Option<Fitness>,
+    ) -> Result<(), OpenError> {
+        let name = &self.config.source.replication.slot;
+        if let Some(Fitness::Lost(reason)) = fitness {
+            slot::drop_slot(&sql.client, name, Consent::Given).await?;
+            warn!(slot = name, reason, "dropped the invalid slot");
         }
         let denied = migrate::ensure(&sql.client, self.config, Creates::Everything).await?;
         if denied.is_empty() {
@@ -47,10 +123,74 @@ impl Opening<'_> {
             return Ok(());
         };
         let session = connect(&self.options, "slot").await?;
-        let slot = &self.config.source.replication.slot;
-        crate::slot::advance(&session.client, slot, commit_lsn).await?;
+        let name = &self.config.source.replication.slot;
+        slot::advance(&session.client, name, commit_lsn).await?;
         self.legacy.impassable = None;
-        warn!(%slot, %commit_lsn, "the slot has passed a transaction that PostgreSQL cannot send");
+        warn!(slot = name, %commit_lsn, "the slot has passed a transaction that PostgreSQL cannot send");
         Ok(())
+    }
+
+    /// Decides what follows from a lost slot; the table is to be read is recorded before anything is done.
+    async fn lose(&self, states: &StateTable<'_>, reason: String) -> Result<OpenError, OpenError> {
+        let name = &self.config.source.replication.slot;
+        if self.config.source.replication.on_lost_slot == OnLostSlot::Halt {
+            return Ok(OpenError::Halt {
+                reason,
+                remedy: "see `outboxd slot status`; `outboxd slot drop --yes` removes an invalid one, `outboxd migrate` \
+                         creates a new one, and with a mark the table is read again"
+                    .to_owned(),
+            });
+        }
+        states.set_caught_up(false).await?;
+        error!(
+            slot = name,
+            reason, "the slot is lost: a new one is made and the table is read"
+        );
+        Ok(OpenError::SlotLost { reason })
+    }
+
+    /// Goes around changes that the slot can't decode: past them, and what stands in the table is read from there.
+    async fn bypass(
+        &self,
+        sql: &postgres::Session,
+        states: &StateTable<'_>,
+    ) -> Result<(), OpenError> {
+        let replication = &self.config.source.replication;
+        let query = "SELECT FROM pg_catalog.pg_publication WHERE pubname = $1";
+        let found = sql
+            .client
+            .query_opt(query, &[&replication.publication])
+            .await;
+        let found = found.map_err(|source| OpenError::Postgres {
+            purpose: "its publication",
+            source: source.into(),
+        })?;
+        let name = &replication.publication;
+        let reason = match found {
+            None => format!(
+                "publication `{name}` does not exist, and the slot can't pass rows without it"
+            ),
+            Some(_) => format!(
+                "publication `{name}` did not exist when rows were committed, and the slot can't pass them"
+            ),
+        };
+        if found.is_none() || replication.on_lost_slot == OnLostSlot::Halt {
+            return Err(OpenError::Halt {
+                reason,
+                remedy: "`outboxd migrate` creates the publication; with `on_lost_slot = \"repair\"` the table is then read, \
+                         else `outboxd slot drop --yes` and `outboxd migrate` begin anew"
+                    .to_owned(),
+            });
+        }
+        states.set_caught_up(false).await?;
+        let session = connect(&self.options, "slot").await?;
+        let position = insert_position(&session).await?;
+        slot::advance(&session.client, &replication.slot, position).await?;
+        info!(
+            slot = replication.slot,
+            "advanced the slot past what it can't decode"
+        );
+        error!(reason, "the stream is barred: the table is read instead");
+        Err(OpenError::SlotLost { reason })
     }
 }

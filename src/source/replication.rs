@@ -2,12 +2,15 @@
 //! timer, whatever the relay does.
 
 pub mod hole_watch;
+pub mod missed;
 pub mod pgoutput;
+pub mod row_watch;
 pub mod wire;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -66,6 +69,8 @@ pub(super) struct Ends {
     pub(super) confirm: watch::Receiver<Lsn>,
     /// The largest position that the server has told.
     pub(super) server: watch::Sender<Lsn>,
+    /// Told when the relay wants to know how far the stream has come.
+    pub(super) asked: Arc<Notify>,
     pub(super) stop: CancellationToken,
 }
 
@@ -133,6 +138,7 @@ struct Streaming {
 enum Wake {
     Stop,
     Confirm,
+    Ask,
     Status,
     Handed,
     More,
@@ -146,6 +152,7 @@ impl Streaming {
             match self.wake(&mut status).await? {
                 Wake::Stop => return self.finish().await,
                 Wake::Confirm => self.report(Reply::NotRequested).await?,
+                Wake::Ask => self.report(Reply::Requested).await?,
                 Wake::Status => self.check_pulse().await?,
                 Wake::Gone => return Ok(()),
                 Wake::Handed | Wake::More => {}
@@ -164,6 +171,7 @@ impl Streaming {
             biased;
             () = self.ends.stop.cancelled() => Ok(Wake::Stop),
             _ = status.tick() => Ok(Wake::Status),
+            () = self.ends.asked.notified() => Ok(Wake::Ask),
             changed = self.ends.confirm.changed() => Ok(if changed.is_ok() { Wake::Confirm } else { Wake::Gone }),
             permit = self.ends.batches.reserve(), if is_ready && is_due => {
                 let Ok(permit) = permit else { return Ok(Wake::Gone) };

@@ -25,6 +25,9 @@ impl fmt::Display for Answer {
         self.write_role(f)?;
         write_numbers(f, status)?;
         write_held(f, status)?;
+        for drift in &status.drift {
+            line(f, "publication", drift)?;
+        }
         write_peer(f, "postgres", &status.postgres)?;
         write_peer(f, "kafka", &status.kafka)?;
         match &status.last_error {

@@ -1,8 +1,8 @@
 //! Which numbers of a streamed table will never be rows, and which rows the stream missed.
 //!
-//! Reads only; what is missed is told, and stands in the table unsent until somebody publishes it.
+//! Reads only; what is missed stands in the table unsent until it is read from there.
 
-use crate::outbox::{Layout, Lsn};
+use crate::outbox::Layout;
 use crate::postgres::Session;
 use crate::ranges::RangeSet;
 use crate::source::holes::{Arrivals, Death, Holes};
@@ -11,30 +11,16 @@ use crate::source::polling::locks::Locks;
 use crate::source::polling::look_up::LookUp;
 use crate::source::polling::statement::PLANNER;
 
-/// How far the stream has come, taken at one moment.
-#[derive(Clone, Debug)]
-pub struct Progress {
-    /// The numbers that need no look-up: sent, skipped, dead, held or in flight.
-    pub settled: RangeSet,
-    /// The highest number that the stream has brought.
-    pub top: i64,
-    /// The newest position that came in order behind all rows before it.
-    pub passed: Lsn,
-}
-
-/// What became of the holes.
-#[derive(Clone, Debug, Default)]
-pub struct Judgement {
-    /// Numbers that no row will ever carry.
-    pub dead: RangeSet,
-    /// Rows that stand in the table, and the stream has passed their commit without them.
-    pub missed: RangeSet,
-}
+use super::missed::{Judgement, Missed, Progress, insert_position};
 
 /// Judges the holes that the stream leaves behind, over a connection of its own.
 pub struct HoleWatch {
     session: Session,
     first: i64,
+    /// The highest number that the table held when it was asked last: the numbers from the stream's highest up to it
+    /// are a hole like any other.
+    highest: i64,
+    highest_sql: String,
     holes: Holes,
     locks: Locks,
     look_up: LookUp,
@@ -51,6 +37,8 @@ impl HoleWatch {
             look_up: LookUp::prepare(&session, layout, &table).await?,
             session,
             first,
+            highest: first - 1,
+            highest_sql: format!("SELECT max(seq)::int8 FROM {table}"),
             holes: Holes::new(Death::NeedsPassage),
         })
     }
@@ -59,31 +47,45 @@ impl HoleWatch {
     ///
     /// Nothing dies on locks alone: the last look-up waits until the stream has passed the position
     /// that was read when no transaction was left that could fill the hole (design 5a).
-    pub async fn judge(&mut self, progress: &Progress) -> Result<Judgement, PollError> {
-        let open: RangeSet = progress.settled.gaps(self.first..=progress.top).collect();
+    pub(super) async fn look(&mut self, progress: &Progress) -> Result<Judgement, PollError> {
+        if progress.is_sweep {
+            self.highest = self.read_highest().await?;
+        }
+        let top = progress.top.max(self.highest);
+        let open: RangeSet = progress.settled.gaps(self.first..=top).collect();
         self.holes.track(&open);
         if self.holes.is_empty() {
             return Ok(Judgement::default());
         }
         let mut reading = self.locks.read(&self.session).await?;
-        reading.position = self.position().await?;
+        reading.position = insert_position(&self.session).await?;
         let plan = self
             .holes
             .plan(&reading, Arrivals::Nothing, progress.passed);
         self.locks.warn_of_forgotten(&self.holes);
         let (found, _) = self.look_up.ask(&self.session, &plan.look_up).await?;
         let dead = self.holes.answer(&plan, &found);
+        let numbers = found.intersection(&plan.last);
         Ok(Judgement {
             dead,
-            missed: found.intersection(&plan.last),
+            missed: Missed {
+                numbers,
+                ..Missed::default()
+            },
         })
     }
 
-    async fn position(&self) -> Result<Lsn, PollError> {
-        let query = "SELECT pg_catalog.pg_current_wal_insert_lsn()::text";
-        let row = self.session.client.query_one(query, &[]).await;
-        let row = PollError::check(&self.session, "read the insert position", row).await?;
-        let position = row.get::<_, &str>(0).parse();
-        position.map_err(|_| PollError::Unexpected("a position it does not print"))
+    async fn read_highest(&self) -> Result<i64, PollError> {
+        let row = self.session.client.query_one(&self.highest_sql, &[]).await;
+        let row = PollError::check(&self.session, "read the highest number", row).await?;
+        Ok(row.get::<_, Option<i64>>(0).unwrap_or(self.first - 1))
+    }
+
+    pub(super) fn awaits_passage(&self) -> bool {
+        !self.holes.is_empty()
+    }
+
+    pub(super) fn session(&self) -> &Session {
+        &self.session
     }
 }

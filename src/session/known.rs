@@ -1,10 +1,10 @@
 //! Whether the table is still the one we knew, and what follows where it is not.
 
-use tracing::error;
+use tracing::{error, warn};
 
 use super::{Numbers, OpenError, Opening};
 use crate::config::Mark;
-use crate::identity::{self, RowAt, Verdict};
+use crate::identity::{self, History, RowAt, Verdict};
 use crate::inspect::{Table, TableKind};
 use crate::outbox::RowId;
 use crate::postgres;
@@ -28,6 +28,7 @@ impl Opening<'_> {
         table: &Table,
         state: OutboxState,
     ) -> Result<KnownOutbox, OpenError> {
+        self.check_history(sql, states.outbox).await?;
         let now = identity::read(&sql.client, table).await?;
         let Some(stored) = identity::load(&sql.client, states.outbox).await? else {
             identity::store(&sql.client, states.outbox, &now).await?;
@@ -87,5 +88,34 @@ impl Opening<'_> {
             top_id: None,
             has_moved_rows: false,
         })
+    }
+
+    /// Compares the server with the one that this process knows: what was restored does not say so itself.
+    async fn check_history(&self, sql: &postgres::Session, outbox: &str) -> Result<(), OpenError> {
+        let Some(seen) = self.horizon else {
+            return Ok(());
+        };
+        let now = identity::horizon(&sql.client, outbox).await?;
+        match seen.judge(&now) {
+            History::Continues => Ok(()),
+            History::Promoted { lacks_bytes } => {
+                let (from, to) = (seen.timeline, now.timeline);
+                warn!(
+                    from,
+                    to, lacks_bytes, "a standby was promoted: the timeline is another one"
+                );
+                if lacks_bytes > 0 {
+                    error!(
+                        lacks_bytes,
+                        "the new primary lacks WAL that was streamed: rows may be in Kafka that it does not have"
+                    );
+                }
+                Ok(())
+            }
+            History::Rewound { bytes } => Err(OpenError::Rewound {
+                timeline: now.timeline,
+                bytes,
+            }),
+        }
     }
 }

@@ -1,0 +1,124 @@
+//! What a relay does between two sessions: it settles what Kafka acknowledges, and drops what is no longer its own.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::producer::next_event;
+use super::sweep::Reread;
+use super::{ReadBefore, Relay, Session};
+use crate::identity::Horizon;
+use crate::lease::LeaseState;
+use crate::outbox::Lsn;
+use crate::publish::PublisherEvent;
+
+impl Relay {
+    /// Drops everything in flight: another relay publishes from now on.
+    pub async fn depose(&mut self) {
+        self.end_producer(Duration::ZERO).await;
+        self.core.forget_all();
+        self.read_before = ReadBefore::default();
+        self.reread = Reread::default();
+    }
+
+    /// Takes over a session that was opened; drops what is in flight where its numbers are others now.
+    ///
+    /// A row of another timeline or generation may not be there, and its number be another row's.
+    pub async fn enter(&mut self, session: &Session) {
+        let generation = session.state.generation;
+        let is_same = self.generation.is_none_or(|known| known == generation)
+            && self
+                .horizon
+                .as_ref()
+                .is_none_or(|known| known.is_of(&session.horizon));
+        if !is_same {
+            self.depose().await;
+        }
+        self.generation = Some(generation);
+        self.saw(session.horizon.clone());
+    }
+
+    /// How far the server's history was seen.
+    pub fn horizon(&self) -> Option<&Horizon> {
+        self.horizon.as_ref()
+    }
+
+    /// Takes note of a server's history, which another timeline begins anew.
+    pub fn saw(&mut self, horizon: Horizon) {
+        match &mut self.horizon {
+            Some(known) if known.is_of(&horizon) => {
+                known.flushed = known.flushed.max(horizon.flushed)
+            }
+            known => *known = Some(horizon),
+        }
+    }
+
+    /// Takes note of a position that the present server had on disk.
+    pub fn saw_flushed(&mut self, lsn: Lsn) {
+        if let Some(horizon) = &mut self.horizon {
+            horizon.flushed = horizon.flushed.max(lsn);
+        }
+    }
+
+    /// Settles what Kafka acknowledges during a pause between sessions.
+    ///
+    /// Cancel-safe: yes.
+    pub async fn rest(&mut self, pause: Duration, stop: &CancellationToken) {
+        let until = Instant::now() + pause;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = sleep_until(until) => return,
+                event = next_event(&mut self.producer) => self.take_at_rest(event),
+            }
+        }
+    }
+
+    /// Waits until the broker has answered for half of the window, or the lease is somebody else's.
+    ///
+    /// What was delivered is not marked meanwhile, so it counts as room: the next session marks it first.
+    ///
+    /// Cancel-safe: yes.
+    pub async fn await_room(
+        &mut self,
+        lease: &mut watch::Receiver<LeaseState>,
+        stop: &CancellationToken,
+    ) {
+        let epoch = lease.borrow().epoch();
+        while self.core.is_stuck() {
+            self.status.beat();
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = lease.changed() => {
+                    if changed.is_err() || lease.borrow().epoch() != epoch {
+                        return;
+                    }
+                }
+                event = next_event(&mut self.producer) => self.take_at_rest(event),
+                () = tokio::time::sleep(Duration::from_secs(1)) => self.end_outdated_producer().await,
+            }
+            if self.producer.is_none() {
+                return;
+            }
+        }
+    }
+
+    fn take_at_rest(&mut self, event: Option<PublisherEvent>) {
+        match event {
+            Some(PublisherEvent::Delivered(tickets)) => {
+                self.core.delivered(&tickets);
+            }
+            Some(PublisherEvent::Topic { topic, state }) => {
+                self.core.topic(&topic, &state);
+            }
+            Some(PublisherEvent::Ended(end)) => {
+                let error = self.producer_ended(&end);
+                warn!(error, "the producer ended");
+            }
+            None => self.producer = None,
+        }
+    }
+}

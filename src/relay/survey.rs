@@ -1,0 +1,138 @@
+//! The survey: whether table, server and publication are still what the session was opened on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio_postgres::Client;
+use tracing::{debug, error, info};
+
+use super::{End, Run};
+use crate::config::{Config, Mark, Mode};
+use crate::identity::{self, Horizon, IdentityError, Verdict};
+use crate::inspect::{self, InspectError};
+use crate::outbox::Layout;
+use crate::postgres::PostgresError;
+use crate::publication::{self, Drift};
+use crate::telemetry::chain;
+
+/// How often, unless sweeps come more often (design 15).
+const SURVEY_EVERY: Duration = Duration::from_secs(30);
+
+/// What a survey found.
+pub(super) struct Findings {
+    horizon: Horizon,
+    /// Why the table is not the one that the session was opened on.
+    moved: Option<String>,
+    drift: Vec<Drift>,
+}
+
+/// Why a survey could not be made.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SurveyError {
+    #[error(transparent)]
+    Inspect(#[from] InspectError),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error("cannot look at the publication")]
+    Publication(#[source] PostgresError),
+}
+
+pub(super) type Surveying = JoinHandle<Result<Findings, SurveyError>>;
+
+/// How often a survey is made.
+pub(super) fn survey_every(config: &Config) -> Duration {
+    SURVEY_EVERY.min(config.source.replication.sweep)
+}
+
+impl Run<'_> {
+    /// Begins a survey, beside everything else.
+    pub(super) fn survey(&mut self) {
+        if self.surveying.is_some() {
+            return;
+        }
+        let (sql, config) = (self.session.sql.clone(), self.relay.config.clone());
+        let layout = Arc::clone(&self.session.layout);
+        let surveying = async move { look(&sql.client, &config, &layout).await };
+        self.surveying = Some(tokio::spawn(surveying));
+    }
+
+    /// Ends the session when the table is another one: its opening decides what that means.
+    pub(super) fn take_findings(&mut self, findings: Result<Findings, SurveyError>) -> Option<End> {
+        let findings = match findings {
+            Ok(findings) => findings,
+            Err(SurveyError::Inspect(failure @ InspectError::NotFound { .. })) => {
+                return Some(End::Moved(chain(&failure)));
+            }
+            Err(failure) => {
+                debug!(
+                    error = chain(&failure),
+                    "could not survey table and publication"
+                );
+                return None;
+            }
+        };
+        self.relay.saw(findings.horizon);
+        self.show_drift(findings.drift);
+        findings.moved.map(End::Moved)
+    }
+
+    fn show_drift(&mut self, drift: Vec<Drift>) {
+        let told: Vec<String> = drift
+            .iter()
+            .map(|drift| format!("{}; {}", drift.text, drift.remedy))
+            .collect();
+        let before = std::mem::replace(&mut self.relay.drift, told);
+        for drift in drift {
+            let Drift { text, remedy, .. } = drift;
+            if before.iter().all(|told| !told.starts_with(&text)) {
+                error!(
+                    reason = text,
+                    remedy, "the publication keeps rows from the stream"
+                );
+                self.relay.status.failed(text);
+            }
+        }
+        if !before.is_empty() && self.relay.drift.is_empty() {
+            info!("the publication brings every row again");
+        }
+        let drift = self.relay.drift.clone();
+        self.relay.status.update(|status| status.drift = drift);
+    }
+}
+
+async fn look(client: &Client, config: &Config, layout: &Layout) -> Result<Findings, SurveyError> {
+    let outbox = layout.outbox();
+    let mut findings = Findings {
+        horizon: identity::horizon(client, &outbox).await?,
+        moved: None,
+        drift: Vec::new(),
+    };
+    let Some(stored) = identity::load(client, &outbox).await? else {
+        return Ok(findings);
+    };
+    let table = match inspect::inspect(client, &layout.schema, &layout.table).await {
+        Ok(table) => table,
+        // Renamed it goes on being read; dropped it is another one.
+        Err(InspectError::NotFound { .. }) if identity::stands(client, &stored).await? => {
+            return Ok(findings);
+        }
+        Err(failure) => return Err(failure.into()),
+    };
+    let now = identity::read(client, &table).await?;
+    let tail = match config.source.mark {
+        Mark::Ledger => identity::ledger_tail(client, &outbox).await?,
+        Mark::SentAt | Mark::Delete | Mark::None => None,
+    };
+    let evidence = identity::evidence(client, &table, tail).await?;
+    findings.moved = match identity::compare(&stored, &now, &evidence) {
+        Verdict::Same => None,
+        Verdict::NewGeneration { why } | Verdict::Halt { why, .. } => Some(why),
+    };
+    if config.source.mode == Mode::Replication {
+        let name = &config.source.replication.publication;
+        let drift = publication::drift(client, name, &table).await;
+        findings.drift = drift.map_err(|error| SurveyError::Publication(error.into()))?;
+    }
+    Ok(findings)
+}

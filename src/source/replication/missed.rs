@@ -1,0 +1,108 @@
+//! What is watched beside a stream: rows that it should have brought and did not.
+//!
+//! One contract for both ways to tell an unsent row: by its number, or by its mark.
+
+use std::collections::HashSet;
+
+use crate::outbox::{Lsn, RowId};
+use crate::postgres::Session;
+use crate::ranges::RangeSet;
+use crate::source::polling::PollError;
+
+use super::hole_watch::HoleWatch;
+use super::row_watch::RowWatch;
+
+/// How far the stream has come, taken at one moment.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    /// The numbers that need no look-up: sent, skipped, dead, held or in flight.
+    pub settled: RangeSet,
+    /// The highest number that the stream has brought.
+    pub top: i64,
+    /// The rows in flight.
+    pub in_flight: HashSet<RowId>,
+    /// The newest position that came in order behind all rows before it.
+    pub passed: Lsn,
+    /// Whether a sweep is due: rows are looked for that no number between others points at.
+    pub is_sweep: bool,
+}
+
+/// What a look found.
+#[derive(Clone, Debug, Default)]
+pub struct Judgement {
+    /// Numbers that no row will ever carry.
+    pub dead: RangeSet,
+    /// Rows that stand in the table, and the stream has passed their commit without them.
+    pub missed: Missed,
+}
+
+/// Rows that the stream missed: by number with the ledger, by id with marks in the rows.
+#[derive(Clone, Debug, Default)]
+pub struct Missed {
+    pub numbers: RangeSet,
+    pub ids: HashSet<RowId>,
+}
+
+impl Missed {
+    pub fn is_empty(&self) -> bool {
+        self.numbers.is_empty() && self.ids.is_empty()
+    }
+
+    pub fn rows(&self) -> u64 {
+        self.numbers.len().saturating_add(self.ids.len() as u64)
+    }
+
+    /// The rows that are not in `other`.
+    pub fn difference(&self, other: &Self) -> Self {
+        Self {
+            numbers: self.numbers.difference(&other.numbers),
+            ids: self.ids.difference(&other.ids).cloned().collect(),
+        }
+    }
+
+    pub fn extend(&mut self, other: &Self) {
+        self.numbers.extend(&other.numbers);
+        self.ids.extend(other.ids.iter().cloned());
+    }
+}
+
+/// Finds what the stream missed, over a connection of its own.
+pub enum Watch {
+    Numbers(HoleWatch),
+    Rows(RowWatch),
+}
+
+impl Watch {
+    /// Looks once.
+    pub async fn look(&mut self, progress: &Progress) -> Result<Judgement, PollError> {
+        match self {
+            Self::Numbers(watch) => watch.look(progress).await,
+            Self::Rows(watch) => watch.look(progress).await,
+        }
+    }
+
+    /// Whether the next look needs the stream to have passed a position.
+    pub fn awaits_passage(&self) -> bool {
+        match self {
+            Self::Numbers(watch) => watch.awaits_passage(),
+            Self::Rows(watch) => watch.awaits_passage(),
+        }
+    }
+
+    /// Whether the connection has ended: nothing learned outlives it.
+    pub fn is_closed(&self) -> bool {
+        match self {
+            Self::Numbers(watch) => watch.session().client.is_closed(),
+            Self::Rows(watch) => watch.session().client.is_closed(),
+        }
+    }
+}
+
+/// Reads the position behind every commit that an earlier statement saw.
+pub(super) async fn insert_position(session: &Session) -> Result<Lsn, PollError> {
+    let query = "SELECT pg_catalog.pg_current_wal_insert_lsn()::text";
+    let row = session.client.query_one(query, &[]).await;
+    let row = PollError::check(session, "read the insert position", row).await?;
+    let position = row.get::<_, &str>(0).parse();
+    position.map_err(|_| PollError::Unexpected("a position it does not print"))
+}

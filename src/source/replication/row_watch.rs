@@ -1,0 +1,141 @@
+//! Which unmarked rows the stream missed: for tables whose rows carry their marks, with numbers or without.
+//!
+//! Reads only. Two looks: rows that are unmarked now, and, once the stream has passed the position read after them,
+//! those of them that still are.
+
+use std::collections::HashSet;
+
+use postgres_protocol::escape::escape_identifier;
+use tokio_postgres::types::ToSql;
+
+use crate::config::Mark;
+use crate::outbox::{Layout, Lsn, RowId};
+use crate::postgres::Session;
+use crate::source::polling::PollError;
+use crate::state::OutboxState;
+
+use super::missed::{Judgement, Missed, Progress, insert_position};
+
+/// Rows that one sweep looks at beyond those that are in flight or held, the oldest ones first.
+const ROWS_MAX: usize = 1_000;
+
+/// Looks for unmarked rows, over a connection of its own.
+pub struct RowWatch {
+    session: Session,
+    unmarked_sql: String,
+    still_sql: String,
+    outbox: String,
+    /// Numbers and ids that `source.start = "now"` skipped: they stay unmarked.
+    skipped: (String, Vec<String>),
+    has_numbers: bool,
+    /// The rows of the first look, and the position behind their commits.
+    candidates: Option<(Vec<String>, Lsn)>,
+}
+
+impl RowWatch {
+    /// Prepares for one table and the column that orders its rows.
+    pub fn prepare(
+        session: Session,
+        layout: &Layout,
+        mark: Mark,
+        order_column: Option<&str>,
+        state: &OutboxState,
+    ) -> Result<Self, PollError> {
+        let table = layout.sql_name();
+        let id = &layout.columns[layout.id];
+        let (name, type_name) = (escape_identifier(&id.name), &id.type_name);
+        let seq = layout
+            .seq
+            .map(|column| escape_identifier(&layout.columns[column].name));
+        let order = order_column
+            .map(escape_identifier)
+            .or_else(|| seq.clone())
+            .ok_or(PollError::NoOrder)?;
+        let unmarked = match mark {
+            Mark::SentAt => "o.sent_at IS NULL",
+            Mark::Ledger | Mark::Delete | Mark::None => "true",
+        };
+        let number = seq.map_or("NULL::int8".to_owned(), |seq| format!("o.{seq}::int8"));
+        Ok(Self {
+            session,
+            unmarked_sql: format!(
+                "SELECT o.{name}::text FROM {table} AS o WHERE {unmarked} \
+                 AND NOT coalesce($2::text::int8multirange @> {number}, false) \
+                 AND NOT o.{name} = ANY (($3::text[])::{type_name}[]) ORDER BY o.{order} LIMIT $1"
+            ),
+            still_sql: format!(
+                "SELECT o.{name}::text, {number} FROM {table} AS o \
+                 WHERE o.{name} = ANY (($1::text[])::{type_name}[]) AND {unmarked} \
+                 AND NOT EXISTS (SELECT FROM outboxd.kept k WHERE k.outbox = $2 \
+                 AND k.row_id = o.{name}::text AND k.state <> 'replayed')"
+            ),
+            outbox: layout.outbox(),
+            skipped: (
+                state.skipped().to_multirange_text(),
+                state.skipped_ids().map(str::to_owned).collect(),
+            ),
+            has_numbers: layout.seq.is_some(),
+            candidates: None,
+        })
+    }
+
+    /// Takes the first look when a sweep is due, the second when the stream has passed.
+    pub(super) async fn look(&mut self, progress: &Progress) -> Result<Judgement, PollError> {
+        let Some((ids, position)) = &self.candidates else {
+            if progress.is_sweep {
+                self.candidates = self.first_look(progress).await?;
+            }
+            return Ok(Judgement::default());
+        };
+        if *position > progress.passed {
+            return Ok(Judgement::default());
+        }
+        let values: [&(dyn ToSql + Sync); 2] = [ids, &self.outbox];
+        let rows = self.session.client.query(&self.still_sql, &values).await;
+        let rows = PollError::check(&self.session, "look unmarked rows up", rows).await?;
+        self.candidates = None;
+        let is_settled = |seq: Option<i64>| seq.is_some_and(|seq| progress.settled.contains(seq));
+        let missed = rows.iter().filter(|row| !is_settled(row.get(1)));
+        let missed = missed.map(|row| RowId::from_text(row.get::<_, &str>(0).as_bytes()));
+        let ids: HashSet<RowId> = missed
+            .filter(|id| !progress.in_flight.contains(id))
+            .collect();
+        Ok(Judgement {
+            missed: Missed {
+                ids,
+                ..Missed::default()
+            },
+            ..Judgement::default()
+        })
+    }
+
+    async fn first_look(
+        &self,
+        progress: &Progress,
+    ) -> Result<Option<(Vec<String>, Lsn)>, PollError> {
+        let known = progress.in_flight.len() as u64 + progress.settled.len();
+        let rows_max = i64::try_from(known.saturating_add(ROWS_MAX as u64)).unwrap_or(i64::MAX);
+        let values: [&(dyn ToSql + Sync); 3] = [&rows_max, &self.skipped.0, &self.skipped.1];
+        let rows = self.session.client.query(&self.unmarked_sql, &values).await;
+        let rows = PollError::check(&self.session, "look for unmarked rows", rows).await?;
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        let position = insert_position(&self.session).await?;
+        let ids = rows.iter().map(|row| row.get(0)).collect();
+        Ok(Some((ids, position)))
+    }
+
+    /// Whether a held row can be told by its number; without numbers nothing is judged while rows are held.
+    pub fn has_numbers(&self) -> bool {
+        self.has_numbers
+    }
+
+    pub(super) fn awaits_passage(&self) -> bool {
+        self.candidates.is_some()
+    }
+
+    pub(super) fn session(&self) -> &Session {
+        &self.session
+    }
+}

@@ -1,0 +1,175 @@
+//! What follows after an attempt at a session: every such decision, and what is told of it. Pure.
+
+use std::error::Error;
+
+use super::Attempt;
+use crate::config::Mark;
+use crate::postgres::{Class, PostgresError};
+use crate::relay::End;
+use crate::session::OpenError;
+use crate::slot::SlotError;
+use crate::source::SourceError;
+use crate::source::polling::PollError;
+use crate::source::replication::ReplicationError;
+use crate::source::replication::pgoutput::DecodeError;
+use crate::telemetry::chain;
+
+/// What the supervisor does after a session ended or could not be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Stop,
+    /// Open the next session at once.
+    Again,
+    /// Try again after a pause.
+    Retry,
+    /// Somebody else reads the slot: wait for it.
+    AwaitSlot,
+    /// Wait until there is room in the window.
+    AwaitRoom,
+    /// A person must act; look again now and then.
+    Halt,
+}
+
+pub(super) fn verdict(attempt: &Attempt, mark: Mark) -> Verdict {
+    match attempt {
+        Attempt::NoProducer(_) => Verdict::Retry,
+        Attempt::Ended(end) => match end {
+            End::Stopped => Verdict::Stop,
+            End::Source(failure) => of_source(failure, mark),
+            // The keeper may not have noticed yet: a pause keeps us from asking it in a circle.
+            End::Deposed | End::PostgresStops | End::Mark(_) | End::Producer(_) => Verdict::Retry,
+            End::Halt(_) => Verdict::Halt,
+            End::Reread(_)
+            | End::Moved(_)
+            | End::Renumbered(_)
+            | End::CaughtUp
+            | End::Replayed(_) => Verdict::Again,
+        },
+        Attempt::NotOpened(failure) => match failure {
+            OpenError::Source(failure) => of_source(failure, mark),
+            OpenError::Postgres { source, .. } => of_class(source.class()),
+            OpenError::SlotLost { .. } => Verdict::Again,
+            OpenError::Slot(SlotError::Active { .. }) => Verdict::AwaitSlot,
+            OpenError::Slot(_) => class_of(failure).map_or(Verdict::Retry, of_class),
+            OpenError::Halt { .. }
+            | OpenError::Rewound { .. }
+            | OpenError::Encode(_)
+            | OpenError::Missing(_) => Verdict::Halt,
+            OpenError::Migrate(_) | OpenError::Inspect { .. } => {
+                class_of(failure).map_or(Verdict::Halt, of_class)
+            }
+            OpenError::Url(_)
+            | OpenError::Identity(_)
+            | OpenError::Moved { .. }
+            | OpenError::State(_)
+            | OpenError::Mark(_) => Verdict::Retry,
+        },
+    }
+}
+
+fn of_source(failure: &SourceError, mark: Mark) -> Verdict {
+    match failure {
+        SourceError::Replication(ReplicationError::Parked) => Verdict::AwaitRoom,
+        SourceError::Replication(
+            ReplicationError::Start { source, .. } | ReplicationError::Stream(source),
+        ) => match source.class() {
+            // The next opening looks at slot and publication itself, and knows what they are good for.
+            Class::SlotInvalidated | Class::Missing => Verdict::Retry,
+            class => of_class(class),
+        },
+        SourceError::Replication(ReplicationError::Decode(DecodeError::NewColumn)) => {
+            Verdict::Again
+        }
+        // Without a mark nobody knows which rows of the table were sent.
+        SourceError::Replication(ReplicationError::CannotSend { .. }) if mark == Mark::None => {
+            Verdict::Halt
+        }
+        SourceError::Replication(ReplicationError::CannotSend { .. }) => Verdict::Again,
+        SourceError::Replication(ReplicationError::Decode(_)) => Verdict::Halt,
+        SourceError::Replication(ReplicationError::Silent | ReplicationError::Ended) => {
+            Verdict::Retry
+        }
+        SourceError::Polling(PollError::NoOrder) => Verdict::Halt,
+        SourceError::Polling(PollError::TableChanged) => Verdict::Again,
+        SourceError::Polling(_) | SourceError::Ended => Verdict::Retry,
+    }
+}
+
+/// Whether the stream came to rows whose publication did not exist when they were committed (PostgreSQL 14 to 17).
+pub(super) fn lacks_publication(failure: &SourceError) -> bool {
+    let SourceError::Replication(ReplicationError::Stream(PostgresError::Server(failure))) =
+        failure
+    else {
+        return false;
+    };
+    failure.sqlstate == "42704" && failure.message.contains("publication")
+}
+
+/// The class of the server's own failure, where one stands behind ours.
+fn class_of(failure: &OpenError) -> Option<Class> {
+    let mut cause: Option<&dyn Error> = Some(failure);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<PostgresError>() {
+            return Some(error.class());
+        }
+        cause = error.source();
+    }
+    None
+}
+
+fn of_class(class: Class) -> Verdict {
+    match class {
+        Class::SlotInUse { .. } => Verdict::AwaitSlot,
+        Class::SlotInvalidated | Class::Configuration | Class::Missing => Verdict::Halt,
+        Class::Authentication
+        | Class::Permission
+        | Class::Lost
+        | Class::Shutdown
+        | Class::TooManyConnections
+        | Class::TooLarge
+        | Class::Other => Verdict::Retry,
+    }
+}
+
+pub(super) fn reason(attempt: &Attempt) -> String {
+    match attempt {
+        Attempt::NoProducer(failure) => chain(failure),
+        Attempt::NotOpened(failure) => chain(failure),
+        Attempt::Ended(end) => match end {
+            End::Stopped => "asked to stop".to_owned(),
+            End::Source(failure) => chain(failure),
+            End::Mark(failure) => chain(failure),
+            End::PostgresStops => "PostgreSQL is stopping".to_owned(),
+            End::Deposed => "another relay holds the lease".to_owned(),
+            End::Producer(reason)
+            | End::Halt(reason)
+            | End::Reread(reason)
+            | End::Moved(reason)
+            | End::Renumbered(reason) => reason.clone(),
+            End::CaughtUp => "the rows that stood in the table are published".to_owned(),
+            End::Replayed(_) => "the rows that were kept are replayed".to_owned(),
+        },
+    }
+}
+
+/// The low-cardinality name of what happened.
+pub(super) fn label(attempt: &Attempt) -> &'static str {
+    match attempt {
+        Attempt::NoProducer(_) => "no_producer",
+        Attempt::NotOpened(_) => "not_opened",
+        Attempt::Ended(end) => match end {
+            End::Stopped => "stopped",
+            End::Source(_) => "source",
+            End::Mark(_) => "mark",
+            End::Producer(_) => "producer",
+            End::PostgresStops => "postgres_stops",
+            End::Deposed => "deposed",
+            End::Halt(_) => "halt",
+            End::Reread(_) => "reread",
+            End::Moved(_) => "moved",
+            End::Renumbered(_) => "renumbered",
+            End::CaughtUp => "caught_up",
+            End::Replayed(_) => "replayed",
+        },
+    }
+}
