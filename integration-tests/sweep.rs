@@ -177,8 +177,10 @@ async fn rows_that_are_held_rolled_back_or_late_are_not_missed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_that_is_gone_is_made_anew_and_the_table_is_read() {
+    // Its own server: a new slot waits for the transactions of every database.
+    let postgres = Postgres::start(USUAL);
     for mark in ["ledger", "delete"] {
-        let orders = orders(USUAL, mark).await;
+        let orders = Orders::create(&postgres, "sweep", |config| config.mark(mark)).await;
         let (mut relay, mut ids) = steady(&orders).await;
         // Under the running relay.
         drop_slot(&orders, DropOf::Active).await;
