@@ -14,13 +14,21 @@ use crate::harness::wait_until;
 
 const SOON: Duration = Duration::from_secs(30);
 
-const COMMANDS: [&[&str]; 6] = [
+const COMMANDS: [&[&str]; 14] = [
     &["run"],
     &["check"],
     &["migrate"],
     &["status"],
     &["slot", "status"],
     &["slot", "drop"],
+    &["blocked", "list"],
+    &["blocked", "show"],
+    &["blocked", "retry"],
+    &["blocked", "skip"],
+    &["dead-letters", "list"],
+    &["dead-letters", "show"],
+    &["dead-letters", "replay"],
+    &["dead-letters", "discard"],
 ];
 
 /// A migrated database and the topic of its orders.

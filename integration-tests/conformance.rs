@@ -9,7 +9,7 @@ mod golden;
 mod holes;
 mod idle;
 mod order;
-mod scene;
+pub mod scene;
 mod size;
 mod start;
 mod switch;

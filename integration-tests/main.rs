@@ -17,6 +17,7 @@ mod injected;
 mod kafka_security;
 mod lease;
 mod ledger;
+mod letters;
 mod matrix;
 mod migrate;
 mod orders;

@@ -91,6 +91,7 @@ CREATE TABLE IF NOT EXISTS outboxd.kept (
     aggregateid   text,
     columns       text[],
     fields        bytea[],
+    left_out      jsonb,                            -- sizes of values too large to be read, by column
     reason        text NOT NULL,
     error         text NOT NULL,
     attempts      integer NOT NULL DEFAULT 1,

@@ -1,6 +1,9 @@
 //! The command line: what can be asked, and what each answer exits with.
 
+mod blocked;
 mod commands;
+mod letters;
+mod wish;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -44,6 +47,12 @@ enum Command {
     ///
     /// Asks the relay on `admin.listen` and, where nobody answers, the database, and says which.
     Status(Report),
+    /// Look at what is blocked, retry it or give it up.
+    #[command(subcommand)]
+    Blocked(blocked::Blocked),
+    /// Look at dead letters, replay or discard them.
+    #[command(subcommand)]
+    DeadLetters(letters::DeadLetters),
     /// Look at or remove the replication slot.
     #[command(subcommand)]
     Slot(Slot),
@@ -161,6 +170,8 @@ async fn dispatch(command: Command) -> Outcome {
             Ok(config) => commands::status(&config, report.json).await,
             Err(outcome) => outcome,
         },
+        Command::Blocked(command) => blocked::run(command).await,
+        Command::DeadLetters(command) => letters::run(command).await,
         Command::Slot(Slot::Status(report)) => match load(&report.common) {
             Ok(config) => commands::slot_status(&config, report.json).await,
             Err(outcome) => outcome,
@@ -191,6 +202,14 @@ fn complain(error: &str, hint: Option<&str>) {
 /// Prints a line on stderr; nobody is left to tell when that fails.
 fn print_error(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Prints an answer for programs.
+fn print_json(answer: &impl serde::Serialize) {
+    match serde_json::to_string_pretty(answer) {
+        Ok(text) => print(&text),
+        Err(failure) => print_error(&format!("error: {failure}")),
+    }
 }
 
 /// Prints a line on stdout; a reader that went away has read enough.

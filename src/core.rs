@@ -151,7 +151,12 @@ impl Core {
             error: error.clone(),
             blocks,
         };
-        let fate = match self.policy {
+        // What can't be kept whole stays where it is.
+        let policy = match row.is_whole {
+            true => self.policy,
+            false => FaultPolicy::Block,
+        };
+        let fate = match policy {
             FaultPolicy::Continue => dead(None),
             FaultPolicy::Follow => {
                 self.held.block(row, reason, &error, Followers::Die);

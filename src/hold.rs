@@ -3,15 +3,19 @@
 //! A row that is put aside is settled once it is recorded here (design 8). Every statement that writes checks the
 //! lease's epoch, and recording a row twice is harmless.
 
+mod history;
 mod record;
 mod release;
+mod wait;
 
 use std::sync::Arc;
 
 use tokio_postgres::Client;
 
+pub use history::forget_history;
 pub use record::{Entry, Keep, KeptRow, What, Whole};
-pub use release::{Released, release, replayed, to_replay, to_skip};
+pub use release::{Released, release, replayed, take_out_sent, to_replay, to_skip};
+pub use wait::{Answer, Asker, Wished, wait};
 
 use crate::core::{Aggregate, Followers, HeldAggregate, Recorded, TopicHold};
 use crate::mark::MarkError;
@@ -34,6 +38,7 @@ pub async fn load(client: &Client, outbox: &str, generation: i32) -> Result<Reco
         .map_err(MarkError::sql("read what is blocked"))?;
     let mut recorded = Recorded {
         numbers: kept_numbers(client, outbox, generation).await?,
+        kept_bytes: kept_bytes(client, outbox).await?,
         ..Recorded::default()
     };
     for row in &rows {
@@ -86,6 +91,17 @@ async fn kept_numbers(
     parse(outbox, row.get(0))
 }
 
+/// What the copies of held rows take in the database.
+async fn kept_bytes(client: &Client, outbox: &str) -> Result<u64, MarkError> {
+    let sql = "SELECT coalesce(sum(pg_column_size(fields)), 0)::int8 FROM outboxd.kept \
+               WHERE outbox = $1 AND state = 'held'";
+    let row = client
+        .query_one(sql, &[&outbox])
+        .await
+        .map_err(MarkError::sql("read what is kept"))?;
+    Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
+}
+
 fn parse(outbox: &str, multirange: &str) -> Result<RangeSet, MarkError> {
     let unreadable = |source| MarkError::Unreadable {
         outbox: outbox.to_owned(),
@@ -94,17 +110,31 @@ fn parse(outbox: &str, multirange: &str) -> Result<RangeSet, MarkError> {
     RangeSet::parse_multirange(multirange).map_err(unreadable)
 }
 
-/// Whether somebody asked for a release or a replay since the session began.
+/// What the state tables say to a running session.
+#[derive(Clone, Copy, Debug)]
+pub struct Requests {
+    /// Somebody asked for a release or a replay since the session began.
+    pub is_asked_for: bool,
+    /// Rows that are kept as dead letters, counted up to 100,000.
+    pub dead_letters: u64,
+}
+
+/// Asks for requests and dead letters.
 ///
 /// Cancel-safe: yes.
-pub async fn is_asked_for(client: &Client, outbox: &str) -> Result<bool, MarkError> {
+pub async fn requests(client: &Client, outbox: &str) -> Result<Requests, MarkError> {
     let sql = "SELECT EXISTS (SELECT FROM outboxd.blocked WHERE outbox = $1 AND state IN ('retry', 'skip')) \
-               OR EXISTS (SELECT FROM outboxd.kept WHERE outbox = $1 AND state = 'replay')";
+               OR EXISTS (SELECT FROM outboxd.kept WHERE outbox = $1 AND state = 'replay'), \
+               (SELECT count(*) FROM (SELECT FROM outboxd.kept WHERE outbox = $1 AND state = 'dead' \
+               LIMIT 100000) dead)";
     let row = client
         .query_one(sql, &[&outbox])
         .await
         .map_err(MarkError::sql("read what is blocked"))?;
-    Ok(row.get(0))
+    Ok(Requests {
+        is_asked_for: row.get(0),
+        dead_letters: u64::try_from(row.get::<_, i64>(1)).unwrap_or(0),
+    })
 }
 
 /// The names of topics.

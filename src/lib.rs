@@ -4,10 +4,12 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+pub mod blocked;
 pub mod check;
 pub mod cli;
 pub mod config;
 pub mod core;
+pub mod dead_letter;
 pub mod demo;
 pub mod encode;
 pub mod hold;

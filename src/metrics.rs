@@ -54,6 +54,7 @@ struct Gauges {
     oldest_unsent_age_seconds: Gauge,
     held_rows: GaugeVec,
     held_aggregates: GaugeVec,
+    dead_letters: Gauge,
     holes_open: Gauge,
     publication_drift: Gauge,
     slot_retained_bytes: Gauge,
@@ -262,6 +263,10 @@ impl Gauges {
                 "Aggregates blocked now.",
                 "reason",
             ),
+            dead_letters: gauge(
+                "outboxd_dead_letters",
+                "Rows kept as dead letters, counted up to 100,000.",
+            ),
             holes_open: gauge(
                 "outboxd_holes_open",
                 "Ranges of numbers whose rows may still appear.",
@@ -342,7 +347,9 @@ impl Gauges {
             .set(rows as f64);
         self.held_aggregates
             .with_label_values(&["row_at_fault"])
-            .set(status.held.len() as f64);
+            .set(status.blocked_aggregates.unwrap_or(0) as f64);
+        let dead_letters = status.dead_letters.map(|count| count as f64);
+        self.dead_letters.set(known(dead_letters));
     }
 }
 

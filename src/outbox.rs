@@ -220,6 +220,13 @@ impl OutboxRow {
         self.fields.get(column)?.left_out()
     }
 
+    /// Whether every value that it has was read.
+    pub fn is_whole(&self) -> bool {
+        self.fields
+            .iter()
+            .all(|field| field.len != Field::TOO_LARGE)
+    }
+
     /// The value of a column, sharing the row's bytes.
     pub fn slice(&self, column: usize) -> Option<Bytes> {
         self.field(column).map(|value| self.bytes.slice_ref(value))

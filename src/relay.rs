@@ -26,6 +26,7 @@ use tracing::info;
 use crate::config::{Config, KafkaConfig};
 use crate::core::{Core, Faults, Recorded, Window};
 use crate::encode::{Encoder, Record, Rejection};
+use crate::hold::Requests;
 use crate::identity::Horizon;
 use crate::lease::LeaseState;
 use crate::mark::{MarkError, Marks, Tenure};
@@ -199,14 +200,16 @@ impl Relay {
     ///
     /// Cancel-safe: no.
     pub async fn run(&mut self, mut session: Session) -> End {
-        self.core.restore(std::mem::take(&mut session.recorded));
+        let recorded = std::mem::take(&mut session.recorded);
+        let keeping = Keeping::new(recorded.kept_bytes);
+        self.core.restore(recorded);
         let shutdown_notices = session.lease.borrow().shutdown_notices;
         let sweep_every = self.config.source.replication.sweep;
         let mut run = Run {
             relay: self,
             feed: Intake::default(),
             marking: None,
-            keeping: Keeping::default(),
+            keeping,
             mark_again_at: None,
             last_mark_at: Instant::now(),
             drain_until: None,
@@ -248,7 +251,7 @@ struct Run<'a> {
     top: i64,
     lag_question: Option<JoinHandle<()>>,
     /// Whether somebody asked for a release or a replay.
-    requests: Option<JoinHandle<Result<bool, MarkError>>>,
+    requests: Option<JoinHandle<Result<Requests, MarkError>>>,
     /// How often PostgreSQL had said that it stops when the session began.
     shutdown_notices: u64,
     /// Held rows that a source of unsent rows hands out again and again.
@@ -329,8 +332,8 @@ impl Run<'_> {
                     }
                 }
                 asked = joined(&mut self.requests) => {
-                    if let Ok(true) = asked {
-                        return End::Reread("a release or a replay was asked for".to_owned());
+                    if let Some(end) = self.take_requests(asked) {
+                        return end;
                     }
                 }
                 _ = maintain.tick() => self.maintain(),
@@ -361,12 +364,11 @@ impl Run<'_> {
         }
         let may_publish = lease.may_publish(self.session.tenure.epoch);
         drop(lease);
-        if may_publish
-            && self.drain_until.is_none()
-            && self.successor.is_none()
-            && let Some(end) = self.feed_rows()
-        {
-            return Some(end);
+        if may_publish && self.drain_until.is_none() && self.successor.is_none() {
+            let end = self.too_much_is_kept().or_else(|| self.feed_rows());
+            if end.is_some() {
+                return end;
+            }
         }
         self.settle()
     }
@@ -431,7 +433,7 @@ impl Run<'_> {
         }
         // Were it committed later, a release in between would be undone.
         if !self.keeping.is_idle()
-            && let Ok((asides, Ok(()))) = timeout(KEEP_WITHIN, self.keeping.finished()).await
+            && let Ok((asides, Ok(_))) = timeout(KEEP_WITHIN, self.keeping.finished()).await
         {
             self.recorded(&asides);
         }

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::config::{Config, Mark, Mode, Start};
+use crate::config::{Config, Mark, Mode, SourceConfig, Start};
 use crate::encode::{EncodeError, Encoder};
 use crate::hold;
 use crate::identity::{self, Horizon, IdentityError};
@@ -146,13 +146,13 @@ pub fn connect_options(config: &Config) -> Result<ConnectOptions, OpenError> {
 
 /// The name of the lease: the outbox, since only one relay may mark it; a relay that marks nothing
 /// shares only its slot.
-pub fn lease_key(config: &Config) -> String {
-    let table = match config.source.table_name() {
+pub fn lease_key(source: &SourceConfig) -> String {
+    let table = match source.table_name() {
         Ok(name) => format!("{}.{}", name.schema, name.table),
-        Err(_) => config.source.table.clone(),
+        Err(_) => source.table.clone(),
     };
-    match config.source.mark {
-        Mark::None => format!("{table}#{}", config.source.replication.slot),
+    match source.mark {
+        Mark::None => format!("{table}#{}", source.replication.slot),
         Mark::Ledger | Mark::SentAt | Mark::Delete => table,
     }
 }
@@ -199,7 +199,7 @@ impl Opening<'_> {
             crate::kafka::record_bytes_max(&self.config.kafka),
         )?;
         let tenure = Tenure {
-            outbox: lease_key(self.config),
+            outbox: lease_key(&self.config.source),
             epoch: self.epoch,
         };
         // The right server first: nothing is recorded, made or dropped on another one.
@@ -217,6 +217,7 @@ impl Opening<'_> {
             known.state = states.load().await?;
         }
         let generation = known.state.generation;
+        hold::take_out_sent(&sql.client, &tenure).await?;
         let recorded = hold::load(&sql.client, &tenure.outbox, generation).await?;
         let mut marks = self.marks(&sql, &table, &tenure, &known.state).await?;
         if let Marks::Ledger(ledger) = &mut marks {

@@ -39,6 +39,12 @@ pub struct Status {
     pub in_flight: InFlight,
     pub held: Vec<HeldRows>,
     pub held_topics: Vec<HeldTopic>,
+    /// All blocked aggregates, of which `held` shows some; `outboxd blocked list` shows them.
+    #[serde(default)]
+    pub blocked_aggregates: Option<u64>,
+    /// Rows kept as dead letters, counted up to 100,000; `outboxd dead-letters list` shows them.
+    #[serde(default)]
+    pub dead_letters: Option<u64>,
     pub postgres: Peer,
     pub kafka: Peer,
     /// Bytes of WAL that the slot keeps on the server.
@@ -248,6 +254,8 @@ impl Status {
             in_flight: InFlight::default(),
             held: Vec::new(),
             held_topics: Vec::new(),
+            blocked_aggregates: None,
+            dead_letters: None,
             postgres: Peer::default(),
             kafka: Peer::default(),
             slot_retained_bytes: None,

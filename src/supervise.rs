@@ -196,7 +196,7 @@ impl Supervisor {
         session::ensure_state(&self.config, options).await?;
         let keeper = LeaseKeeper::start(
             self.config.source.url.clone(),
-            session::lease_key(&self.config),
+            session::lease_key(&self.config.source),
             self.config.lease.ttl,
         );
         if self.config.source.mode == Mode::Replication {

@@ -120,7 +120,7 @@ impl Blocked {
     async fn mend_with(mut self, config: RelayConfig, duplicates_max: usize) {
         stop(&mut self.relay);
         self.scene.config = config;
-        retry_all(&self.scene).await;
+        retry_all(&self.scene);
         let mut relay = self.scene.start();
         self.scene
             .judge_to_the_end_with(&mut relay, duplicates_max)
@@ -174,7 +174,7 @@ pub async fn a_topic_that_is_not_allowed_blocks_its_aggregate(pair: Pair) {
         followers,
         ..
     } = blocked;
-    retry_all(&scene).await;
+    retry_all(&scene);
     let allowed = toml_edit::Array::from_iter([topic, other.clone()]);
     let mut relay = Relay::start(&scene.config.clone().set("route.allow", allowed));
     let last = followers.last().expect("a follower");

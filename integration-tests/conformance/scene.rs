@@ -9,7 +9,7 @@ use crate::harness::kafka::Kafka;
 use crate::harness::load;
 use crate::harness::oracle::{Oracle, Truth, payload};
 use crate::harness::postgres::{Database, Postgres};
-use crate::harness::relay::{Relay, RelayConfig};
+use crate::harness::relay::{Relay, RelayConfig, said};
 use crate::harness::topic::{Read, TopicReader};
 use crate::harness::wait_until;
 
@@ -259,9 +259,9 @@ pub async fn insert_of(
 }
 
 /// Asks for the release of everything that is blocked.
-pub async fn retry_all(scene: &Scene) {
-    let sql = "UPDATE outboxd.blocked SET state = 'retry' WHERE state = 'blocked'";
-    execute(&scene.client, sql).await;
+pub fn retry_all(scene: &Scene) {
+    let done = scene.config.outboxd(&["blocked", "retry", "--all"]);
+    assert!(done.status.success(), "blocked retry: {}", said(&done));
 }
 
 pub async fn execute(client: &Client, sql: &str) {

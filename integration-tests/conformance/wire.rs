@@ -233,7 +233,7 @@ pub async fn a_null_key_is_held_or_published(pair: Pair) {
     assert!(!has(reader.read_to_end(), unkeyed));
     stop(&mut relay);
     scene.config = scene.config.clone().set("route.null_key", "publish");
-    retry_all(&scene).await;
+    retry_all(&scene);
     let mut relay = scene.start();
     scene.wait_for_row(&mut reader, unkeyed).await;
     scene.wait_until_marked().await;

@@ -21,7 +21,7 @@ use crate::telemetry::chain;
 use crate::{check, migrate, status, telemetry};
 
 /// Says what failed, each cause on a line of its own.
-fn failed(failure: &dyn Error, hint: Option<&str>) -> Outcome {
+pub(super) fn failed(failure: &dyn Error, hint: Option<&str>) -> Outcome {
     let mut text = failure.to_string();
     let mut cause = failure.source();
     while let Some(next) = cause {
@@ -34,7 +34,7 @@ fn failed(failure: &dyn Error, hint: Option<&str>) -> Outcome {
 }
 
 /// Prints an answer for people or for programs.
-fn show(answer: &(impl std::fmt::Display + serde::Serialize), json: bool) {
+pub(super) fn show(answer: &(impl std::fmt::Display + serde::Serialize), json: bool) {
     match serde_json::to_string_pretty(answer) {
         Ok(text) if json => print(&text),
         _ => print(&answer.to_string()),
@@ -197,7 +197,7 @@ pub(super) async fn demo(options: DemoOptions) -> Outcome {
     }
 }
 
-async fn connect(config: &Config) -> Result<crate::postgres::Session, Outcome> {
+pub(super) async fn connect(config: &Config) -> Result<crate::postgres::Session, Outcome> {
     let connected = async {
         let options = session::connect_options(config)?;
         session::connect(&options, "command").await

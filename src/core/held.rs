@@ -65,6 +65,8 @@ pub struct Recorded {
     pub topics: Vec<(Arc<str>, TopicHold)>,
     /// The numbers of all rows that are held or kept as dead letters.
     pub numbers: RangeSet,
+    /// What the copies of held rows take.
+    pub kept_bytes: u64,
 }
 
 /// Everything that is held back.

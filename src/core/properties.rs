@@ -104,6 +104,7 @@ impl World {
             bytes: 10,
             aggregate: Aggregate(number % AGGREGATES),
             aggregate_type: b"order",
+            is_whole: true,
         }
     }
 
@@ -212,6 +213,7 @@ impl World {
             aggregates,
             topics,
             numbers,
+            kept_bytes: 0,
         });
         let confirmed = self.confirmed;
         self.cursor = self

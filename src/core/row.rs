@@ -29,6 +29,8 @@ pub struct RowFacts<'a> {
     pub bytes: usize,
     pub aggregate: Aggregate,
     pub aggregate_type: &'a [u8],
+    /// Every value was read, so that it can be kept as a dead letter.
+    pub is_whole: bool,
 }
 
 impl<'a> RowFacts<'a> {
@@ -42,6 +44,7 @@ impl<'a> RowFacts<'a> {
             bytes: row.size(),
             aggregate: Aggregate::of(aggregate_type, row.field(layout.aggregate_id)),
             aggregate_type: aggregate_type.unwrap_or_default(),
+            is_whole: row.is_whole(),
         }
     }
 }

@@ -10,7 +10,7 @@ use super::ENTRY_KEY;
 use crate::core::{Aside, Fate, Followers, Held};
 use crate::mark::ledger::LEASE;
 use crate::mark::{MarkError, Statement, Tenure};
-use crate::outbox::{Layout, OutboxRow};
+use crate::outbox::{Layout, LeftOut, OutboxRow};
 use crate::ranges::RangeSet;
 use postgres_protocol::escape::escape_identifier;
 
@@ -80,7 +80,7 @@ pub struct KeptRow {
 /// Which held rows are kept whole, besides dead letters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Whole {
-    /// All: nothing marks the table's rows, so they can't be told from the others.
+    /// All: nothing marks the table's rows, so they can't be told from the others; or they were kept before.
     All,
     /// Those that are not visible in the table: the stream brings rows that were deleted since, and some that are not
     /// visible yet, of which the copy goes when they are released.
@@ -128,6 +128,17 @@ impl KeptRow {
         }
     }
 
+    /// The sizes of values that were not read, by column: without them the row would come back with NULL.
+    fn left_out(&self, layout: &Layout) -> Option<String> {
+        let sizes = layout.columns.iter().enumerate();
+        let sizes = sizes.filter_map(|(column, known)| match self.row.left_out(column) {
+            Some(LeftOut::TooLarge { bytes }) => Some((known.name.clone(), bytes.into())),
+            Some(LeftOut::NoColumn) | None => None,
+        });
+        let sizes: serde_json::Map<String, serde_json::Value> = sizes.collect();
+        (!sizes.is_empty()).then(|| serde_json::Value::Object(sizes).to_string())
+    }
+
     fn key(&self) -> (Option<i64>, String) {
         let id = self.row.id.as_ref().map(ToString::to_string);
         (self.row.seq, id.unwrap_or_default())
@@ -135,10 +146,10 @@ impl KeptRow {
 }
 
 impl Keep {
-    /// Records the rows; all are recorded or it has to be run again.
+    /// Records the rows; all are recorded or it has to be run again. Returns the bytes of the held rows that are kept.
     ///
     /// Errors: `NotLeader` when the lease moved; after any other the outcome is unknown.
-    pub async fn run(&self, client: &Client) -> Result<(), MarkError> {
+    pub async fn run(&self, client: &Client) -> Result<u64, MarkError> {
         let missing = match self.whole {
             Whole::Missing => self.missing(client).await?,
             Whole::All | Whole::None => HashSet::new(),
@@ -153,10 +164,11 @@ impl Keep {
         if !self.entries.is_empty() {
             self.block(client).await?;
         }
-        match &self.mark {
-            Some(mark) => mark.run(client).await,
-            None => Ok(()),
+        if let Some(mark) = &self.mark {
+            mark.run(client).await?;
         }
+        let held = kept.iter().filter(|row| !row.is_dead);
+        Ok(held.map(|row| row.row.size() as u64).sum())
     }
 
     /// The held rows that do not stand in the table.
@@ -251,16 +263,16 @@ impl Keep {
         let sql = format!(
             "WITH {LEASE}, written AS (\
              INSERT INTO outboxd.kept AS k (outbox, key, blocked_key, state, generation, seq, row_id, \
-               aggregatetype, aggregateid, columns, fields, reason, error, epoch) \
+               aggregatetype, aggregateid, columns, fields, left_out, reason, error, epoch) \
              SELECT $1, encode(sha256(convert_to(jsonb_build_array($3::int4, r.seq, r.row_id)::text, 'UTF8')), \
                'hex'), CASE WHEN r.kind IS NOT NULL THEN {ENTRY_KEY} END, r.state, $3, r.seq, r.row_id, \
                r.row_type, r.row_aggregate, $4::text[], \
                ($5::bytea[])[(r.ordinal - 1) * cardinality($4::text[]) + 1 : r.ordinal * cardinality($4::text[])], \
-               r.reason, r.error, $2 \
+               r.left_out::jsonb, r.reason, r.error, $2 \
              FROM lease, unnest($6::text[], $7::int8[], $8::text[], $9::text[], $10::text[], $11::text[], \
-               $12::text[], $13::text[], $14::text[], $15::text[], $16::text[]) WITH ORDINALITY \
+               $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::text[]) WITH ORDINALITY \
              AS r (state, seq, row_id, kind, aggregatetype, aggregateid, topic, reason, error, row_type, \
-               row_aggregate, ordinal) ORDER BY r.ordinal \
+               row_aggregate, left_out, ordinal) ORDER BY r.ordinal \
              ON CONFLICT (outbox, key) DO UPDATE SET state = excluded.state, blocked_key = excluded.blocked_key, \
                reason = excluded.reason, error = excluded.error, attempts = k.attempts + 1, \
                at = clock_timestamp(), epoch = excluded.epoch \
@@ -292,7 +304,9 @@ impl Keep {
             kept.iter().map(|kept| text(kept)).collect()
         };
         let (seqs, ids): (Vec<_>, Vec<_>) = kept.iter().map(|kept| kept.key()).unzip();
-        let values: [&(dyn ToSql + Sync); 16] = [
+        let left_out = kept.iter().map(|kept| kept.left_out(&self.layout));
+        let left_out: Vec<_> = left_out.collect();
+        let values: [&(dyn ToSql + Sync); 17] = [
             &self.tenure.outbox,
             &self.tenure.epoch,
             &self.generation,
@@ -309,6 +323,7 @@ impl Keep {
             &words(|kept| &kept.error),
             &text(self.layout.aggregate_type),
             &text(self.layout.aggregate_id),
+            &left_out,
         ];
         let row = client.query_one(&sql, &values).await;
         self.check_lease(&row.map_err(MarkError::sql("keep rows"))?)

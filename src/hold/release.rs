@@ -48,7 +48,7 @@ pub async fn to_skip(client: &Client, outbox: &str) -> Result<Vec<Delivered>, Ma
 ///
 /// `table` is where the rows stand, `None` where nothing is marked and all are kept whole. What stands in the table is
 /// read from there, for it may have been mended: closed segments are opened again, the table is to be read, and copies
-/// of its rows go. A relay without the lease releases nothing.
+/// of its rows go. The followers of a dead letter are replayed with it. A relay without the lease releases nothing.
 pub async fn release(
     client: &Client,
     tenure: &Tenure,
@@ -69,8 +69,9 @@ pub async fn release(
            ON CONFLICT (outbox, key) DO UPDATE SET state = 'discarded', actor = excluded.actor, \
              note = excluded.note, at = clock_timestamp()), \
          copy AS (\
-           SELECT k.id, {stands} AS stands FROM outboxd.kept k, due \
-           WHERE k.outbox = $1 AND k.blocked_key = due.key AND k.state = 'held' \
+           SELECT k.id, k.state = 'held' AND {stands} AS stands FROM outboxd.kept k, due \
+           WHERE k.outbox = $1 AND k.blocked_key = due.key \
+             AND (k.state = 'held' OR k.state = 'dead' AND due.policy = 'follow') \
              AND NOT (due.state = 'skip' AND (k.generation, k.seq, k.row_id) \
                IS NOT DISTINCT FROM (due.generation, due.row_seq, due.row_id))), \
          copies AS (\
@@ -106,15 +107,20 @@ pub async fn release(
     Ok(rows.iter().map(released).collect())
 }
 
-/// Whether the row of an entry `k` stands in the table: the stream may bring a row that is not visible yet.
+/// Whether the row of an entry `k` stands unsent in the table: the stream may bring a row that is not visible yet, and a
+/// dead letter was marked where rows are marked one by one.
 fn stands_in(layout: &Layout) -> String {
     let id = escape_identifier(&layout.columns[layout.id].name);
     let is_same = match layout.seq {
         Some(_) => "o.seq = k.seq".to_owned(),
         None => format!("o.{id}::text = k.row_id"),
     };
+    let is_unsent = match layout.sent_at {
+        Some(_) => "AND o.sent_at IS NULL",
+        None => "",
+    };
     format!(
-        "EXISTS (SELECT FROM {} o WHERE {is_same})",
+        "EXISTS (SELECT FROM {} o WHERE {is_same} {is_unsent})",
         layout.sql_name()
     )
 }
@@ -129,7 +135,7 @@ pub async fn to_replay(
     layout: &Layout,
     lsn: Lsn,
 ) -> Result<Vec<(i64, OutboxRow)>, MarkError> {
-    let sql = "SELECT id, generation = $2, columns, fields FROM (\
+    let sql = "SELECT id, generation = $2, columns, fields, left_out FROM (\
                  SELECT *, sum(size) OVER (ORDER BY id) - size AS before FROM (\
                    SELECT k.*, (SELECT coalesce(sum(octet_length(f)), 0) FROM unnest(k.fields) f)::int8 AS size \
                    FROM outboxd.kept k WHERE k.outbox = $1 AND k.state = 'replay' ORDER BY k.id LIMIT $3::int8) sized) summed \
@@ -141,7 +147,13 @@ pub async fn to_replay(
     let replay = |row: &tokio_postgres::Row| {
         let columns: Vec<&str> = row.get(2);
         let fields: Vec<Option<&[u8]>> = row.get(3);
-        let mut kept = assemble(layout, lsn, &columns, &fields);
+        let left_out: Option<serde_json::Value> = row.get(4);
+        let content = Content {
+            columns,
+            fields,
+            left_out: left_out.unwrap_or_default(),
+        };
+        let mut kept = content.assemble(layout, lsn);
         if !row.get::<_, bool>(1) {
             // A number of an earlier generation says nothing in this one.
             kept.seq = None;
@@ -151,22 +163,47 @@ pub async fn to_replay(
     Ok(rows.iter().map(replay).collect())
 }
 
-/// The row as the table's columns are now; a column that it did not have is NULL.
-fn assemble(layout: &Layout, lsn: Lsn, columns: &[&str], fields: &[Option<&[u8]>]) -> OutboxRow {
-    let mut bytes = BytesMut::new();
-    let mut place = |name: &str| {
-        let index = columns.iter().position(|column| *column == name)?;
-        let value = (*fields.get(index)?)?;
-        let start = u32::try_from(bytes.len()).ok()?;
-        bytes.extend_from_slice(value);
-        let len = u32::try_from(value.len()).ok()?;
-        Some(Field { start, len })
-    };
-    let fields = layout.columns.iter();
-    let fields: Box<[Field]> = fields
-        .map(|column| place(&column.name).unwrap_or(Field::null()))
-        .collect();
-    OutboxRow::new(layout, lsn, bytes.freeze(), fields)
+/// What is kept of one row.
+struct Content<'a> {
+    columns: Vec<&'a str>,
+    fields: Vec<Option<&'a [u8]>>,
+    /// The sizes of the values that were not read, by column.
+    left_out: serde_json::Value,
+}
+
+impl Content<'_> {
+    /// The row as the table's columns are now; a column that it did not have is NULL.
+    fn assemble(&self, layout: &Layout, lsn: Lsn) -> OutboxRow {
+        let mut bytes = BytesMut::new();
+        let mut place = |name: &str| {
+            if let Some(size) = self.left_out.get(name).and_then(serde_json::Value::as_u64) {
+                return Some(Field::too_large(size));
+            }
+            let index = self.columns.iter().position(|column| *column == name)?;
+            let value = (*self.fields.get(index)?)?;
+            let start = u32::try_from(bytes.len()).ok()?;
+            bytes.extend_from_slice(value);
+            let len = u32::try_from(value.len()).ok()?;
+            Some(Field { start, len })
+        };
+        let fields = layout.columns.iter();
+        let fields: Box<[Field]> = fields
+            .map(|column| place(&column.name).unwrap_or(Field::null()))
+            .collect();
+        OutboxRow::new(layout, lsn, bytes.freeze(), fields)
+    }
+}
+
+/// Takes rows out that were replayed and whose number the ledger holds: a crash came before they were taken out.
+pub async fn take_out_sent(client: &Client, tenure: &Tenure) -> Result<u64, MarkError> {
+    let sql = format!(
+        "WITH {LEASE} UPDATE outboxd.kept k SET state = 'replayed', at = clock_timestamp() FROM lease \
+         WHERE k.outbox = $1 AND k.state = 'replay' AND EXISTS (\
+           SELECT FROM outboxd.ledger l WHERE l.outbox = $1 AND l.generation = k.generation \
+             AND l.segment = k.seq / {SEGMENT_ROWS} AND l.sent @> k.seq)"
+    );
+    let done = client.execute(&sql, &[&tenure.outbox, &tenure.epoch]).await;
+    done.map_err(MarkError::sql("take replayed rows out"))
 }
 
 /// Takes rows out that were replayed; those that were at fault again stay as they were recorded.

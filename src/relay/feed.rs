@@ -5,16 +5,18 @@ use tokio::time::Instant;
 use tracing::{error, trace};
 
 use super::{End, Phase, Run};
-use crate::config::FaultPolicy;
-use crate::core::{Offer, RowFacts};
+use crate::core::{Followers, Offer, RowFacts};
 use crate::mark::{MarkError, Marks};
-use crate::outbox::{OutboxRow, RowId};
+use crate::outbox::OutboxRow;
 use crate::publish::{Outgoing, Ticket};
 use crate::source::{Batch, SourceError};
 use crate::telemetry::chain;
 
 /// Records handed to the producer at once.
 const OUTGOING_ROWS: usize = 500;
+
+/// Held rows that come again with every turn; bounds memory, and what each turn reads in vain.
+const HELD_IDS_MAX: usize = 100_000;
 
 impl Run<'_> {
     /// Takes the next batch, without the rows that went out before.
@@ -99,14 +101,14 @@ impl Run<'_> {
                         outgoing.push(Outgoing { ticket, record });
                     }
                 }
-                Offer::Aside(ticket) => self.note_aside(ticket, row),
+                Offer::Aside(ticket) => end = self.note_aside(ticket, row),
                 Offer::AtFault {
                     ticket,
                     reason,
                     error,
                 } => {
-                    self.announce_fault(&facts.id, reason, &error);
-                    self.note_aside(ticket, row);
+                    self.announce_fault(&facts, reason, &error);
+                    end = self.note_aside(ticket, row);
                 }
                 Offer::Halt(reason) => {
                     end = Some(End::Halt(reason));
@@ -123,6 +125,9 @@ impl Run<'_> {
                 }
             }
             self.feed.row_left();
+            if end.is_some() {
+                break;
+            }
             if outgoing.len() >= OUTGOING_ROWS {
                 self.publish(std::mem::take(&mut outgoing));
             }
@@ -132,7 +137,7 @@ impl Run<'_> {
     }
 
     /// Keeps the row until it is recorded; a source of unsent rows hands a held one out again with each turn.
-    fn note_aside(&mut self, ticket: Ticket, row: OutboxRow) {
+    fn note_aside(&mut self, ticket: Ticket, row: OutboxRow) -> Option<End> {
         self.relay.metrics.held();
         self.relay.read_before.forget(row.seq);
         if self.session.source.repeats_held_rows()
@@ -142,6 +147,12 @@ impl Run<'_> {
             self.session.source.hold(self.held_ids.len());
         }
         self.keeping.put(ticket, row);
+        (self.held_ids.len() > HELD_IDS_MAX).then(|| {
+            End::Halt(format!(
+                "more than {HELD_IDS_MAX} held rows are read again with every turn, for the table has no `seq`; \
+                 `outboxd blocked list` shows what they wait for: mend it, retry or skip it"
+            ))
+        })
     }
 
     fn publish(&mut self, outgoing: Vec<Outgoing>) {
@@ -176,17 +187,19 @@ impl Run<'_> {
         }
     }
 
-    fn announce_fault(&self, event_id: &RowId, reason: &'static str, error: &str) {
+    fn announce_fault(&self, row: &RowFacts<'_>, reason: &'static str, error: &str) {
         self.relay.metrics.blocked(reason);
-        let what = match self.relay.config.faults.policy {
-            FaultPolicy::Block | FaultPolicy::Halt => {
+        let held = self.relay.core.held().aggregate(row.aggregate);
+        let what = match held.map(|held| held.followers) {
+            Some(Followers::Wait) => {
                 "its aggregate is blocked, the row and its followers stay in the table"
             }
-            FaultPolicy::Follow => {
+            Some(Followers::Die) => {
                 "it becomes a dead letter, and what follows in its aggregate too"
             }
-            FaultPolicy::Continue => "it becomes a dead letter, its aggregate goes on",
+            None => "it becomes a dead letter, its aggregate goes on",
         };
+        let event_id = &row.id;
         error!(%event_id, reason, error, "row can't be published: {what}");
     }
 }

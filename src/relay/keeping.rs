@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::marking::MARK_AGAIN_AFTER;
-use super::{End, Run};
+use super::{End, Phase, Run};
 use crate::config::Mark;
 use crate::core::{Aside, Delivered, Fate, Followers, Held};
 use crate::hold::{Entry, Keep, KeptRow, What, Whole};
@@ -17,20 +17,34 @@ use crate::publish::Ticket;
 use crate::ranges::RangeSet;
 use crate::telemetry::chain;
 
+/// What the copies of held rows may take in the database: sixteen of the portions in which they are replayed, and a
+/// quarter of `max_wal_size` as PostgreSQL ships it. What is held beyond waits in front of the slot.
+const KEPT_BYTES_MAX: u64 = 256 << 20;
+
 /// Rows that were put aside in this session and are not recorded yet.
 #[derive(Default)]
 pub(super) struct Keeping {
     rows: HashMap<Ticket, OutboxRow>,
     running: Option<Running>,
     again_at: Option<Instant>,
+    /// What the copies of held rows take.
+    kept_bytes: u64,
 }
 
 struct Running {
     asides: Vec<Aside>,
-    task: JoinHandle<Result<(), MarkError>>,
+    task: JoinHandle<Result<u64, MarkError>>,
 }
 
 impl Keeping {
+    /// Begins with what the copies take that are recorded.
+    pub(super) fn new(kept_bytes: u64) -> Self {
+        Self {
+            kept_bytes,
+            ..Self::default()
+        }
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         self.running.is_none()
     }
@@ -46,7 +60,7 @@ impl Keeping {
     /// Waits until the running statement has ended; for ever while none runs.
     ///
     /// Cancel-safe: yes.
-    pub(super) async fn finished(&mut self) -> (Vec<Aside>, Result<(), MarkError>) {
+    pub(super) async fn finished(&mut self) -> (Vec<Aside>, Result<u64, MarkError>) {
         let Some(running) = &mut self.running else {
             return std::future::pending().await;
         };
@@ -81,7 +95,11 @@ impl Run<'_> {
             tenure: session.tenure.clone(),
             generation: session.state.generation,
             layout: session.layout.clone(),
-            whole: whole(mark, session.source.is_stream()),
+            whole: match session.phase {
+                // They were kept whole before, and may stand nowhere else.
+                Phase::Replay(_) => Whole::All,
+                _ => whole(mark, session.source.is_stream()),
+            },
             entries: Vec::new(),
             kept: Vec::new(),
             mark: self.mark_of_dead(asides),
@@ -94,7 +112,15 @@ impl Run<'_> {
         let Marks::Rows(_) = &self.session.marks else {
             return None;
         };
-        let dead = asides.iter().filter(|aside| is_dead(aside));
+        let is_whole = |ticket| {
+            self.keeping
+                .rows
+                .get(ticket)
+                .is_some_and(OutboxRow::is_whole)
+        };
+        let dead = asides
+            .iter()
+            .filter(|aside| is_dead(aside) && is_whole(&aside.ticket));
         let dead: Vec<_> = dead
             .map(|aside| Delivered {
                 ticket: aside.ticket,
@@ -108,10 +134,11 @@ impl Run<'_> {
 
     pub(super) fn take_keep(
         &mut self,
-        (asides, result): (Vec<Aside>, Result<(), MarkError>),
+        (asides, result): (Vec<Aside>, Result<u64, MarkError>),
     ) -> Option<End> {
         match result {
-            Ok(()) => {
+            Ok(bytes) => {
+                self.keeping.kept_bytes += bytes;
                 self.recorded(&asides);
                 None
             }
@@ -126,6 +153,19 @@ impl Run<'_> {
                 None
             }
         }
+    }
+
+    /// Whether so much is kept that nothing more may be held; what is kept can be replayed all the same.
+    pub(super) fn too_much_is_kept(&self) -> Option<End> {
+        let is_too_much = self.keeping.kept_bytes > KEPT_BYTES_MAX;
+        if !is_too_much || matches!(self.session.phase, Phase::Replay(_)) {
+            return None;
+        }
+        let (kept, most) = (self.keeping.kept_bytes >> 20, KEPT_BYTES_MAX >> 20);
+        Some(End::Halt(format!(
+            "copies of held rows take {kept} MiB in `outboxd.kept`, more than {most} MiB; `outboxd blocked list` shows \
+             what they wait for: mend it, retry or skip it"
+        )))
     }
 
     pub(super) fn recorded(&mut self, asides: &[Aside]) {

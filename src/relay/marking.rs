@@ -98,19 +98,20 @@ impl Run<'_> {
         }
     }
 
-    /// Compacts the ledger and audits what is complete, beside the marks.
+    /// Compacts the ledger, audits what is complete and forgets old history, beside the marks.
     pub(super) fn maintain(&mut self) {
-        let Marks::Ledger(ledger) = &self.session.marks else {
-            return;
-        };
         if self.maintenance.is_some() || self.drain_until.is_some() {
             return;
         }
         let table = self.session.layout.sql_name();
-        let (tenure, audits) = (ledger.tenure().clone(), ledger.audits(&table));
-        let sql = self.session.sql.clone();
+        let audits = match &self.session.marks {
+            Marks::Ledger(ledger) => ledger.audits(&table),
+            Marks::Rows(_) | Marks::None => Vec::new(),
+        };
+        let (sql, tenure) = (self.session.sql.clone(), self.session.tenure.clone());
         self.maintenance = Some(tokio::spawn(async move {
             crate::mark::ledger::compact(&sql.client, &tenure).await?;
+            crate::hold::forget_history(&sql.client, &tenure).await?;
             let mut findings = Vec::new();
             for audit in audits {
                 findings.push(Finding {
@@ -131,7 +132,7 @@ impl Run<'_> {
             Err(MarkError::NotLeader { .. }) => return Some(End::Deposed),
             Err(failure) if self.session.sql.client.is_closed() => return Some(End::Mark(failure)),
             Err(failure) => {
-                warn!(error = %chain(&failure), "could not compact the ledger");
+                warn!(error = %chain(&failure), "could not maintain the state tables");
                 return None;
             }
         };

@@ -7,8 +7,9 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use super::lag::{HeldFacts, Measured, Question};
-use super::{Phase, Run};
-use crate::mark::Marks;
+use super::{End, Phase, Run};
+use crate::hold::{self, Requests};
+use crate::mark::{MarkError, Marks};
 use crate::publish::Ticket;
 use crate::status::{HeldRows, HeldTopic, InFlight, Role, State, StatusCell};
 
@@ -34,6 +35,7 @@ impl Run<'_> {
             reason: held.error.clone(),
         });
         let held: Vec<_> = held.take(HELD_SHOWN_MAX).collect();
+        let blocked = core.held().aggregates().count() as u64;
         let topics = core.held().topics().map(|(topic, hold)| HeldTopic {
             topic: topic.to_string(),
             rows: hold.rows,
@@ -60,6 +62,7 @@ impl Run<'_> {
         let is_draining = self.drain_until.is_some();
         self.relay.status.update(|status| {
             (status.held, status.held_topics, status.in_flight) = (held, topics, in_flight);
+            status.blocked_aggregates = Some(blocked);
             status.position.confirmed_lsn = confirmed.map(|lsn| lsn.to_string());
             status.position.sent_seq = sent_seq;
             status.lag.bytes = lag_bytes;
@@ -87,8 +90,19 @@ impl Run<'_> {
             self.session.tenure.outbox.clone(),
         );
         self.requests = Some(tokio::spawn(async move {
-            crate::hold::is_asked_for(&sql.client, &outbox).await
+            hold::requests(&sql.client, &outbox).await
         }));
+    }
+
+    pub(super) fn take_requests(&self, answer: Result<Requests, MarkError>) -> Option<End> {
+        let requests = answer.ok()?;
+        self.relay
+            .status
+            .update(|status| status.dead_letters = Some(requests.dead_letters));
+        let reason = "a release or a replay was asked for";
+        requests
+            .is_asked_for
+            .then(|| End::Reread(reason.to_owned()))
     }
 
     /// Observes how long what was handed over together took until its last row was acknowledged.

@@ -9,6 +9,7 @@ use tokio_postgres::Client;
 use super::{Lag, Lease, Peer, Role, State, Status, StatusError};
 use crate::config::{Mark, Mode, SourceConfig};
 use crate::postgres::{self, ConnectOptions, Session};
+use crate::session::lease_key;
 
 /// Rows counted at most.
 const ROWS_MAX: i64 = 100_000;
@@ -19,6 +20,10 @@ const COLUMNS: &str = "SELECT coalesce(array_agg(attname::text), '{}') FROM pg_a
 
 const LEASE: &str = "SELECT owner, epoch, NOT released AND clock_timestamp() - at < ttl, \
     extract(epoch FROM clock_timestamp() - at)::float8 FROM outboxd.lease WHERE outbox = $1";
+
+const HELD: &str = "SELECT (SELECT count(*) FROM outboxd.blocked \
+    WHERE outbox = $1 AND kind = 'aggregate' AND state <> 'released'), \
+    (SELECT count(*) FROM (SELECT FROM outboxd.kept WHERE outbox = $1 AND state = 'dead' LIMIT 100000) dead)";
 
 const SLOT: &str = "SELECT confirmed_flush_lsn::text, wal_status, \
     pg_wal_lsn_diff(here.lsn, confirmed_flush_lsn)::int8, \
@@ -85,7 +90,9 @@ async fn read(
         error: None,
     };
     if has_state(client).await? {
-        read_lease(client, status).await?;
+        let key = lease_key(source);
+        read_lease(client, &key, status).await?;
+        read_held(client, &key, status).await?;
         if source.mark == Mark::Ledger {
             let sent = client.query_one(SENT_SEQ, &[&status.table]).await?;
             status.position.sent_seq = sent.try_get(0)?;
@@ -106,14 +113,19 @@ async fn read(
 
 async fn has_state(client: &Client) -> Result<bool, tokio_postgres::Error> {
     let sql = "SELECT to_regclass('outboxd.lease') IS NOT NULL \
-        AND to_regclass('outboxd.ledger') IS NOT NULL AND to_regclass('outboxd.outbox') IS NOT NULL";
+        AND to_regclass('outboxd.ledger') IS NOT NULL AND to_regclass('outboxd.outbox') IS NOT NULL \
+        AND to_regclass('outboxd.blocked') IS NOT NULL AND to_regclass('outboxd.kept') IS NOT NULL";
     client.query_one(sql, &[]).await?.try_get(0)
 }
 
-async fn read_lease(client: &Client, status: &mut Status) -> Result<(), tokio_postgres::Error> {
+async fn read_lease(
+    client: &Client,
+    key: &str,
+    status: &mut Status,
+) -> Result<(), tokio_postgres::Error> {
     status.state = State::Unknown;
     status.role = Role::Stopped;
-    let Some(row) = client.query_opt(LEASE, &[&status.table]).await? else {
+    let Some(row) = client.query_opt(LEASE, &[&key]).await? else {
         "no relay ever held the lease".clone_into(&mut status.reason);
         return Ok(());
     };
@@ -130,6 +142,17 @@ async fn read_lease(client: &Client, status: &mut Status) -> Result<(), tokio_po
         holder,
         epoch: Some(epoch),
     });
+    Ok(())
+}
+
+async fn read_held(
+    client: &Client,
+    key: &str,
+    status: &mut Status,
+) -> Result<(), tokio_postgres::Error> {
+    let row = client.query_one(HELD, &[&key]).await?;
+    status.blocked_aggregates = u64::try_from(row.try_get::<_, i64>(0)?).ok();
+    status.dead_letters = u64::try_from(row.try_get::<_, i64>(1)?).ok();
     Ok(())
 }
 

@@ -90,6 +90,14 @@ fn write_numbers(f: &mut fmt::Formatter<'_>, status: &Status) -> fmt::Result {
 }
 
 fn write_held(f: &mut fmt::Formatter<'_>, status: &Status) -> fmt::Result {
+    if let Some(count @ 1..) = status.blocked_aggregates {
+        let text = format_args!("{count} aggregates: `outboxd blocked list` shows them");
+        line(f, "blocked", text)?;
+    }
+    if let Some(count @ 1..) = status.dead_letters {
+        let text = format_args!("{count}: `outboxd dead-letters list` shows them");
+        line(f, "dead letters", text)?;
+    }
     for held in &status.held {
         let (rows, kind) = (held.rows, &held.aggregate_type);
         let (id, reason) = (&held.event_id, &held.reason);

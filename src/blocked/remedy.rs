@@ -1,0 +1,51 @@
+//! What a person can do next, for each reason.
+
+use super::Blocked;
+
+impl Blocked {
+    /// What mends it, in one or two sentences.
+    pub fn remedy(&self) -> &'static str {
+        if self.topic.is_some() {
+            return match self.reason.as_str() {
+                "refused" => {
+                    "give the relay the right to write the topic, or mend what the brokers say; outboxd tries again \
+                     by itself every 30 s"
+                }
+                _ => {
+                    "create the topic (`outboxd status` prints the command) or grant the right to it; outboxd asks \
+                     again every 2 s and continues by itself"
+                }
+            };
+        }
+        of_reason(&self.reason)
+    }
+}
+
+/// By the reason of a row at fault.
+pub(crate) fn of_reason(reason: &str) -> &'static str {
+    match reason {
+        "topic_not_allowed" => {
+            "if the row is right, widen `route.allow` and restart the relay; else correct the row's topic"
+        }
+        "topic_invalid" => "correct the row's topic, or `route.topic`",
+        "null_key" => {
+            "set `route.null_key = \"publish\"` if such rows need no order, and restart; else give the row an \
+             aggregate id"
+        }
+        "null_id" => "give the row an id",
+        "header_reserved" | "headers_invalid" => "correct the row's headers",
+        "too_large" => {
+            "raise \"message.max.bytes\" under [kafka.properties] (and `max.message.bytes` of the topic) and restart; \
+             else make the row smaller"
+        }
+        "refused" => {
+            "raise `max.message.bytes` of the topic if the brokers say that the record is too large; else correct \
+             the row"
+        }
+        "no_column" => "the row came while the table lacked a column: correct the row",
+        "follows" => {
+            "mend the first dead letter of its aggregate; what follows it is replayed with it"
+        }
+        _ => "mend what the reason says",
+    }
+}

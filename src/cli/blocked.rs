@@ -1,0 +1,176 @@
+//! `outboxd blocked`: what is held back, and its release.
+
+use clap::{Args, Subcommand};
+
+use super::commands::{connect, failed, show};
+use super::wish::{Asking, fulfil, refuse};
+use super::{Common, Outcome, load, print};
+use crate::blocked::{BlockedTable, Lines, Which, Wish};
+use crate::config::Config;
+use crate::hold::Wished;
+use crate::inspect;
+use crate::session::lease_key;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Blocked {
+    /// List what is blocked: what, since when, how many rows wait, and why.
+    List(List),
+    /// Say everything of one entry: the row at fault, the statement that shows it, what mends it.
+    Show(Show),
+    /// Publish the row at fault and what waits behind it.
+    ///
+    /// First mend what was wrong: correct the row in the table (as the table's owner), the topic or the configuration.
+    /// The rows are read from the table again, in order. Where the followers became dead letters, those are replayed.
+    ///
+    /// Exits with 1 when it is blocked again, 75 when the relay has not taken the wish after 15 s; without a running
+    /// relay the wish is kept for the next one.
+    ///
+    /// Example: UPDATE outbox SET headers = NULL WHERE id = '…'; then
+    /// outboxd blocked retry 1f0c9a2e --note 'headers removed' --config outboxd.toml
+    Retry(Retry),
+    /// Give the row at fault up for ever and publish what waits behind it.
+    ///
+    /// The row is never published; that you decided so, when and why, is kept, for 30 days at least.
+    ///
+    /// Example: outboxd blocked skip 1f0c9a2e --yes --note 'sent by hand, ticket 4711' --config outboxd.toml
+    Skip(Skip),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct List {
+    #[command(flatten)]
+    common: Common,
+    /// Print JSON for programs.
+    #[arg(long)]
+    json: bool,
+    /// What was released too, as far back as it is kept.
+    #[arg(long)]
+    all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Show {
+    #[command(flatten)]
+    common: Common,
+    /// The entry, as `list` names it.
+    id: String,
+    /// Print JSON for programs.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Retry {
+    #[command(flatten)]
+    common: Common,
+    /// The entry, as `list` names it.
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    id: Option<String>,
+    /// Everything that is blocked.
+    #[arg(long)]
+    all: bool,
+    /// Why.
+    #[arg(long, alias = "reason", value_name = "TEXT")]
+    note: Option<String>,
+    #[command(flatten)]
+    asking: Asking,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Skip {
+    #[command(flatten)]
+    common: Common,
+    /// The entry, as `list` names it.
+    id: String,
+    /// Really give the row up.
+    #[arg(long)]
+    yes: bool,
+    /// Why; who reads it later should understand.
+    #[arg(long, alias = "reason", value_name = "TEXT")]
+    note: String,
+    #[command(flatten)]
+    asking: Asking,
+}
+
+/// Runs a command of this family.
+pub(super) async fn run(command: Blocked) -> Outcome {
+    let common = match &command {
+        Blocked::List(List { common, .. })
+        | Blocked::Show(Show { common, .. })
+        | Blocked::Retry(Retry { common, .. })
+        | Blocked::Skip(Skip { common, .. }) => common,
+    };
+    let config = match load(common) {
+        Ok(config) => config,
+        Err(outcome) => return outcome,
+    };
+    match command {
+        Blocked::Skip(Skip { yes: false, id, .. }) => refuse(&format!(
+            "the row at fault of `{id}` would never be published; repeat with `--yes`"
+        )),
+        command => run_with(&config, command).await,
+    }
+}
+
+async fn run_with(config: &Config, command: Blocked) -> Outcome {
+    let session = match connect(config).await {
+        Ok(session) => session,
+        Err(outcome) => return outcome,
+    };
+    let outbox = lease_key(&config.source);
+    let table = match config.source.table_name() {
+        Ok(name) => inspect::inspect(&session.client, &name.schema, &name.table)
+            .await
+            .ok(),
+        Err(_) => None,
+    };
+    let table = BlockedTable {
+        client: &session.client,
+        outbox: &outbox,
+        mark: config.source.mark,
+        layout: table.as_ref().map(|table| &table.layout),
+    };
+    match command {
+        Blocked::List(list) => match table.list(list.all).await {
+            Ok(entries) if list.json => super::print_json(&entries),
+            Ok(entries) if entries.is_empty() => print("nothing is blocked"),
+            Ok(entries) => print(&Lines(&entries).to_string()),
+            Err(failure) => return failed(&failure, None),
+        },
+        Blocked::Show(entry) => match table.show(&entry.id).await {
+            Ok(shown) => show(&shown, entry.json),
+            Err(failure) => return failed(&failure, None),
+        },
+        Blocked::Retry(Retry {
+            id, note, asking, ..
+        }) => {
+            let which = id.map_or(Which::All, Which::Id);
+            return wish(&table, &which, Wish::Retry, asking, note).await;
+        }
+        Blocked::Skip(Skip {
+            id, note, asking, ..
+        }) => {
+            return wish(&table, &Which::Id(id), Wish::Skip, asking, Some(note)).await;
+        }
+    }
+    Outcome::Done
+}
+
+async fn wish(
+    table: &BlockedTable<'_>,
+    which: &Which,
+    wish: Wish,
+    asking: Asking,
+    note: Option<String>,
+) -> Outcome {
+    let asker = asking.asker(note);
+    let entries = match table.wish(which, wish, &asker).await {
+        Ok(entries) => entries,
+        Err(failure) => return failed(&failure, None),
+    };
+    let wished = Wished {
+        keys: entries.into_iter().map(|entry| entry.key).collect(),
+        kept: Vec::new(),
+    };
+    fulfil(table.client, table.outbox, &wished, &asking).await
+}

@@ -1,0 +1,194 @@
+//! `outboxd dead-letters`: rows that were set aside by `faults.policy = "dead_letter"`.
+
+use clap::{Args, Subcommand};
+
+use super::commands::{connect, failed, show};
+use super::wish::{Asking, fulfil, refuse};
+use super::{Common, Outcome, load, print};
+use crate::config::Config;
+use crate::dead_letter::{LetterTable, Lines, Which};
+use crate::session::lease_key;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum DeadLetters {
+    /// List the dead letters: number, aggregate, row, since when, and why.
+    List(List),
+    /// Say everything of one letter; what its row contains only with --content.
+    Show(Show),
+    /// Publish letters again: the same row, with the same id, key and headers.
+    ///
+    /// With `faults.after_dead_letter = "follow"` all letters of an aggregate go out together, in order, and the aggregate
+    /// goes on behind them; a later one alone is refused. What is still at fault becomes a dead letter again.
+    ///
+    /// Exits with 1 when a letter is at fault again, 75 when the relay has not taken the wish after 15 s; without a running
+    /// relay the wish is kept for the next one.
+    ///
+    /// Example: outboxd dead-letters replay --aggregate order 4711 --note 'topic allowed' --config outboxd.toml
+    Replay(Replay),
+    /// Give letters up for ever.
+    ///
+    /// They are never published; that you decided so, when and why, is kept, for 30 days at least.
+    ///
+    /// Example: outboxd dead-letters discard 12 13 --yes --note 'test data' --config outboxd.toml
+    Discard(Discard),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct List {
+    #[command(flatten)]
+    common: Common,
+    /// Print JSON for programs.
+    #[arg(long)]
+    json: bool,
+    /// Those too that were replayed or discarded, as far back as they are kept.
+    #[arg(long)]
+    all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Show {
+    #[command(flatten)]
+    common: Common,
+    /// The letter's number.
+    id: i64,
+    /// Print JSON for programs.
+    #[arg(long)]
+    json: bool,
+    /// Show the row itself, column by column: text as it is, other bytes in hex. It may be private.
+    #[arg(long)]
+    content: bool,
+}
+
+#[derive(Debug, Args)]
+#[group(id = "which", required = true, multiple = false, args = ["ids", "aggregate", "all"])]
+pub(super) struct Replay {
+    #[command(flatten)]
+    common: Common,
+    /// The letters' numbers.
+    ids: Vec<i64>,
+    /// All letters of one aggregate.
+    #[arg(long, num_args = 2, value_names = ["TYPE", "ID"])]
+    aggregate: Option<Vec<String>>,
+    /// All letters.
+    #[arg(long)]
+    all: bool,
+    /// Why.
+    #[arg(long, alias = "reason", value_name = "TEXT")]
+    note: Option<String>,
+    #[command(flatten)]
+    asking: Asking,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Discard {
+    #[command(flatten)]
+    common: Common,
+    /// The letters' numbers.
+    #[arg(required = true)]
+    ids: Vec<i64>,
+    /// Really give them up.
+    #[arg(long)]
+    yes: bool,
+    /// Why.
+    #[arg(long, alias = "reason", value_name = "TEXT")]
+    note: Option<String>,
+    #[command(flatten)]
+    asking: Asking,
+}
+
+/// Runs a command of this family.
+pub(super) async fn run(command: DeadLetters) -> Outcome {
+    let common = match &command {
+        DeadLetters::List(List { common, .. })
+        | DeadLetters::Show(Show { common, .. })
+        | DeadLetters::Replay(Replay { common, .. })
+        | DeadLetters::Discard(Discard { common, .. }) => common,
+    };
+    let config = match load(common) {
+        Ok(config) => config,
+        Err(outcome) => return outcome,
+    };
+    match command {
+        DeadLetters::Discard(Discard { yes: false, .. }) => {
+            refuse("the letters would never be published; repeat with `--yes`")
+        }
+        command => run_with(&config, command).await,
+    }
+}
+
+async fn run_with(config: &Config, command: DeadLetters) -> Outcome {
+    let session = match connect(config).await {
+        Ok(session) => session,
+        Err(outcome) => return outcome,
+    };
+    let outbox = lease_key(&config.source);
+    let table = LetterTable {
+        client: &session.client,
+        outbox: &outbox,
+    };
+    match command {
+        DeadLetters::List(arguments) => list(&table, &arguments).await,
+        DeadLetters::Show(arguments) => {
+            let found = match arguments.content {
+                true => table.open(arguments.id).await,
+                false => table.find(arguments.id).await,
+            };
+            match found {
+                Ok(letter) => show(&letter, arguments.json),
+                Err(failure) => return failed(&failure, None),
+            }
+            Outcome::Done
+        }
+        DeadLetters::Replay(arguments) => replay(&table, arguments).await,
+        DeadLetters::Discard(Discard {
+            ids, note, asking, ..
+        }) => match table.discard(&ids, &asking.asker(note)).await {
+            Ok(letters) => discarded(&letters),
+            Err(failure) => failed(&failure, None),
+        },
+    }
+}
+
+async fn list(table: &LetterTable<'_>, arguments: &List) -> Outcome {
+    match table.list(arguments.all).await {
+        Ok((letters, _)) if arguments.json => super::print_json(&letters),
+        Ok((letters, _)) if letters.is_empty() => print("there are no dead letters"),
+        Ok((letters, count)) => {
+            print(&Lines(&letters).to_string());
+            if usize::try_from(count).is_ok_and(|count| count > letters.len()) {
+                print(&format!("the oldest {} of {count}", letters.len()));
+            }
+        }
+        Err(failure) => return failed(&failure, None),
+    }
+    Outcome::Done
+}
+
+async fn replay(table: &LetterTable<'_>, arguments: Replay) -> Outcome {
+    let mut aggregate = arguments.aggregate.unwrap_or_default().into_iter();
+    let which = match (aggregate.next(), aggregate.next()) {
+        (Some(kind), Some(id)) => Which::Aggregate { kind, id },
+        _ if arguments.all => Which::All,
+        _ => Which::Ids(arguments.ids),
+    };
+    let asker = arguments.asking.asker(arguments.note);
+    match table.replay(&which, &asker).await {
+        Ok(wished) => fulfil(table.client, table.outbox, &wished, &arguments.asking).await,
+        Err(failure) => failed(&failure, None),
+    }
+}
+
+fn discarded(letters: &[crate::dead_letter::DeadLetter]) -> Outcome {
+    print(&format!("{} discarded", letters.len()));
+    let mut told = Vec::new();
+    for blocked in letters.iter().filter_map(|letter| letter.blocked.as_ref()) {
+        if !told.contains(&blocked) {
+            print(&format!(
+                "what follows in the aggregate of `{blocked}` still becomes dead letters; \
+                 `outboxd blocked retry {blocked}` replays those that are left and lets it go on"
+            ));
+            told.push(blocked);
+        }
+    }
+    Outcome::Done
+}
