@@ -151,12 +151,7 @@ impl Core {
             error: error.clone(),
             blocks,
         };
-        // What can't be kept whole stays where it is.
-        let policy = match row.is_whole {
-            true => self.policy,
-            false => FaultPolicy::Block,
-        };
-        let fate = match policy {
+        let fate = match row.policy(self.policy) {
             FaultPolicy::Continue => dead(None),
             FaultPolicy::Follow => {
                 self.held.block(row, reason, &error, Followers::Die);

@@ -47,6 +47,14 @@ impl<'a> RowFacts<'a> {
             is_whole: row.is_whole(),
         }
     }
+
+    /// What becomes of it when it is at fault: what can't be kept whole stays where it is.
+    pub(super) fn policy(&self, policy: FaultPolicy) -> FaultPolicy {
+        match self.is_whole {
+            true => policy,
+            false => FaultPolicy::Block,
+        }
+    }
 }
 
 /// When a row stops counting in the window.
