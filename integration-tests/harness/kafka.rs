@@ -154,7 +154,7 @@ impl Kafka {
             .client()
             .create()
             .expect("a consumer of known settings");
-        super::wait_until_blocking("Kafka answers", Duration::from_secs(60), || {
+        super::wait_until_blocking("Kafka answers", Duration::from_secs(180), || {
             let process = self.process.as_mut().expect("the broker was started");
             if let Some(status) = process.exited() {
                 panic!(

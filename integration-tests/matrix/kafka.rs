@@ -46,9 +46,10 @@ pub async fn acknowledgements_lost(scene: &Scene) {
     let mut readers = topics.each_ref().map(|topic| kafka.reader(&[topic]));
     for _ in 0..scene.pick(5, 20, 100) {
         both.await_publishing(0).await;
+        // Counted first: soon after, the windows are full and the logs grow no more.
+        let before = readers.each_mut().map(records);
         proxy.set(|weather| weather.to_client.is_lost = true);
-        for reader in &mut readers {
-            let before = records(reader);
+        for (reader, before) in readers.iter_mut().zip(before) {
             wait_until("the broker has appended", SOON, async || {
                 match records(reader) {
                     now if now > before => Ok(()),
