@@ -7,9 +7,10 @@ mod results;
 pub mod soak;
 mod tests;
 
+use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 
@@ -17,6 +18,9 @@ use super::scene::{Scene, Size};
 use super::table::{ROWS, Row, Scenario, Shown};
 use super::tally::Tally;
 use results::{Entry, Results};
+
+/// A scenario of moderate size that takes so long has come to a stop.
+const LASTS_MAX: Duration = Duration::from_secs(600);
 
 /// What the environment asks for.
 struct Settings {
@@ -133,14 +137,21 @@ async fn run_row(row: &Row, size: Size) -> Option<Entry> {
     })
 }
 
-/// Plays a scenario to its end, which may be a panic.
+/// Plays a scenario to its end, which may be a panic, or as long as it may take.
 async fn play(scenario: Scenario, size: Size) -> Tally {
     let scene = Scene::new(size);
-    let played = AssertUnwindSafe(scenario(&scene)).catch_unwind().await;
-    if let Err(panic) = played {
-        let text = panic.downcast_ref::<String>().cloned();
-        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-        scene.require(false, || text.unwrap_or_else(|| "panicked".to_owned()));
+    let lasts = scene.pick(LASTS_MAX, LASTS_MAX, 6 * LASTS_MAX);
+    let played = AssertUnwindSafe(scenario(&scene)).catch_unwind();
+    match tokio::time::timeout(lasts, played).await {
+        Ok(Ok(())) => {}
+        Ok(Err(panic)) => scene.require(false, || text_of(&*panic)),
+        Err(_) => scene.require(false, || format!("did not end within {lasts:?}")),
     }
     scene.finish()
+}
+
+fn text_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+    text.unwrap_or_else(|| "panicked".to_owned())
 }
