@@ -80,5 +80,11 @@ ALTER PUBLICATION {publication} SET (publish = 'insert', publish_via_partition_r
 UPDATE outboxd.outbox SET caught_up = false WHERE outbox = {outbox};
 
 --: slot
--- After the publication: a slot that is older than its publication cannot see it.
-SELECT pg_catalog.pg_create_logical_replication_slot({slot}, 'pgoutput');
+-- After the publication: a slot that is older than its publication cannot see it. Standbys keep it from PostgreSQL 17 on.
+DO $outboxd$ BEGIN
+    IF {failover} AND pg_catalog.current_setting('server_version_num')::int4 >= 170000 THEN
+        PERFORM pg_catalog.pg_create_logical_replication_slot({slot}, 'pgoutput', false, false, true);
+    ELSE
+        PERFORM pg_catalog.pg_create_logical_replication_slot({slot}, 'pgoutput');
+    END IF;
+END $outboxd$;

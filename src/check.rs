@@ -3,6 +3,7 @@
 //! Only looks: never creates, changes or publishes anything.
 
 mod connection;
+mod failover;
 pub mod fit;
 mod kafka;
 mod route;

@@ -161,6 +161,7 @@ struct Names {
     mark: Mark,
     publication: String,
     slot: String,
+    failover: bool,
     relay_role: Option<String>,
     application_role: Option<String>,
 }
@@ -175,6 +176,7 @@ impl Names {
             mark: config.source.mark,
             publication: config.source.replication.publication.clone(),
             slot: config.source.replication.slot.clone(),
+            failover: config.source.replication.failover,
             relay_role: options.relay_role.clone(),
             application_role: options.application_role.clone(),
         })

@@ -27,6 +27,9 @@ pub(super) async fn look(client: &Client, config: &Config, table: &Table, report
         return;
     }
     publication(client, config, table, report).await;
+    if config.source.replication.failover {
+        super::failover::look(client, found.as_ref(), report).await;
+    }
     let database = client
         .query_one("SELECT pg_catalog.current_database()::text", &[])
         .await;

@@ -81,6 +81,7 @@ fn values(names: &Names, standing: &Standing) -> Result<Values, MigrateError> {
     }
     values.set_identifier("publication", &names.publication);
     values.set_literal("slot", &names.slot);
+    values.set("failover", names.failover.to_string());
     values.set_identifier("relay_role", names.relay_role());
     if let Some(role) = &names.application_role {
         values.set_identifier("application_role", role);
@@ -334,6 +335,7 @@ mod tests {
             mark,
             publication: "outboxd orders".to_owned(),
             slot: "outboxd_orders".to_owned(),
+            failover: true,
             relay_role: None,
             application_role: Some("shop".to_owned()),
         }
