@@ -27,6 +27,13 @@ use entry::{Entry, RowKey, State};
 use positions::Positions;
 use suspects::Suspects;
 
+/// A row that was in flight when the source restarted.
+#[derive(Debug)]
+struct Before {
+    id: RowId,
+    is_sent: bool,
+}
+
 /// Every row in flight, in publishing order.
 #[derive(Debug)]
 pub struct Core {
@@ -45,7 +52,7 @@ pub struct Core {
     bulkhead: Bulkhead,
     held: Held,
     suspects: Suspects,
-    from_before: HashMap<RowKey, RowId>,
+    from_before: HashMap<RowKey, Before>,
 }
 
 impl Core {
@@ -75,12 +82,21 @@ impl Core {
     ///
     /// It stays known until the next restart, for it may be marked before the source hands it out.
     pub fn was_in_flight(&self, row: &OutboxRow) -> bool {
-        let Some(id) = &row.id else { return false };
-        !self.from_before.is_empty()
-            && self
-                .from_before
-                .get(&RowKey::of(row.seq, id))
-                .is_some_and(|known| known == id)
+        self.before(row).is_some()
+    }
+
+    /// Tells the same of a row that was sent, and not put aside: what was put aside is replayed.
+    pub fn was_sent(&self, row: &OutboxRow) -> bool {
+        self.before(row).is_some_and(|before| before.is_sent)
+    }
+
+    fn before(&self, row: &OutboxRow) -> Option<&Before> {
+        let id = row.id.as_ref()?;
+        if self.from_before.is_empty() {
+            return None;
+        }
+        let before = self.from_before.get(&RowKey::of(row.seq, id))?;
+        (before.id == *id).then_some(before)
     }
 
     /// Begins with the holds that are recorded; nothing may be in flight of their rows.
@@ -136,6 +152,10 @@ impl Core {
     }
 
     fn at_fault(&mut self, row: &RowFacts<'_>, reason: &'static str, error: String) -> Offer {
+        // A row ahead of it that had to be sent again would be taken for its follower.
+        if self.has_sent(row.aggregate) {
+            return Offer::Wait;
+        }
         if self.policy == FaultPolicy::Halt {
             return Offer::Halt(format!("row {} can't be published: {error}", row.id));
         }
@@ -169,6 +189,11 @@ impl Core {
             reason,
             error,
         }
+    }
+
+    fn has_sent(&self, aggregate: Aggregate) -> bool {
+        let is_sent = |entry: &Entry| entry.state == State::Sent && entry.aggregate == aggregate;
+        self.sent > 0 && self.entries.values().any(is_sent)
     }
 
     /// Puts a row of a blocked aggregate aside.
@@ -212,6 +237,7 @@ impl Core {
             seq: row.seq,
             id: row.id.clone(),
             lsn: row.lsn,
+            aggregate: row.aggregate,
             bytes: row.bytes,
             topic,
         };
@@ -386,8 +412,14 @@ impl Core {
         self.held.ask_again();
         self.aside.clear();
         self.forget_all_in(State::Aside);
-        let key = |entry: &Entry| (RowKey::of(entry.seq, &entry.id), entry.id.clone());
-        self.from_before = self.entries.values().map(key).collect();
+        let before = |entry: &Entry| {
+            let before = Before {
+                id: entry.id.clone(),
+                is_sent: entry.topic.is_some(),
+            };
+            (RowKey::of(entry.seq, &entry.id), before)
+        };
+        self.from_before = self.entries.values().map(before).collect();
     }
 
     /// Drops what the ended producer did not deliver, and draws the conclusions from its faults.
@@ -490,6 +522,11 @@ impl Core {
     /// Whether the broker has left more than half of the window without an answer.
     pub fn is_stuck(&self) -> bool {
         self.sent * 2 > self.window.rows_max || self.sent_bytes * 2 > self.window.bytes_max
+    }
+
+    /// Nothing waits for the broker, a mark or a record; where nothing is marked rows may still wait for their confirmation.
+    pub fn is_settled(&self) -> bool {
+        self.first_unresolved() == self.next
     }
 
     /// Nothing is in flight, delivered or being marked.

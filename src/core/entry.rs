@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::Aggregate;
 use crate::outbox::{Lsn, RowId};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +22,7 @@ pub(super) struct Entry {
     pub(super) seq: Option<i64>,
     pub(super) id: RowId,
     pub(super) lsn: Lsn,
+    pub(super) aggregate: Aggregate,
     pub(super) bytes: usize,
     /// `None` where it is put aside.
     pub(super) topic: Option<Arc<str>>,

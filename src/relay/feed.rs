@@ -55,8 +55,12 @@ impl Run<'_> {
         let is_held = |row: &OutboxRow| {
             !held.is_empty() && row.id.as_ref().is_some_and(|id| held.contains(id))
         };
-        let is_known =
-            |row: &OutboxRow| core.was_in_flight(row) || state.skips(row) || is_held(row);
+        let is_replay = matches!(self.session.phase, Phase::Replay(_));
+        let was_in_flight = |row: &OutboxRow| match is_replay {
+            true => core.was_sent(row),
+            false => core.was_in_flight(row),
+        };
+        let is_known = |row: &OutboxRow| was_in_flight(row) || state.skips(row) || is_held(row);
         let mut repeated: Vec<_> = batch.rows.iter().map(is_known).collect();
         if self.session.source.is_stream() {
             let settled = self
@@ -176,7 +180,7 @@ impl Run<'_> {
 
     /// A catch-up or a replay is over when all that stood there was read and is settled.
     fn caught_up(&self) -> Option<End> {
-        let is_over = self.has_read_all() && self.feed.is_empty() && self.relay.core.is_empty();
+        let is_over = self.has_read_all() && self.feed.is_empty() && self.relay.core.is_settled();
         if !is_over || self.marking.is_some() || !self.keeping.is_idle() {
             return None;
         }
