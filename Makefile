@@ -4,7 +4,7 @@ CARGO ?= cargo
 MINUTES ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test faults soak servers bench clean-servers
+.PHONY: help demo check test faults soak simulate servers bench clean-servers
 
 help: ## Shows this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -30,6 +30,10 @@ faults: servers ## Runs the fault matrix on real servers, writes docs/faults.md 
 
 soak: servers ## Mixes faults at random for MINUTES=60, from SEED=number
 	@OUTBOXD_RELAY_LOGS=$(CURDIR)/target/faults/logs SOAK=$(MINUTES) SEED=$(SEED) $(CARGO) test --locked --quiet --test faults
+
+simulate: ## Judges SEEDS=1000000 (or 5..9) schedules of a simulated world, or tells the events of one SEED=7
+	@SEED=$(SEED) SEEDS=$(SEEDS) CARGO_PROFILE_RELEASE_LTO=off $(CARGO) test --release --locked --quiet --lib \
+		simulator::tests::simulate -- --ignored --nocapture
 
 servers: ## Fetches the Kafka and PostgreSQL that tests run on into .servers/
 	@integration-tests/servers/fetch.sh

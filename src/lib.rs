@@ -27,6 +27,8 @@ pub mod publish;
 pub mod ranges;
 pub mod relay;
 pub mod session;
+#[cfg(test)]
+mod simulator;
 pub mod slot;
 pub mod source;
 pub mod state;

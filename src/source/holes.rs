@@ -13,8 +13,6 @@ pub use snapshot::{ParseSnapshotError, Snapshot, Xid};
 mod snapshot;
 
 #[cfg(test)]
-mod simulator;
-#[cfg(test)]
 mod tests;
 
 /// A transaction as `pg_locks.virtualtransaction` names it, such as `3/1234`.

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::simulator::lease::{Asked, Contender, Part, Statement, execute};
 
 const fn ms(value: u64) -> Duration {
     Duration::from_millis(value)
@@ -71,159 +72,6 @@ fn a_holder_counts_from_the_sending_of_its_last_renewal() {
     assert!(holder.may_publish(ms(8999)));
 }
 
-/// One relay of the simulation: what it believes, and the one statement that it waits for.
-struct Relay {
-    incarnation: u64,
-    ttl: Duration,
-    connection: u64,
-    part: Part,
-    asked: Option<Asked>,
-}
-
-enum Part {
-    Standby(Standby),
-    Holder(Holder),
-}
-
-struct Asked {
-    statement: Statement,
-    owner: String,
-    sent_at: Duration,
-    answer: Option<Answer>,
-}
-
-#[derive(Clone, Copy)]
-enum Statement {
-    Read,
-    Take(Option<Version>, Duration),
-    Renew(i64),
-    Release,
-}
-
-#[derive(Clone)]
-enum Answer {
-    Row(Option<LeaseRow>),
-    Epoch(Option<i64>),
-    Renewed(bool),
-}
-
-impl Relay {
-    fn new(number: usize, ttl: u64) -> Self {
-        Self {
-            incarnation: number as u64 * 1000,
-            ttl: ms(ttl),
-            connection: 1,
-            part: Part::Standby(Standby::default()),
-            asked: None,
-        }
-    }
-
-    fn owner(&self) -> String {
-        self.incarnation.to_string()
-    }
-
-    fn ask(&mut self, statement: Statement, now: Duration) {
-        self.asked = Some(Asked {
-            statement,
-            owner: self.owner(),
-            sent_at: now,
-            answer: None,
-        });
-    }
-
-    fn send(&mut self, now: Duration) {
-        if self.asked.is_none() {
-            let statement = match &self.part {
-                Part::Standby(_) => Statement::Read,
-                Part::Holder(holder) => Statement::Renew(holder.epoch()),
-            };
-            self.ask(statement, now);
-        }
-    }
-
-    fn turn(&mut self, table: &mut Option<LeaseRow>, now: Duration, dead: &[String]) {
-        self.send(now);
-        while let Some(asked) = &mut self.asked {
-            if asked.answer.is_none() {
-                execute(table, asked);
-            }
-            self.receive(now, dead);
-        }
-    }
-
-    fn receive(&mut self, now: Duration, dead: &[String]) {
-        let Some((answer, sent_at)) = self
-            .asked
-            .as_ref()
-            .and_then(|asked| Some((asked.answer.clone()?, asked.sent_at)))
-        else {
-            return;
-        };
-        self.asked = None;
-        match (&mut self.part, answer) {
-            (Part::Standby(standby), Answer::Row(row)) => {
-                let is_dead = row.as_ref().is_some_and(|row| dead.contains(&row.owner));
-                let life = if is_dead { Life::Dead } else { Life::Unknown };
-                if let Decision::Take { expected } =
-                    standby.observe(now, row.as_ref(), self.connection, life)
-                {
-                    self.ask(Statement::Take(expected, self.ttl), now);
-                }
-            }
-            (Part::Standby(_), Answer::Epoch(Some(epoch))) => {
-                self.part = Part::Holder(Holder::new(epoch, self.ttl, sent_at));
-            }
-            (Part::Holder(holder), Answer::Renewed(true)) => holder.renewed(sent_at),
-            (Part::Holder(_), Answer::Renewed(false)) => {
-                self.part = Part::Standby(Standby::default());
-            }
-            _ => {}
-        }
-    }
-
-    fn publishes(&self, now: Duration) -> bool {
-        matches!(&self.part, Part::Holder(holder) if holder.may_publish(now))
-    }
-}
-
-/// What the server does with a statement, as the SQL says it.
-fn execute(table: &mut Option<LeaseRow>, asked: &mut Asked) {
-    let version = table.as_ref().map(|row| Version {
-        epoch: row.epoch,
-        renewals: row.renewals,
-    });
-    let answer = match asked.statement {
-        Statement::Read => Answer::Row(table.clone()),
-        Statement::Take(expected, ttl) => {
-            let epoch = version.map_or(1, |row| row.epoch + 1);
-            let matches = version == expected;
-            if matches {
-                *table = Some(LeaseRow {
-                    owner: asked.owner.clone(),
-                    epoch,
-                    renewals: version.map_or(0, |row| row.renewals + 1),
-                    released: false,
-                    ttl,
-                });
-            }
-            Answer::Epoch(matches.then_some(epoch))
-        }
-        Statement::Renew(epoch) => {
-            let ours = table
-                .as_mut()
-                .filter(|row| row.owner == asked.owner && row.epoch == epoch && !row.released);
-            Answer::Renewed(ours.map(|row| row.renewals += 1).is_some())
-        }
-        Statement::Release => {
-            if let Some(row) = table.as_mut().filter(|row| row.owner == asked.owner) {
-                row.released = true;
-            }
-            Answer::Renewed(false)
-        }
-    };
-    asked.answer = Some(answer);
-}
-
 #[derive(Clone, Copy, Debug)]
 enum Step {
     /// Everything that goes on without delay: send, execute and receive, the take included.
@@ -262,8 +110,8 @@ proptest! {
         steps in steps(),
         ttls in prop::array::uniform3(500..4000_u64),
     ) {
-        let mut relays: Vec<Relay> =
-            ttls.iter().enumerate().map(|(number, ttl)| Relay::new(number + 1, *ttl)).collect();
+        let mut relays: Vec<Contender> =
+            ttls.iter().enumerate().map(|(number, ttl)| Contender::new(number as u64 + 1, ms(*ttl))).collect();
         let (mut table, mut late, mut dead) = (None, Vec::new(), Vec::new());
         let mut now = Duration::ZERO;
         for (delay, number, step) in steps {
@@ -312,7 +160,7 @@ proptest! {
         outages in prop::collection::vec((1..300_u64, 1..600_u64), 1..20),
         retries in prop::collection::vec(1..10_u64, 50),
     ) {
-        let mut relays = [Relay::new(1, 4000), Relay::new(2, 4000)];
+        let mut relays = [Contender::new(1, ms(4000)), Contender::new(2, ms(4000))];
         let mut table = None;
         let mut next = [0_u64, 1];
         let mut retries = retries.into_iter().cycle();

@@ -213,11 +213,16 @@ impl Audit {
             source,
         };
         let standing = RangeSet::parse_multirange(row.get(0)).map_err(unreadable)?;
-        let missed = standing.difference(&self.accounted);
+        let missed = self.missed(&standing);
         if missed.is_empty() {
             self.close(client).await?;
         }
         Ok(missed)
+    }
+
+    /// The numbers that stand in the table and were neither sent nor skipped.
+    pub(crate) fn missed(&self, standing: &RangeSet) -> RangeSet {
+        standing.difference(&self.accounted)
     }
 
     async fn close(&self, client: &Client) -> Result<(), MarkError> {

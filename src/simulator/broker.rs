@@ -1,0 +1,145 @@
+//! Kafka: partitions that hold records, and producers whose requests it appends, refuses or forgets to answer.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+
+use fastrand::Rng;
+
+use super::event::{Event, Flaw, PARTITIONS};
+use crate::publish::{Fault, Ticket};
+
+/// A record on its way.
+#[derive(Clone, Copy, Debug)]
+pub struct Outgoing {
+    pub ticket: Ticket,
+    pub event: Event,
+}
+
+/// What a producer has in flight.
+#[derive(Default)]
+pub struct Producer {
+    /// Its relay; `None` where that is gone and requests are still under way.
+    pub owner: Option<usize>,
+    queues: [VecDeque<Outgoing>; PARTITIONS],
+    unreported: [VecDeque<Outgoing>; PARTITIONS],
+}
+
+/// What became of one request.
+pub enum Answer {
+    Appended(Vec<Event>),
+    Refused(Vec<(Ticket, Fault)>),
+}
+
+/// The brokers.
+#[derive(Default)]
+pub struct Broker {
+    pub producers: BTreeMap<u64, Producer>,
+    started: u64,
+    /// Topics that can't be written.
+    pub denied: [bool; 2],
+    pub is_down: bool,
+    /// Rows that were refused and are taken now.
+    pub mended: HashSet<u32>,
+}
+
+impl Broker {
+    pub fn start(&mut self, owner: usize) -> u64 {
+        self.started += 1;
+        let producer = Producer {
+            owner: Some(owner),
+            ..Producer::default()
+        };
+        self.producers.insert(self.started, producer);
+        self.started
+    }
+
+    pub fn send(&mut self, producer: u64, outgoing: Outgoing) {
+        if let Some(producer) = self.producers.get_mut(&producer) {
+            producer.queues[outgoing.event.partition()].push_back(outgoing);
+        }
+    }
+
+    /// Handles one request of some producer.
+    pub fn handle(&mut self, rng: &mut Rng) -> Option<(u64, Answer)> {
+        let is_sending = |producer: &Producer| producer.queues.iter().any(|q| !q.is_empty());
+        self.producers
+            .retain(|_, producer| producer.owner.is_some() || is_sending(producer));
+        let mut sending: Vec<_> = self
+            .producers
+            .iter_mut()
+            .filter(|(_, producer)| is_sending(producer))
+            .collect();
+        if self.is_down || sending.is_empty() {
+            return None;
+        }
+        let (id, producer) = sending.swap_remove(rng.usize(..sending.len()));
+        let from = rng.usize(..PARTITIONS);
+        let partition = (0..PARTITIONS)
+            .map(|offset| (from + offset) % PARTITIONS)
+            .find(|partition| !producer.queues[*partition].is_empty())?;
+        let queue = &mut producer.queues[partition];
+        let size = rng.usize(1..=queue.len().min(4));
+        let batch: Vec<Outgoing> = queue.drain(..size).collect();
+        if self.denied[partition / 2] {
+            let refused = batch.iter().map(|record| record.ticket);
+            let refused = refused.map(|ticket| (ticket, Fault::Topic("denied".to_owned())));
+            return Some((*id, Answer::Refused(refused.collect())));
+        }
+        let is_bad = |record: &Outgoing| {
+            record.event.flaw == Flaw::Refused && !self.mended.contains(&record.event.id)
+        };
+        if batch.iter().any(is_bad) {
+            let names_the_row = rng.bool();
+            let refused = batch
+                .iter()
+                .filter(|record| !names_the_row || is_bad(record));
+            let refused = refused.map(|record| (record.ticket, Fault::Row("refused".to_owned())));
+            return Some((*id, Answer::Refused(refused.collect())));
+        }
+        producer.unreported[partition].extend(&batch);
+        let events = batch.iter().map(|record| record.event).collect();
+        Some((*id, Answer::Appended(events)))
+    }
+
+    /// Reports some of what was appended, each partition in order.
+    pub fn report(&mut self, producer: u64, rng: &mut Rng, most: usize) -> Vec<Ticket> {
+        let Some(producer) = self.producers.get_mut(&producer) else {
+            return Vec::new();
+        };
+        let mut reported = Vec::new();
+        for _ in 0..most {
+            let partition = rng.usize(..PARTITIONS);
+            reported.extend(producer.unreported[partition].pop_front());
+        }
+        reported.iter().map(|record| record.ticket).collect()
+    }
+
+    /// Whether something waits to be appended or reported.
+    pub fn is_busy(&self, producer: u64) -> bool {
+        self.producers.get(&producer).is_some_and(|producer| {
+            let queues = producer.queues.iter().chain(&producer.unreported);
+            queues.into_iter().any(|queue| !queue.is_empty())
+        })
+    }
+
+    /// Ends a producer; returns what it did not report. Its requests may still be under way.
+    pub fn end(&mut self, producer: u64, rng: &mut Rng) -> Vec<Event> {
+        let Some(mut ended) = self.producers.remove(&producer) else {
+            return Vec::new();
+        };
+        let left = ended.queues.iter().chain(&ended.unreported).flatten();
+        let left = left.map(|record| record.event).collect();
+        if rng.bool() {
+            ended.owner = None;
+            ended.unreported = Default::default();
+            self.producers.insert(producer, ended);
+        }
+        left
+    }
+
+    /// A refused request ends its producer: what is queued behind it is never appended.
+    pub fn purge_refused(&mut self, producer: u64, partition: usize) {
+        if let Some(producer) = self.producers.get_mut(&producer) {
+            producer.queues[partition].clear();
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! The way down: batches are screened for repetitions, and rows are offered to the core.
+
+use super::broker::Outgoing;
+use super::event::id_of;
+use super::mutations::Mutation;
+use super::relay::Told;
+use super::server::Commit;
+use super::session::End;
+use super::world::{World, tell};
+use crate::config::FaultPolicy;
+use crate::core::{Offer, RowFacts};
+use crate::mark::ledger::Meaning;
+use crate::outbox::OutboxRow;
+use crate::publish::Ticket;
+use crate::relay::Phase;
+use crate::source::Batch;
+
+impl World {
+    /// Takes the next batch, without the rows that went out before.
+    pub fn take_batch(&mut self, relay: usize) -> Option<End> {
+        let session = self.relays[relay].session.as_mut()?;
+        let has_read_all = session.phase != Phase::Steady && session.intake.caught_up();
+        if !session.intake.is_empty() || session.is_draining || has_read_all {
+            return None;
+        }
+        if session.lost.is_some() && self.rng.bool() {
+            return Some(End::Lost);
+        }
+        let mut batch = session.batches.pop_front()?;
+        if let Some(ledger) = &mut session.ledger {
+            ledger.note_dead(&batch.dead);
+            session.dead.extend(&batch.dead);
+        }
+        self.screen(relay, &mut batch);
+        let session = self.relays[relay].session.as_mut()?;
+        let highest = batch.rows.iter().filter_map(|row| row.seq).max();
+        session.top = session.top.max(highest.unwrap_or(0));
+        session.intake.take(batch);
+        None
+    }
+
+    fn screen(&mut self, relay: usize, batch: &mut Batch) {
+        let process = &mut self.relays[relay];
+        let Some(session) = &process.session else {
+            return;
+        };
+        let mut repeated = Vec::with_capacity(batch.rows.len());
+        for row in &batch.rows {
+            let seq = row.seq.unwrap_or(0);
+            let mut is_known = match session.phase {
+                Phase::Replay(_) => process.core.was_sent(row),
+                _ => process.core.was_in_flight(row),
+            };
+            if session.is_stream() {
+                let meaning = session.ledger.as_ref().map(|l| l.meaning(seq, row.lsn));
+                is_known |= match meaning {
+                    Some(Meaning::Sent) => true,
+                    Some(Meaning::Ask { .. }) => self.database.is_sent(seq),
+                    Some(Meaning::Reused) => {
+                        let text = format!("number {seq} is called another row's");
+                        self.judge.breaks("generation", text);
+                        true
+                    }
+                    Some(Meaning::New) | None => false,
+                };
+                is_known |= process.read_before.has(row);
+            } else if session.ledger.is_none() {
+                process.read_before.note(row);
+            }
+            repeated.push(is_known);
+        }
+        batch.remove(&repeated);
+    }
+
+    /// Feeds rows until one has to wait or the batch ends.
+    pub fn feed_rows(&mut self, relay: usize) -> Option<End> {
+        loop {
+            let process = &mut self.relays[relay];
+            let session = process.session.as_mut()?;
+            if let Some(lsn) = session.intake.boundary_reached() {
+                process.core.boundary(lsn);
+                let begins_here = |commit: &&Commit| {
+                    self.mutation == Mutation::ConfirmCommitLsn && commit.lsn == lsn.0
+                };
+                let commit = self.server.commits.iter().find(begins_here);
+                session.reached = commit.map_or(lsn.0, |commit| commit.end);
+            }
+            let mended = &self.broker.mended;
+            let judge = &self.judge;
+            let encode = |row: &OutboxRow| {
+                let id = id_of(row);
+                let event = judge.event(id);
+                event.map_or_else(
+                    || Ok(super::event::topic(0).clone()),
+                    |event| event.encoded(mended.contains(&id)),
+                )
+            };
+            let Some((row, encoded)) = session.intake.next(encode) else {
+                break;
+            };
+            let facts = RowFacts::of(&super::event::layout(), &row);
+            match process.core.offer(&facts, encoded.as_ref()) {
+                Offer::Publish(ticket) => self.publish(relay, ticket, &row),
+                Offer::Aside(ticket) => self.note_aside(relay, ticket, row),
+                Offer::AtFault { ticket, .. } => {
+                    if self.setting.policy == FaultPolicy::Continue {
+                        self.judge.excuse(id_of(&row));
+                    }
+                    self.note_aside(relay, ticket, row);
+                }
+                Offer::Halt(reason) => {
+                    self.judge.breaks("L1", reason);
+                    return None;
+                }
+                Offer::LookUp => {
+                    process.told.extend(encoded.clone().ok().map(Told::Asked));
+                    session.intake.wait(row, encoded);
+                    break;
+                }
+                Offer::Wait => {
+                    session.intake.wait(row, encoded);
+                    break;
+                }
+            }
+            self.relays[relay].session.as_mut()?.intake.row_left();
+        }
+        self.feed_swept(relay);
+        self.caught_up(relay)
+    }
+
+    fn publish(&mut self, relay: usize, ticket: Ticket, row: &OutboxRow) {
+        let id = id_of(row);
+        let Some(event) = self.judge.event(id) else {
+            let text = format!("row {id} is handed over and was lost in a crash");
+            return self.judge.breaks("S1", text);
+        };
+        tell!(self, "relay {relay} hands row {id} over, ticket {ticket}");
+        self.relays[relay].found.remove(&id);
+        if let Some(before) = self.judge.passes_found(event, &self.relays[relay].found) {
+            let text = format!("row {id} passes row {before}, which was found missed");
+            self.judge.breaks("S4", text);
+        }
+        let Some(producer) = self.relays[relay].producer else {
+            return;
+        };
+        self.broker.send(producer, Outgoing { ticket, event });
+        if self.mutation == Mutation::MarkBeforeAck {
+            self.relays[relay].core.delivered(&[ticket]);
+        }
+    }
+
+    fn note_aside(&mut self, relay: usize, ticket: Ticket, row: OutboxRow) {
+        tell!(
+            self,
+            "relay {relay} puts row {} aside, ticket {ticket}",
+            id_of(&row)
+        );
+        let process = &mut self.relays[relay];
+        process.read_before.forget(row.seq);
+        process.found.remove(&id_of(&row));
+        if let Some(session) = &mut process.session {
+            session.rows.insert(ticket, row);
+        }
+    }
+
+    /// The defect of a sweep that goes on beside the stream.
+    fn feed_swept(&mut self, relay: usize) {
+        let process = &mut self.relays[relay];
+        let Some(session) = &mut process.session else {
+            return;
+        };
+        if !session.intake.is_empty() {
+            return;
+        }
+        let Some(row) = session.swept.pop_front() else {
+            return;
+        };
+        let facts = RowFacts::of(&super::event::layout(), &row);
+        let topic = self
+            .judge
+            .event(id_of(&row))
+            .map(|event| event.encoded(true));
+        let Some(Ok(topic)) = topic else { return };
+        if let Offer::Publish(ticket) = process.core.offer(&facts, Ok(&topic)) {
+            self.publish(relay, ticket, &row);
+        }
+    }
+
+    /// A catch-up or a replay is over when all that stood there was read and is settled.
+    fn caught_up(&self, relay: usize) -> Option<End> {
+        let process = &self.relays[relay];
+        let session = process.session.as_ref()?;
+        let has_read_all = session.phase != Phase::Steady && session.intake.caught_up();
+        let is_over = has_read_all && session.intake.is_empty() && process.core.is_settled();
+        if !is_over || session.has_statement() {
+            return None;
+        }
+        match &session.phase {
+            Phase::CatchUp => Some(End::CaughtUp),
+            Phase::Replay(entries) => Some(End::Replayed(entries.clone())),
+            Phase::Steady => None,
+        }
+    }
+}

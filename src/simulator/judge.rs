@@ -1,0 +1,271 @@
+//! What holds after every step: the promises S1 to S8 of the guarantees, by what the writers committed.
+
+use std::collections::{HashMap, HashSet};
+
+use super::database::Database;
+use super::event::Event;
+use super::server::{AGGREGATES, Server};
+use crate::ranges::RangeSet;
+
+/// What the judge knows of one committed row.
+struct Known {
+    event: Event,
+    end: u64,
+    /// Its place among the rows of its aggregate.
+    place: usize,
+}
+
+/// Knows the truth, and keeps the first promise that was broken.
+#[derive(Default)]
+pub struct Judge {
+    pub broken: Option<String>,
+    events: HashMap<u32, Known>,
+    by_seq: HashMap<i64, u32>,
+    order: [Vec<u32>; AGGREGATES],
+    next: [usize; AGGREGATES],
+    commits: usize,
+    log: HashMap<u32, u32>,
+    /// Repetitions that an ungraceful end allows.
+    granted: HashMap<u32, u32>,
+    /// Rows that their followers may pass: declared dead, or kept from the stream by a fault.
+    excused: HashSet<u32>,
+    /// Rows that a fault kept from the stream.
+    pub missed: HashSet<u32>,
+    /// Up to here every confirmed transaction was found settled.
+    checked: u64,
+}
+
+impl Judge {
+    pub fn breaks(&mut self, promise: &str, text: String) {
+        self.broken
+            .get_or_insert_with(|| format!("{promise}: {text}"));
+    }
+
+    /// Takes what was committed since, and forgets what a crash lost.
+    pub fn sync(&mut self, server: &Server) {
+        for commit in &server.commits[self.commits.min(server.commits.len())..] {
+            for event in &commit.events {
+                let order = event.aggregate.map(|aggregate| &mut self.order[aggregate]);
+                let place = order.map_or(0, |order| {
+                    order.push(event.id);
+                    order.len() - 1
+                });
+                self.by_seq.insert(event.seq, event.id);
+                let (event, end) = (*event, commit.end);
+                self.events.insert(event.id, Known { event, end, place });
+            }
+        }
+        self.commits = server.commits.len();
+    }
+
+    /// A crash lost every commit that ends above `flushed`.
+    pub fn crashed(&mut self, server: &Server) {
+        let flushed = server.flushed;
+        let events = &mut self.events;
+        events.retain(|_, known| known.end <= flushed);
+        self.by_seq.retain(|_, id| events.contains_key(id));
+        for order in &mut self.order {
+            order.retain(|id| events.contains_key(id));
+        }
+        self.commits = server.commits.len();
+    }
+
+    pub fn event(&self, id: u32) -> Option<Event> {
+        self.events.get(&id).map(|known| known.event)
+    }
+
+    pub fn in_log(&self, id: u32) -> bool {
+        self.log.contains_key(&id)
+    }
+
+    /// S1, S4 and S6 for one record that was appended.
+    pub fn appended(&mut self, event: Event, server: &Server) {
+        self.sync(server);
+        let Some(known) = self
+            .events
+            .get(&event.id)
+            .filter(|k| k.end <= server.flushed)
+        else {
+            return self.breaks(
+                "S1",
+                format!("row {} is in the log and not durable", event.id),
+            );
+        };
+        let place = known.place;
+        let count = self.log.entry(event.id).or_insert(0);
+        *count += 1;
+        if *count > 1 {
+            let granted = self.granted.entry(event.id).or_insert(0);
+            match granted.checked_sub(1) {
+                Some(left) => *granted = left,
+                None => self.breaks("S6", format!("row {} is repeated", event.id)),
+            }
+            return;
+        }
+        if let Some(aggregate) = event.aggregate {
+            self.check_order(event.id, aggregate, place);
+        }
+    }
+
+    fn check_order(&mut self, id: u32, aggregate: usize, place: usize) {
+        if place < self.next[aggregate] && !self.excused.contains(&id) {
+            self.breaks("S4", format!("row {id} came behind its followers"));
+        }
+        while self.next[aggregate] < place {
+            let before = self.order[aggregate][self.next[aggregate]];
+            if !self.log.contains_key(&before) && !self.excused.contains(&before) {
+                return self.breaks("S4", format!("row {id} came before row {before}"));
+            }
+            self.next[aggregate] += 1;
+        }
+        self.next[aggregate] = self.next[aggregate].max(place + 1);
+    }
+
+    /// The first row of the aggregate before this one that is among `found` and not in the log.
+    pub fn passes_found(&self, event: Event, found: &HashSet<u32>) -> Option<u32> {
+        let place = self.events.get(&event.id)?.place;
+        let order = &self.order[event.aggregate?];
+        let mut before = order[..place].iter();
+        before
+            .find(|id| found.contains(id) && !self.log.contains_key(id))
+            .copied()
+    }
+
+    /// The row is declared passed over.
+    pub fn excuse(&mut self, id: u32) {
+        self.excused.insert(id);
+    }
+
+    /// A dead letter is replayed before rows ahead of it that wait in the table for their topic.
+    pub fn excuse_unsent_of(&mut self, id: u32) {
+        let Some(aggregate) = self.event(id).and_then(|event| event.aggregate) else {
+            return;
+        };
+        let unsent = self.order[aggregate].iter();
+        let unsent = unsent.filter(|id| !self.log.contains_key(id));
+        self.excused.extend(unsent.copied().collect::<Vec<_>>());
+    }
+
+    /// A fault keeps the row from the stream.
+    pub fn miss(&mut self, id: u32) {
+        self.excused.insert(id);
+        self.missed.insert(id);
+    }
+
+    /// An ungraceful end may repeat this row once.
+    pub fn grant(&mut self, id: u32) {
+        *self.granted.entry(id).or_insert(0) += 1;
+    }
+
+    pub fn grant_numbers(&mut self, numbers: &RangeSet) {
+        for seq in numbers.ranges().flatten() {
+            if let Some(id) = self.by_seq.get(&seq).copied() {
+                self.grant(id);
+            }
+        }
+    }
+
+    /// Every row that may come again when the stream begins at `confirmed`.
+    pub fn grant_behind(&mut self, confirmed: u64) {
+        let behind = self
+            .events
+            .iter()
+            .filter(|(_, known)| known.end > confirmed);
+        for id in behind.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.grant(id);
+        }
+    }
+
+    /// S3 for a mark that takes effect.
+    pub fn marked(&mut self, sent: &RangeSet) {
+        for seq in sent.ranges().flatten() {
+            match self.by_seq.get(&seq) {
+                Some(id) if self.log.contains_key(id) => {}
+                Some(id) => {
+                    let text = format!("row {id} is marked and not in the log");
+                    return self.breaks("S3", text);
+                }
+                None => return self.breaks("S3", format!("number {seq} is marked without a row")),
+            }
+        }
+    }
+
+    /// S3 for a position that the server was told.
+    pub fn confirmed(&mut self, lsn: u64, server: &Server, database: &Database, has_marks: bool) {
+        self.sync(server);
+        if lsn > server.flushed {
+            return self.breaks("S8", format!("{lsn} is confirmed and was never sent"));
+        }
+        let from = server
+            .commits
+            .partition_point(|commit| commit.end <= self.checked);
+        for commit in &server.commits[from..] {
+            if commit.end > lsn {
+                break;
+            }
+            for event in &commit.events {
+                let is_sent = match has_marks {
+                    true => database.is_sent(event.seq),
+                    false => self.in_log(event.id),
+                };
+                if !is_sent
+                    && !database.keeps(event.id, event.seq)
+                    && !self.missed.contains(&event.id)
+                {
+                    let text = format!("{lsn} is confirmed and row {} not settled", event.id);
+                    return self.breaks("S3", text);
+                }
+            }
+        }
+        self.checked = self.checked.max(lsn);
+    }
+
+    /// The slot was moved or made anew, not by a confirmation.
+    pub fn slot_moved(&mut self, lsn: u64) {
+        self.checked = self.checked.max(lsn);
+    }
+
+    /// No committed row and no open transaction may have a dead number.
+    pub fn dead(&mut self, dead: &RangeSet, server: &Server) {
+        self.sync(server);
+        for seq in dead.ranges().flatten() {
+            if let Some(id) = self.by_seq.get(&seq) {
+                let text = format!("number {seq} is called dead and is that of row {id}");
+                return self.breaks("dead", text);
+            }
+        }
+        if let Some(seq) = server.drawn_open().find(|seq| dead.contains(*seq)) {
+            let text = format!("number {seq} is called dead while its transaction lives");
+            self.breaks("dead", text);
+        }
+    }
+
+    /// What is called missed was kept from the stream.
+    pub fn called_missed(&mut self, numbers: &RangeSet) -> Vec<u32> {
+        let ids = numbers
+            .ranges()
+            .flatten()
+            .filter_map(|seq| self.by_seq.get(&seq));
+        let ids: Vec<u32> = ids.copied().collect();
+        if let Some(id) = ids.iter().find(|id| !self.missed.contains(id)) {
+            self.breaks(
+                "sweep",
+                format!("row {id} is called missed and is on its way"),
+            );
+        }
+        ids
+    }
+
+    /// Rows that are neither in the log nor held.
+    pub fn unsettled(&self, database: &Database) -> Vec<u32> {
+        let mut rows: Vec<u32> = self
+            .events
+            .values()
+            .filter(|known| !self.in_log(known.event.id))
+            .filter(|known| !database.keeps(known.event.id, known.event.seq))
+            .map(|known| known.event.id)
+            .collect();
+        rows.sort_unstable();
+        rows
+    }
+}

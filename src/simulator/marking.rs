@@ -1,0 +1,296 @@
+//! The way back: statements that mark rows or record what was put aside, and what becomes of them.
+
+use std::sync::Arc;
+
+use super::database::Reply;
+use super::event::{id_of, layout};
+use super::mutations::Mutation;
+use super::session::End;
+use super::world::{World, tell};
+use crate::config::Mark;
+use crate::core::{Aside, Delivered};
+use crate::hold::{Keep, Whole};
+use crate::mark::Tenure;
+use crate::mark::ledger::Checkpoint;
+use crate::relay::Phase;
+use crate::relay::keeping::{record, whole};
+
+/// A mark under way.
+pub struct Marking {
+    pub rows: Vec<Delivered>,
+    pub checkpoint: Arc<Checkpoint>,
+    /// The server has executed it, or never will on this connection.
+    pub is_answered: bool,
+    reply: Option<Reply>,
+}
+
+/// Recording what was put aside, under way.
+pub struct Keeping {
+    pub asides: Vec<Aside>,
+    keep: Keep,
+    pub is_answered: bool,
+    reply: Option<Reply>,
+}
+
+/// A mark whose relay has given its connection up.
+pub struct Late(pub Arc<Checkpoint>);
+
+impl World {
+    pub fn start_mark(&mut self, relay: usize) {
+        let process = &mut self.relays[relay];
+        let Some(session) = &mut process.session else {
+            return;
+        };
+        let Some(ledger) = &session.ledger else {
+            return;
+        };
+        let is_due = session.is_draining || process.core.is_pressed() || self.rng.u8(..3) == 0;
+        if session.marking.is_some() || process.core.unmarked() == 0 || !is_due {
+            return;
+        }
+        let rows = process.core.take_delivered();
+        let mut checkpoint = ledger.checkpoint(&rows);
+        if self.mutation == Mutation::DeadCountedAsSent
+            && let Some(row) = checkpoint.segments.values_mut().next()
+        {
+            row.sent.extend(&session.dead.take());
+        }
+        if self.mutation == Mutation::ConfirmBeforeMark {
+            process.core.marked(&rows);
+        }
+        session.marking = Some(Marking {
+            rows,
+            checkpoint: Arc::new(checkpoint),
+            is_answered: false,
+            reply: None,
+        });
+    }
+
+    /// The server executes the mark, then the relay hears of it.
+    pub fn advance_mark(&mut self, relay: usize) -> Option<End> {
+        let session = self.relays[relay].session.as_ref()?;
+        let marking = session.marking.as_ref()?;
+        if !marking.is_answered {
+            let checkpoint = marking.checkpoint.clone();
+            let reply = self.execute_mark(&checkpoint);
+            let marking = self.relays[relay].session.as_mut()?.marking.as_mut()?;
+            (marking.is_answered, marking.reply) = (true, Some(reply));
+            return None;
+        }
+        if session.lost.is_some() {
+            return Some(End::Lost);
+        }
+        self.take_mark(relay)
+    }
+
+    fn take_mark(&mut self, relay: usize) -> Option<End> {
+        let process = &mut self.relays[relay];
+        let session = process.session.as_mut()?;
+        let marking = session.marking.take()?;
+        match marking.reply {
+            Some(Reply::Done) => {
+                if let Some(ledger) = &mut session.ledger {
+                    ledger.committed(&marking.rows);
+                }
+                process.core.marked(&marking.rows);
+                tell!(self, "relay {relay} hears that its mark was committed");
+                None
+            }
+            Some(Reply::NotLeader) => {
+                process.core.mark_failed(&marking.rows);
+                Some(End::Deposed)
+            }
+            None => {
+                process.core.mark_failed(&marking.rows);
+                None
+            }
+        }
+    }
+
+    pub fn execute_mark(&mut self, checkpoint: &Checkpoint) -> Reply {
+        if !self.may_write(&checkpoint.tenure.clone()) {
+            return Reply::NotLeader;
+        }
+        self.judge.sync(&self.server);
+        for row in checkpoint.segments.values() {
+            tell!(self, "marked {:?}", row.sent);
+            self.judge.marked(&row.sent);
+        }
+        self.database.mark(checkpoint);
+        self.wrote();
+        Reply::Done
+    }
+
+    /// Every statement checks the lease itself.
+    pub fn may_write(&mut self, tenure: &Tenure) -> bool {
+        let holds = self.database.holds_lease(tenure);
+        let writes = holds || self.mutation == Mutation::LeaseUnchecked;
+        if writes && !holds {
+            let text = format!("a statement of epoch {} took effect", tenure.epoch);
+            self.judge.breaks("S3", text);
+        }
+        writes
+    }
+
+    pub fn start_keep(&mut self, relay: usize) {
+        let process = &mut self.relays[relay];
+        let Some(session) = &mut process.session else {
+            return;
+        };
+        if session.keeping.is_some() || process.core.aside() == 0 {
+            return;
+        }
+        let asides = process.core.take_aside();
+        let mark = match session.ledger {
+            Some(_) => Mark::Ledger,
+            None => Mark::None,
+        };
+        let keep = Keep {
+            tenure: session.tenure.clone(),
+            generation: 1,
+            layout: layout(),
+            whole: match session.phase {
+                Phase::Replay(_) => Whole::All,
+                _ => whole(mark, session.is_stream()),
+            },
+            entries: Vec::new(),
+            kept: Vec::new(),
+            mark: None,
+        };
+        let keep = record(keep, &asides, &session.rows, process.core.held());
+        session.keeping = Some(Keeping {
+            asides,
+            keep,
+            is_answered: false,
+            reply: None,
+        });
+    }
+
+    pub fn advance_keep(&mut self, relay: usize) -> Option<End> {
+        let session = self.relays[relay].session.as_ref()?;
+        let is_answered = session.keeping.as_ref()?.is_answered;
+        if !is_answered {
+            self.execute_keep(relay);
+            return None;
+        }
+        if session.lost.is_some() {
+            return Some(End::Lost);
+        }
+        self.take_keep(relay)
+    }
+
+    /// Two statements, each of which can be the last of the connection.
+    fn execute_keep(&mut self, relay: usize) {
+        let Some(session) = &mut self.relays[relay].session else {
+            return;
+        };
+        let Some(mut keeping) = session.keeping.take() else {
+            return;
+        };
+        keeping.is_answered = true;
+        keeping.reply = Some(Reply::NotLeader);
+        if self.may_write(&keeping.keep.tenure.clone()) {
+            self.database.keep(&keeping.keep, &self.server);
+            for row in keeping.keep.kept.iter().filter(|row| row.is_dead) {
+                self.judge.excuse(id_of(&row.row));
+            }
+            let is_cut = self.rng.u8(..12) == 0;
+            if !is_cut {
+                self.database.block(&keeping.keep);
+            }
+            keeping.reply = (!is_cut).then_some(Reply::Done);
+            self.wrote();
+            let numbers: Vec<_> = keeping
+                .asides
+                .iter()
+                .filter_map(|aside| aside.seq)
+                .collect();
+            tell!(
+                self,
+                "recorded {numbers:?} as put aside, cut short: {is_cut}"
+            );
+        }
+        if let Some(session) = &mut self.relays[relay].session {
+            session.keeping = Some(keeping);
+        }
+    }
+
+    fn take_keep(&mut self, relay: usize) -> Option<End> {
+        let process = &mut self.relays[relay];
+        let session = process.session.as_mut()?;
+        let keeping = session.keeping.take()?;
+        match keeping.reply {
+            Some(Reply::Done) => {
+                process.core.kept(&keeping.asides);
+                if let Some(ledger) = &mut session.ledger {
+                    ledger.note_kept(&keeping.asides.iter().filter_map(|a| a.seq).collect());
+                }
+                for aside in &keeping.asides {
+                    session.rows.remove(&aside.ticket);
+                }
+                None
+            }
+            Some(Reply::NotLeader) => Some(End::Deposed),
+            None => {
+                process.core.keep_failed(keeping.asides);
+                None
+            }
+        }
+    }
+
+    /// A session that ends aborts its mark, and waits a while for what it records as put aside.
+    pub fn finish_statements(&mut self, relay: usize) {
+        let is_connected = self.relays[relay]
+            .session
+            .as_ref()
+            .is_some_and(|session| session.lost.is_none());
+        if is_connected && self.rng.u8(..8) > 0 {
+            for _ in 0..2 {
+                let _: Option<End> = self.advance_keep(relay);
+            }
+        }
+        let process = &mut self.relays[relay];
+        let Some(session) = &mut process.session else {
+            return;
+        };
+        if let Some(marking) = session.marking.take() {
+            process.core.mark_failed(&marking.rows);
+            if !marking.is_answered {
+                self.late.push(Late(marking.checkpoint));
+            }
+        }
+    }
+
+    /// Compacts the ledger, and compares complete segments with the table.
+    pub fn maintain(&mut self, relay: usize) -> Option<End> {
+        let session = self.relays[relay].session.as_mut()?;
+        if session.lost.is_some() {
+            return Some(End::Lost);
+        }
+        let ledger = session.ledger.as_ref()?;
+        let (tenure, audits) = (session.tenure.clone(), ledger.audits("outbox"));
+        if !self.may_write(&tenure) {
+            return Some(End::Deposed);
+        }
+        self.database.compact();
+        self.wrote();
+        for audit in audits {
+            let numbers = crate::mark::ledger::numbers_of(audit.segment);
+            let standing = self.server.rows.range(numbers).map(|(seq, _)| *seq);
+            let missed = audit.missed(&standing.collect());
+            if !missed.is_empty() {
+                tell!(
+                    self,
+                    "the audit of segment {} misses {missed:?}",
+                    audit.segment
+                );
+                return Some(End::Reread);
+            }
+            tell!(self, "segment {} is closed", audit.segment);
+            self.database.close(audit.segment);
+            let session = self.relays[relay].session.as_mut()?;
+            session.ledger.as_mut()?.closed(audit.segment);
+        }
+        None
+    }
+}

@@ -1,0 +1,47 @@
+//! Defects that are planted on purpose, to show that the judge sees them: the simulated loop does wrong around the real core.
+
+/// What the loop of a relay gets wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutation {
+    None,
+    /// Rows are resolved when their mark is sent, not when it was committed.
+    ConfirmBeforeMark,
+    /// A transaction's boundary is where its commit record begins, not where it ends.
+    ConfirmCommitLsn,
+    /// A keepalive's position is taken before the rows in front of it were offered.
+    KeepaliveTooEarly,
+    /// A session begins without the recorded holds of aggregates.
+    ForgetTheHold,
+    /// The report of one row settles every row handed over before it.
+    SettleOutOfOrder,
+    /// A row counts as delivered when it was handed over.
+    MarkBeforeAck,
+    /// Statements take effect whoever holds the lease.
+    LeaseUnchecked,
+    /// Rows that the stream missed are published while it goes on, instead of by the catch-up.
+    SweepWithoutHold,
+    /// The lock reading leaves a holder out.
+    DeadWhileAlive,
+    /// The last look-up does not wait for the stream.
+    DeadBeforePassage,
+    /// A checkpoint covers dead numbers too.
+    DeadCountedAsSent,
+    /// What was learned of the numbers outlives the connection.
+    NumbersOutliveCrash,
+}
+
+/// Every planted defect.
+pub const ALL: [Mutation; 12] = [
+    Mutation::ConfirmBeforeMark,
+    Mutation::ConfirmCommitLsn,
+    Mutation::KeepaliveTooEarly,
+    Mutation::ForgetTheHold,
+    Mutation::SettleOutOfOrder,
+    Mutation::MarkBeforeAck,
+    Mutation::LeaseUnchecked,
+    Mutation::SweepWithoutHold,
+    Mutation::DeadWhileAlive,
+    Mutation::DeadBeforePassage,
+    Mutation::DeadCountedAsSent,
+    Mutation::NumbersOutliveCrash,
+];

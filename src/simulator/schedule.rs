@@ -1,0 +1,157 @@
+//! What a seed stands for: a setting, and the steps that are taken in it.
+
+use fastrand::Rng;
+
+use super::server::Habits;
+use crate::config::FaultPolicy;
+use crate::mark::ledger::SEGMENT_ROWS;
+
+/// Where the rows come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Stream,
+    Polling,
+}
+
+/// What stays the same throughout one schedule.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    pub has_marks: bool,
+    pub mode: Mode,
+    pub policy: FaultPolicy,
+    pub window_rows: usize,
+    pub relays: usize,
+    /// The first number of the sequence.
+    pub first: i64,
+    pub habits: Habits,
+}
+
+/// One kind of step; what it does in detail follows from its salt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Write,
+    Flush,
+    Relay,
+    Broker,
+    Report,
+    Elapse,
+    Kill,
+    Freeze,
+    Thaw,
+    Stop,
+    Disconnect,
+    FailProducer,
+    CrashServer,
+    RestartServer,
+    PersistSlot,
+    Gap,
+    AdvanceSlot,
+    DropSlot,
+    Topic,
+    Operator,
+    SwitchMode,
+    LateStatement,
+}
+
+/// One step of a schedule; its own seed keeps it the same when others are left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    pub kind: Kind,
+    pub salt: u64,
+}
+
+/// How often a step is taken; faults only where the seed allows them.
+const ALWAYS: [(Kind, u32); 8] = [
+    (Kind::Write, 14),
+    (Kind::Flush, 2),
+    (Kind::Relay, 45),
+    (Kind::Broker, 14),
+    (Kind::Report, 12),
+    (Kind::Elapse, 1),
+    (Kind::PersistSlot, 1),
+    (Kind::LateStatement, 1),
+];
+const FAULTS: [(Kind, u32); 13] = [
+    (Kind::Kill, 1),
+    (Kind::Freeze, 1),
+    (Kind::Stop, 1),
+    (Kind::Disconnect, 2),
+    (Kind::FailProducer, 1),
+    (Kind::CrashServer, 1),
+    (Kind::RestartServer, 1),
+    (Kind::Gap, 1),
+    (Kind::AdvanceSlot, 1),
+    (Kind::DropSlot, 1),
+    (Kind::Topic, 1),
+    (Kind::Operator, 2),
+    (Kind::SwitchMode, 1),
+];
+
+/// A whole schedule.
+#[derive(Clone, Debug)]
+pub struct Schedule {
+    pub setting: Setting,
+    pub steps: Vec<Step>,
+}
+
+impl Schedule {
+    pub fn of(seed: u64) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let setting = setting(&mut rng);
+        let mut weights = ALWAYS.to_vec();
+        weights.extend(FAULTS.into_iter().filter(|_| rng.u8(..10) < 4));
+        if weights.iter().any(|(kind, _)| *kind == Kind::Freeze) {
+            weights.push((Kind::Thaw, 1));
+        }
+        if !setting.has_marks {
+            let is_repaired = |kind| matches!(kind, Kind::Gap | Kind::AdvanceSlot);
+            let is_mended = |kind| matches!(kind, Kind::DropSlot | Kind::SwitchMode);
+            weights.retain(|(kind, _)| !is_repaired(*kind) && !is_mended(*kind));
+        }
+        let sum: u32 = weights.iter().map(|(_, weight)| weight).sum();
+        let count = rng.usize(80..240);
+        let steps = (0..count).map(|_| Step {
+            kind: pick(&weights, rng.u32(..sum)),
+            salt: rng.u64(..),
+        });
+        let steps = steps.collect();
+        Self { setting, steps }
+    }
+}
+
+fn pick(weights: &[(Kind, u32)], mut roll: u32) -> Kind {
+    for (kind, weight) in weights {
+        match roll.checked_sub(*weight) {
+            Some(left) => roll = left,
+            None => return *kind,
+        }
+    }
+    Kind::Relay
+}
+
+fn setting(rng: &mut Rng) -> Setting {
+    let has_marks = rng.u8(..5) > 0;
+    let mode = match rng.bool() && has_marks {
+        true => Mode::Polling,
+        false => Mode::Stream,
+    };
+    Setting {
+        has_marks,
+        mode,
+        policy: match rng.u8(..5) {
+            0 => FaultPolicy::Follow,
+            1 => FaultPolicy::Continue,
+            _ => FaultPolicy::Block,
+        },
+        window_rows: rng.usize(3..16),
+        relays: rng.usize(1..=2),
+        first: match rng.u8(..4) {
+            0 => SEGMENT_ROWS - 12,
+            _ => 1,
+        },
+        habits: Habits {
+            flawed: if rng.bool() { 0 } else { rng.u8(3..12) },
+            asynchronous: if rng.bool() { 0 } else { rng.u8(2..7) },
+        },
+    }
+}

@@ -1,0 +1,380 @@
+//! Opening and ending the sessions of a relay.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::marking::{Keeping, Late, Marking};
+use super::mutations::Mutation;
+use super::polling::Turns;
+use super::schedule::Mode;
+use super::stream::Walsender;
+use super::world::{World, tell};
+use crate::encode::Rejection;
+use crate::mark::Tenure;
+use crate::mark::ledger::Ledger;
+use crate::outbox::OutboxRow;
+use crate::publish::Ticket;
+use crate::ranges::RangeSet;
+use crate::relay::Phase;
+use crate::relay::intake::Intake;
+use crate::session::CatchUp;
+use crate::source::Batch;
+use crate::source::holes::{Death, Holes};
+use std::sync::Arc;
+
+/// Rows that one session replays.
+const REPLAY_ROWS: usize = 3;
+
+/// Who hands out rows.
+pub enum Source {
+    Stream(Walsender),
+    Numbers(Turns),
+    Given,
+}
+
+/// What broke.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    Connection,
+    Server,
+}
+
+/// Why a session ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    Stopped,
+    Lost,
+    Producer,
+    Deposed,
+    Reread,
+    CaughtUp,
+    Replayed(Vec<i64>),
+}
+
+/// One session of one relay.
+pub struct Session {
+    pub tenure: Tenure,
+    pub connection: u64,
+    pub phase: Phase,
+    pub ledger: Option<Ledger>,
+    pub source: Source,
+    pub batches: VecDeque<Batch>,
+    pub intake: Intake<Result<Arc<str>, Rejection>>,
+    /// Rows that were put aside and are not recorded.
+    pub rows: HashMap<Ticket, OutboxRow>,
+    pub marking: Option<Marking>,
+    pub keeping: Option<Keeping>,
+    pub holes: Holes,
+    pub highest: i64,
+    pub top: i64,
+    pub confirm: u64,
+    /// The end of the last transaction that was fed whole.
+    pub reached: u64,
+    pub is_draining: bool,
+    pub lost: Option<Loss>,
+    /// Dead numbers that no checkpoint covers.
+    pub dead: RangeSet,
+    /// Missed rows that are published while the stream goes on.
+    pub swept: VecDeque<OutboxRow>,
+}
+
+impl Session {
+    pub fn has_statement(&self) -> bool {
+        self.marking.is_some() || self.keeping.is_some()
+    }
+
+    pub fn is_stream(&self) -> bool {
+        matches!(self.source, Source::Stream(_))
+    }
+
+    pub fn is_catch_up(&self) -> bool {
+        self.phase == Phase::CatchUp
+    }
+
+    pub fn is_steady(&self) -> bool {
+        self.phase == Phase::Steady && self.intake.is_empty() && !self.has_statement()
+    }
+
+    pub fn replays(&self) -> &[i64] {
+        match &self.phase {
+            Phase::Replay(ids) => ids,
+            _ => &[],
+        }
+    }
+
+    /// The server is gone, and with it what it was asked.
+    pub fn forget_statements(&mut self) {
+        if let Some(marking) = &mut self.marking {
+            marking.is_answered = true;
+        }
+        if let Some(keeping) = &mut self.keeping {
+            keeping.is_answered = true;
+        }
+    }
+}
+
+impl World {
+    /// Opens a session if the lease is ours; it may fail half-way, and is tried again.
+    pub fn attempt(&mut self, relay: usize) {
+        let process = &self.relays[relay];
+        let Some(epoch) = process.keeper.epoch() else {
+            if process.epoch.is_some() {
+                self.relays[relay].epoch = None;
+                self.depose(relay);
+            }
+            // Settles what Kafka acknowledges between sessions.
+            self.rest(relay);
+            return;
+        };
+        if !process.keeper.publishes(self.now) {
+            return;
+        }
+        self.rest(relay);
+        if self.relays[relay].epoch.replace(epoch) != Some(epoch) {
+            self.depose(relay);
+            self.grant_replay(relay);
+            let process = &mut self.relays[relay];
+            process.catch_up = CatchUp::AsRecorded;
+            process.replayed.clear();
+            for other in (0..self.relays.len()).filter(|other| *other != relay) {
+                self.grant_in_flight(other);
+                self.grant_replay(other);
+            }
+        }
+        let tenure = Tenure {
+            outbox: "public.outbox".to_owned(),
+            epoch,
+        };
+        if !self.database.holds_lease(&tenure) {
+            return;
+        }
+        self.open(relay, tenure);
+    }
+
+    fn rest(&mut self, relay: usize) {
+        while let Some(told) = self.relays[relay].told.pop_front() {
+            match told {
+                super::relay::Told::Delivered(tickets) => self.delivered(relay, &tickets),
+                super::relay::Told::Ended(end) => self.relays[relay].core.producer_ended(&end),
+                super::relay::Told::Asked(topic) => {
+                    let state = self.topic_state(&topic);
+                    self.relays[relay].core.topic(&topic, &state);
+                }
+            }
+        }
+    }
+
+    fn open(&mut self, relay: usize, tenure: Tenure) {
+        self.record_legacy(relay);
+        if self.relays[relay].mode == Mode::Stream && !self.prepare_slot() {
+            return;
+        }
+        let held = self.relays[relay].core.held();
+        let mut topics: Vec<String> = held.available().map(ToString::to_string).collect();
+        topics.sort_unstable();
+        let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
+        let has_marks = self.setting.has_marks;
+        if self.database.release(&topics, has_marks, &self.server) {
+            tell!(
+                self,
+                "relay {relay} releases what was asked for, and {topics:?}"
+            );
+            self.wrote();
+        }
+        self.database.take_out_sent();
+        if self.rng.u8(..20) == 0 {
+            return;
+        }
+        let mut recorded = self.database.recorded();
+        let skipped = recorded.numbers.clone();
+        let ledger = has_marks.then(|| {
+            let first = self.setting.first;
+            self.database.load_ledger(tenure.clone(), first, skipped)
+        });
+        if self.mutation == Mutation::ForgetTheHold {
+            recorded.aggregates.clear();
+        }
+        self.connections += 1;
+        let connection = self.connections;
+        let Some((source, phase, given)) = self.source(relay, connection, ledger.as_ref()) else {
+            return;
+        };
+        tell!(
+            self,
+            "relay {relay} opens a session, epoch {}: {phase:?}",
+            tenure.epoch
+        );
+        let process = &mut self.relays[relay];
+        process.core.restore(recorded);
+        if process.producer.is_none() {
+            process.producer = Some(self.broker.start(relay));
+        }
+        process.session = Some(Session {
+            tenure,
+            connection,
+            phase,
+            ledger,
+            source,
+            batches: given.into_iter().collect(),
+            intake: Intake::default(),
+            rows: HashMap::new(),
+            marking: None,
+            keeping: None,
+            holes: Holes::new(Death::NeedsPassage),
+            highest: self.setting.first - 1,
+            top: 0,
+            confirm: 0,
+            reached: 0,
+            is_draining: false,
+            lost: None,
+            dead: RangeSet::new(),
+            swept: VecDeque::new(),
+        });
+    }
+
+    fn record_legacy(&mut self, relay: usize) {
+        let process = &mut self.relays[relay];
+        self.database.replayed(&process.replayed);
+        process.replayed.clear();
+        match process.catch_up {
+            CatchUp::AsRecorded => return,
+            CatchUp::Demanded => self.database.caught_up = false,
+            CatchUp::Done => self.database.caught_up = true,
+        }
+        process.catch_up = CatchUp::AsRecorded;
+        self.wrote();
+    }
+
+    /// Makes the slot where the table is read anyway; a lost one only once that is recorded.
+    fn prepare_slot(&mut self) -> bool {
+        match (self.database.slot, self.database.caught_up) {
+            (Some(_), _) => true,
+            (None, false) => {
+                self.create_slot();
+                true
+            }
+            (None, true) => {
+                tell!(self, "the slot is lost: the table is to be read");
+                self.database.caught_up = false;
+                self.wrote();
+                false
+            }
+        }
+    }
+
+    fn source(
+        &mut self,
+        relay: usize,
+        connection: u64,
+        ledger: Option<&Ledger>,
+    ) -> Option<(Source, Phase, Option<Batch>)> {
+        let replay = self.database.to_replay(REPLAY_ROWS, self.server.wal);
+        if !replay.is_empty() {
+            let (ids, rows) = replay.into_iter().unzip();
+            let batch = Batch {
+                rows,
+                caught_up: true,
+                ..Batch::default()
+            };
+            return Some((Source::Given, Phase::Replay(ids), Some(batch)));
+        }
+        let is_stream = self.relays[relay].mode == Mode::Stream;
+        if is_stream && self.database.caught_up {
+            let slot = self.database.slot.as_mut()?;
+            if slot.reader.is_some() {
+                return None;
+            }
+            slot.reader = Some(connection);
+            let walsender = Walsender::new(slot.confirmed, &self.server);
+            return Some((Source::Stream(walsender), Phase::Steady, None));
+        }
+        self.database.caught_up = false;
+        self.wrote();
+        let turns = match (self.mutation, self.relays[relay].learned.take()) {
+            (Mutation::NumbersOutliveCrash, Some(learned)) => learned,
+            _ => Turns::new(self.setting.first, ledger),
+        };
+        let phase = match is_stream {
+            true => Phase::CatchUp,
+            false => Phase::Steady,
+        };
+        Some((Source::Numbers(turns), phase, None))
+    }
+
+    /// Ends a session, and draws the consequences that outlive it.
+    pub fn end_session(&mut self, relay: usize, end: End) {
+        tell!(self, "the session of relay {relay} ends: {end:?}");
+        self.finish_statements(relay);
+        self.leave_source(relay, &end);
+        let session = self.relays[relay].session.as_ref();
+        let (reached, is_lost) = session.map_or((0, true), |s| (s.reached, s.lost.is_some()));
+        let is_forced = end == End::Stopped && !self.relays[relay].core.is_empty();
+        if is_forced {
+            self.grant_in_flight(relay);
+            self.grant_replay(relay);
+        }
+        if !self.setting.has_marks {
+            match end {
+                End::Stopped if !is_forced && !is_lost => self.judge.grant_behind(reached),
+                _ => {
+                    self.grant_without_marks(relay);
+                    self.grant_replay(relay);
+                }
+            }
+        }
+        let Some(session) = self.relays[relay].session.take() else {
+            return;
+        };
+        if let (Mutation::NumbersOutliveCrash, Source::Numbers(turns)) =
+            (self.mutation, session.source)
+            && session.lost == Some(Loss::Server)
+        {
+            self.relays[relay].learned = Some(turns);
+        }
+        match end {
+            End::Deposed => {
+                self.depose(relay);
+                return;
+            }
+            End::CaughtUp => self.relays[relay].catch_up = CatchUp::Done,
+            End::Replayed(ids) => self.relays[relay].replayed = ids,
+            End::Reread if self.setting.has_marks => {
+                self.relays[relay].catch_up = CatchUp::Demanded;
+            }
+            _ => {}
+        }
+        self.relays[relay].core.source_ended();
+    }
+
+    /// The last confirmation, which an end in order brings to the server.
+    fn leave_source(&mut self, relay: usize, end: &End) {
+        let Some(session) = &self.relays[relay].session else {
+            return;
+        };
+        let connection = session.connection;
+        let is_ordered = session.lost.is_none() && *end != End::Deposed;
+        if is_ordered && session.is_stream() {
+            self.confirm(relay);
+        }
+        if let Some(slot) = &mut self.database.slot
+            && slot.reader == Some(connection)
+        {
+            slot.reader = None;
+        }
+    }
+
+    /// The connection is gone; what it asked for may take effect all the same.
+    pub fn abandon_statements(&mut self, relay: usize) {
+        let Some(session) = &mut self.relays[relay].session else {
+            return;
+        };
+        if let Some(marking) = &mut session.marking
+            && !marking.is_answered
+        {
+            marking.is_answered = true;
+            self.late.push(Late(marking.checkpoint.clone()));
+        }
+        if let Some(keeping) = &mut session.keeping {
+            keeping.is_answered = true;
+        }
+    }
+}

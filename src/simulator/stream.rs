@@ -1,0 +1,174 @@
+//! The walsender, and the relay's side of the stream: messages become batches, positions go back.
+
+use super::event::Event;
+use super::mutations::Mutation;
+use super::server::Server;
+use super::session::{End, Source};
+use super::world::{World, tell};
+use crate::outbox::Lsn;
+use crate::source::{Batch, Boundary};
+
+/// Batches that wait for the relay.
+pub const BATCHES_WAITING: usize = 4;
+
+/// One connection that streams from the slot.
+pub struct Walsender {
+    /// The next commit, and how many of its rows were sent.
+    at: usize,
+    sent_rows: usize,
+    /// The newest position that was told.
+    told: u64,
+}
+
+enum Message {
+    Row(Event, u64),
+    Commit { lsn: u64, end: u64 },
+    Keepalive(u64),
+}
+
+impl Walsender {
+    /// Sends every transaction whose commit record does not begin before `confirmed`.
+    pub fn new(confirmed: u64, server: &Server) -> Self {
+        let at = server
+            .commits
+            .partition_point(|commit| commit.lsn < confirmed);
+        Self {
+            at,
+            sent_rows: 0,
+            told: confirmed,
+        }
+    }
+
+    fn next(&mut self, server: &Server) -> Message {
+        loop {
+            let commit = server.commits.get(self.at);
+            let Some(commit) = commit.filter(|commit| commit.end <= server.flushed) else {
+                return Message::Keepalive(server.flushed.max(self.told));
+            };
+            if !commit.is_published {
+                self.at += 1;
+                continue;
+            }
+            if let Some(event) = commit.events.get(self.sent_rows) {
+                self.sent_rows += 1;
+                return Message::Row(*event, commit.lsn);
+            }
+            (self.at, self.sent_rows) = (self.at + 1, 0);
+            self.told = self.told.max(commit.end);
+            let (lsn, end) = (commit.lsn, commit.end);
+            return Message::Commit { lsn, end };
+        }
+    }
+
+    fn has_open(&self) -> bool {
+        self.sent_rows > 0
+    }
+}
+
+impl World {
+    /// Reads from the source; what it hands over waits for the relay.
+    pub fn read_source(&mut self, relay: usize) -> Option<End> {
+        let session = self.relays[relay].session.as_ref()?;
+        if session.batches.len() >= BATCHES_WAITING || session.is_draining {
+            return None;
+        }
+        if session.lost.is_some() {
+            return Some(End::Lost);
+        }
+        match session.source {
+            Source::Stream(_) => self.read_stream(relay),
+            Source::Numbers(_) => self.poll(relay),
+            Source::Given => None,
+        }
+    }
+
+    fn read_stream(&mut self, relay: usize) -> Option<End> {
+        let mut batch = Batch::default();
+        let messages = self.rng.usize(1..8);
+        for _ in 0..messages {
+            let session = self.relays[relay].session.as_mut()?;
+            let Source::Stream(walsender) = &mut session.source else {
+                return None;
+            };
+            let told = walsender.told;
+            match walsender.next(&self.server) {
+                Message::Row(event, lsn) => batch.rows.push(event.row(lsn)),
+                Message::Commit { lsn, end } => {
+                    let at = match self.mutation {
+                        Mutation::ConfirmCommitLsn => lsn,
+                        _ => end,
+                    };
+                    boundary(&mut batch, at);
+                }
+                Message::Keepalive(at) if at <= told => break,
+                Message::Keepalive(at) => {
+                    walsender.told = at;
+                    let is_open = walsender.has_open();
+                    self.keepalive(relay, &mut batch, at, is_open);
+                    break;
+                }
+            }
+        }
+        if batch.rows.is_empty() && batch.boundary.is_none() {
+            return None;
+        }
+        tell!(
+            self,
+            "relay {relay} reads {:?} with boundary {:?}",
+            batch.rows.iter().map(|row| row.seq).collect::<Vec<_>>(),
+            batch.boundary
+        );
+        self.relays[relay]
+            .session
+            .as_mut()?
+            .batches
+            .push_back(batch);
+        None
+    }
+
+    fn keepalive(&mut self, relay: usize, batch: &mut Batch, at: u64, is_open: bool) {
+        if self.mutation == Mutation::KeepaliveTooEarly {
+            return self.relays[relay].core.boundary(Lsn(at));
+        }
+        if !is_open {
+            boundary(batch, at);
+        }
+    }
+
+    /// A status update reaches the server.
+    pub fn deliver_status(&mut self, relay: usize) -> Option<End> {
+        let session = self.relays[relay].session.as_ref()?;
+        if session.lost.is_some() {
+            return Some(End::Lost);
+        }
+        if session.is_stream() {
+            self.confirm(relay);
+        }
+        None
+    }
+
+    pub fn confirm(&mut self, relay: usize) {
+        let Some(session) = &self.relays[relay].session else {
+            return;
+        };
+        let (lsn, connection) = (session.confirm, session.connection);
+        let Some(slot) = &mut self.database.slot else {
+            return;
+        };
+        if slot.reader != Some(connection) || lsn <= slot.confirmed {
+            return;
+        }
+        slot.confirmed = lsn;
+        tell!(self, "relay {relay} confirms {lsn}");
+        let has_marks = self.setting.has_marks;
+        self.judge
+            .confirmed(lsn, &self.server, &self.database, has_marks);
+    }
+}
+
+fn boundary(batch: &mut Batch, lsn: u64) {
+    batch.boundary = Some(Boundary {
+        rows: batch.rows.len(),
+        lsn: Lsn(lsn),
+    });
+}

@@ -1,0 +1,88 @@
+//! Beside the stream: numbers that never become rows, and rows that the stream missed.
+
+use super::mutations::Mutation;
+use super::session::End;
+use super::world::{World, tell};
+use crate::outbox::Lsn;
+use crate::ranges::RangeSet;
+use crate::source::holes::Arrivals;
+
+impl World {
+    /// One look of the hole watch, and what follows.
+    pub fn look_for_missed(&mut self, relay: usize) -> Option<End> {
+        let process = &self.relays[relay];
+        let session = process.session.as_ref()?;
+        let passed = process.core.passed()?;
+        if !session.is_stream() {
+            return None;
+        }
+        let ledger = session.ledger.as_ref()?;
+        let mut settled = process.core.numbers();
+        settled.extend(ledger.accounted());
+        let top = session.top.max(ledger.highest());
+        if session.lost.is_some() {
+            return Some(End::Lost);
+        }
+        let mut highest = session.highest;
+        if self.rng.bool() {
+            let last = self.server.rows.last_key_value();
+            highest = last.map_or(self.setting.first - 1, |(seq, _)| *seq);
+        }
+        let open: RangeSet = settled
+            .gaps(self.setting.first..=top.max(highest))
+            .collect();
+        let mut holes = session.holes.clone();
+        holes.track(&open);
+        let (mut dead, mut missed) = (RangeSet::new(), RangeSet::new());
+        if !holes.is_empty() {
+            self.write(3);
+            let mut reading = self.read_locks();
+            self.write(3);
+            reading.position = Lsn(self.server.wal);
+            let passed = match self.mutation {
+                Mutation::DeadBeforePassage => Lsn(u64::MAX),
+                _ => passed,
+            };
+            let plan = holes.plan(&reading, Arrivals::Nothing, passed);
+            self.write(3);
+            let found = match self.mutation {
+                Mutation::DeadBeforePassage => RangeSet::new(),
+                _ => self.look_up(&plan),
+            };
+            dead = holes.answer(&plan, &found);
+            missed = found.intersection(&plan.last);
+        }
+        self.judge.dead(&dead, &self.server);
+        let session = self.relays[relay].session.as_mut()?;
+        (session.holes, session.highest) = (holes, highest);
+        if let Some(ledger) = &mut session.ledger {
+            ledger.note_dead(&dead);
+            session.dead.extend(&dead);
+        }
+        if !dead.is_empty() || !missed.is_empty() {
+            tell!(
+                self,
+                "relay {relay} finds {dead:?} dead and {missed:?} missed"
+            );
+        }
+        self.take_missed(relay, &missed)
+    }
+
+    fn take_missed(&mut self, relay: usize, missed: &RangeSet) -> Option<End> {
+        let news = missed.difference(&self.relays[relay].reread);
+        if news.is_empty() {
+            return None;
+        }
+        let found = self.judge.called_missed(&news);
+        let process = &mut self.relays[relay];
+        process.found.extend(found);
+        process.reread.extend(&news);
+        if self.mutation != Mutation::SweepWithoutHold {
+            return Some(End::Reread);
+        }
+        let rows = news.ranges().flatten();
+        let rows = rows.filter_map(|seq| Some(self.server.rows.get(&seq)?.row(self.server.wal)));
+        process.session.as_mut()?.swept.extend(rows);
+        None
+    }
+}

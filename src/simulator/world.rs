@@ -1,0 +1,563 @@
+//! The world of one schedule: server, database, brokers, relays and the judge; takes the steps of a schedule.
+
+use std::time::Duration;
+
+use fastrand::Rng;
+
+use super::broker::{Answer, Broker};
+use super::database::{BlockedState, Database, KeptState, Reply, Slot};
+use super::event::{Flaw, topic};
+use super::judge::Judge;
+use super::marking::Late;
+use super::mutations::Mutation;
+use super::relay::{Process, Told};
+use super::schedule::{Kind, Mode, Schedule, Setting, Step};
+use super::server::Server;
+use super::session::Loss;
+use crate::config::FaultPolicy;
+use crate::hold::What;
+use crate::publish::{SessionEnd, TopicState};
+
+const TTL: Duration = Duration::from_secs(4);
+
+/// Everything there is.
+pub struct World {
+    pub setting: Setting,
+    pub mutation: Mutation,
+    pub rng: Rng,
+    pub now: Duration,
+    pub server: Server,
+    pub database: Database,
+    pub broker: Broker,
+    pub relays: Vec<Process>,
+    pub judge: Judge,
+    pub late: Vec<Late>,
+    /// Owners of the lease whose processes are proven dead.
+    pub dead: Vec<String>,
+    pub connections: u64,
+    /// What happened, where somebody wants to read it.
+    pub trace: Option<Vec<String>>,
+}
+
+/// Writes down what happened, where somebody wants to read it.
+macro_rules! tell {
+    ($world:expr, $($text:tt)*) => {
+        if let Some(trace) = &mut $world.trace {
+            trace.push(format!($($text)*));
+        }
+    };
+}
+pub(super) use tell;
+
+impl World {
+    pub fn new(setting: Setting, mutation: Mutation, trace: Option<Vec<String>>) -> Self {
+        let relays = (0..setting.relays).map(|number| Process::new(number, TTL, &setting));
+        Self {
+            setting,
+            mutation,
+            rng: Rng::with_seed(0),
+            now: Duration::ZERO,
+            server: Server::new(setting.first, setting.habits),
+            database: Database::default(),
+            broker: Broker::default(),
+            relays: relays.collect(),
+            judge: Judge::default(),
+            late: Vec::new(),
+            dead: Vec::new(),
+            connections: 0,
+            trace,
+        }
+    }
+
+    /// Runs a schedule to its end and heals the world; returns the first promise that was broken.
+    pub fn run(&mut self, schedule: &Schedule) -> Option<String> {
+        for step in &schedule.steps {
+            self.step(*step);
+            if self.judge.broken.is_some() {
+                return self.judge.broken.clone();
+            }
+        }
+        self.heal();
+        self.judge.broken.clone()
+    }
+
+    fn step(&mut self, step: Step) {
+        self.rng = Rng::with_seed(step.salt);
+        self.now += Duration::from_millis(self.rng.u64(1..60));
+        let chosen = self.rng.usize(..self.relays.len());
+        match step.kind {
+            Kind::Write => self.write(8),
+            Kind::Flush => self.server.flush(),
+            Kind::Relay => self.work(chosen, 4),
+            Kind::Broker => self.handle_request(),
+            Kind::Report => self.report(chosen, 6),
+            Kind::Elapse => self.elapse(),
+            Kind::Kill => self.kill(chosen),
+            Kind::Freeze => self.freeze(chosen),
+            Kind::Thaw => self.relays[chosen].is_frozen = false,
+            Kind::Stop => self.ask_to_stop(chosen),
+            Kind::Disconnect => self.disconnect(chosen),
+            Kind::FailProducer => self.fail_producer(chosen, Vec::new()),
+            Kind::CrashServer => self.crash_server(),
+            Kind::RestartServer => self.restart_server(),
+            Kind::PersistSlot => self.persist_slot(),
+            Kind::Gap => self.server.is_published = !self.server.is_published,
+            Kind::AdvanceSlot => self.advance_slot(),
+            Kind::DropSlot => self.drop_slot(),
+            Kind::Topic => self.change_topic(),
+            Kind::Operator => self.operate(),
+            Kind::SwitchMode => self.switch_mode(chosen),
+            Kind::LateStatement => self.execute_late(),
+        }
+    }
+
+    /// Lets the writers take some steps.
+    pub fn write(&mut self, most: usize) {
+        let before = self.server.commits.len();
+        self.server.run(&mut self.rng, most);
+        if self.rng.u8(..4) == 0 {
+            self.server.write(3);
+        }
+        self.note_commits(before);
+    }
+
+    pub fn note_commits(&mut self, before: usize) {
+        self.judge.sync(&self.server);
+        for index in before..self.server.commits.len() {
+            let commit = &self.server.commits[index];
+            if !commit.is_published {
+                for event in &commit.events {
+                    self.judge.miss(event.id);
+                }
+            }
+            tell!(
+                self,
+                "committed at {}..{}{}: {:?}",
+                commit.lsn,
+                commit.end,
+                if commit.is_published {
+                    ""
+                } else {
+                    " (not in the publication)"
+                },
+                commit.events
+            );
+        }
+    }
+
+    /// A statement of ours was committed: everything before it is on disk.
+    pub fn wrote(&mut self) {
+        self.server.write(2);
+        self.server.flush();
+    }
+
+    fn handle_request(&mut self) {
+        for _ in 0..self.rng.usize(1..4) {
+            let Some((producer, answer)) = self.broker.handle(&mut self.rng) else {
+                return;
+            };
+            match answer {
+                Answer::Appended(events) => {
+                    for event in events {
+                        tell!(self, "appended row {} of producer {producer}", event.id);
+                        self.judge.appended(event, &self.server);
+                    }
+                }
+                Answer::Refused(failed) => {
+                    tell!(self, "refused {failed:?} of producer {producer}");
+                    let owner = self.broker.producers[&producer].owner;
+                    for partition in 0..super::event::PARTITIONS {
+                        self.broker.purge_refused(producer, partition);
+                    }
+                    if let Some(owner) = owner {
+                        self.fail_producer(owner, failed);
+                    }
+                }
+            }
+        }
+    }
+
+    fn report(&mut self, relay: usize, most: usize) {
+        let Some(producer) = self.relays[relay].producer else {
+            return;
+        };
+        let tickets = self.broker.report(producer, &mut self.rng, most);
+        if !tickets.is_empty() {
+            self.relays[relay].told.push_back(Told::Delivered(tickets));
+        }
+    }
+
+    /// The producer ends; some of what was appended is still reported.
+    fn fail_producer(&mut self, relay: usize, failed: Vec<(u64, crate::publish::Fault)>) {
+        let Some(producer) = self.relays[relay].producer.take() else {
+            return;
+        };
+        tell!(self, "the producer of relay {relay} fails");
+        let most = self.rng.usize(..8);
+        let tickets = self.broker.report(producer, &mut self.rng, most);
+        self.end_in_broker(producer);
+        let told = &mut self.relays[relay].told;
+        told.push_back(Told::Delivered(tickets));
+        told.push_back(Told::Ended(SessionEnd {
+            failed,
+            reason: String::new(),
+            batch_bytes_max: None,
+        }));
+    }
+
+    pub fn end_in_broker(&mut self, producer: u64) {
+        for event in self.broker.end(producer, &mut self.rng) {
+            self.judge.grant(event.id);
+        }
+    }
+
+    fn elapse(&mut self) {
+        self.now += Duration::from_millis(self.rng.u64(100..6_000));
+    }
+
+    fn freeze(&mut self, relay: usize) {
+        tell!(self, "relay {relay} freezes");
+        self.relays[relay].is_frozen = true;
+        if self.rng.bool() {
+            self.now += TTL + Duration::from_millis(self.rng.u64(..2_000));
+            self.cut_off(relay);
+        }
+    }
+
+    /// The server ends a connection that nobody answers on.
+    fn cut_off(&mut self, relay: usize) {
+        let Some(session) = &mut self.relays[relay].session else {
+            return;
+        };
+        session.lost.get_or_insert(Loss::Connection);
+        if let Some(slot) = &mut self.database.slot
+            && slot.reader == Some(session.connection)
+        {
+            slot.reader = None;
+        }
+    }
+
+    /// What was in flight at a relay that is no longer the leader may be repeated.
+    pub fn grant_in_flight(&mut self, relay: usize) {
+        let process = &self.relays[relay];
+        if process.core.is_empty() && process.session.is_none() {
+            return;
+        }
+        let core = &process.core;
+        let numbers = core.numbers().difference(core.held().numbers());
+        self.judge.grant_numbers(&numbers);
+        if !self.setting.has_marks {
+            self.grant_without_marks(relay);
+        }
+    }
+
+    pub fn grant_without_marks(&mut self, relay: usize) {
+        let catches_up = self.relays[relay]
+            .session
+            .as_ref()
+            .is_some_and(|session| session.is_catch_up());
+        let from = match self.database.slot {
+            Some(slot) if !catches_up && self.database.caught_up => slot.confirmed,
+            _ => 0,
+        };
+        self.judge.grant_behind(from);
+    }
+
+    fn kill(&mut self, relay: usize) {
+        tell!(self, "relay {relay} is killed");
+        self.grant_in_flight(relay);
+        self.grant_replay(relay);
+        self.cut_off(relay);
+        self.abandon_statements(relay);
+        if let Some(producer) = self.relays[relay].producer.take() {
+            self.end_in_broker(producer);
+        }
+        if self.rng.bool() {
+            self.dead.push(self.relays[relay].keeper.owner());
+        }
+        self.relays[relay].start_again(&self.setting);
+    }
+
+    /// What is replayed comes again until that is recorded.
+    pub fn grant_replay(&mut self, relay: usize) {
+        let ids = self.relays[relay].replays();
+        for kept in self
+            .database
+            .kept
+            .iter()
+            .filter(|kept| ids.contains(&kept.id))
+        {
+            if let Ok(id) = kept.row_id.parse() {
+                self.judge.grant(id);
+            }
+        }
+    }
+
+    fn ask_to_stop(&mut self, relay: usize) {
+        tell!(self, "relay {relay} is asked to stop");
+        self.relays[relay].is_stopping = true;
+    }
+
+    fn disconnect(&mut self, relay: usize) {
+        tell!(self, "relay {relay} loses its connection");
+        self.cut_off(relay);
+        self.abandon_statements(relay);
+    }
+
+    fn crash_server(&mut self) {
+        tell!(
+            self,
+            "the server crashes, flushed {} of {}",
+            self.server.flushed,
+            self.server.wal
+        );
+        self.server.crash();
+        self.judge.crashed(&self.server);
+        self.end_connections();
+    }
+
+    fn restart_server(&mut self) {
+        tell!(self, "the server restarts");
+        self.server.flush();
+        self.server.crash();
+        self.judge.crashed(&self.server);
+        self.end_connections();
+    }
+
+    fn end_connections(&mut self) {
+        self.late.clear();
+        for process in &mut self.relays {
+            process.keeper.asked = None;
+            process.keeper.connection += 1;
+            if let Some(session) = &mut process.session {
+                session.lost = Some(Loss::Server);
+                session.forget_statements();
+            }
+        }
+        let Some(slot) = &mut self.database.slot else {
+            return;
+        };
+        slot.reader = None;
+        slot.confirmed = slot.persisted;
+        if !self.setting.has_marks {
+            self.judge.grant_behind(slot.confirmed);
+        }
+    }
+
+    fn persist_slot(&mut self) {
+        if let Some(slot) = &mut self.database.slot {
+            slot.persisted = slot.confirmed;
+        }
+    }
+
+    fn advance_slot(&mut self) {
+        let Some(slot) = &mut self.database.slot else {
+            return;
+        };
+        if slot.reader.is_some() {
+            return;
+        }
+        let (from, to) = (slot.confirmed, self.server.flushed);
+        tell!(self, "somebody advances the slot from {from} to {to}");
+        let Some(slot) = &mut self.database.slot else {
+            return;
+        };
+        (slot.confirmed, slot.persisted) = (to, to);
+        self.judge.slot_moved(to);
+        for commit in &self.server.commits {
+            if commit.end > from && commit.end <= to {
+                for event in &commit.events {
+                    self.judge.miss(event.id);
+                }
+            }
+        }
+    }
+
+    fn drop_slot(&mut self) {
+        if self.database.slot.is_some_and(|slot| slot.reader.is_none()) {
+            tell!(self, "the slot is dropped");
+            self.database.slot = None;
+        }
+    }
+
+    /// A slot begins where every transaction that was running has ended.
+    pub fn create_slot(&mut self) {
+        self.server.show_committed();
+        self.server.flush();
+        let at = self.server.flushed;
+        tell!(self, "a slot is made at {at}");
+        self.judge.slot_moved(at);
+        self.database.slot = Some(Slot {
+            confirmed: at,
+            persisted: at,
+            reader: None,
+        });
+    }
+
+    fn change_topic(&mut self) {
+        let index = self.rng.usize(..2);
+        match self.rng.u8(..3) {
+            0 => self.broker.is_down = !self.broker.is_down,
+            _ => self.broker.denied[index] = !self.broker.denied[index],
+        }
+        tell!(
+            self,
+            "topics denied: {:?}, brokers down: {}",
+            self.broker.denied,
+            self.broker.is_down
+        );
+    }
+
+    pub fn topic_state(&self, name: &str) -> TopicState {
+        let denied = (0..2).find(|index| **topic(index * 2) == *name);
+        match denied.is_some_and(|index| self.broker.denied[index]) {
+            true => TopicState::Denied,
+            false => TopicState::Available { partitions: 2 },
+        }
+    }
+
+    /// Somebody mends a row and retries it, skips it, or replays a dead letter.
+    fn operate(&mut self) {
+        let is_mended = self.rng.bool();
+        let chosen = self.rng.usize(..8);
+        let is_blocked = |b: &&mut super::database::Blocked| {
+            b.state == BlockedState::Blocked && matches!(b.what, What::Aggregate { .. })
+        };
+        if let Some(entry) = self
+            .database
+            .blocked
+            .iter_mut()
+            .filter(is_blocked)
+            .nth(chosen % 3)
+        {
+            if is_mended && let Ok(id) = entry.row_id.parse() {
+                self.broker.mended.insert(id);
+            }
+            entry.state = match self.rng.bool() || is_mended {
+                true => BlockedState::Retry,
+                false => BlockedState::Skip,
+            };
+            let (row, state) = (entry.row_id.clone(), entry.state);
+            let id = row.parse().unwrap_or(0);
+            if state == BlockedState::Skip {
+                self.judge.excuse(id);
+            }
+            if self.setting.policy == FaultPolicy::Follow {
+                self.judge.excuse_unsent_of(id);
+            }
+            tell!(
+                self,
+                "somebody asks for {state:?} of row {row}, mended: {is_mended}"
+            );
+            return;
+        }
+        let is_dead = |kept: &&mut super::database::Kept| kept.state == KeptState::Dead;
+        if self.setting.policy == FaultPolicy::Continue
+            && let Some(kept) = self
+                .database
+                .kept
+                .iter_mut()
+                .filter(is_dead)
+                .nth(chosen % 2)
+        {
+            kept.state = KeptState::Replay;
+            if let Ok(id) = kept.row_id.parse() {
+                self.broker.mended.insert(id);
+            }
+            let row = kept.row_id.clone();
+            tell!(self, "somebody replays row {row}");
+        }
+    }
+
+    fn switch_mode(&mut self, relay: usize) {
+        let process = &mut self.relays[relay];
+        process.mode = match process.mode {
+            Mode::Stream => Mode::Polling,
+            Mode::Polling => Mode::Stream,
+        };
+        let mode = process.mode;
+        tell!(self, "relay {relay} is to start again by {mode:?}");
+        self.ask_to_stop(relay);
+    }
+
+    fn execute_late(&mut self) {
+        if let Some(late) = self.late.pop() {
+            tell!(self, "a late statement is executed");
+            let _: Reply = self.execute_mark(&late.0);
+        }
+    }
+
+    /// Ends every fault and runs until nothing moves any more.
+    fn heal(&mut self) {
+        tell!(self, "the world is healed");
+        self.rng = Rng::with_seed(self.server.wal);
+        self.server.closed = true;
+        self.server.is_published = true;
+        self.broker.denied = [false; 2];
+        self.broker.is_down = false;
+        self.late.clear();
+        for process in &mut self.relays {
+            process.is_frozen = false;
+        }
+        let before = self.server.commits.len();
+        self.server.finish(&mut self.rng);
+        self.server.flush();
+        self.note_commits(before);
+        if !self.comes_to_rest() {
+            let rows = self.judge.unsettled(&self.database);
+            return self.judge.breaks("L1", format!("rows {rows:?} never come"));
+        }
+        for relay in 0..self.relays.len() {
+            self.ask_to_stop(relay);
+        }
+        if !self.comes_to_rest() {
+            self.judge
+                .breaks("L1", "no rest after a restart".to_owned());
+        }
+    }
+
+    /// Runs without faults; whether nothing is left to do in the end.
+    fn comes_to_rest(&mut self) -> bool {
+        for round in 0..400 {
+            self.now += Duration::from_millis(if round % 16 == 0 { 5_000 } else { 40 });
+            for relay in 0..self.relays.len() {
+                self.relays[relay].reread = Default::default();
+                self.work(relay, 6);
+                self.handle_request();
+                self.handle_request();
+                self.report(relay, 12);
+            }
+            if self.judge.broken.is_some() || round % 8 == 7 && self.is_at_rest() {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn is_at_rest(&self) -> bool {
+        self.relays.iter().all(Process::is_idle)
+            && self
+                .broker
+                .producers
+                .keys()
+                .all(|id| !self.broker.is_busy(*id))
+            && self.relays.iter().any(|process| process.session.is_some())
+            && self.judge.unsettled(&self.database).is_empty()
+            && self.holds_are_legitimate()
+    }
+
+    /// What is held is held by a row that is at fault.
+    fn holds_are_legitimate(&self) -> bool {
+        self.database.blocked.iter().all(|entry| {
+            let is_blocked = entry.state == BlockedState::Blocked;
+            let row = entry.row_id.parse().unwrap_or(0);
+            let event = self.judge.event(row);
+            let is_at_fault = event.is_some_and(|event| event.flaw != Flaw::None);
+            let is_aggregate = matches!(entry.what, What::Aggregate { .. });
+            match is_blocked {
+                true => is_aggregate && is_at_fault,
+                false => entry.state == BlockedState::Released,
+            }
+        })
+    }
+}
