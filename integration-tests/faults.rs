@@ -5,7 +5,8 @@
 use crate::matrix::rig::Pair;
 use crate::matrix::scene::{Scene, gate};
 use crate::matrix::{
-    absent, bounded, failpoints, kafka, marks, memory, network, poison, postgres, relay, slot,
+    absent, bounded, failpoints, kafka, marks, memory, missed, network, poison, postgres, relay,
+    slot,
 };
 
 macro_rules! gates {
@@ -41,6 +42,8 @@ gates! {
     terminated_backends_with_marked_rows_repeat_nothing: terminations_with_marked_rows,
     connections_cut_every_second_or_two_do_not_stop_a_relay: network::cut_again_and_again,
     connections_that_carry_nothing_for_20_seconds_cost_nothing: network::black_hole,
+    a_dropped_slot_loses_nothing: missed::slot_dropped,
+    a_changed_publication_loses_nothing: missed::publication_changed,
     lost_acknowledgements_repeat_nothing: kafka::acknowledgements_lost,
     one_bad_row_among_500_is_the_only_one_held: poison::one_among_many,
     a_killed_broker_costs_and_repeats_nothing: kafka::broker_away,

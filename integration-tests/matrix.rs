@@ -14,6 +14,7 @@ pub mod locks;
 pub mod machine;
 pub mod marks;
 pub mod memory;
+pub mod missed;
 pub mod network;
 pub mod pair;
 pub mod poison;

@@ -5,8 +5,8 @@ use futures_util::future::LocalBoxFuture;
 use super::machine::Need;
 use super::scene::Scene;
 use super::{
-    bounded, failpoints, kafka, locks, marks, memory, network, poison, postgres, program, relay,
-    schema, slot, squeeze,
+    bounded, failpoints, kafka, locks, marks, memory, missed, network, poison, postgres, program,
+    relay, schema, slot, squeeze,
 };
 
 /// A scenario, as the table holds it.
@@ -82,8 +82,13 @@ pub static ROWS: &[Row] = &[
     row(16, "stop -m fast while Kafka is away, with a backlog", Both, 1, by!(postgres::stopped_while_kafka_is_away)),
     row(17, "kill -9 of the postmaster, of one backend", Both, 1, by!(postgres::killed)),
     row(18, "walsender terminated; every backend terminated", Both, 1, by!(postgres::walsender_terminated, postgres::all_backends_terminated)),
+    row(19, "slot dropped, under a running relay and while none runs", Replication, 1, by!(missed::slot_dropped)),
+    row(20, "slot invalidated while the relay is away", Replication, 1, Shown::ByTests(&["sweep::a_slot_that_the_server_invalidated", "sweep::a_slot_that_is_gone"])),
     row(21, "slot invalidated while the relay is frozen", Replication, 1, Shown::ByTests(&["primary::frozen::"])),
     row(22, "slot read by another consumer", Replication, 1, by!(slot::slot_is_read_by_another)),
+    row(23, "slot moved past unsent rows", Replication, 1, by!(missed::slot_advanced)),
+    row(24, "publication dropped and made anew; table taken out and put back", Replication, 1, by!(missed::publication_changed)),
+    row(25, "publication with a row filter; rows committed without it; rows consumed by a thief", Replication, 1, Shown::ByTests(&["sweep::rows_that", "sweep::rows_committed"])),
     row(26, "extra columns added, renamed, retyped, dropped; table renamed; mandatory column gone", Both, 1, by!(schema::altered)),
     row(27, "payload changes its type", Both, 1, by!(schema::payload_type_changed)),
     row(28, "one transaction of 2 GB, one of a million rows", Both, 1, by!(bounded::large_transactions)),
@@ -116,11 +121,11 @@ pub static ROWS: &[Row] = &[
     row(55, "kill -9 while acknowledgements are withheld", Both, 1, by!(failpoints::killed_after_produce)),
     row(56, "leaders move (each of three brokers stopped in order)", Both, 1, by!(kafka::brokers_stopped_in_turn)),
     row(57, "too few replicas in sync", Both, 1, by!(kafka::too_few_replicas)),
-    row(58, "permanent error on one record amid others of its key", Both, 1, Shown::ByTests(&["a_row_that_the_broker_refuses_blocks_its_aggregate", "publisher::a_refused_re"])),
+    row(58, "permanent error on one record amid others of its key", Both, 1, Shown::ByTests(&["a_row_that_the_broker_refuses_blocks_its_aggregate", "publisher::a_refused_re", "letters::retry::"])),
     row(59, "one bad row among 500", Both, 1, by!(poison::one_among_many)),
     row(60, "the broker disowns the producer (sequence, epoch, fenced)", Replication, 1, Shown::ByTests(&["injected::a_producer_that_the_broker_disowns"])),
     row(61, "WRITE on one topic taken away for a while", Replication, 1, Shown::ByTests(&["kafka_security::a_topic_that_may_not_be_written"])),
-    row(62, "unknown topic, created later", Both, 1, Shown::ByTests(&["an_unknown_topic_is_held_until_it_is_created"])),
+    row(62, "unknown topic, created later", Both, 1, Shown::ByTests(&["an_unknown_topic_is_held_until_it_is_created", "letters::topics::"])),
     row(63, "TLS and SASL to Kafka fail, tokens and passwords expire", Both, 1, Shown::ByTests(&["kafka_security::"])),
     row(64, "the topic grows from 3 to 6 partitions", Both, 1, Shown::ByTests(&["topics::a_topic_that_grows"])),
     row(65, "slow broker: answers 2 to 8 s late (30 s with FULL)", Both, 1, by!(kafka::broker_slow)),
@@ -131,6 +136,8 @@ pub static ROWS: &[Row] = &[
     // Data and configuration.
     row(70, "rows of every bad kind", Both, 1, Shown::ByTests(&["bad_input::"])),
     row(71, "most rows wait for a blocked one", Both, 1, by!(bounded::blocked_hot_aggregate)),
+    row(72, "all rows at fault", Both, 1, Shown::ByTests(&["letters::bounds::rows_that_are_all_at_fault"])),
+    row(73, "replay of dead letters while writing, killed again and again", Both, 1, Shown::ByTests(&["letters::dead::"])),
     row(74, "SIGHUP", Both, 1, by!(relay::hung_up)),
     row(75, "logical messages that are no rows", Replication, 1, by!(schema::logical_messages)),
     row(76, "row moved to another partition", Both, 1, Shown::ByTests(&["a_row_that_moves_to_another_partition"])),

@@ -1,0 +1,130 @@
+//! Rows that the stream passes over under load: slot dropped or moved, publication changed. The table has them.
+//!
+//! A row that is missed is published later than its neighbours, under a hold of its aggregate: first occurrences stay in
+//! order, and the repetitions that a new slot costs are bounded by what one kill may repeat.
+
+use tokio_postgres::Client;
+
+use super::rig::{Rig, SOON, STREAMED, TRANSACTION_ROWS, WINDOW_ROWS, await_publishing, published};
+use super::scene::Scene;
+use crate::harness::kafka::Kafka;
+use crate::harness::postgres::{Postgres, USUAL};
+use crate::harness::wait_until;
+
+/// The relay's slot, by the database.
+const SLOT: &str = "SELECT slot_name FROM pg_replication_slots WHERE database = current_database()";
+
+const TERMINATE: &str = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots
+                         WHERE database = current_database() AND active";
+
+/// Dropped while the relay reads it, then while none runs.
+pub async fn slot_dropped(scene: &Scene) {
+    // Its own server: a new slot waits for the transactions of every database.
+    let postgres = Postgres::start(USUAL);
+    let rig = Rig::new(STREAMED, &postgres, Kafka::shared().await).await;
+    let client = rig.client().await;
+    let load = rig.load().await;
+    let mut relay = rig.relay();
+    await_publishing(&relay, 0, SOON).await;
+    let drops = scene.pick(2, 6, 20);
+    for number in 0..drops {
+        rig.await_streaming(&client).await;
+        if number % 2 == 1 {
+            relay.kill9();
+        }
+        drop_slot(&client).await;
+        scene.ran();
+        load.progress(50, SOON).await;
+        if number % 2 == 1 {
+            relay.restart();
+        }
+        await_publishing(&relay, 0, 2 * SOON).await;
+    }
+    load.stop().await;
+    rig.verdict(scene, drops * (WINDOW_ROWS + TRANSACTION_ROWS))
+        .await;
+}
+
+/// The relay comes back at once, so that it may take many attempts.
+async fn drop_slot(client: &Client) {
+    wait_until("the slot is dropped", SOON, async || {
+        let _ = client.query(TERMINATE, &[]).await;
+        let drop = format!("SELECT pg_drop_replication_slot(slot_name) FROM ({SLOT}) slot");
+        let dropped = client.query(&drop, &[]).await;
+        dropped
+            .map(std::mem::drop)
+            .map_err(|error| format!("{error:?}"))
+    })
+    .await;
+}
+
+/// An administrator moves the slot past rows that nobody has read.
+pub async fn slot_advanced(scene: &Scene) {
+    let (rig, client) = swept().await;
+    let load = rig.load().await;
+    let mut relay = rig.relay();
+    await_publishing(&relay, 0, SOON).await;
+    let moves = scene.pick(1, 4, 20);
+    for _ in 0..moves {
+        rig.await_streaming(&client).await;
+        relay.kill9();
+        load.progress(50, SOON).await;
+        wait_until("the slot is moved", SOON, async || {
+            let advance = format!(
+                "SELECT pg_replication_slot_advance(slot_name, pg_current_wal_lsn()) FROM ({SLOT}) slot"
+            );
+            let moved = client.query(&advance, &[]).await;
+            moved.map(std::mem::drop).map_err(|error| format!("{error:?}"))
+        })
+        .await;
+        scene.ran();
+        relay.restart();
+        await_publishing(&relay, 0, 2 * SOON).await;
+    }
+    load.stop().await;
+    rig.verdict(scene, moves * (WINDOW_ROWS + TRANSACTION_ROWS))
+        .await;
+}
+
+/// Dropped and created anew, and the table taken out and put back, with rows in between.
+pub async fn publication_changed(scene: &Scene) {
+    let (rig, client) = swept().await;
+    let load = rig.load().await;
+    let relay = rig.relay();
+    await_publishing(&relay, 0, SOON).await;
+    let publication = rig.config.name();
+    for round in 0..scene.pick(1, 4, 20) {
+        rig.await_streaming(&client).await;
+        let (away, back) = match round % 2 {
+            0 => (
+                format!("ALTER PUBLICATION {publication} DROP TABLE outbox"),
+                format!("ALTER PUBLICATION {publication} ADD TABLE outbox"),
+            ),
+            _ => (
+                format!("DROP PUBLICATION {publication}"),
+                format!(
+                    "CREATE PUBLICATION {publication} FOR TABLE outbox WITH (publish = 'insert')"
+                ),
+            ),
+        };
+        client
+            .batch_execute(&away)
+            .await
+            .expect("change the publication");
+        scene.ran();
+        load.progress(50, SOON).await;
+        client.batch_execute(&back).await.expect("change it back");
+        let before = published(&relay).await;
+        await_publishing(&relay, before + 100, 2 * SOON).await;
+    }
+    load.stop().await;
+    rig.verdict(scene, WINDOW_ROWS + TRANSACTION_ROWS).await;
+}
+
+/// A relay that searches the table every two seconds.
+async fn swept() -> (Rig, Client) {
+    let mut rig = Rig::shared(STREAMED).await;
+    rig.set("source.replication.sweep", "2s");
+    let client = rig.client().await;
+    (rig, client)
+}
