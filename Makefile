@@ -26,7 +26,7 @@ test: ## Everything: check, unit tests, integration tests on real servers (TESTS
 
 faults: servers ## Runs the fault matrix on real servers, writes docs/faults.md (ROW=1,14 FULL=1 FRESH=1)
 	$(CARGO) test --locked --no-run --test integration
-	@OUTBOXD_RELAY_LOGS=$(CURDIR)/target/faults/logs ROW=$(ROW) FULL=$(FULL) FRESH=$(FRESH) SOAK= $(CARGO) test --locked --quiet --test faults
+	@OUTBOXD_RELAY_LOGS=$(CURDIR)/target/faults/logs ROW=$(ROW) FULL=$(FULL) FRESH=$(FRESH) JOBS=$(JOBS) SOAK= $(CARGO) test --locked --quiet --test faults
 
 soak: servers ## Mixes faults at random for MINUTES=60, from SEED=number
 	@OUTBOXD_RELAY_LOGS=$(CURDIR)/target/faults/logs SOAK=$(MINUTES) SEED=$(SEED) $(CARGO) test --locked --quiet --test faults

@@ -1,6 +1,7 @@
 //! `make faults`: every row of the matrix, one after the other, and the table of what each has shown.
 //!
-//! Settings come as environment variables: `ROW=14` or `ROW=1,14`, `FULL=1`, `FRESH=1`; `SOAK=minutes` and `SEED`.
+//! Settings come as environment variables: `ROW=14` or `ROW=1,14`, `FULL=1`, `FRESH=1`, `JOBS=2`
+//! (rows at a time); `SOAK=minutes` and `SEED`.
 
 mod report;
 mod results;
@@ -8,11 +9,15 @@ pub mod soak;
 mod tests;
 
 use std::any::Any;
+use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
+use std::sync::{Mutex, MutexGuard};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
+use tokio::runtime::Runtime;
 
 use super::scene::{Scene, Size};
 use super::table::{ROWS, Row, Scenario, Shown};
@@ -27,6 +32,8 @@ struct Settings {
     rows: Vec<u8>,
     size: Size,
     is_fresh: bool,
+    /// Rows at a time.
+    jobs: usize,
     soak_minutes: Option<u64>,
 }
 
@@ -51,6 +58,10 @@ impl Settings {
                 Size::Moderate
             },
             is_fresh: is_set("FRESH"),
+            jobs: std::env::var("JOBS")
+                .ok()
+                .and_then(|jobs| jobs.parse().ok())
+                .unwrap_or(2),
             soak_minutes: soak.map(|minutes| minutes.parse().expect("SOAK: a number of minutes")),
         }
     }
@@ -74,7 +85,7 @@ pub fn main() -> ExitCode {
     let runtime = runtime.expect("start a runtime");
     let is_green = match settings.soak_minutes {
         Some(minutes) => runtime.block_on(soak::run(minutes)),
-        None => runtime.block_on(run(&settings)),
+        None => Run::new(&settings).run(&runtime),
     };
     if is_green {
         ExitCode::SUCCESS
@@ -83,37 +94,78 @@ pub fn main() -> ExitCode {
     }
 }
 
-async fn run(settings: &Settings) -> bool {
-    let mut results = Results::open(settings.size, settings.is_fresh);
-    let rows = settings.chosen();
-    for row in &rows {
-        let rounds = if settings.size == Size::Full {
-            row.rounds
-        } else {
-            1
-        };
-        while results.rounds(row.number) < rounds && !results.is_red(row.number) {
-            println!("row {:2}: {} …", row.number, row.fault);
-            let Some(entry) = run_row(row, settings.size).await else {
+/// Rows that wait to be run, and what those before them have shown.
+struct Run {
+    size: Size,
+    jobs: usize,
+    is_whole: bool,
+    rows: Vec<&'static Row>,
+    waiting: Mutex<VecDeque<&'static Row>>,
+    results: Mutex<Results>,
+}
+
+impl Run {
+    fn new(settings: &Settings) -> Self {
+        let rows = settings.chosen();
+        Self {
+            size: settings.size,
+            jobs: settings.jobs,
+            is_whole: settings.rows.is_empty(),
+            waiting: Mutex::new(rows.iter().copied().collect()),
+            rows,
+            results: Mutex::new(Results::open(settings.size, settings.is_fresh)),
+        }
+    }
+
+    /// Runs every row, some beside each other for they mostly wait, and prints the table; whether none is red.
+    fn run(self, runtime: &Runtime) -> bool {
+        thread::scope(|scope| {
+            for _ in 0..self.jobs {
+                scope.spawn(|| {
+                    while let Some(row) = self.next() {
+                        runtime.block_on(self.run_rounds(row));
+                    }
+                });
+            }
+        });
+        let results = self.results.into_inner().expect("no thread panicked");
+        println!("\n{}", report::table(&self.rows, &results, self.size));
+        if self.is_whole {
+            report::write(&self.rows, &results, self.size);
+        }
+        self.rows.iter().all(|row| !results.is_red(row.number))
+    }
+
+    fn next(&self) -> Option<&'static Row> {
+        self.waiting.lock().expect("no thread panicked").pop_front()
+    }
+
+    fn results(&self) -> MutexGuard<'_, Results> {
+        self.results.lock().expect("no thread panicked")
+    }
+
+    /// What is left of a row's rounds, until one is red.
+    async fn run_rounds(&self, row: &Row) {
+        let rounds = self.size.rounds(row);
+        while self.results().rounds(row.number) < rounds && !self.results().is_red(row.number) {
+            println!("row {:2} begins: {}", row.number, row.fault);
+            let Some(entry) = run_row(row, self.size).await else {
                 break;
             };
-            println!(
-                "        {} in {:.0} s",
-                report::verdict(&entry.tally),
-                entry.seconds
-            );
+            let (verdict, seconds) = (report::verdict(&entry.tally), entry.seconds);
+            println!("row {:2} is {verdict}, {seconds:.0} s", row.number);
             for line in entry.tally.broken.iter().flat_map(|text| text.lines()) {
                 println!("        {line}");
             }
-            results.add(entry);
+            self.results().add(entry);
         }
     }
-    let table = report::table(&rows, &results, settings.size);
-    println!("\n{table}");
-    if settings.rows.is_empty() {
-        report::write(&rows, &results, settings.size);
+}
+
+impl Size {
+    pub fn rounds(self, row: &Row) -> usize {
+        if self == Self::Full { row.rounds } else { 1 }
     }
-    rows.iter().all(|row| !results.is_red(row.number))
 }
 
 /// One round of a row; `None` where this machine can't produce it.
@@ -127,7 +179,7 @@ async fn run_row(row: &Row, size: Size) -> Option<Entry> {
             }
             tally
         }
-        Shown::ByTests(names) => tests::run(names),
+        Shown::ByTests(names) => tests::run(row.number, names),
         Shown::By(..) | Shown::Nowhere(_) => return None,
     };
     Some(Entry {

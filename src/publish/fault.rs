@@ -31,7 +31,6 @@ pub(super) fn of(code: Code) -> Option<Fault> {
         | Code::InvalidMessageSize
         | Code::MessageBatchTooLarge
         | Code::InvalidRecord
-        | Code::InvalidTimestamp
         | Code::InvalidTopic
         | Code::PolicyViolation => Some(Fault::Row(text)),
         Code::UnknownTopicOrPartition
@@ -41,6 +40,7 @@ pub(super) fn of(code: Code) -> Option<Fault> {
         | Code::TopicAuthorizationFailed
         | Code::InvalidReplicationFactor
         | Code::UnsupportedForMessageFormat => Some(Fault::Topic(text)),
+        // Such as an invalid timestamp: records carry the time of this machine, so a clock is wrong and no row.
         _ => Some(Fault::Session(text)),
     }
 }
@@ -109,6 +109,11 @@ mod tests {
         ));
         assert!(matches!(
             of(Code::NotEnoughReplicas),
+            Some(Fault::Session(_))
+        ));
+        // Records carry the time of this machine.
+        assert!(matches!(
+            of(Code::InvalidTimestamp),
             Some(Fault::Session(_))
         ));
     }

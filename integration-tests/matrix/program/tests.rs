@@ -8,8 +8,9 @@ use crate::matrix::tally::Tally;
 
 /// Runs the tests whose names contain one of these, three at a time: each is a run, each that fails a broken
 /// criterion.
-pub fn run(names: &[&str]) -> Tally {
-    let verdicts = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/faults/verdicts");
+pub fn run(row: u8, names: &[&str]) -> Tally {
+    let verdicts =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("target/faults/verdicts-{row}"));
     let _ = fs::remove_file(&verdicts);
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let mut command = Command::new(cargo);
