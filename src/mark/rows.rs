@@ -1,20 +1,28 @@
 //! Marks in the rows themselves: `sent_at` set, or the row deleted.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
+use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 
 use super::{MarkError, Tenure};
 use crate::config::Mark;
 use crate::core::Delivered;
 use crate::outbox::{Layout, Lsn, OutboxRow, RowId};
-use postgres_protocol::escape::escape_identifier;
+use postgres_protocol::escape::{escape_identifier, escape_literal};
+
+/// How long a mark waits for rows that the stream brought and that nobody sees yet: their commit is flushed, and the
+/// backend that wrote them was not run since. It holds its lock on the table until they are visible.
+const VISIBLE_WITHIN: Duration = Duration::from_secs(5);
+const AGAIN_AFTER: Duration = Duration::from_millis(50);
 
 /// The statements that mark single rows of one table.
 #[derive(Debug)]
 pub struct RowMarks {
     tenure: Tenure,
     mark_sql: String,
+    writers_sql: String,
     unsent_sql: String,
     replayed_below: Lsn,
 }
@@ -43,9 +51,17 @@ impl RowMarks {
         };
         let unsent_sql =
             format!("SELECT {name}::text FROM {table} WHERE {name} = ANY ({ids}){is_unsent}");
+        let literal = escape_literal(&table);
+        let writers_sql = format!(
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks WHERE mode = 'RowExclusiveLock' \
+             AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()) \
+             AND pid <> pg_backend_pid() AND (relation = {literal}::regclass \
+             OR relation IN (SELECT relid FROM pg_catalog.pg_partition_tree({literal}))))"
+        );
         Self {
             tenure,
             mark_sql,
+            writers_sql,
             unsent_sql,
             replayed_below,
         }
@@ -84,6 +100,7 @@ impl RowMarks {
     pub(super) fn statement(&self, rows: &[Delivered]) -> RowStatement {
         RowStatement {
             sql: self.mark_sql.clone(),
+            writers_sql: self.writers_sql.clone(),
             ids: rows.iter().map(|row| row.id.to_string()).collect(),
             tenure: self.tenure.clone(),
         }
@@ -94,6 +111,7 @@ impl RowMarks {
 #[derive(Debug)]
 pub struct RowStatement {
     sql: String,
+    writers_sql: String,
     ids: Vec<String>,
     tenure: Tenure,
 }
@@ -101,10 +119,17 @@ pub struct RowStatement {
 impl RowStatement {
     pub(super) async fn run(&self, client: &Client) -> Result<(), MarkError> {
         let Tenure { outbox, epoch } = &self.tenure;
-        let marked = client
-            .execute(&self.sql, &[&self.ids, outbox, epoch])
-            .await
-            .map_err(MarkError::sql("mark rows as sent"))?;
+        let mut marked = self.mark(client).await?;
+        let until = Instant::now() + VISIBLE_WITHIN;
+        while marked < self.ids.len() as u64 && Instant::now() < until {
+            // Asked before the next try: whoever has let go of the table is visible to it.
+            let has_writers = self.has_writers(client).await?;
+            marked += self.mark(client).await?;
+            if !has_writers {
+                break;
+            }
+            sleep(AGAIN_AFTER).await;
+        }
         if marked > 0 {
             return Ok(());
         }
@@ -119,5 +144,16 @@ impl RowStatement {
         held.map(|_| ()).ok_or_else(|| MarkError::NotLeader {
             outbox: outbox.clone(),
         })
+    }
+
+    async fn mark(&self, client: &Client) -> Result<u64, MarkError> {
+        let Tenure { outbox, epoch } = &self.tenure;
+        let marked = client.execute(&self.sql, &[&self.ids, outbox, epoch]).await;
+        marked.map_err(MarkError::sql("mark rows as sent"))
+    }
+
+    async fn has_writers(&self, client: &Client) -> Result<bool, MarkError> {
+        let row = client.query_one(&self.writers_sql, &[]).await;
+        Ok(row.map_err(MarkError::sql("see who writes"))?.get(0))
     }
 }
