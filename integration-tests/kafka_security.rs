@@ -74,7 +74,8 @@ async fn carries_rows(
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_flow_by_every_way_of_authentication() {
     let secured = Secured::shared().await;
-    let tokens = Tokens::start(LONG);
+    let provider = secured.authority.sign("provider", &["127.0.0.1"]);
+    let tokens = Tokens::start_with_tls(LONG, &provider);
     let password = secret("password", &format!("{PASSWORD}\n"));
     let client_secret = secret("client-secret", CLIENT_SECRET);
     let client = secured.authority.sign("relay", &[]);
@@ -99,6 +100,7 @@ async fn rows_flow_by_every_way_of_authentication() {
             ("sasl.oauthbearer.client.id", CLIENT),
             ("sasl.oauthbearer.client.secret", &from_file(&client_secret)),
             ("sasl.oauthbearer.scope", "kafka"),
+            ("https.ca.location", secured.ca.to_str().unwrap()),
         ];
         secured.sasl(config, &properties)
     };

@@ -6,6 +6,7 @@
 
 mod fault;
 mod look_up;
+mod place;
 mod reports;
 mod session;
 #[cfg(test)]
@@ -23,6 +24,7 @@ use crate::config::{KafkaConfig, LimitsConfig};
 use crate::encode::Record;
 use crate::kafka::{ClientFiles, KafkaError};
 use look_up::LookUps;
+pub use place::Place;
 use reports::Broker;
 use session::{Command, Session};
 
@@ -41,7 +43,7 @@ pub struct Outgoing {
 pub enum PublisherEvent {
     /// The broker acknowledged these rows, in the order in which the reports came.
     Delivered(Vec<Ticket>),
-    /// The answer to `Publisher::look_up`.
+    /// The answer to `Publisher::look_up`; before the answer for a topic, one for each partition without a leader.
     Topic { topic: Arc<str>, state: TopicState },
     /// A report failed, or the producer died: nothing more is sent, everything was purged and
     /// harvested; what was neither delivered nor listed here is to be sent again.
@@ -51,9 +53,13 @@ pub enum PublisherEvent {
 /// Whether records can be written to a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TopicState {
-    Available { partitions: usize },
+    Available {
+        partitions: usize,
+    },
     Unknown,
     Denied,
+    /// Said of a `Place` only, a single partition.
+    Leaderless,
 }
 
 /// Why a producer session ended.

@@ -33,7 +33,7 @@ use crate::mark::{MarkError, Marks, Tenure};
 use crate::metrics::Metrics;
 use crate::outbox::{Layout, Lsn, OutboxRow, RowId};
 use crate::postgres;
-use crate::publish::{PublisherEvent, Ticket};
+use crate::publish::{Place, PublisherEvent, Ticket};
 use crate::ranges::RangeSet;
 use crate::source::replication::missed::Watch;
 use crate::source::{Source, SourceError};
@@ -221,12 +221,15 @@ impl Relay {
             requests: None,
             held_ids: HashSet::new(),
             successor: None,
+            leaderless: Vec::new(),
+            has_lost_leader: false,
             shutdown_notices,
             handed_over: VecDeque::new(),
             ticks: 0,
             topic_ticks: 0,
             session,
         };
+        run.note_leaderless();
         let end = run.until_end().await;
         run.leave(&end).await;
         end
@@ -258,6 +261,10 @@ struct Run<'a> {
     held_ids: HashSet<RowId>,
     /// Waits for the producer to finish what is in flight.
     successor: Option<Successor>,
+    /// Partitions whose rows are held.
+    leaderless: Vec<Place>,
+    /// A partition lost its leader while most of the window waited.
+    has_lost_leader: bool,
     /// The last ticket of what was handed to the producer, and when.
     handed_over: VecDeque<(Ticket, Instant)>,
     ticks: u32,

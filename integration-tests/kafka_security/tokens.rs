@@ -10,6 +10,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use openssl::pkey::PKey;
+use openssl::ssl::{SslAcceptor, SslMethod};
+use openssl::x509::X509;
+
+use super::certificates::Identity;
 
 /// What the endpoint asks for.
 pub const CLIENT: &str = "relay";
@@ -22,16 +27,37 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// Gives tokens that hold for this long.
+    /// Gives tokens that hold for this long, without TLS.
     pub fn start(lifetime: Duration) -> Self {
+        Self::listen("http", move |connection| answer(connection, lifetime))
+    }
+
+    /// The same with TLS, as this server.
+    pub fn start_with_tls(lifetime: Duration, server: &Identity) -> Self {
+        let mut acceptor = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server()).unwrap();
+        let certificate = X509::from_pem(server.certificate.as_bytes()).unwrap();
+        let key = PKey::private_key_from_pem(server.key.as_bytes()).unwrap();
+        acceptor.set_certificate(&certificate).unwrap();
+        acceptor.set_private_key(&key).unwrap();
+        let acceptor = acceptor.build();
+        Self::listen("https", move |connection| {
+            let refused = |error| std::io::Error::other(format!("{error:?}"));
+            answer(acceptor.accept(connection).map_err(refused)?, lifetime)
+        })
+    }
+
+    fn listen(
+        protocol: &str,
+        answer: impl Fn(TcpStream) -> std::io::Result<bool> + Send + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}/token", listener.local_addr().unwrap());
+        let url = format!("{protocol}://{}/token", listener.local_addr().unwrap());
         let given = Arc::new(AtomicU32::new(0));
         let counter = given.clone();
         std::thread::spawn(move || {
             for connection in listener.incoming().flatten() {
                 // A client that went away asks again.
-                if let Ok(true) = answer(connection, lifetime) {
+                if let Ok(true) = answer(connection) {
                     counter.fetch_add(1, Ordering::Relaxed);
                 }
             }
@@ -46,8 +72,8 @@ impl Tokens {
 }
 
 /// Whether a token was given.
-fn answer(mut connection: TcpStream, lifetime: Duration) -> std::io::Result<bool> {
-    let mut reader = BufReader::new(connection.try_clone()?);
+fn answer(mut connection: impl Read + Write, lifetime: Duration) -> std::io::Result<bool> {
+    let mut reader = BufReader::new(&mut connection);
     let (mut head, mut bytes) = (String::new(), 0);
     loop {
         let mut line = String::new();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::pair::Both;
-use super::rig::{Rig, SOON, published};
+use super::rig::{Rig, SOON, WINDOW_ROWS, published};
 use super::scene::Scene;
 use crate::harness::cluster::{BROKERS, Cluster};
 use crate::harness::kafka::Kafka;
@@ -162,5 +162,6 @@ pub async fn partitions_away(scene: &Scene) {
         scene.require(rows > 0, || "the other partitions stand still too".into());
     }
     cluster.brokers[2].restart();
-    both.judge(scene, 0).await;
+    // What the broker had appended and not acknowledged when it was killed is sent again.
+    both.judge(scene, WINDOW_ROWS).await;
 }

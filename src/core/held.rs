@@ -169,6 +169,7 @@ impl Held {
             }
             TopicState::Unknown => "the topic does not exist",
             TopicState::Denied => "the topic may not be described or written",
+            TopicState::Leaderless => "the partition has no leader",
         };
         if !was_held {
             let hold = TopicHold {

@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::metadata::MetadataPartition;
 use rdkafka::producer::{BaseProducer, Producer};
 use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::{debug, info, warn};
 
 use super::reports::{Broker, Reports};
-use super::{PublisherEvent, TopicState};
+use super::{Place, PublisherEvent, TopicState};
 use crate::config::KafkaConfig;
 use crate::kafka::{self, KafkaError};
 
@@ -106,7 +107,9 @@ impl LookUps {
     }
 
     /// `None` when no broker could say.
-    fn ask(&mut self, topic: &str) -> Option<TopicState> {
+    fn ask(&mut self, name: &Arc<str>) -> Option<TopicState> {
+        let place = Place::parse(name);
+        let topic = place.as_ref().map_or(name, |place| &place.topic);
         let client = match self.open() {
             Ok(client) => client,
             Err(error) => {
@@ -134,12 +137,10 @@ impl LookUps {
         let found = metadata
             .topics()
             .iter()
-            .find(|found| found.name() == topic)?;
+            .find(|found| found.name() == &**topic)?;
         match found.error() {
             None if found.partitions().is_empty() => None,
-            None => Some(TopicState::Available {
-                partitions: found.partitions().len(),
-            }),
+            None => Some(self.state_of(topic, place.as_ref(), found.partitions())),
             Some(
                 RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
                 | RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION,
@@ -153,6 +154,33 @@ impl LookUps {
             }
             Some(_) => None,
         }
+    }
+
+    /// What a topic's partitions say of it, or of one of them.
+    fn state_of(
+        &self,
+        topic: &Arc<str>,
+        place: Option<&Place>,
+        partitions: &[MetadataPartition],
+    ) -> TopicState {
+        let available = TopicState::Available {
+            partitions: partitions.len(),
+        };
+        let count = u32::try_from(partitions.len()).unwrap_or(u32::MAX);
+        let leaderless = partitions.iter().filter(|found| found.leader() < 0);
+        let mut leaderless = leaderless.filter_map(|found| u32::try_from(found.id()).ok());
+        if let Some(place) = place {
+            return match leaderless.any(|partition| partition == place.partition) {
+                true => TopicState::Leaderless,
+                false => available,
+            };
+        }
+        for partition in leaderless {
+            let topic = Place::new(topic, partition, count).name().clone();
+            let state = TopicState::Leaderless;
+            let _ = self.events.send(PublisherEvent::Topic { topic, state });
+        }
+        available
     }
 
     fn open(&mut self) -> Result<&BaseProducer<Reports>, KafkaError> {

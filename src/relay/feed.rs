@@ -97,8 +97,12 @@ impl Run<'_> {
                 break;
             };
             let facts = RowFacts::of(&self.session.layout, &row);
-            let topic = encoded.as_ref().map(|record| &record.topic);
-            match self.relay.core.offer(&facts, topic) {
+            let topic = encoded.as_ref().map(|record| self.place_of(record).clone());
+            let offer = self
+                .relay
+                .core
+                .offer(&facts, topic.as_ref().map_err(|fault| *fault));
+            match offer {
                 Offer::Publish(ticket) => {
                     trace!(event_id = %facts.id, ticket, "publishing");
                     if let Ok(record) = encoded {
@@ -119,7 +123,7 @@ impl Run<'_> {
                     break;
                 }
                 Offer::LookUp => {
-                    self.look_up(topic.ok().cloned());
+                    self.look_up(topic.ok());
                     self.feed.wait(row, encoded);
                     break;
                 }

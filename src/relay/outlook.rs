@@ -9,8 +9,9 @@ use tracing::{debug, info, warn};
 use super::lag::{HeldFacts, Measured, Question};
 use super::{End, Phase, Run};
 use crate::hold::{self, Requests};
+use crate::kafka::create_command;
 use crate::mark::{MarkError, Marks};
-use crate::publish::Ticket;
+use crate::publish::{Place, Ticket};
 use crate::status::{HeldRows, HeldTopic, InFlight, Role, State, StatusCell};
 
 /// Blocked aggregates that the status names; a metric counts all of them.
@@ -40,10 +41,9 @@ impl Run<'_> {
             topic: topic.to_string(),
             rows: hold.rows,
             reason: hold.reason.clone(),
-            command: Some(crate::kafka::create_command(
-                &self.relay.config.kafka,
-                topic,
-            )),
+            command: Place::parse(topic)
+                .is_none()
+                .then(|| create_command(&self.relay.config.kafka, topic)),
         });
         let topics: Vec<_> = topics.collect();
         let in_flight = InFlight {

@@ -19,6 +19,9 @@ const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// The same while no broker answers it: most likely they refuse the old secrets.
 const SILENCE_UNANSWERED_MAX: Duration = Duration::from_secs(5);
 
+/// How long rows of other partitions may take to be acknowledged once those of a lost one are given up.
+const LEADERLESS_DRAIN_MAX: Duration = Duration::from_secs(1);
+
 /// A producer and what it tells.
 pub(super) struct Producer {
     pub(super) publisher: Publisher,
@@ -95,6 +98,11 @@ impl Run<'_> {
     ///
     /// What the old one can't finish is given up, and the session ends: the source hands it out again.
     pub(super) async fn succeed(&mut self) -> Option<End> {
+        if std::mem::take(&mut self.has_lost_leader) {
+            self.relay.end_producer(LEADERLESS_DRAIN_MAX).await;
+            let reason = "a partition has lost its leader, and its rows fill the window";
+            return Some(End::Producer(reason.to_owned()));
+        }
         let successor = self.successor.as_ref()?;
         let producer = self.relay.producer.as_ref()?;
         if self.relay.core.sent() > 0 {

@@ -1,11 +1,13 @@
-//! The topics of a session: asking for those that are held, and noticing when one has grown.
+//! The topics of a session: asking for those that are held, and noticing when one has grown or a partition has no
+//! leader.
 
 use std::sync::Arc;
 
 use tracing::{info, warn};
 
 use super::{End, Run};
-use crate::publish::TopicState;
+use crate::encode::Record;
+use crate::publish::{Place, TopicState};
 
 /// Every so many questions for the others, a topic that refused records is tried again, and a topic that is written is
 /// asked for its partitions: 30 s.
@@ -22,28 +24,51 @@ impl Run<'_> {
     /// only a record shows whether it still does.
     pub(super) fn ask_for_topics(&mut self) {
         self.topic_ticks += 1;
-        let is_turn_of_all = self.topic_ticks.is_multiple_of(ALL_TOPICS_EVERY_TICKS);
+        // What fills the window may wait for a leader.
+        let is_turn_of_all =
+            self.topic_ticks.is_multiple_of(ALL_TOPICS_EVERY_TICKS) || self.relay.core.is_stuck();
         let held = self.relay.core.held();
         let due = held
             .topics()
             .filter(|(_, hold)| is_turn_of_all || !hold.is_refused);
         let mut due: Vec<_> = due.map(|(topic, _)| topic.clone()).collect();
         if is_turn_of_all {
-            due.extend(held.available().cloned());
+            let is_topic = |name: &&Arc<str>| Place::parse(name).is_none();
+            due.extend(held.available().filter(is_topic).cloned());
         }
         for topic in due {
             self.look_up(Some(topic));
         }
     }
 
+    /// What must be there so that a record can go out: its topic, or its partition where that has lost its leader.
+    pub(super) fn place_of<'r>(&'r self, record: &'r Record) -> &'r Arc<str> {
+        let place = self.leaderless.iter().find(|place| place.takes(record));
+        place.map_or(&record.topic, Place::name)
+    }
+
+    /// Learns from what is held which partitions have no leader, unless nobody can say which keys they take.
+    pub(super) fn note_leaderless(&mut self) {
+        if self.relay.config.kafka.allow_partitioner {
+            return;
+        }
+        let held = self.relay.core.held().topics();
+        self.leaderless = held.filter_map(|(name, _)| Place::parse(name)).collect();
+    }
+
     /// Takes the answer to a question.
     pub(super) fn take_topic(&mut self, topic: &Arc<str>, state: &TopicState) -> Option<End> {
+        if *state == TopicState::Leaderless {
+            self.take_leaderless(topic);
+            return None;
+        }
         let is_topic = |known: &Arc<str>| known == topic;
         if self.relay.core.held().available().any(is_topic) {
             self.compare_partitions(topic, state);
             return None;
         }
         let has_rows = self.relay.core.topic(topic, state);
+        self.note_leaderless();
         if let TopicState::Available { partitions } = state {
             self.relay.partitions.insert(topic.clone(), *partitions);
         }
@@ -53,6 +78,20 @@ impl Run<'_> {
         }
         self.announce_topic(topic, state);
         None
+    }
+
+    /// Holds the rows of a partition that has lost its leader: those in flight wait, and if they are most of the window,
+    /// they are given up and read again, so that all others flow.
+    fn take_leaderless(&mut self, name: &Arc<str>) {
+        let held = self.relay.core.held();
+        let is_new = held.topic_hold(name).is_none() && !self.relay.config.kafka.allow_partitioner;
+        if !is_new {
+            return;
+        }
+        self.relay.core.topic(name, &TopicState::Leaderless);
+        self.note_leaderless();
+        self.has_lost_leader |= self.relay.core.is_stuck();
+        warn!(partition = %name, "the partition has no leader: its rows are held, all others flow");
     }
 
     /// A topic that has other partitions than before is written by a new producer, once nothing is in flight: what was
@@ -81,6 +120,7 @@ impl Run<'_> {
             TopicState::Available { partitions } => {
                 info!(%topic, partitions, "publishing to topic")
             }
+            TopicState::Leaderless => {}
             TopicState::Unknown | TopicState::Denied => {
                 let mut held = self.relay.core.held().topics();
                 if held.any(|(name, hold)| name == topic && hold.rows == 0) {
