@@ -6,6 +6,7 @@
 
 mod fault;
 mod look_up;
+mod openings;
 mod place;
 mod reports;
 mod session;
@@ -24,7 +25,7 @@ use crate::config::{KafkaConfig, LimitsConfig};
 use crate::encode::Record;
 use crate::kafka::{ClientFiles, KafkaError};
 use look_up::LookUps;
-pub use place::Place;
+pub use place::{Place, partition_of};
 use reports::Broker;
 use session::{Command, Session};
 
@@ -36,6 +37,8 @@ pub type Ticket = u64;
 pub struct Outgoing {
     pub ticket: Ticket,
     pub record: Record,
+    /// Where the producer puts it; `None` where nobody can say or no order is kept.
+    pub partition: Option<u32>,
 }
 
 /// What the producer thread tells the relay.

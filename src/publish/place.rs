@@ -58,6 +58,12 @@ impl fmt::Display for Place {
     }
 }
 
+/// The partition of so many into which the producer puts a record; one without a key goes to any.
+pub fn partition_of(record: &Record, partitions: u32) -> Option<u32> {
+    let key = record.key.as_deref()?;
+    (murmur2(key) & 0x7fff_ffff).checked_rem(partitions)
+}
+
 /// Source: `org.apache.kafka.common.utils.Utils.murmur2`; `murmur2` and `murmur2_random` of librdkafka agree with it.
 fn murmur2(key: &[u8]) -> u32 {
     const M: u32 = 0x5bd1_e995;

@@ -12,6 +12,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer, PurgeConfig};
 use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
+use super::openings::Openings;
 use super::reports::{Broker, Failure, Reports};
 use super::{Fault, Outgoing, PublisherEvent, SessionEnd, Ticket, fault};
 use crate::encode::Record;
@@ -63,6 +64,7 @@ pub(super) struct Session {
     events: UnboundedSender<PublisherEvent>,
     in_flight: Arc<AtomicUsize>,
     pending: VecDeque<Outgoing>,
+    openings: Openings,
     /// Records that librdkafka has taken and not reported.
     outstanding: usize,
     failed: Vec<Failure>,
@@ -71,7 +73,8 @@ pub(super) struct Session {
     refused: Option<Refused>,
     ending: Option<Ending>,
     reported_at: Instant,
-    is_full: bool,
+    /// Nothing can be handed over before something is reported.
+    must_wait: bool,
 }
 
 impl Session {
@@ -94,13 +97,14 @@ impl Session {
             events,
             in_flight,
             pending: VecDeque::new(),
+            openings: Openings::default(),
             outstanding: 0,
             failed: Vec::new(),
             batch_bytes,
             refused: None,
             ending: None,
             reported_at: Instant::now(),
-            is_full: false,
+            must_wait: false,
         })
     }
 
@@ -150,7 +154,7 @@ impl Session {
     }
 
     fn pause(&self) -> Duration {
-        let can_feed = !self.pending.is_empty() && !self.is_full && self.refused.is_none();
+        let can_feed = !self.pending.is_empty() && !self.must_wait && self.refused.is_none();
         if can_feed {
             Duration::ZERO
         } else if self.outstanding == 0 {
@@ -163,9 +167,10 @@ impl Session {
     }
 
     fn feed(&mut self) {
-        self.is_full = false;
+        self.must_wait = false;
+        let now = Instant::now();
         if self.outstanding == 0 {
-            self.reported_at = Instant::now();
+            self.reported_at = now;
         }
         for _ in 0..FEED_MAX {
             if self.refused.is_some() {
@@ -174,10 +179,17 @@ impl Session {
             let Some(outgoing) = self.pending.front() else {
                 return;
             };
+            if self.openings.holds_back(outgoing) {
+                self.must_wait = true;
+                return;
+            }
             match send(&self.producer, outgoing) {
-                Ok(()) => self.outstanding += 1,
+                Ok(()) => {
+                    self.outstanding += 1;
+                    self.openings.sent(outgoing, now);
+                }
                 Err(RDKafkaErrorCode::QueueFull) => {
-                    self.is_full = true;
+                    self.must_wait = true;
                     return;
                 }
                 Err(code) => {
@@ -201,6 +213,7 @@ impl Session {
         let in_flight = self.outstanding + self.pending.len();
         self.in_flight.store(in_flight, Ordering::Relaxed);
         if !delivered.is_empty() {
+            self.openings.delivered(&delivered);
             self.reported_at = Instant::now();
             self.broker.answered();
             // The relay is gone when nobody listens; the dropped publisher ends the session.
@@ -316,7 +329,7 @@ impl Session {
 
 /// Hands one record to librdkafka, which copies it.
 fn send(producer: &BaseProducer<Reports>, outgoing: &Outgoing) -> Result<(), RDKafkaErrorCode> {
-    let Outgoing { ticket, record } = outgoing;
+    let Outgoing { ticket, record, .. } = outgoing;
     // The supported platforms have 64 bits; a ticket never exceeds the rows of one process.
     let mut message =
         BaseRecord::<[u8], [u8], usize>::with_opaque_to(&record.topic, *ticket as usize);

@@ -62,6 +62,7 @@ fn outgoing(ticket: Ticket, value: Option<Bytes>) -> Outgoing {
             value,
             headers: vec![header],
         },
+        partition: None,
     }
 }
 

@@ -106,7 +106,12 @@ impl Run<'_> {
                 Offer::Publish(ticket) => {
                     trace!(event_id = %facts.id, ticket, "publishing");
                     if let Ok(record) = encoded {
-                        outgoing.push(Outgoing { ticket, record });
+                        let partition = self.partition_of(&record);
+                        outgoing.push(Outgoing {
+                            ticket,
+                            record,
+                            partition,
+                        });
                     }
                 }
                 Offer::Aside(ticket) => end = self.note_aside(ticket, row),

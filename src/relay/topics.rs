@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
-use super::{End, Run};
+use super::{End, Relay, Run};
 use crate::encode::Record;
-use crate::publish::{Place, TopicState};
+use crate::publish::{Place, TopicState, partition_of};
 
 /// Every so many questions for the others, a topic that refused records is tried again, and a topic that is written is
 /// asked for its partitions: 30 s.
@@ -47,6 +47,15 @@ impl Run<'_> {
         place.map_or(&record.topic, Place::name)
     }
 
+    /// The partition into which the producer puts a record; `None` where nobody can say or it has no key.
+    pub(super) fn partition_of(&self, record: &Record) -> Option<u32> {
+        if self.relay.config.kafka.allow_partitioner {
+            return None;
+        }
+        let partitions = *self.relay.partitions.get(&record.topic)?;
+        partition_of(record, u32::try_from(partitions).ok()?)
+    }
+
     /// Learns from what is held which partitions have no leader, unless nobody can say which keys they take.
     pub(super) fn note_leaderless(&mut self) {
         if self.relay.config.kafka.allow_partitioner {
@@ -67,11 +76,8 @@ impl Run<'_> {
             self.compare_partitions(topic, state);
             return None;
         }
-        let has_rows = self.relay.core.topic(topic, state);
+        let has_rows = self.relay.learn(topic, state);
         self.note_leaderless();
-        if let TopicState::Available { partitions } = state {
-            self.relay.partitions.insert(topic.clone(), *partitions);
-        }
         if has_rows {
             info!(%topic, "a held topic can be written again");
             return Some(End::Reread("a held topic can be written again".to_owned()));
@@ -133,5 +139,15 @@ impl Run<'_> {
                 }
             }
         }
+    }
+}
+
+impl Relay {
+    /// Takes what was found out about a topic; `true` when rows that waited for it can go out.
+    pub(super) fn learn(&mut self, topic: &Arc<str>, state: &TopicState) -> bool {
+        if let TopicState::Available { partitions } = state {
+            self.partitions.insert(topic.clone(), *partitions);
+        }
+        self.core.topic(topic, state)
     }
 }
