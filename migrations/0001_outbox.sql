@@ -81,10 +81,5 @@ UPDATE outboxd.outbox SET caught_up = false WHERE outbox = {outbox};
 
 --: slot
 -- After the publication: a slot that is older than its publication cannot see it. Standbys keep it from PostgreSQL 17 on.
-DO $outboxd$ BEGIN
-    IF {failover} AND pg_catalog.current_setting('server_version_num')::int4 >= 170000 THEN
-        PERFORM pg_catalog.pg_create_logical_replication_slot({slot}, 'pgoutput', false, false, true);
-    ELSE
-        PERFORM pg_catalog.pg_create_logical_replication_slot({slot}, 'pgoutput');
-    END IF;
-END $outboxd$;
+-- Not inside DO or a function: PostgreSQL 15 and older lose the caller's snapshot when another transaction alters tables.
+SELECT pg_catalog.pg_create_logical_replication_slot({slot}, 'pgoutput'{slot_options});

@@ -9,6 +9,8 @@ use crate::inspect::{InspectError, Table, inspect};
 /// What was found; the default is an empty database.
 #[derive(Debug, Default)]
 pub(super) struct Standing {
+    /// `server_version_num`.
+    pub server_version: i32,
     pub table: Option<Table>,
     pub has_state: bool,
     /// The version of the state tables.
@@ -90,6 +92,8 @@ impl Standing {
         if let Some(role) = &names.application_role {
             standing.application = grants(client, names, role, oid).await?;
         }
+        let version = "SELECT pg_catalog.current_setting('server_version_num')::int4";
+        standing.server_version = client.query_one(version, &[]).await?.get(0);
         let may = client.query_one(MAY_CREATE_ROLE, &[]).await?;
         standing.may_create_role = may.get(0);
         Ok(standing)

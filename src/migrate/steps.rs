@@ -9,6 +9,9 @@ use crate::check::fit::mark_name;
 use crate::config::{Mark, Mode};
 use crate::inspect::Table;
 
+/// The `server_version_num` from which on standbys can keep a logical slot.
+const FAILOVER_SINCE: i32 = 170_000;
+
 /// How the comment of every status view begins; a view without it is not ours to replace.
 const STATUS_COMMENT: &str = "outboxd: which rows were sent";
 
@@ -81,7 +84,9 @@ fn values(names: &Names, standing: &Standing) -> Result<Values, MigrateError> {
     }
     values.set_identifier("publication", &names.publication);
     values.set_literal("slot", &names.slot);
-    values.set("failover", names.failover.to_string());
+    let is_kept = names.failover && standing.server_version >= FAILOVER_SINCE;
+    let options = if is_kept { ", false, false, true" } else { "" };
+    values.set("slot_options", options.to_owned());
     values.set_identifier("relay_role", names.relay_role());
     if let Some(role) = &names.application_role {
         values.set_identifier("application_role", role);
