@@ -252,7 +252,7 @@ impl Keeper {
                 match statements::renew(session, &self.outbox, owner, holder.epoch()).await {
                     Ok(()) => {
                         holder.renewed(sent_at);
-                        Ok(self.lead())
+                        Ok(self.lead(sent_at))
                     }
                     Err(LeaseError::Lost { by, epoch }) => Ok(self.lost(by, epoch)),
                     Err(error) => Err(error),
@@ -280,19 +280,21 @@ impl Keeper {
             Some(epoch) => {
                 self.part = Part::Holder(Holder::new(epoch, self.ttl, sent_at));
                 info!(outbox = self.outbox, epoch, "took the lease");
-                Ok(self.lead())
+                Ok(self.lead(sent_at))
             }
             // Somebody was faster: look at once who it is.
             None => Ok(Duration::ZERO),
         }
     }
 
-    fn lead(&mut self) -> Duration {
+    /// The pause counts from when the server was asked, as the lease does: an answer that took long shortens it.
+    fn lead(&mut self, sent_at: Duration) -> Duration {
         if let Part::Holder(holder) = &self.part {
             let (epoch, valid_until) = (holder.epoch(), holder.valid_until());
             self.set_role(Role::Leader { epoch, valid_until });
         }
-        RENEW_EVERY.min(self.ttl / 4)
+        let asked_since = since_boot().saturating_sub(sent_at);
+        RENEW_EVERY.min(self.ttl / 4).saturating_sub(asked_since)
     }
 
     fn lost(&mut self, by: String, epoch: i64) -> Duration {
