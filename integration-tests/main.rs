@@ -21,6 +21,7 @@ mod letters;
 mod matrix;
 mod migrate;
 mod orders;
+mod peers;
 mod primary;
 mod publisher;
 mod refusals;

@@ -79,7 +79,7 @@ pub async fn freeze(pair: Pair, sleep: Sleep) {
 }
 
 /// The ledger holds every row of the table and no other number.
-async fn assert_marks_are_exact(client: &tokio_postgres::Client) {
+pub async fn assert_marks_are_exact(client: &tokio_postgres::Client) {
     wait_until("every row is marked", SOON, async || {
         let sql = "SELECT count(*) FROM outbox_status WHERE NOT sent";
         match client
