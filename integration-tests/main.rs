@@ -9,6 +9,7 @@ mod harness;
 mod bad_input;
 mod commands;
 mod conformance;
+mod failover;
 mod faults;
 mod ha;
 mod harness_self;

@@ -163,6 +163,56 @@ impl Postgres {
         Some(standby)
     }
 
+    /// Copies the data folder of this stopped cluster, as a cold backup does.
+    pub fn back_up(&self) -> PathBuf {
+        assert!(self.process.is_none(), "the server runs");
+        let backup = workspace::folder("backup").join("data");
+        copy(&self.data(), &backup);
+        backup
+    }
+
+    /// Puts a backup in the place of this stopped cluster's data.
+    pub fn restore(&self, backup: &Path) {
+        assert!(self.process.is_none(), "the server runs");
+        fs::remove_dir_all(self.data()).expect("remove the data folder");
+        copy(backup, &self.data());
+    }
+
+    /// Prepares a standby from a backup of this cluster, for versions whose `pg_basebackup` is not installed; it is
+    /// started by `restart`.
+    pub fn standby_from(&self, backup: &Path, settings: &[(&str, &str)]) -> Self {
+        let folder = workspace::folder(&format!("pg{}-standby", self.major));
+        workspace::hand_over(&folder);
+        let standby = Self {
+            major: self.major,
+            port: workspace::free_port(),
+            bin: self.bin.clone(),
+            folder,
+            process: None,
+        };
+        standby.restore_first(backup);
+        let socket_folder = standby.folder.display().to_string();
+        let (port, primary) = (standby.port.to_string(), self.port);
+        let primary = format!("host=127.0.0.1 port={primary} user=postgres dbname=postgres");
+        standby.configure(&[
+            ("port", &port),
+            ("unix_socket_directories", &socket_folder),
+            ("primary_conninfo", &primary),
+        ]);
+        standby.configure(settings);
+        standby
+    }
+
+    /// A backup by `pg_basebackup` has no slots.
+    fn restore_first(&self, backup: &Path) {
+        copy(backup, &self.data());
+        let slots = self.data().join("pg_replslot");
+        for slot in fs::read_dir(slots).expect("list the slots").flatten() {
+            fs::remove_dir_all(slot.path()).expect("remove a slot");
+        }
+        fs::write(self.data().join("standby.signal"), "").expect("make it a standby");
+    }
+
     /// Appends settings to the configuration; they hold from the next start or `reload`.
     pub fn configure(&self, settings: &[(&str, &str)]) {
         let path = self.data().join("postgresql.conf");
@@ -370,6 +420,16 @@ impl Drop for Postgres {
         }
         let _ = fs::remove_dir_all(&self.folder);
     }
+}
+
+/// Copies a data folder with its owner and rights, which PostgreSQL insists on.
+fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").args([from, to]).status();
+    assert!(
+        copied.is_ok_and(|status| status.success()),
+        "copy {}",
+        from.display()
+    );
 }
 
 /// The folder with `initdb` and `postgres` of a major version, runnable by the server's user.
