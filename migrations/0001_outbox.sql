@@ -28,6 +28,11 @@ COMMENT ON TABLE {table} IS 'Transactional outbox: INSERT here in the transactio
 INSERT INTO outboxd.outbox (outbox, start) VALUES ({outbox}, 'all')
     ON CONFLICT (outbox) DO UPDATE SET start = coalesce(outboxd.outbox.start, 'all');
 
+--: start
+-- An empty table has nothing that was ever published, so all that comes is.
+INSERT INTO outboxd.outbox (outbox, start) VALUES ({outbox}, 'all')
+    ON CONFLICT (outbox) DO UPDATE SET start = coalesce(outboxd.outbox.start, 'all');
+
 --: publish function
 -- Writes one row with the caller's own rights and gives its id. What is not given is read from the
 -- session: SET LOCAL outbox.correlationid = '…', likewise causationid, traceparent and tracestate.

@@ -50,6 +50,8 @@ pub struct Step {
 pub enum Part {
     State,
     Table,
+    /// The decision that everything is published, of a table that is empty.
+    Start,
     Function,
     View,
     Publication,
@@ -304,7 +306,7 @@ fn is_wanted(step: &Step, creates: Creates) -> bool {
     let is_part = match step.part {
         Part::State | Part::View | Part::Table => true,
         Part::Publication | Part::Slot => creates == Creates::Everything,
-        Part::Function | Part::Grant => false,
+        Part::Start | Part::Function | Part::Grant => false,
     };
     is_part && step.state == StepState::Needed
 }

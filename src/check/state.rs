@@ -65,7 +65,7 @@ fn left_to_do(step: &Step, options: &MigrateOptions, report: &mut Report) {
         Part::Publication => "publication",
         Part::Grant => "right",
         // The table has its own finding, the slot too, and the function is the application's affair.
-        Part::Table | Part::Slot | Part::Function => return,
+        Part::Table | Part::Start | Part::Slot | Part::Function => return,
     };
     let outcome = match (step.state, step.part) {
         (StepState::AlreadyThere, _) => Outcome::Ok,

@@ -15,6 +15,8 @@ pub(super) struct Standing {
     pub has_state: bool,
     /// The version of the state tables.
     pub version: Option<i32>,
+    /// The table is empty, and nothing was decided of the rows that come.
+    pub is_undecided: bool,
     /// The body of the publish function.
     pub function: Option<String>,
     pub view: Option<View>,
@@ -85,6 +87,7 @@ impl Standing {
             ..Self::default()
         };
         standing.look_at_state(client, names).await?;
+        standing.is_undecided = standing.is_undecided(client, names).await?;
         standing.look_beside_the_table(client, names).await?;
         standing.look_at_stream(client, names).await?;
         let oid = standing.table.as_ref().map(|table| table.oid);
@@ -117,6 +120,32 @@ impl Standing {
             self.is_caught_up = row.is_some_and(|row| row.get(0));
         }
         Ok(())
+    }
+
+    async fn is_undecided(&self, client: &Client, names: &Names) -> Result<bool, LookError> {
+        let Some(table) = &self.table else {
+            return Ok(false);
+        };
+        let may = "SELECT pg_catalog.has_table_privilege($1::oid, 'SELECT')";
+        if !client
+            .query_one(may, &[&table.oid])
+            .await?
+            .get::<_, bool>(0)
+        {
+            return Ok(false);
+        }
+        if self.has_state {
+            let decided = "SELECT FROM outboxd.outbox WHERE outbox = $1 AND start IS NOT NULL";
+            if client
+                .query_opt(decided, &[&names.outbox()])
+                .await?
+                .is_some()
+            {
+                return Ok(false);
+            }
+        }
+        let empty = format!("SELECT NOT EXISTS (SELECT FROM {})", table.name());
+        Ok(client.query_one(&empty, &[]).await?.get(0))
     }
 
     async fn look_beside_the_table(

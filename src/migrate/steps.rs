@@ -32,6 +32,14 @@ pub(super) fn steps(names: &Names, standing: &Standing) -> Result<Vec<Step>, Mig
             state: needed(standing.table.is_none()),
         },
     ];
+    if standing.is_undecided {
+        steps.push(Step {
+            part: Part::Start,
+            description: "the start with everything, for the table is empty".to_owned(),
+            sql: values.render(OUTBOX, "start"),
+            state: StepState::Needed,
+        });
+    }
     steps.extend(function(names, standing, &values));
     steps.push(view(names, standing, &values));
     if names.mode == Mode::Replication {
