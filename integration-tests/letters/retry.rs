@@ -162,6 +162,38 @@ async fn blocks_again_and_is_skipped(pair: Pair) {
     scene.judge().await;
     let sql = "SELECT count(*) FROM outboxd.kept WHERE state = 'discarded' AND actor = 'grace' AND note = 'sent by hand'";
     assert_eq!(count(client, sql).await, 1);
+    forgets_after_a_month(&scene, &mut relay).await;
+}
+
+/// History goes, and what was given up stays so, though the table is read again.
+async fn forgets_after_a_month(scene: &Scene, relay: &mut Relay) {
+    let client = &scene.client;
+    execute(
+        client,
+        "UPDATE outboxd.kept SET at = at - interval '31 days'; UPDATE outboxd.blocked SET at = at - interval '31 days';
+         UPDATE outboxd.outbox SET caught_up = false",
+    )
+    .await;
+    let sql = "SELECT (SELECT count(*) FROM outboxd.kept) + (SELECT count(*) FROM outboxd.blocked)";
+    for _ in 0..2 {
+        relay.restart();
+        wait_until("history is forgotten", SOON, async || {
+            match count(client, sql).await {
+                0 => Ok(()),
+                other => Err(other),
+            }
+        })
+        .await;
+        insert(
+            client,
+            "order-0",
+            count(client, "SELECT max(version) + 1 FROM truth").await,
+        )
+        .await;
+        scene.judge().await;
+        stop(relay);
+        execute(client, "UPDATE outboxd.outbox SET caught_up = false").await;
+    }
 }
 
 /// Rows that were inserted and deleted at once, Debezium's habit, exist in the stream only: a copy is kept.
