@@ -2,6 +2,8 @@
 //!
 //! Owns every row between the source and its mark. Does no I/O, reads no clock, awaits nothing.
 
+mod aside;
+mod before;
 mod bulkhead;
 mod entry;
 mod held;
@@ -11,7 +13,7 @@ mod properties;
 mod row;
 mod suspects;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 pub use held::{Followers, Held, HeldAggregate, Recorded, TopicHold};
@@ -22,17 +24,11 @@ use crate::encode::Rejection;
 use crate::outbox::{Lsn, OutboxRow, RowId};
 use crate::publish::{Fault, SessionEnd, Ticket, TopicState};
 use crate::ranges::RangeSet;
+use before::Before;
 use bulkhead::Bulkhead;
 use entry::{Entry, RowKey, State};
 use positions::Positions;
 use suspects::Suspects;
-
-/// A row that was in flight when the source restarted.
-#[derive(Debug)]
-struct Before {
-    id: RowId,
-    is_sent: bool,
-}
 
 /// Every row in flight, in publishing order.
 #[derive(Debug)]
@@ -52,7 +48,7 @@ pub struct Core {
     bulkhead: Bulkhead,
     held: Held,
     suspects: Suspects,
-    from_before: HashMap<RowKey, Before>,
+    from_before: Before,
 }
 
 impl Core {
@@ -74,7 +70,7 @@ impl Core {
             bulkhead: Bulkhead::new(faults.halt_share),
             held: Held::default(),
             suspects: Suspects::default(),
-            from_before: HashMap::new(),
+            from_before: Before::default(),
         }
     }
 
@@ -82,21 +78,12 @@ impl Core {
     ///
     /// It stays known until the next restart, for it may be marked before the source hands it out.
     pub fn was_in_flight(&self, row: &OutboxRow) -> bool {
-        self.before(row).is_some()
+        self.from_before.has(row)
     }
 
     /// Tells the same of a row that was sent, and not put aside: what was put aside is replayed.
     pub fn was_sent(&self, row: &OutboxRow) -> bool {
-        self.before(row).is_some_and(|before| before.is_sent)
-    }
-
-    fn before(&self, row: &OutboxRow) -> Option<&Before> {
-        let id = row.id.as_ref()?;
-        if self.from_before.is_empty() {
-            return None;
-        }
-        let before = self.from_before.get(&RowKey::of(row.seq, id))?;
-        (before.id == *id).then_some(before)
+        self.from_before.has_sent(row)
     }
 
     /// Begins with the holds that are recorded; nothing may be in flight of their rows.
@@ -149,77 +136,6 @@ impl Core {
             self.suspects.send_alone(ticket);
         }
         Offer::Publish(ticket)
-    }
-
-    fn at_fault(&mut self, row: &RowFacts<'_>, reason: &'static str, error: String) -> Offer {
-        // A row ahead of it that had to be sent again would be taken for its follower.
-        if self.has_sent(row.aggregate) {
-            return Offer::Wait;
-        }
-        if self.policy == FaultPolicy::Halt {
-            return Offer::Halt(format!("row {} can't be published: {error}", row.id));
-        }
-        if !self.bulkhead.admits(row.aggregate) {
-            let text = "so many aggregates are at fault that this looks like an outage";
-            return Offer::Halt(format!("{text}; the last one by row {}: {error}", row.id));
-        }
-        if self.held.is_full() {
-            return Offer::Halt("too many aggregates are blocked".to_owned());
-        }
-        let dead = |blocks| Fate::Dead {
-            reason,
-            error: error.clone(),
-            blocks,
-        };
-        let fate = match row.policy(self.policy) {
-            FaultPolicy::Continue => dead(None),
-            FaultPolicy::Follow => {
-                self.held.block(row, reason, &error, Followers::Die);
-                dead(Some(row.aggregate))
-            }
-            FaultPolicy::Block | FaultPolicy::Halt => {
-                self.held.block(row, reason, &error, Followers::Wait);
-                self.held.count_follower(row.aggregate);
-                Fate::Blocked(row.aggregate)
-            }
-        };
-        let ticket = self.put_aside(row, fate);
-        Offer::AtFault {
-            ticket,
-            reason,
-            error,
-        }
-    }
-
-    fn has_sent(&self, aggregate: Aggregate) -> bool {
-        let is_sent = |entry: &Entry| entry.state == State::Sent && entry.aggregate == aggregate;
-        self.sent > 0 && self.entries.values().any(is_sent)
-    }
-
-    /// Puts a row of a blocked aggregate aside.
-    fn follow(&mut self, row: &RowFacts<'_>, followers: Followers) -> Ticket {
-        self.held.count_follower(row.aggregate);
-        let fate = match followers {
-            Followers::Wait => Fate::Blocked(row.aggregate),
-            Followers::Die => Fate::Dead {
-                reason: "follows",
-                error: "it follows a dead letter of its aggregate".to_owned(),
-                blocks: Some(row.aggregate),
-            },
-        };
-        self.put_aside(row, fate)
-    }
-
-    fn put_aside(&mut self, row: &RowFacts<'_>, fate: Fate) -> Ticket {
-        let ticket = self.admit(row, State::Aside, None);
-        self.aside.push(Aside {
-            ticket,
-            seq: row.seq,
-            id: row.id.clone(),
-            lsn: row.lsn,
-            fate,
-        });
-        ticket
     }
 
     fn has_room(&self, bytes: usize) -> bool {
@@ -340,37 +256,6 @@ impl Core {
         }
     }
 
-    /// Rows that were put aside and are not being recorded yet.
-    pub fn aside(&self) -> usize {
-        self.aside.len()
-    }
-
-    /// Takes the rows to record as put aside; they stay in flight until `kept` or `keep_failed`.
-    pub fn take_aside(&mut self) -> Vec<Aside> {
-        std::mem::take(&mut self.aside)
-    }
-
-    /// Resolves rows that are recorded as held or as dead letters.
-    pub fn kept(&mut self, rows: &[Aside]) {
-        for row in rows {
-            if self.entries.contains_key(&row.ticket) {
-                self.held.kept(row.seq);
-                self.suspects.recorded(&RowKey::of(row.seq, &row.id));
-            }
-            match self.settling {
-                Settling::OnMark => self.forget(row.ticket),
-                Settling::OnConfirmation => self.resolve_unmarked(row.ticket),
-            }
-        }
-        self.release_confirmed();
-    }
-
-    /// Puts rows back whose recording failed or has an unknown outcome: recording twice is harmless.
-    pub fn keep_failed(&mut self, rows: Vec<Aside>) {
-        let later = std::mem::replace(&mut self.aside, rows);
-        self.aside.extend(later);
-    }
-
     fn first_unresolved(&self) -> Ticket {
         let unresolved = self
             .entries
@@ -412,14 +297,7 @@ impl Core {
         self.held.ask_again();
         self.aside.clear();
         self.forget_all_in(State::Aside);
-        let before = |entry: &Entry| {
-            let before = Before {
-                id: entry.id.clone(),
-                is_sent: entry.topic.is_some(),
-            };
-            (RowKey::of(entry.seq, &entry.id), before)
-        };
-        self.from_before = self.entries.values().map(before).collect();
+        self.from_before = Before::of(self.entries.values());
     }
 
     /// Drops what the ended producer did not deliver, and draws the conclusions from its faults.
@@ -475,7 +353,7 @@ impl Core {
         self.delivered.clear();
         self.aside.clear();
         self.suspects = Suspects::default();
-        self.from_before.clear();
+        self.from_before = Before::default();
         (self.rows, self.bytes) = (0, 0);
         (self.sent, self.sent_bytes) = (0, 0);
         self.positions = Positions::default();

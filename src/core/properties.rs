@@ -109,10 +109,9 @@ impl World {
     }
 
     fn is_known(&self, number: u64) -> bool {
-        let key = RowKey::Seq(number as i64);
         self.marked.contains(&number)
             || self.kept.contains(&number)
-            || self.core.from_before.contains_key(&key)
+            || self.core.from_before.has_number(number as i64)
     }
 
     fn feed(&mut self, rows: usize) {

@@ -1,0 +1,115 @@
+//! Rows that are put aside: what a fault makes of them, and how they settle.
+
+use super::entry::{Entry, RowKey, State};
+use super::{Aggregate, Aside, Core, Fate, Followers, Offer, RowFacts, Settling};
+use crate::config::FaultPolicy;
+use crate::publish::Ticket;
+
+impl Core {
+    pub(super) fn at_fault(
+        &mut self,
+        row: &RowFacts<'_>,
+        reason: &'static str,
+        error: String,
+    ) -> Offer {
+        // A row ahead of it that had to be sent again would be taken for its follower.
+        if self.has_sent(row.aggregate) {
+            return Offer::Wait;
+        }
+        if self.policy == FaultPolicy::Halt {
+            return Offer::Halt(format!("row {} can't be published: {error}", row.id));
+        }
+        if !self.bulkhead.admits(row.aggregate) {
+            let text = "so many aggregates are at fault that this looks like an outage";
+            return Offer::Halt(format!("{text}; the last one by row {}: {error}", row.id));
+        }
+        if self.held.is_full() {
+            return Offer::Halt("too many aggregates are blocked".to_owned());
+        }
+        let dead = |blocks| Fate::Dead {
+            reason,
+            error: error.clone(),
+            blocks,
+        };
+        let fate = match row.policy(self.policy) {
+            FaultPolicy::Continue => dead(None),
+            FaultPolicy::Follow => {
+                self.held.block(row, reason, &error, Followers::Die);
+                dead(Some(row.aggregate))
+            }
+            FaultPolicy::Block | FaultPolicy::Halt => {
+                self.held.block(row, reason, &error, Followers::Wait);
+                self.held.count_follower(row.aggregate);
+                Fate::Blocked(row.aggregate)
+            }
+        };
+        let ticket = self.put_aside(row, fate);
+        Offer::AtFault {
+            ticket,
+            reason,
+            error,
+        }
+    }
+
+    fn has_sent(&self, aggregate: Aggregate) -> bool {
+        let is_sent = |entry: &Entry| entry.state == State::Sent && entry.aggregate == aggregate;
+        self.sent > 0 && self.entries.values().any(is_sent)
+    }
+
+    /// Puts a row of a blocked aggregate aside.
+    pub(super) fn follow(&mut self, row: &RowFacts<'_>, followers: Followers) -> Ticket {
+        self.held.count_follower(row.aggregate);
+        let fate = match followers {
+            Followers::Wait => Fate::Blocked(row.aggregate),
+            Followers::Die => Fate::Dead {
+                reason: "follows",
+                error: "it follows a dead letter of its aggregate".to_owned(),
+                blocks: Some(row.aggregate),
+            },
+        };
+        self.put_aside(row, fate)
+    }
+
+    pub(super) fn put_aside(&mut self, row: &RowFacts<'_>, fate: Fate) -> Ticket {
+        let ticket = self.admit(row, State::Aside, None);
+        self.aside.push(Aside {
+            ticket,
+            seq: row.seq,
+            id: row.id.clone(),
+            lsn: row.lsn,
+            fate,
+        });
+        ticket
+    }
+
+    /// Rows that were put aside and are not being recorded yet.
+    pub fn aside(&self) -> usize {
+        self.aside.len()
+    }
+
+    /// Takes the rows to record as put aside; they stay in flight until `kept` or `keep_failed`.
+    pub fn take_aside(&mut self) -> Vec<Aside> {
+        std::mem::take(&mut self.aside)
+    }
+
+    /// Resolves rows that are recorded as held or as dead letters.
+    pub fn kept(&mut self, rows: &[Aside]) {
+        for row in rows {
+            if self.entries.contains_key(&row.ticket) {
+                self.held.kept(row.seq);
+                self.suspects.recorded(&RowKey::of(row.seq, &row.id));
+            }
+            match self.settling {
+                Settling::OnMark => self.forget(row.ticket),
+                Settling::OnConfirmation => self.resolve_unmarked(row.ticket),
+            }
+        }
+        self.release_confirmed();
+    }
+
+    /// Puts rows back whose recording failed or has an unknown outcome: recording twice is harmless.
+    pub fn keep_failed(&mut self, rows: Vec<Aside>) {
+        let later = std::mem::replace(&mut self.aside, rows);
+        self.aside.extend(later);
+    }
+}

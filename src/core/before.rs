@@ -1,0 +1,51 @@
+//! The rows that were in flight when the source restarted: they are not to be sent again.
+
+use std::collections::HashMap;
+
+use super::entry::{Entry, RowKey};
+use crate::outbox::{OutboxRow, RowId};
+
+#[derive(Debug, Default)]
+pub(super) struct Before(HashMap<RowKey, Known>);
+
+#[derive(Debug)]
+struct Known {
+    id: RowId,
+    is_sent: bool,
+}
+
+impl Before {
+    pub(super) fn of<'a>(entries: impl Iterator<Item = &'a Entry>) -> Self {
+        let known = |entry: &Entry| {
+            let known = Known {
+                id: entry.id.clone(),
+                is_sent: entry.topic.is_some(),
+            };
+            (RowKey::of(entry.seq, &entry.id), known)
+        };
+        Self(entries.map(known).collect())
+    }
+
+    pub(super) fn has(&self, row: &OutboxRow) -> bool {
+        self.find(row).is_some()
+    }
+
+    /// It was sent, and not put aside.
+    pub(super) fn has_sent(&self, row: &OutboxRow) -> bool {
+        self.find(row).is_some_and(|known| known.is_sent)
+    }
+
+    fn find(&self, row: &OutboxRow) -> Option<&Known> {
+        let id = row.id.as_ref()?;
+        if self.0.is_empty() {
+            return None;
+        }
+        let known = self.0.get(&RowKey::of(row.seq, id))?;
+        (known.id == *id).then_some(known)
+    }
+
+    #[cfg(test)]
+    pub(super) fn has_number(&self, seq: i64) -> bool {
+        self.0.contains_key(&RowKey::Seq(seq))
+    }
+}
