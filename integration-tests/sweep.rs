@@ -392,7 +392,7 @@ async fn drop_slot(orders: &Orders, of: DropOf) {
 /// Waits until the watch has looked so many times more.
 async fn wait_for_looks(orders: &Orders, looks: usize) {
     let sql = "SELECT query_start::text FROM pg_stat_activity
-               WHERE datname = current_database() AND application_name = 'outboxd watch'";
+               WHERE datname = current_database() AND application_name = 'outboxd sweep'";
     let mut seen = HashSet::new();
     wait_until("the watch has looked", ARRIVAL, async || {
         for row in orders

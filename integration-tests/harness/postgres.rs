@@ -30,7 +30,7 @@ const DEBIAN_15: &str = "/usr/lib/postgresql/15/bin";
 const SETTINGS: &[(&str, &str)] = &[
     ("wal_level", "logical"),
     ("max_wal_senders", "100"),
-    ("max_replication_slots", "200"),
+    ("max_replication_slots", "1000"),
     ("max_prepared_transactions", "50"),
     ("max_connections", "300"),
     ("shared_buffers", "64MB"),

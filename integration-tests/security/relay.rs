@@ -14,7 +14,11 @@ const CONNECTIONS: &str = "
 
 #[tokio::test(flavor = "multi_thread")]
 async fn replication_works_by_tls_alone() {
-    works_by_tls_alone("replication", &["marks", "lease", "replication", "holes"]).await;
+    works_by_tls_alone(
+        "replication",
+        &["marks", "lease", "replication", "sweep", "watch"],
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -21,7 +21,7 @@ impl Opening<'_> {
         if !source.is_stream() || matches!(marks, Marks::None) {
             return Ok(None);
         }
-        let session = connect(&self.options, "watch").await?;
+        let session = connect(&self.options, "sweep").await?;
         let config = &self.config.source;
         let watch = match marks {
             Marks::Ledger(_) => HoleWatch::prepare(session, &table.layout, first_number(table))
