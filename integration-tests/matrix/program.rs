@@ -130,9 +130,6 @@ impl Run {
         });
         let results = self.results.into_inner().expect("no thread panicked");
         println!("\n{}", report::table(&self.rows, &results, self.size));
-        if self.is_whole {
-            report::write(&self.rows, &results, self.size);
-        }
         self.rows.iter().all(|row| !results.is_red(row.number))
     }
 
@@ -157,7 +154,12 @@ impl Run {
             for line in entry.tally.broken.iter().flat_map(|text| text.lines()) {
                 println!("        {line}");
             }
-            self.results().add(entry);
+            let mut results = self.results();
+            results.add(entry);
+            // After each row: a run that is stopped has shown what it has shown.
+            if self.is_whole {
+                report::write(&self.rows, &results, self.size);
+            }
         }
     }
 }

@@ -273,7 +273,11 @@ impl World {
             self.marked.is_subset(&in_log),
             "a row was marked before it was in the log"
         );
-        assert!(self.kept.is_disjoint(&in_log), "a held row was published");
+        for number in self.kept.intersection(&in_log) {
+            // Without marks a row that went out before the one at fault may come again, and waits behind it then.
+            let is_repetition = settling == Settling::OnConfirmation && !self.is_held(*number);
+            assert!(is_repetition, "row {number} is held and was published");
+        }
         assert!(self.core.rows() <= 16, "the window overflowed");
         assert_eq!(self.core.sent(), self.flying.len());
     }
