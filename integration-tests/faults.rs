@@ -47,7 +47,6 @@ gates! {
     lost_acknowledgements_repeat_nothing: kafka::acknowledgements_lost,
     one_bad_row_among_500_is_the_only_one_held: poison::one_among_many,
     a_killed_broker_costs_and_repeats_nothing: kafka::broker_away,
-    a_broker_frozen_for_20_seconds_costs_and_repeats_nothing: kafka::broker_frozen,
     memory_stays_bounded_while_kafka_is_away: memory::bounded_while_kafka_is_away,
     memory_stays_bounded_in_large_transactions: bounded::large_transactions,
     memory_stays_bounded_while_most_rows_wait_for_a_blocked_one: bounded::blocked_hot_aggregate,

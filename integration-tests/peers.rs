@@ -120,7 +120,7 @@ const ANSWERS: &[(&str, &str, Answer)] = &[
         "peers::oo_05_", "conformance::an_idle_table_costs_next_to_nothing::"])),
     ("EF-01", "fifty concurrent claims of one aggregate", No("rows are not claimed: one relay holds the lease of the table (OO-01)")),
     ("EF-02", "backpressure counts as no attempt", Tests(Both, &[
-        "faults::memory_stays_bounded_while_kafka_is_away", "faults::a_broker_frozen_for_20_seconds_costs_and_repeats_nothing"])),
+        "faults::memory_stays_bounded_while_kafka_is_away", "faults::a_killed_broker_costs_and_repeats_nothing"])),
     ("EF-03", "a megabyte; unicode in keys and headers", Tests(Both, &[
         "conformance::a_payload_of_a_megabyte_is_published::", "conformance::columns_become_headers_topic_and_key::",
         "conformance::golden_unicode_text::"])),
