@@ -36,7 +36,6 @@ gates! {
     nothing_is_marked_before_it_is_in_kafka_nor_confirmed_before_it_is_marked: marks::nothing_is_early,
     crashes_of_postgresql_lose_and_repeat_nothing: postgres::crashed,
     restarts_of_postgresql_lose_and_repeat_nothing: postgres::restarted,
-    a_broker_frozen_for_40_seconds_does_not_keep_postgresql_from_stopping: postgres::stopped_while_kafka_is_away,
     terminated_walsenders_repeat_nothing: postgres::walsender_terminated,
     terminated_backends_repeat_nothing: postgres::all_backends_terminated,
     terminated_backends_with_marked_rows_repeat_nothing: terminations_with_marked_rows,

@@ -7,6 +7,7 @@ use super::rig::{Pair, Rig, SOON, STREAMED, await_publishing, published, random_
 use super::scene::{Scene, both};
 use crate::harness::kafka::Kafka;
 use crate::harness::postgres::{Postgres, Stop, USUAL};
+use crate::harness::wait_until;
 
 /// What an operator's `pg_ctl stop -m fast` may take.
 pub const STOPS_WITHIN: Duration = Duration::from_secs(15);
@@ -128,11 +129,17 @@ async fn terminate(scene: &Scene, pair: Pair, times: usize, sql: &str) {
     for _ in 0..times {
         random_moment(Duration::from_millis(500)).await;
         let before = published(&relay).await;
+        // The relay may just be on its way back.
+        wait_until(
+            "a backend is there to terminate",
+            SOON,
+            async || match client.query(sql, &[]).await.expect("terminate").len() {
+                0 => Err("none"),
+                _ => Ok(()),
+            },
+        )
+        .await;
         let terminated_at = Instant::now();
-        let done = client.query(sql, &[]).await.expect("terminate");
-        scene.require(!done.is_empty(), || {
-            "no backend was there to terminate".into()
-        });
         scene.ran();
         await_publishing(&relay, before + 100, SOON).await;
         scene.took(
