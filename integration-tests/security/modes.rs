@@ -118,7 +118,7 @@ async fn a_client_certificate_is_shown_where_the_server_asks_for_it() {
 async fn a_file_that_cannot_be_used_is_named_and_never_shown() {
     let server = Secured::shared().await;
     let full = server.verified("verify-full");
-    let files = server.client("certified");
+    let files = server.client("unusable");
     let other = server.client("other");
     let mixed = Files {
         key: other.key.clone(),
