@@ -23,6 +23,11 @@ use std::time::{Duration, Instant};
 /// How often a condition is looked at again.
 pub const POLL: Duration = Duration::from_millis(50);
 
+/// How long a test waits for what a quiet machine does at once: a test that waits so long has failed.
+///
+/// Generous, for it costs nothing where the wait succeeds, and other tests keep every processor busy.
+pub const SOON: Duration = Duration::from_secs(60);
+
 /// Polls until the probe answers `Ok`, and panics with `what` and the last observation when `timeout` has passed.
 ///
 /// The only way for a test to wait: a fact, never a bare sleep.

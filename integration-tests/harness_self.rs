@@ -15,7 +15,7 @@ use crate::harness::oracle::{Oracle, Truth, Verdict, payload, truth};
 use crate::harness::postgres::{MAJORS, Postgres, Stop, USUAL};
 use crate::harness::relay::RelayConfig;
 use crate::harness::topic::Read;
-use crate::harness::{POLL, wait_until};
+use crate::harness::{POLL, SOON, wait_until};
 
 const TOPIC: &str = "outbox.event.order";
 
@@ -168,7 +168,7 @@ async fn a_load_carried_faithfully_is_judged_clean() {
         });
         produce(kafka, &carried.collect::<Vec<_>>());
         let mut oracle = Oracle::new(database.client().await, kafka.reader(&[&topic]));
-        let verdict = oracle.verdict_when_drained(Duration::from_secs(20)).await;
+        let verdict = oracle.verdict_when_drained(SOON).await;
         verdict.assert_clean(0);
         assert!(verdict.committed >= 100);
     }
@@ -187,11 +187,11 @@ async fn a_load_lives_through_crashes_of_the_server() {
     .start(&database.url)
     .await;
     for _ in 0..3 {
-        running.progress(50, Duration::from_secs(30)).await;
+        running.progress(50, SOON).await;
         postgres.stop(Stop::Immediate);
         postgres.restart();
     }
-    running.progress(50, Duration::from_secs(30)).await;
+    running.progress(50, SOON).await;
     assert!(running.stop().await >= 200);
     let client = database.client().await;
     let count = "SELECT (SELECT count(*) FROM outbox), (SELECT count(*) FROM pg_prepared_xacts)";
@@ -395,5 +395,5 @@ fn produce(kafka: &Kafka, records: &[Read]) {
             .headers(headers);
         producer.send(record).map_err(|(error, _)| error).unwrap();
     }
-    producer.flush(Duration::from_secs(30)).unwrap();
+    producer.flush(SOON).unwrap();
 }

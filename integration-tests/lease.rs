@@ -11,21 +11,20 @@ use tokio_postgres::Client;
 
 use crate::harness::postgres::{Database, Postgres, Stop, USUAL};
 use crate::harness::relay::{Relay, RelayConfig};
-use crate::harness::{POLL, wait_until};
+use crate::harness::{POLL, SOON, wait_until};
 use crate::orders::{Orders, wait_for_status};
 
 const TTL: Duration = Duration::from_secs(2);
 /// So long that only a release or a proof of death can end it within a test.
-const TTL_LONG: &str = "60s";
-const PATIENCE: Duration = Duration::from_secs(30);
+const TTL_LONG: Duration = Duration::from_secs(5 * 60);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_standby_takes_a_released_lease_and_no_other() {
     let outbox = Outbox::create(Postgres::shared(USUAL).await).await;
-    let first = outbox.keeper(Duration::from_secs(60));
+    let first = outbox.keeper(TTL_LONG);
     let mut first_state = first.state();
     let epoch = leads(&mut first_state).await;
-    let second = outbox.keeper(Duration::from_secs(60));
+    let second = outbox.keeper(TTL_LONG);
     let mut second_state = second.state();
     let state = wait(&mut second_state, "waits", is_standby).await;
     let Role::Standby { holder } = state.role else {
@@ -50,11 +49,10 @@ async fn a_lease_that_is_not_renewed_is_taken_after_its_ttl_and_not_before() {
     wait(&mut state, "waits", is_standby).await;
     // A keeper that is dropped releases nothing, and this process lives.
     drop(first);
-    let dropped_at = Instant::now();
+    let renewed_at = outbox.lease_at().await;
     leads(&mut state).await;
-    let after = dropped_at.elapsed();
-    // The last renewal may be a quarter of a TTL old.
-    assert!(after >= TTL * 3 / 4, "taken after {after:?}");
+    let after = outbox.lease_at().await - renewed_at;
+    assert!(after >= TTL.as_secs_f64(), "taken after {after} s");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -102,10 +100,12 @@ async fn a_lease_whose_row_was_deleted_begins_above_every_epoch_that_it_had() {
 async fn an_outage_of_postgresql_never_changes_the_holder() {
     let mut postgres = Postgres::start(USUAL);
     let outbox = Outbox::create(&postgres).await;
-    let first = outbox.keeper(TTL);
+    // A holder that a busy machine keeps from renewing for so long would lose it rightly.
+    let ttl = TTL * 2;
+    let first = outbox.keeper(ttl);
     let mut holder = first.state();
     let epoch = leads(&mut holder).await;
-    let second = outbox.keeper(TTL);
+    let second = outbox.keeper(ttl);
     let mut standby = second.state();
     wait(&mut standby, "waits", is_standby).await;
     for mode in [Stop::Immediate, Stop::Fast] {
@@ -121,7 +121,7 @@ async fn an_outage_of_postgresql_never_changes_the_holder() {
         })
         .await;
         let watched_at = Instant::now();
-        while watched_at.elapsed() < TTL * 3 / 2 {
+        while watched_at.elapsed() < ttl * 3 / 2 {
             assert_eq!(holder.borrow().epoch(), Some(epoch));
             assert!(is_standby(&standby.borrow()), "{:?}", standby.borrow());
             tokio::time::sleep(POLL).await;
@@ -203,7 +203,7 @@ async fn of_two_relays_one_publishes_and_the_other_says_who_holds_the_lease() {
         assert_eq!(second.get("/readyz").unwrap().0, 200);
         assert_eq!(second.get("/readyz?strict").unwrap().0, 503);
         // It changes from the table to the stream in the middle of this.
-        wait_until("the leader is ready", PATIENCE, async || {
+        wait_until("the leader is ready", SOON, async || {
             match first.get("/readyz?strict")?.0 {
                 200 => Ok(()),
                 code => Err(code.to_string()),
@@ -221,15 +221,9 @@ async fn after_sigterm_the_standby_publishes_at_once_and_nothing_twice() {
         let orders = two_relays(mode, TTL_LONG).await;
         let (mut first, second) = leader_and_standby(&orders).await;
         let mut ids = orders.insert(20).await;
-        let asked_at = Instant::now();
         assert!(first.terminate().success());
         ids.extend(orders.insert(20).await);
         orders.wait_for(&ids).await;
-        println!("{mode}: {:?} after SIGTERM", asked_at.elapsed());
-        assert!(
-            asked_at.elapsed() < Duration::from_secs(20),
-            "waited for the TTL"
-        );
         wait_for_status(&second, "it leads", |status| status["role"] == "leader").await;
         let published = orders.published();
         let distinct: HashSet<_> = published.iter().collect();
@@ -243,13 +237,7 @@ async fn after_kill_9_the_standby_proves_the_death_and_does_not_wait_for_the_ttl
         let orders = two_relays(mode, TTL_LONG).await;
         let (mut first, second) = leader_and_standby(&orders).await;
         first.kill9();
-        let killed_at = Instant::now();
         orders.wait_for(&orders.insert(20).await).await;
-        println!("{mode}: {:?} after kill -9", killed_at.elapsed());
-        assert!(
-            killed_at.elapsed() < Duration::from_secs(20),
-            "waited for the TTL"
-        );
         wait_for_status(&second, "it leads", |status| status["role"] == "leader").await;
         orders.wait_until_marked().await;
     }
@@ -257,15 +245,12 @@ async fn after_kill_9_the_standby_proves_the_death_and_does_not_wait_for_the_ttl
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_holder_is_replaced_after_its_ttl_and_stands_by_when_it_thaws() {
-    let orders = two_relays("polling", "2s").await;
+    let orders = two_relays("polling", TTL * 2).await;
     let (mut first, second) = leader_and_standby(&orders).await;
     let mut ids = orders.insert(50).await;
     first.freeze();
-    let frozen_at = Instant::now();
     ids.extend(orders.insert(50).await);
     wait_for_status(&second, "it leads", |status| status["role"] == "leader").await;
-    println!("took over {:?} after SIGSTOP", frozen_at.elapsed());
-    assert!(frozen_at.elapsed() < Duration::from_secs(12));
     orders.wait_for(&ids).await;
     first.thaw();
     let status =
@@ -291,7 +276,7 @@ async fn a_frozen_holder_is_replaced_after_its_ttl_and_stands_by_when_it_thaws()
 /// The frozen one's walsender holds the slot until the server gives it up; the next one waits and says for whom.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_holder_of_the_slot_is_waited_for_and_nothing_is_lost() {
-    let orders = two_relays("replication", "2s").await;
+    let orders = two_relays("replication", TTL * 2).await;
     let (mut first, second) = leader_and_standby(&orders).await;
     let mut ids = orders.insert(50).await;
     wait_until_streaming(&orders).await;
@@ -311,7 +296,7 @@ async fn a_frozen_holder_of_the_slot_is_waited_for_and_nothing_is_lost() {
 async fn wait_until_streaming(orders: &Orders) {
     let slot = format!("outboxd_{}", orders.database.name);
     let sql = "SELECT active FROM pg_replication_slots WHERE slot_name = $1";
-    wait_until("the slot is read", PATIENCE, async || {
+    wait_until("the slot is read", SOON, async || {
         let row = orders.client.query_opt(sql, &[&slot]).await;
         match row.map_err(|error| error.to_string())? {
             Some(row) if row.get::<_, bool>(0) => Ok(()),
@@ -321,10 +306,12 @@ async fn wait_until_streaming(orders: &Orders) {
     .await;
 }
 
-async fn two_relays(mode: &str, ttl: &str) -> Orders {
+async fn two_relays(mode: &str, ttl: Duration) -> Orders {
     let postgres = Postgres::shared(USUAL).await;
     Orders::create(postgres, "lease", |config| {
-        config.mode(mode).set("lease.ttl", ttl)
+        config
+            .mode(mode)
+            .set("lease.ttl", format!("{}s", ttl.as_secs()))
     })
     .await
 }
@@ -368,6 +355,12 @@ impl Outbox {
     async fn run(&self, sql: &str) {
         self.client.batch_execute(sql).await.unwrap();
     }
+
+    /// When the lease was taken or renewed, by the server's clock, in seconds.
+    async fn lease_at(&self) -> f64 {
+        let sql = "SELECT extract(epoch FROM at)::float8 FROM outboxd.lease";
+        self.client.query_one(sql, &[]).await.unwrap().get(0)
+    }
 }
 
 async fn wait(
@@ -375,8 +368,8 @@ async fn wait(
     what: &str,
     is_so: impl FnMut(&LeaseState) -> bool,
 ) -> LeaseState {
-    let waiting = tokio::time::timeout(PATIENCE, state.wait_for(is_so)).await;
-    let state = waiting.unwrap_or_else(|_| panic!("waited {PATIENCE:?} until a keeper {what}"));
+    let waiting = tokio::time::timeout(SOON, state.wait_for(is_so)).await;
+    let state = waiting.unwrap_or_else(|_| panic!("waited {SOON:?} until a keeper {what}"));
     state.expect("the keeper lives").clone()
 }
 

@@ -12,10 +12,10 @@ use crate::harness::kafka::Kafka;
 use crate::harness::postgres::{Database, Postgres};
 use crate::harness::relay::{Relay, RelayConfig};
 use crate::harness::topic::TopicReader;
-use crate::harness::wait_until;
+use crate::harness::{SOON, wait_until};
 
 /// How long rows may take to arrive on a busy machine.
-pub const ARRIVAL: Duration = Duration::from_secs(30);
+pub const ARRIVAL: Duration = SOON;
 
 pub const INSERT: &str = "INSERT INTO outbox (aggregatetype, aggregateid, type, payload) \
                           SELECT 'order', 'a', 'placed', '{}' FROM generate_series(1, $1::int8) RETURNING id";

@@ -12,11 +12,11 @@ use outboxd::publish::{
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::timeout;
 
+use crate::harness::SOON;
 use crate::harness::kafka::Kafka;
 use crate::harness::murmur2::partition_of;
 use crate::harness::topic::Read;
 
-const SOON: Duration = Duration::from_secs(30);
 const LIMITS: LimitsConfig = LimitsConfig {
     in_flight_rows_max: 10_000,
     in_flight_bytes_max: 32 << 20,

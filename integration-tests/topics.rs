@@ -1,5 +1,6 @@
 //! What a topic may do under a relay that writes it: take less than a batch, and grow.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::harness::kafka::Kafka;
 use crate::harness::postgres::{Postgres, USUAL};
 use crate::harness::relay::Relay;
+use crate::harness::{SOON, wait_until};
 use crate::orders::Orders;
 
 /// A refused batch is no fault of its rows. No right is needed to find out what the topic takes.
@@ -57,31 +59,35 @@ async fn a_topic_that_grows_is_told_of_and_each_aggregate_moves_once_and_in_orde
     let relay = Relay::start(&orders.config);
     let topic = orders.config.topic_of("order");
     let stop = CancellationToken::new();
+    let rows = Cell::new(0);
     let writer = async {
-        let mut rows = 0;
         while !stop.is_cancelled() {
             orders
                 .run("INSERT INTO outbox (aggregatetype, aggregateid, type, payload)
                       SELECT 'order', 'a' || number, 'placed', '{}' FROM generate_series(1, 20) number")
                 .await;
-            rows += 20;
+            rows.set(rows.get() + 20);
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        rows
     };
     let growth = async {
-        relay
-            .wait_for_log("publishing to topic", Duration::from_secs(20))
-            .await;
+        relay.wait_for_log("publishing to topic", SOON).await;
         kafka.grow_topic(&topic, 6).await;
         // It is looked for every 30 s.
         relay
-            .wait_for_log("the new producer has taken over", Duration::from_secs(60))
+            .wait_for_log("the new producer has taken over", 2 * SOON)
             .await;
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        let before = rows.get();
+        wait_until("every aggregate has ten rows more", SOON, async || {
+            match rows.get() - before {
+                200.. => Ok(()),
+                more => Err(format!("{more} in all")),
+            }
+        })
+        .await;
         stop.cancel();
     };
-    let (rows, ()) = tokio::join!(writer, growth);
+    tokio::join!(writer, growth);
     assert!(
         relay
             .log()
@@ -89,7 +95,7 @@ async fn a_topic_that_grows_is_told_of_and_each_aggregate_moves_once_and_in_orde
     );
     orders.wait_until_marked().await;
     let reads = kafka.read_topic(&topic);
-    assert_eq!(reads.len(), rows);
+    assert_eq!(reads.len(), rows.get());
     let seq_of: HashMap<String, i64> = orders
         .client
         .query("SELECT id::text, seq FROM outbox", &[])

@@ -78,13 +78,13 @@ async fn pass_unsendable(postgres: &Postgres, mark: &str) {
     );
     rig.run(&script).await;
     let text = "the slot cannot send a transaction";
-    relay.wait_for_log(text, 2 * ARRIVAL).await;
+    relay.wait_for_log(text, ARRIVAL).await;
     rig.wait_for("after").await;
     rig.pass("meanwhile").await;
     let passed = "the slot has passed";
     assert!(!relay.log().contains(passed), "passed an open writer");
     writer.batch_execute("COMMIT").await.expect("commit");
-    relay.wait_for_log(passed, 2 * ARRIVAL).await;
+    relay.wait_for_log(passed, ARRIVAL).await;
     rig.wait_for("late").await;
     let reads = rig.pass("last").await;
     let published = ["first", "before", "after", "meanwhile", "late", "last"];

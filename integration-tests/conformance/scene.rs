@@ -1,7 +1,5 @@
 //! What a case works with: a database of its own with an outbox, topics of its own, and a relay's configuration.
 
-use std::time::Duration;
-
 use tokio_postgres::Client;
 use uuid::Uuid;
 
@@ -13,8 +11,7 @@ use crate::harness::relay::{Relay, RelayConfig, said};
 use crate::harness::topic::{Read, TopicReader};
 use crate::harness::wait_until;
 
-/// Long enough for two busy processors; a test that waits so long has failed.
-pub const SOON: Duration = Duration::from_secs(30);
+pub use crate::harness::SOON;
 
 pub const PARTITIONS: i32 = 4;
 

@@ -1,16 +1,12 @@
 //! The lock of `outboxd migrate`: a relay that finds everything does not need it, and nobody keeps it for ever.
 
 use std::process::Command;
-use std::time::Duration;
 
 use crate::harness::postgres::{Postgres, USUAL};
 use crate::harness::relay::{OUTBOXD, Relay};
-use crate::harness::wait_until;
 use crate::harness::workspace::{self, Process};
+use crate::harness::{SOON, wait_until};
 use crate::orders::Orders;
-
-/// What the server gives a session that holds the lock and says nothing, and a busy machine on top.
-const LOCK_LOST_WITHIN: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_migration_neither_stops_a_relay_from_starting_nor_keeps_the_lock() {
@@ -37,8 +33,7 @@ async fn a_frozen_migration_neither_stops_a_relay_from_starting_nor_keeps_the_lo
             count => Err(format!("{count} hold it")),
         }
     };
-    let soon = Duration::from_secs(30);
-    wait_until("the migration has its lock", soon, async || {
+    wait_until("the migration has its lock", SOON, async || {
         lock_is(true).await
     })
     .await;
@@ -51,8 +46,6 @@ async fn a_frozen_migration_neither_stops_a_relay_from_starting_nor_keeps_the_lo
         Ok(()),
         "the relay was to start beside the lock"
     );
-    wait_until("the lock is free", LOCK_LOST_WITHIN, async || {
-        lock_is(false).await
-    })
-    .await;
+    // The server ends a session that holds it and says nothing.
+    wait_until("the lock is free", SOON, async || lock_is(false).await).await;
 }

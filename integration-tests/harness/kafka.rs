@@ -250,7 +250,7 @@ impl Kafka {
             .client()
             .create()
             .expect("a consumer of known settings");
-        super::wait_until("the topic is served", Duration::from_secs(20), async || {
+        super::wait_until("the topic is served", super::SOON, async || {
             let metadata = consumer.fetch_metadata(Some(name), Duration::from_secs(2));
             let metadata = metadata.map_err(|error| error.to_string())?;
             let partitions_served = metadata.topics()[0]

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::order_writer::{Draft, Fate, OrderWriter, Way};
 use super::postgres::try_connect;
-use super::{POLL, wait_until};
+use super::{POLL, SOON, wait_until};
 
 const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS aggregate (id text PRIMARY KEY, version bigint NOT NULL) WITH (fillfactor = 50);
@@ -143,12 +143,7 @@ impl Running {
                 .await
                 .map_err(|error| error.to_string())
         };
-        wait_until(
-            "what was left prepared is committed",
-            Duration::from_secs(60),
-            probe,
-        )
-        .await;
+        wait_until("what was left prepared is committed", SOON, probe).await;
         self.committed()
     }
 }

@@ -254,7 +254,7 @@ impl Postgres {
             .arg(self.data())
             .env("LC_ALL", "C");
         let mut process = Process::start(&mut command, &self.folder, "log", "QUIT");
-        super::wait_until_blocking("PostgreSQL is ready", Duration::from_secs(60), || {
+        super::wait_until_blocking("PostgreSQL is ready", super::SOON, || {
             if let Some(status) = process.exited() {
                 panic!(
                     "PostgreSQL ended with {status}: {}",
@@ -298,12 +298,14 @@ impl Postgres {
         process.kill();
         drop(process);
         // The next start is refused while an old backend holds the shared memory.
-        super::wait_until_blocking("the backends have ended", Duration::from_secs(30), || {
-            match children_in(&self.data(), pid) {
+        super::wait_until_blocking(
+            "the backends have ended",
+            super::SOON,
+            || match children_in(&self.data(), pid) {
                 0 => Ok(()),
                 count => Err(format!("{count} still run")),
-            }
-        });
+            },
+        );
     }
 
     /// Stops every process of the server with SIGSTOP, backends included.

@@ -10,8 +10,8 @@ use toml_edit::{DocumentMut, Item, Table};
 
 use super::kafka::Kafka;
 use super::postgres::Database;
-use super::wait_until;
 use super::workspace::{self, Process};
+use super::{SOON, wait_until};
 
 /// The binary under test.
 pub const OUTBOXD: &str = env!("CARGO_BIN_EXE_outboxd");
@@ -217,11 +217,10 @@ impl Relay {
         self.process.kill();
     }
 
-    /// Sends SIGTERM and waits for the end, 30 seconds at most.
+    /// Sends SIGTERM and waits for the end; panics where it does not come soon.
     pub fn terminate(&mut self) -> ExitStatus {
         self.process.signal("TERM");
-        self.wait_exit(Duration::from_secs(30))
-            .expect("the relay ends after SIGTERM")
+        self.wait_exit(SOON).expect("the relay ends after SIGTERM")
     }
 
     /// Starts it again with the same file and log, after `kill9` or `terminate`.
@@ -263,13 +262,11 @@ impl Relay {
         &self.config
     }
 
-    /// `GET /status`; panics when nobody answers for 10 seconds.
+    /// `GET /status`; panics when nobody answers soon.
     pub async fn status(&self) -> Value {
-        wait_until(
-            "the relay answers /status",
-            Duration::from_secs(10),
-            async || self.try_status(),
-        )
+        wait_until("the relay answers /status", SOON, async || {
+            self.try_status()
+        })
         .await
     }
 
@@ -279,10 +276,10 @@ impl Relay {
         serde_json::from_str(&body).map_err(|error| format!("{error} in {body}"))
     }
 
-    /// `GET /metrics`; panics when nobody answers for 10 seconds.
+    /// `GET /metrics`; panics when nobody answers soon.
     pub async fn metrics(&self) -> String {
         let probe = async || self.get("/metrics").map(|(_, body)| body);
-        wait_until("the relay answers /metrics", Duration::from_secs(10), probe).await
+        wait_until("the relay answers /metrics", SOON, probe).await
     }
 
     /// The sum of a metric over its labels, or `None` where it does not appear.
@@ -302,7 +299,7 @@ impl Relay {
     pub fn get(&self, path: &str) -> Result<(u16, String), String> {
         let request = ureq::get(format!("http://{}{path}", self.admin))
             .config()
-            .timeout_global(Some(Duration::from_secs(2)))
+            .timeout_global(Some(Duration::from_secs(10)))
             .http_status_as_error(false)
             .build();
         let mut answer = request.call().map_err(|error| error.to_string())?;

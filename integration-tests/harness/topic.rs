@@ -81,7 +81,7 @@ impl TopicReader {
         let mut assignment = TopicPartitionList::new();
         for topic in topics {
             let metadata = consumer
-                .fetch_metadata(Some(topic), Duration::from_secs(20))
+                .fetch_metadata(Some(topic), super::SOON)
                 .expect("look a topic up");
             let count = metadata.topics()[0].partitions().len();
             assert!(count > 0, "topic `{topic}` does not exist");
@@ -107,13 +107,13 @@ impl TopicReader {
 
     /// Reads on until what every partition holds now was read, and returns everything since the beginning.
     ///
-    /// Blocks; panics when the broker gives nothing for 60 seconds.
+    /// Blocks; panics when the broker gives nothing for so long as `SOON`.
     pub fn read_to_end(&mut self) -> &[Read] {
         let mut unread = self.unread();
         let mut moved_at = Instant::now();
         while !unread.is_empty() {
             assert!(
-                moved_at.elapsed() < Duration::from_secs(60),
+                moved_at.elapsed() < super::SOON,
                 "nothing to read, yet missing: {unread:?}"
             );
             match self.consumer.poll(Duration::from_millis(100)) {
@@ -172,15 +172,11 @@ impl TopicReader {
     }
 
     fn end_of(&self, topic: &str, partition: i32) -> (i64, i64) {
-        super::wait_until_blocking(
-            "a partition's end is known",
-            Duration::from_secs(60),
-            || {
-                self.consumer
-                    .fetch_watermarks(topic, partition, Duration::from_secs(5))
-                    .map_err(|error| error.to_string())
-            },
-        )
+        super::wait_until_blocking("a partition's end is known", super::SOON, || {
+            self.consumer
+                .fetch_watermarks(topic, partition, Duration::from_secs(5))
+                .map_err(|error| error.to_string())
+        })
     }
 }
 

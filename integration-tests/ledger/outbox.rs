@@ -1,7 +1,5 @@
 //! An outbox with a lease for the tests of the ledger, and rows for its marks.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use outboxd::config::{Config, Mark};
 use outboxd::core::Delivered;
@@ -17,7 +15,7 @@ use tokio_postgres::Client;
 use super::OUTBOX;
 use crate::harness::postgres::{Database, Postgres, connect};
 use crate::harness::relay::RelayConfig;
-use crate::harness::wait_until;
+use crate::harness::{SOON, wait_until};
 
 /// An outbox that `migrate` made, with a lease of epoch 1.
 pub struct Outbox {
@@ -169,8 +167,7 @@ impl Outbox {
             0 => Err("nobody waits"),
             _ => Ok(()),
         };
-        let timeout = Duration::from_secs(10);
-        wait_until("a statement waits for a lock", timeout, probe).await;
+        wait_until("a statement waits for a lock", SOON, probe).await;
     }
 }
 

@@ -107,14 +107,14 @@ async fn lock_table(scene: &Scene, pair: Pair) {
         .await
         .expect("let the outbox go");
     let before = published(&relay).await;
-    await_publishing(&relay, before, 2 * SOON).await;
+    await_publishing(&relay, before, SOON).await;
     client
         .batch_execute("VACUUM FULL outbox")
         .await
         .expect("vacuum");
     scene.ran();
     let before = published(&relay).await;
-    await_publishing(&relay, before, 2 * SOON).await;
+    await_publishing(&relay, before, SOON).await;
     rig.show(scene, load, 0).await;
     scene.require(relay.is_running(), || "the relay has ended".into());
 }

@@ -39,7 +39,7 @@ pub async fn slot_dropped(scene: &Scene) {
         if number % 2 == 1 {
             relay.restart();
         }
-        await_publishing(&relay, 0, 2 * SOON).await;
+        await_publishing(&relay, 0, SOON).await;
     }
     load.stop().await;
     rig.verdict(scene, drops * (WINDOW_ROWS + TRANSACTION_ROWS))
@@ -80,7 +80,7 @@ pub async fn slot_advanced(scene: &Scene) {
         .await;
         scene.ran();
         relay.restart();
-        await_publishing(&relay, 0, 2 * SOON).await;
+        await_publishing(&relay, 0, SOON).await;
     }
     load.stop().await;
     judge(
@@ -121,7 +121,7 @@ pub async fn publication_changed(scene: &Scene) {
         load.progress(50, SOON).await;
         client.batch_execute(&back).await.expect("change it back");
         let before = published(&relay).await;
-        await_publishing(&relay, before + 100, 2 * SOON).await;
+        await_publishing(&relay, before + 100, SOON).await;
     }
     load.stop().await;
     judge(scene, &rig, &relay, WINDOW_ROWS + TRANSACTION_ROWS).await;
@@ -137,7 +137,7 @@ const ANNOUNCED: [&str; 3] = [
 /// Nothing is lost, and where rows are out of order the gap was announced: by its rows, or by what made it.
 async fn judge(scene: &Scene, rig: &Rig, relay: &Relay, duplicates_max: usize) {
     let mut oracle = rig.oracle().await;
-    let mut verdict = oracle.verdict_when_drained(2 * SOON).await;
+    let mut verdict = oracle.verdict_when_drained(SOON).await;
     let late = std::mem::take(&mut verdict.out_of_order).len();
     let log = relay.log();
     let is_announced = ANNOUNCED.iter().any(|text| log.contains(text));

@@ -66,7 +66,7 @@ impl Both {
         let started_at = Instant::now();
         for relay in &self.relays {
             let before = published(relay).await;
-            await_publishing(relay, before + rows, 2 * SOON).await;
+            await_publishing(relay, before + rows, SOON).await;
         }
         started_at.elapsed()
     }

@@ -36,7 +36,7 @@ async fn poison(scene: &Scene, pair: Pair) {
     for round in 0..scene.pick(1, 3, 10) {
         let bad = write_with_one_bad(&client, round).await;
         scene.ran();
-        wait_until("the bad row is held", 2 * SOON, async || {
+        wait_until("the bad row is held", SOON, async || {
             let status = relay.try_status()?;
             match status.to_string().contains(&bad.to_string()) {
                 true => Ok(()),

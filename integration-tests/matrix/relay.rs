@@ -124,7 +124,7 @@ pub async fn stopped_while_kafka_is_dead(scene: &Scene) {
     let mut relays = rigs.each_ref().map(Rig::relay);
     for _ in 0..scene.pick(1, 2, 10) {
         for relay in &relays {
-            await_publishing(relay, 0, 2 * SOON).await;
+            await_publishing(relay, 0, SOON).await;
         }
         kafka.kill();
         for load in &loads {

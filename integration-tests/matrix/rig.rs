@@ -16,11 +16,10 @@ use crate::harness::relay::{Relay, RelayConfig};
 use crate::harness::topic::TopicReader;
 use crate::harness::wait_until;
 
+pub use crate::harness::SOON;
+
 /// `limits.in_flight_rows_max`: what one kill may repeat.
 pub const WINDOW_ROWS: usize = 500;
-
-/// Long enough for two busy processors; a test that waits so long has failed.
-pub const SOON: Duration = Duration::from_secs(30);
 
 /// Rows of the largest transaction of the load.
 pub const TRANSACTION_ROWS: usize = 6;
@@ -147,7 +146,7 @@ impl Rig {
     /// duplicates.
     pub async fn judge(&self, load: Running, duplicates_max: usize) -> Verdict {
         load.stop().await;
-        let verdict = self.oracle().await.verdict_when_drained(2 * SOON).await;
+        let verdict = self.oracle().await.verdict_when_drained(SOON).await;
         verdict.assert_clean(duplicates_max);
         verdict
     }
@@ -173,7 +172,7 @@ impl Rig {
 
     /// `show_log` where repetitions may mix with what a frozen relay had sent, or where single rows are repaired.
     pub async fn verdict(&self, scene: &Scene, duplicates_max: usize) -> Verdict {
-        let verdict = self.oracle().await.verdict_when_drained(2 * SOON).await;
+        let verdict = self.oracle().await.verdict_when_drained(SOON).await;
         eprintln!(
             "{}+{}: {} rows, {} duplicates",
             self.pair.0, self.pair.1, verdict.committed, verdict.duplicates

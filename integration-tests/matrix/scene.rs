@@ -18,8 +18,8 @@ pub enum Size {
     Full,
 }
 
-/// What may be added to every limit of time where other tests run beside this one.
-const GATE_SLACK: Duration = Duration::from_secs(15);
+/// What may be added to every limit of time where other tests run beside this one; `make faults` adds nothing.
+const GATE_SLACK: Duration = Duration::from_secs(45);
 
 /// One run of one row.
 #[derive(Debug)]

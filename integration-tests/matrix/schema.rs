@@ -69,7 +69,7 @@ async fn lose_a_column(relay: &Relay, client: &Client) {
         .await
         .expect("write rows");
     let before = published(relay).await;
-    await_publishing(relay, before, 2 * SOON).await;
+    await_publishing(relay, before, SOON).await;
 }
 
 /// The payload becomes another type while rows are on their way: its bytes follow the documented rule of each type.
@@ -99,7 +99,7 @@ pub async fn payload_type_changed(scene: &Scene) {
             .await;
             scene.ran();
             let before = published(&relay).await;
-            await_publishing(&relay, before + 50, 2 * SOON).await;
+            await_publishing(&relay, before + 50, SOON).await;
         }
         rig.show(scene, load, 0).await;
         scene.require(relay.is_running(), || "the relay has ended".into());

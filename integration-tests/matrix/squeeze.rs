@@ -36,7 +36,7 @@ pub async fn frozen_group(scene: &Scene) {
         .await;
         group.freeze();
         scene.ran();
-        let took = await_publishing(&second, 0, 2 * SOON).await;
+        let took = await_publishing(&second, 0, SOON).await;
         let limit = if pair == STREAMED { 32 } else { 6 };
         scene.took(
             &format!("taken over, {}", pair.0),
@@ -64,7 +64,7 @@ pub async fn starved(scene: &Scene) {
         tokio::time::sleep(Duration::from_secs(scene.pick(15, 40, 120))).await;
         group.limit_cpu(100);
         let before = published(&relay).await;
-        await_publishing(&relay, before + 100, 2 * SOON).await;
+        await_publishing(&relay, before + 100, SOON).await;
         let log = relay.log();
         let is_timeout =
             log.contains("terminating walsender") || log.contains("replication timeout");
@@ -128,7 +128,7 @@ pub async fn no_descriptors(scene: &Scene) {
         tokio::time::sleep(Duration::from_secs(scene.pick(1, 5, 30))).await;
         limit_descriptors(&relay, 1_000);
         let before = published(&relay).await;
-        let took = await_publishing(&relay, before + 100, 2 * SOON).await;
+        let took = await_publishing(&relay, before + 100, SOON).await;
         scene.took("publishing again", took, Duration::from_secs(20));
         scene.require(relay.is_running(), || "the relay has ended".into());
         rig.show(scene, load, 0).await;
@@ -212,7 +212,7 @@ async fn write_log_to(scene: &Scene, pair: Pair, script: &str, to: &std::path::P
     let mut relay = Relay::start_under(&rig.config, &["sh", "-c", script, to]);
     let load = rig.load().await;
     scene.ran();
-    await_publishing(&relay, scene.pick(300, 1_000, 5_000), 2 * SOON).await;
+    await_publishing(&relay, scene.pick(300, 1_000, 5_000), SOON).await;
     rig.show(scene, load, 0).await;
     let ended = relay.terminate();
     scene.require(ended.success(), || format!("the relay ended with {ended}"));

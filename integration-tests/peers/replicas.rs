@@ -61,7 +61,6 @@ fn ten_keys() -> Load {
 /// sent meanwhile is neither marked by it nor published as something new.
 pub async fn to_03_a_leader_whose_database_hangs_is_replaced(mode: &'static str) {
     let mut rig = Rig::shared(Pair(mode, "ledger")).await;
-    rig.set("lease.ttl", "2s");
     let direct = rig.config.clone();
     let proxy = rig.through_proxy().await;
     let client = rig.client().await;
@@ -80,7 +79,7 @@ pub async fn to_03_a_leader_whose_database_hangs_is_replaced(mode: &'static str)
     wait_for_status(&second, "it leads", |status| status["role"] == "leader").await;
     // A walsender would be held for longer than the lease.
     proxy.clear();
-    await_publishing(&second, 0, 2 * SOON).await;
+    await_publishing(&second, 0, SOON).await;
     wait_for_status(&first, "it stands by", |status| status["role"] == "standby").await;
     rig.judge(load, WINDOW_ROWS).await;
     assert_marks_are_exact(&client).await;
@@ -102,7 +101,7 @@ pub async fn dk_03_a_slow_renewal_stops_nothing(mode: &'static str) {
         weather.to_server.delay = Duration::from_millis(300);
     });
     let before = published(&relay).await;
-    await_publishing(&relay, before + WINDOW_ROWS as u64, 2 * SOON).await;
+    await_publishing(&relay, before + WINDOW_ROWS as u64, SOON).await;
     proxy.clear();
     rig.judge(load, 0).await;
 }

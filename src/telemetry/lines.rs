@@ -125,7 +125,7 @@ mod tests {
         }
         assert!(lines_dropped() >= 99);
         drop(guard);
-        assert!(began.elapsed() < Duration::from_secs(5));
+        assert!(began.elapsed() < Duration::from_secs(60));
         allow.send(()).expect("the thread waits");
         assert_eq!(lines.recv().expect("a line"), b"a line\n");
     }

@@ -107,7 +107,7 @@ pub async fn mixed(scene: &Scene) {
 async fn soak(scene: &Scene, pair: Pair, lasts: Duration, random: &mut fastrand::Rng) {
     let mut round = Round::new(pair).await;
     let load = round.rig.load().await;
-    await_publishing(&round.relay, 0, 2 * SOON).await;
+    await_publishing(&round.relay, 0, SOON).await;
     let ends_at = Instant::now() + lasts;
     while Instant::now() < ends_at {
         let faults: Vec<Fault> = (0..3)
