@@ -27,5 +27,6 @@ mod primary;
 mod publisher;
 mod refusals;
 mod security;
+mod signals;
 mod sweep;
 mod topics;

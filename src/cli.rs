@@ -154,10 +154,7 @@ pub fn main() -> ExitCode {
 
 async fn dispatch(command: Command) -> Outcome {
     match command {
-        Command::Run(common) => match load(&common) {
-            Ok(config) => commands::run(config).await,
-            Err(outcome) => outcome,
-        },
+        Command::Run(common) => commands::run(&common).await,
         Command::Check(report) => match load(&report.common) {
             Ok(config) => commands::check(&config, report.json).await,
             Err(outcome) => outcome,

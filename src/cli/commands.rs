@@ -7,7 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::{Migrate, Outcome, complain, print};
+use super::{Common, Migrate, Outcome, complain, load, print};
 use crate::admin::Admin;
 use crate::config::Config;
 use crate::demo::{DemoOptions, DemoOutcome};
@@ -41,7 +41,19 @@ pub(super) fn show(answer: &(impl std::fmt::Display + serde::Serialize), json: b
     }
 }
 
-pub(super) async fn run(config: Config) -> Outcome {
+/// Publishes until SIGTERM or SIGINT, which are heeded before anything else is done: they may come at once.
+pub(super) async fn run(common: &Common) -> Outcome {
+    let stop = CancellationToken::new();
+    if let Err(failure) = stop_on_signals(&stop) {
+        return failed(&failure, None);
+    }
+    match load(common) {
+        Ok(config) => publish(config, stop).await,
+        Err(outcome) => outcome,
+    }
+}
+
+async fn publish(config: Config, stop: CancellationToken) -> Outcome {
     let _log = match telemetry::start(&config.log) {
         Ok(guard) => guard,
         Err(failure) => {
@@ -51,10 +63,6 @@ pub(super) async fn run(config: Config) -> Outcome {
     };
     let config = Arc::new(config);
     let (metrics, cell) = (Arc::new(Metrics::new()), StatusCell::new(&config.source));
-    let stop = CancellationToken::new();
-    if let Err(failure) = stop_on_signals(&stop) {
-        return failed(&failure, None);
-    }
     let admin = match Admin::start(&config.admin.listen, cell.clone(), metrics.clone()).await {
         Ok(admin) => admin,
         Err(failure) => return failed(&failure, None),
