@@ -8,6 +8,7 @@ mod contest;
 mod keeper;
 mod owner;
 mod statements;
+mod suspension;
 
 use std::time::Duration;
 

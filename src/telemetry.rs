@@ -3,6 +3,7 @@
 //! The log goes to standard output through a bounded queue and a thread of its own, so that a pipe that nobody
 //! reads blocks that thread and never the relay; what finds the queue full is dropped and counted.
 
+mod episodes;
 mod lines;
 
 use std::error::Error;
@@ -16,6 +17,7 @@ use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
 use crate::config::{LogConfig, LogFormat};
 
+pub use episodes::Episodes;
 pub use lines::{LogGuard, lines_dropped};
 
 /// Crates that talk more than a handful of times an hour; `log.level` may name them again.

@@ -12,6 +12,7 @@ use tracing::{error, info, warn};
 
 use super::{
     Decision, Holder, LeaseError, LeaseState, Owner, Role, Server, Standby, since_boot, statements,
+    suspension,
 };
 use crate::config::{Secret, UrlSource};
 use crate::postgres::{self, Class, ConnectOptions, PostgresError, Session};
@@ -63,7 +64,7 @@ impl LeaseKeeper {
         };
         let tasks = [
             tokio::spawn(keeper.run(stopped)),
-            tokio::spawn(suspend_when_due(sender)),
+            tokio::spawn(suspension::watch(sender)),
         ];
         Self {
             state,
@@ -96,39 +97,6 @@ impl Drop for LeaseKeeper {
         for task in &self.tasks {
             task.abort();
         }
-    }
-}
-
-/// Turns a leader into a suspended one the moment its lease runs out, whatever the keeper waits for.
-async fn suspend_when_due(sender: watch::Sender<LeaseState>) {
-    let mut state = sender.subscribe();
-    loop {
-        let due = match state.borrow_and_update().role {
-            Role::Leader { valid_until, .. } => valid_until.saturating_sub(since_boot()),
-            _ => Duration::MAX,
-        };
-        if due.is_zero() {
-            sender.send_if_modified(suspend);
-            continue;
-        }
-        tokio::select! {
-            changed = state.changed() => if changed.is_err() { return },
-            () = sleep(due) => {}
-        }
-    }
-}
-
-fn suspend(state: &mut LeaseState) -> bool {
-    match state.role {
-        Role::Leader { epoch, valid_until } if since_boot() >= valid_until => {
-            warn!(
-                epoch,
-                "the lease was not renewed for a ttl; publishing is suspended"
-            );
-            state.role = Role::Suspended { epoch };
-            true
-        }
-        _ => false,
     }
 }
 
