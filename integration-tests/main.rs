@@ -30,3 +30,4 @@ mod security;
 mod signals;
 mod sweep;
 mod topics;
+mod visible;

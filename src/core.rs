@@ -397,6 +397,18 @@ impl Core {
         self.sent
     }
 
+    /// The first row in publishing order that the broker has not acknowledged yet.
+    pub fn oldest_sent(&self) -> Option<Ticket> {
+        let mut entries = self.entries.iter();
+        let oldest = entries.find(|(_, entry)| entry.state == State::Sent);
+        oldest.map(|(ticket, _)| *ticket)
+    }
+
+    /// What the next row is called; every row so far has a lower ticket.
+    pub fn next_ticket(&self) -> Ticket {
+        self.next
+    }
+
     /// Whether the broker has left more than half of the window without an answer.
     pub fn is_stuck(&self) -> bool {
         self.sent * 2 > self.window.rows_max || self.sent_bytes * 2 > self.window.bytes_max

@@ -8,6 +8,7 @@ pub(crate) mod keeping;
 mod lag;
 mod marking;
 mod outlook;
+mod patience;
 mod producer;
 mod survey;
 mod sweep;
@@ -39,9 +40,11 @@ use crate::source::replication::missed::Watch;
 use crate::source::{Source, SourceError};
 use crate::state::OutboxState;
 use crate::status::StatusCell;
+use crate::telemetry::Episodes;
 use intake::Intake;
 use keeping::Keeping;
 use marking::{Finding, Marking, finished, joined};
+use patience::Patience;
 use producer::{Producer, Successor};
 use survey::{Surveying, survey_every};
 use sweep::{Reread, Sweep};
@@ -72,6 +75,8 @@ pub struct Relay {
     /// What the publication keeps from the stream.
     drift: Vec<String>,
     kafka_is_up: bool,
+    outages: Episodes,
+    patience: Patience,
     /// How Kafka is reached, with what was learned of its topics.
     kafka: KafkaConfig,
     /// Of the topics that were found.
@@ -190,6 +195,8 @@ impl Relay {
             generation: None,
             drift: Vec::new(),
             kafka_is_up: true,
+            outages: Episodes::default(),
+            patience: Patience::default(),
             kafka: config.kafka.clone(),
             partitions: HashMap::new(),
             config,

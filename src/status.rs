@@ -13,7 +13,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use answer::{Answer, AnsweredBy, StatusError, ask};
-pub use cell::StatusCell;
+pub use cell::{LEASE_RAN_OUT, OPENING, StatusCell};
 
 /// The report of one relay at one moment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

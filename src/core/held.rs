@@ -196,6 +196,12 @@ impl Held {
         &self.numbers
     }
 
+    /// A row waits to hear whether its topic can be written.
+    pub fn is_asking(&self) -> bool {
+        let mut topics = self.topics.values();
+        topics.any(|topic| matches!(topic, Topic::Asked))
+    }
+
     /// A topic that is being asked for is asked for again.
     pub(super) fn ask_again(&mut self) {
         self.topics

@@ -7,12 +7,14 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use super::lag::{HeldFacts, Measured, Question};
-use super::{End, Phase, Run};
+use super::patience::{self, Moment, Wait};
+use super::{End, Phase, Relay, Run};
 use crate::hold::{self, Requests};
 use crate::kafka::create_command;
+use crate::lease::since_boot;
 use crate::mark::{MarkError, Marks};
 use crate::publish::{Place, Ticket};
-use crate::status::{HeldRows, HeldTopic, InFlight, Role, State, StatusCell};
+use crate::status::{HeldRows, HeldTopic, InFlight, LEASE_RAN_OUT, Role, State, StatusCell};
 
 /// Blocked aggregates that the status names; a metric counts all of them.
 const HELD_SHOWN_MAX: usize = 100;
@@ -27,7 +29,9 @@ impl Run<'_> {
     /// Writes down where the session stands.
     pub(super) fn look_out(&mut self) {
         self.relay.status.beat();
-        self.show_broker();
+        let wait = self.relay.look_at_waits();
+        self.show_broker(wait);
+        let (state, reason) = self.standing(wait);
         let core = &self.relay.core;
         let held = core.held().aggregates().map(|(_, held)| HeldRows {
             aggregate_type: held.aggregate_type.clone(),
@@ -68,8 +72,8 @@ impl Run<'_> {
             status.lag.bytes = lag_bytes;
             status.holes_open = holes_open.or(status.holes_open);
             if !is_draining {
-                (status.role, status.state) = (Role::Leader, State::Publishing);
-                status.reason.clear();
+                (status.role, status.state) = (Role::Leader, state);
+                status.reason = reason;
             }
         });
         self.ask_for_lag(sent_seq);
@@ -119,17 +123,46 @@ impl Run<'_> {
         }
     }
 
+    /// Whether rows that are committed now go out now, and why not.
+    fn standing(&self, wait: Option<Wait>) -> (State, String) {
+        let epoch = self.session.tenure.epoch;
+        if !self.session.lease.borrow().may_publish(epoch) {
+            return (State::Waiting, LEASE_RAN_OUT.to_owned());
+        }
+        match wait {
+            None => (State::Publishing, String::new()),
+            Some(Wait::ForSome(since)) => {
+                let reason = format!("rows that were sent at {since} wait for Kafka; others flow");
+                (State::Publishing, reason)
+            }
+            Some(Wait::ForAnything(since)) => {
+                let error = self.relay.broker_error();
+                let error = error.map(|error| format!(": {error}")).unwrap_or_default();
+                let reason = format!("Kafka has acknowledged nothing since {since}{error}");
+                (State::Waiting, reason)
+            }
+        }
+    }
+
     /// Shows whether Kafka answers; says so when that changes.
-    fn show_broker(&mut self) {
-        let Some(producer) = &self.relay.producer else {
+    fn show_broker(&mut self, wait: Option<Wait>) {
+        if self.relay.producer.is_none() {
             return;
+        }
+        let silence = match wait {
+            Some(Wait::ForAnything(since)) => {
+                Some(format!("it has acknowledged nothing since {since}"))
+            }
+            Some(Wait::ForSome(_)) | None => None,
         };
-        let error = producer.publisher.broker_error().borrow().clone();
+        let error = self.relay.broker_error().or(silence);
         let was_up = std::mem::replace(&mut self.relay.kafka_is_up, error.is_none());
         match error {
             Some(error) => {
                 if was_up {
-                    warn!(error, "Kafka does not answer; rows wait in order");
+                    if let Some(times) = self.relay.outages.begin(since_boot()) {
+                        warn!(times, error, "Kafka does not answer; rows wait in order");
+                    }
                     self.relay.status.failed(error.as_str());
                 }
                 self.relay.status.update(|status| {
@@ -138,8 +171,9 @@ impl Run<'_> {
                 });
             }
             None => {
-                if !was_up {
-                    info!("Kafka answers again");
+                if let Some(lasted) = self.relay.outages.end(since_boot()) {
+                    let elapsed_ms = lasted.as_millis() as u64;
+                    info!(elapsed_ms, "Kafka answers again");
                 }
                 self.relay.status.broker_answers();
             }
@@ -170,6 +204,24 @@ impl Run<'_> {
                 Ok(Err(_)) | Err(_) => debug!("the table did not say how far behind it is"),
             }
         }));
+    }
+}
+
+impl Relay {
+    fn look_at_waits(&mut self) -> Option<Wait> {
+        let core = &self.core;
+        let seen = patience::InFlight {
+            oldest_sent: core.oldest_sent(),
+            next: core.next_ticket(),
+            is_asking: core.held().is_asking(),
+            delivered_rows: self.delivered_rows,
+        };
+        self.patience.look(seen, Moment::now())
+    }
+
+    fn broker_error(&self) -> Option<String> {
+        let producer = self.producer.as_ref()?;
+        producer.publisher.broker_error().borrow().clone()
     }
 }
 

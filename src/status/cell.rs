@@ -9,6 +9,12 @@ use super::{LastError, Lease, Role, State, Status, Timestamp};
 use crate::config::SourceConfig;
 use crate::lease;
 
+/// What a leader does that waits for nothing else.
+pub const OPENING: &str = "starting a session";
+
+/// Why a holder whose lease ran out publishes nothing.
+pub const LEASE_RAN_OUT: &str = "the lease can't be renewed: waiting for PostgreSQL";
+
 /// The report of this process; clones share it.
 #[derive(Clone, Debug)]
 pub struct StatusCell(Arc<Mutex<Inside>>);
@@ -92,8 +98,7 @@ impl StatusCell {
                 }
                 lease::Role::Suspended { epoch } => {
                     status.lease = Some(Lease::ours(*epoch));
-                    let reason = "the lease can't be renewed: waiting for PostgreSQL";
-                    (Role::Leader, Some(reason))
+                    (Role::Leader, Some(LEASE_RAN_OUT))
                 }
                 lease::Role::Lost { by, .. } => {
                     let holder = by.clone();
@@ -116,7 +121,7 @@ impl StatusCell {
                 reason.clone_into(&mut status.reason);
             } else if status.state == State::Starting || is_about_the_lease(&status.reason) {
                 status.state = State::Waiting;
-                "starting a session".clone_into(&mut status.reason);
+                OPENING.clone_into(&mut status.reason);
             }
         });
     }
