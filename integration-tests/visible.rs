@@ -61,6 +61,40 @@ async fn a_lease_that_can_not_be_renewed_is_said_by_a_relay_that_reads_on() {
     assert_eq!(suspended, 1);
 }
 
+/// PostgreSQL waits for every transaction that wrote, in any database.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_waits_for_transactions_names_the_oldest() {
+    let postgres = Postgres::start(USUAL);
+    let orders = Orders::bare(&postgres, "slow_slot").await;
+    orders.config.migrate();
+    let slot = orders.config.name();
+    orders
+        .run(&format!("SELECT pg_drop_replication_slot('{slot}')"))
+        .await;
+    let elsewhere = postgres.client("postgres").await;
+    let prepare = "BEGIN; SELECT txid_current(); PREPARE TRANSACTION 'forgotten'";
+    elsewhere.batch_execute(prepare).await.expect("prepare");
+    let idle = postgres.client("postgres").await;
+    let begin = "BEGIN; SELECT txid_current()";
+    idle.batch_execute(begin).await.expect("begin");
+    let row = idle.query_one("SELECT pg_backend_pid()", &[]).await;
+    let pid: i32 = row.expect("ask for its process").get(0);
+    let relay = Relay::start(&orders.config);
+    let status = wait_for_reason(&relay, "leader", &format!("creating slot `{slot}`")).await;
+    let reason = status["reason"].as_str().unwrap_or_default();
+    let prepared = "2, the oldest is prepared transaction 'forgotten' of database postgres, since";
+    assert!(reason.contains(prepared), "{reason}");
+    assert_eq!(status["state"], "waiting", "{status}");
+    let commit = "ROLLBACK PREPARED 'forgotten'";
+    elsewhere.batch_execute(commit).await.expect("roll back");
+    let next = format!("1, the oldest is pid {pid} of database postgres, since");
+    wait_for_reason(&relay, "leader", &next).await;
+    idle.batch_execute("COMMIT").await.expect("commit");
+    wait_for_status(&relay, "it publishes", publishes).await;
+    orders.wait_for(&orders.insert(1).await).await;
+    assert_eq!(relay.log().matches("creating the slot: ").count(), 1);
+}
+
 fn publishes(status: &Value) -> bool {
     status["state"] == "publishing" && status["reason"] == ""
 }

@@ -5,6 +5,7 @@
 mod beside;
 mod known;
 mod slot;
+mod slot_wait;
 
 use std::sync::Arc;
 
@@ -31,6 +32,7 @@ use crate::source::polling::{CaughtUp, Known, Polling, UnsentMark};
 use crate::source::replication::pgoutput::Described;
 use crate::source::{Source, SourceError};
 use crate::state::{OutboxState, StateError, StateTable};
+use crate::status::StatusCell;
 use known::KnownOutbox;
 pub use slot::Passage;
 
@@ -132,6 +134,8 @@ pub struct Opening<'a> {
     pub passage: Passage,
     /// How far this process has seen the server's history.
     pub horizon: Option<&'a Horizon>,
+    /// Says what the opening waits for.
+    pub status: StatusCell,
     pub stop: CancellationToken,
 }
 

@@ -20,7 +20,7 @@ use crate::relay::{End, Relay};
 use crate::session::{self, CatchUp, Legacy, Numbers, OpenError, Opening, Passage};
 use crate::source::SourceError;
 use crate::source::replication::ReplicationError;
-use crate::status::{State, StatusCell};
+use crate::status::{OPENING, State, StatusCell};
 use crate::telemetry::chain;
 use crate::wal_watch::WalWatch;
 use verdict::{Verdict, label, lacks_publication, reason, verdict};
@@ -159,7 +159,7 @@ impl Supervisor {
         let options = session::connect_options(&self.config)?;
         let lease = self.lease(&options).await?;
         let epoch = self.await_leadership(lease.clone()).await;
-        self.status.state(State::Waiting, "starting a session");
+        self.status.state(State::Waiting, OPENING);
         if self
             .epoch
             .replace(epoch)
@@ -180,6 +180,7 @@ impl Supervisor {
             topics: self.relay.core.held().available().cloned().collect(),
             passage: self.passage,
             horizon: self.relay.horizon(),
+            status: self.status.clone(),
             stop: self.stop.clone(),
         };
         opening.open().await

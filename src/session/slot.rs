@@ -2,12 +2,13 @@
 
 use tracing::{error, info, warn};
 
-use super::{OpenError, Opening, connect, insert_position};
+use super::{OpenError, Opening, connect, insert_position, slot_wait};
 use crate::config::{Mark, Mode, OnLostSlot};
 use crate::migrate::{self, Creates};
 use crate::postgres;
 use crate::slot::{self, Consent, Fitness, Slot};
 use crate::state::{OutboxState, StateTable};
+use crate::status::{OPENING, State};
 
 /// Whether the stream could be read to its end so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +110,12 @@ impl Opening<'_> {
             slot::drop_slot(&sql.client, name, Consent::Given).await?;
             warn!(slot = name, reason, "dropped the invalid slot");
         }
-        let denied = migrate::ensure(&sql.client, self.config, Creates::Everything).await?;
+        let pid = backend(sql).await?;
+        let denied = tokio::select! {
+            denied = migrate::ensure(&sql.client, self.config, Creates::Everything) => denied?,
+            never = slot_wait::tell(&self.options, name, pid, &self.status) => match never {},
+        };
+        self.status.state(State::Waiting, OPENING);
         if denied.is_empty() {
             Ok(())
         } else {
@@ -193,4 +199,16 @@ impl Opening<'_> {
         error!(reason, "the stream is barred: the table is read instead");
         Err(OpenError::SlotLost { reason })
     }
+}
+
+async fn backend(sql: &postgres::Session) -> Result<i32, OpenError> {
+    let row = sql
+        .client
+        .query_one("SELECT pg_catalog.pg_backend_pid()", &[])
+        .await;
+    let row = row.map_err(|source| OpenError::Postgres {
+        purpose: "its process",
+        source: source.into(),
+    })?;
+    Ok(row.get(0))
 }
