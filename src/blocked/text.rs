@@ -10,12 +10,7 @@ pub struct Lines<'a>(pub &'a [Blocked]);
 impl fmt::Display for Lines<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<String> = self.0.iter().map(Blocked::name).collect();
-        let width = names
-            .iter()
-            .map(String::len)
-            .max()
-            .unwrap_or(0)
-            .clamp(4, 60);
+        let width = width(&names, "WHAT");
         write!(
             f,
             "{:<8}  {:<width$}  {:<20}  {:>6}  {:>5}  REASON",
@@ -70,10 +65,7 @@ impl Blocked {
         line("since", &self.since)?;
         line("reason", &self.reason)?;
         line("error", &plain(&self.error))?;
-        let seq = self
-            .row_seq
-            .map_or(String::new(), |seq| format!(" (seq {seq})"));
-        line("first row", &format!("{}{seq}", plain(&self.row_id)))?;
+        line("first row", &row(&self.row_id, self.row_seq))?;
         let rows = self
             .rows_waiting
             .map_or("not counted".to_owned(), |rows| rows.to_string());
@@ -110,6 +102,18 @@ impl Blocked {
             wish => Some(format!("{wish} asked by {actor} at {at}")),
         }
     }
+}
+
+/// How wide a list's column of names is.
+pub(crate) fn width(names: &[String], title: &str) -> usize {
+    let longest = names.iter().map(String::len).max();
+    longest.unwrap_or(0).clamp(title.len(), 60)
+}
+
+/// A row by its id, and its number where it has one.
+pub(crate) fn row(id: &str, seq: Option<i64>) -> String {
+    let seq = seq.map_or(String::new(), |seq| format!(" (seq {seq})"));
+    format!("{}{seq}", plain(id))
 }
 
 /// An aggregate by type and id.

@@ -2,14 +2,12 @@
 
 use clap::{Args, Subcommand};
 
-use super::commands::{connect, failed, show};
-use super::wish::{Asking, fulfil, refuse};
-use super::{Common, Outcome, load, print};
+use super::commands::{failed, show};
+use super::wish::{Asking, Opened, fulfil, open};
+use super::{Common, Outcome, print};
 use crate::blocked::{BlockedTable, Lines, Which, Wish};
-use crate::config::Config;
 use crate::hold::Wished;
 use crate::inspect;
-use crate::session::lease_key;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Blocked {
@@ -94,30 +92,38 @@ pub(super) struct Skip {
 
 /// Runs a command of this family.
 pub(super) async fn run(command: Blocked) -> Outcome {
-    let common = match &command {
-        Blocked::List(List { common, .. })
-        | Blocked::Show(Show { common, .. })
-        | Blocked::Retry(Retry { common, .. })
-        | Blocked::Skip(Skip { common, .. }) => common,
-    };
-    let config = match load(common) {
-        Ok(config) => config,
-        Err(outcome) => return outcome,
-    };
-    match command {
-        Blocked::Skip(Skip { yes: false, id, .. }) => refuse(&format!(
-            "the row at fault of `{id}` would never be published; repeat with `--yes`"
-        )),
-        command => run_with(&config, command).await,
+    match open(command.common(), command.refusal()).await {
+        Ok(opened) => run_with(opened, command).await,
+        Err(outcome) => outcome,
     }
 }
 
-async fn run_with(config: &Config, command: Blocked) -> Outcome {
-    let session = match connect(config).await {
-        Ok(session) => session,
-        Err(outcome) => return outcome,
-    };
-    let outbox = lease_key(&config.source);
+impl Blocked {
+    fn common(&self) -> &Common {
+        match self {
+            Self::List(List { common, .. })
+            | Self::Show(Show { common, .. })
+            | Self::Retry(Retry { common, .. })
+            | Self::Skip(Skip { common, .. }) => common,
+        }
+    }
+
+    fn refusal(&self) -> Option<String> {
+        let Self::Skip(Skip { yes: false, id, .. }) = self else {
+            return None;
+        };
+        Some(format!(
+            "the row at fault of `{id}` would never be published; repeat with `--yes`"
+        ))
+    }
+}
+
+async fn run_with(opened: Opened, command: Blocked) -> Outcome {
+    let Opened {
+        config,
+        session,
+        outbox,
+    } = opened;
     let table = match config.source.table_name() {
         Ok(name) => inspect::inspect(&session.client, &name.schema, &name.table)
             .await

@@ -2,12 +2,10 @@
 
 use clap::{Args, Subcommand};
 
-use super::commands::{connect, failed, show};
-use super::wish::{Asking, fulfil, refuse};
-use super::{Common, Outcome, load, print};
-use crate::config::Config;
+use super::commands::{failed, show};
+use super::wish::{Asking, Opened, fulfil, open};
+use super::{Common, Outcome, print};
 use crate::dead_letter::{LetterTable, Lines, Which};
-use crate::session::lease_key;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DeadLetters {
@@ -98,33 +96,32 @@ pub(super) struct Discard {
 
 /// Runs a command of this family.
 pub(super) async fn run(command: DeadLetters) -> Outcome {
-    let common = match &command {
-        DeadLetters::List(List { common, .. })
-        | DeadLetters::Show(Show { common, .. })
-        | DeadLetters::Replay(Replay { common, .. })
-        | DeadLetters::Discard(Discard { common, .. }) => common,
-    };
-    let config = match load(common) {
-        Ok(config) => config,
-        Err(outcome) => return outcome,
-    };
-    match command {
-        DeadLetters::Discard(Discard { yes: false, .. }) => {
-            refuse("the letters would never be published; repeat with `--yes`")
-        }
-        command => run_with(&config, command).await,
+    match open(command.common(), command.refusal()).await {
+        Ok(opened) => run_with(&opened, command).await,
+        Err(outcome) => outcome,
     }
 }
 
-async fn run_with(config: &Config, command: DeadLetters) -> Outcome {
-    let session = match connect(config).await {
-        Ok(session) => session,
-        Err(outcome) => return outcome,
-    };
-    let outbox = lease_key(&config.source);
+impl DeadLetters {
+    fn common(&self) -> &Common {
+        match self {
+            Self::List(List { common, .. })
+            | Self::Show(Show { common, .. })
+            | Self::Replay(Replay { common, .. })
+            | Self::Discard(Discard { common, .. }) => common,
+        }
+    }
+
+    fn refusal(&self) -> Option<String> {
+        let would_end = matches!(self, Self::Discard(Discard { yes: false, .. }));
+        would_end.then(|| "the letters would never be published; repeat with `--yes`".to_owned())
+    }
+}
+
+async fn run_with(opened: &Opened, command: DeadLetters) -> Outcome {
     let table = LetterTable {
-        client: &session.client,
-        outbox: &outbox,
+        client: &opened.session.client,
+        outbox: &opened.outbox,
     };
     match command {
         DeadLetters::List(arguments) => list(&table, &arguments).await,

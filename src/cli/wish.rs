@@ -1,4 +1,4 @@
-//! What commands that ask the relay for something have in common: who asks, and what became of it.
+//! What commands about rows that are put aside have in common: what they open, who asks, and what became of it.
 
 use std::os::unix::fs::MetadataExt;
 
@@ -6,9 +6,12 @@ use clap::Args;
 use serde_json::json;
 use tokio_postgres::Client;
 
-use super::commands::failed;
-use super::{Outcome, complain, print, print_error};
+use super::commands::{connect, failed};
+use super::{Common, Outcome, complain, load, print, print_error};
+use crate::config::Config;
 use crate::hold::{self, Answer, Asker, Wished};
+use crate::postgres::Session;
+use crate::session::lease_key;
 
 #[derive(Debug, Args)]
 pub(super) struct Asking {
@@ -32,10 +35,28 @@ impl Asking {
     }
 }
 
-/// Says what is missing for a command that can't be undone.
-pub(super) fn refuse(text: &str) -> Outcome {
-    complain(text, None);
-    Outcome::Misused
+/// What a command about rows that are put aside works with.
+pub(super) struct Opened {
+    pub config: Config,
+    pub session: Session,
+    /// The name in the state tables.
+    pub outbox: String,
+}
+
+/// Reads the configuration and connects, unless `refusal` says what a command that can't be undone lacks.
+pub(super) async fn open(common: &Common, refusal: Option<String>) -> Result<Opened, Outcome> {
+    let config = load(common)?;
+    if let Some(text) = refusal {
+        complain(&text, None);
+        return Err(Outcome::Misused);
+    }
+    let session = connect(&config).await?;
+    let outbox = lease_key(&config.source);
+    Ok(Opened {
+        config,
+        session,
+        outbox,
+    })
 }
 
 /// Waits for the relay and says what became of the wish.

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use super::DeadLetter;
 use crate::blocked::remedy;
-use crate::blocked::text::{aggregate, plain};
+use crate::blocked::text::{aggregate, plain, row, width};
 
 /// A list of letters, one line for each.
 pub struct Lines<'a>(pub &'a [DeadLetter]);
@@ -13,19 +13,14 @@ pub struct Lines<'a>(pub &'a [DeadLetter]);
 impl fmt::Display for Lines<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<String> = self.0.iter().map(DeadLetter::name).collect();
-        let width = names
-            .iter()
-            .map(String::len)
-            .max()
-            .unwrap_or(0)
-            .clamp(9, 60);
+        let width = width(&names, "AGGREGATE");
         write!(
             f,
             "{:>6}  {:<width$}  {:<36}  {:<20}  {:>5}  REASON",
             "NUMBER", "AGGREGATE", "ROW", "SINCE", "TRIES"
         )?;
         for (letter, name) in self.0.iter().zip(names) {
-            let (id, row, since, attempts) = (
+            let (id, row_id, since, attempts) = (
                 letter.id,
                 plain(&letter.row_id),
                 &letter.since,
@@ -33,7 +28,7 @@ impl fmt::Display for Lines<'_> {
             );
             write!(
                 f,
-                "\n{id:>6}  {name:<width$}  {row:<36}  {since:<20}  {attempts:>5}  {}",
+                "\n{id:>6}  {name:<width$}  {row_id:<36}  {since:<20}  {attempts:>5}  {}",
                 letter.reason
             )?;
             if letter.state != "dead" {
@@ -51,10 +46,7 @@ impl fmt::Display for DeadLetter {
         let mut line = |name: &str, text: &str| writeln!(f, "{name:<13} {text}");
         line("dead letter", &self.id.to_string())?;
         line("aggregate", &self.name())?;
-        let seq = self
-            .row_seq
-            .map_or(String::new(), |seq| format!(" (seq {seq})"));
-        line("row", &format!("{}{seq}", plain(&self.row_id)))?;
+        line("row", &row(&self.row_id, self.row_seq))?;
         line("since", &self.since)?;
         line("reason", &self.reason)?;
         line("error", &plain(&self.error))?;
