@@ -362,30 +362,13 @@ pub(crate) mod tests {
     /// A table of Debezium's five columns.
     pub(crate) fn five_columns() -> Table {
         let names = ["id", "aggregatetype", "aggregateid", "type", "payload"];
-        let column = |name: &str| Column {
-            name: name.to_owned(),
-            type_name: "text".to_owned(),
-            is_bytea: false,
-        };
+        let columns = names.map(|name| Column::new(name, "text")).to_vec();
+        let layout = Layout::find("public", "outbox", columns);
         Table {
             oid: 1,
             read_at: Lsn(0),
             shape: String::new(),
-            layout: Layout {
-                schema: "public".to_owned(),
-                table: "outbox".to_owned(),
-                columns: names.into_iter().map(column).collect(),
-                id: 0,
-                aggregate_type: 1,
-                aggregate_id: 2,
-                event_type: Some(3),
-                payload: 4,
-                headers: None,
-                topic: None,
-                partition_key: None,
-                seq: None,
-                sent_at: None,
-            },
+            layout: layout.expect("every mandatory column"),
             kind: TableKind::Ordinary,
             owner: "owner".to_owned(),
             generated: Vec::new(),
@@ -408,11 +391,7 @@ pub(crate) mod tests {
     pub(crate) fn trusted() -> Table {
         let mut table = five_columns();
         table.layout.seq = Some(5);
-        table.layout.columns.push(Column {
-            name: "seq".to_owned(),
-            type_name: "bigint".to_owned(),
-            is_bytea: false,
-        });
+        table.layout.columns.push(Column::new("seq", "bigint"));
         table.seq = Some(SeqFacts {
             numbering: Numbering::Always,
             sequence: Some(Sequence {

@@ -94,7 +94,37 @@ pub struct Layout {
     pub sent_at: Option<usize>,
 }
 
+impl Column {
+    pub fn new(name: &str, type_name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            type_name: type_name.to_owned(),
+            is_bytea: type_name == "bytea",
+        }
+    }
+}
+
 impl Layout {
+    /// Finds the outbox's columns by their names; `None` where a mandatory one is missing.
+    pub fn find(schema: &str, table: &str, columns: Vec<Column>) -> Option<Self> {
+        let find = |name: &str| columns.iter().position(|column| column.name == name);
+        Some(Self {
+            schema: schema.to_owned(),
+            table: table.to_owned(),
+            id: find("id")?,
+            aggregate_type: find("aggregatetype")?,
+            aggregate_id: find("aggregateid")?,
+            event_type: find("type"),
+            payload: find("payload")?,
+            headers: find("headers"),
+            topic: find("topic"),
+            partition_key: find("partitionkey"),
+            seq: find("seq"),
+            sent_at: find("sent_at"),
+            columns,
+        })
+    }
+
     /// The table's name for SQL, qualified and quoted.
     pub fn sql_name(&self) -> String {
         format!(

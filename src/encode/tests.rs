@@ -22,26 +22,8 @@ const NAMES: [&str; 10] = [
 const UUID: &str = "10711fa5-0000-4000-8000-000000000001";
 
 fn layout() -> Layout {
-    let column = |name: &&str| Column {
-        name: (*name).into(),
-        type_name: "text".into(),
-        is_bytea: false,
-    };
-    Layout {
-        schema: "public".into(),
-        table: "outbox".into(),
-        columns: NAMES.iter().map(column).collect(),
-        id: 0,
-        aggregate_type: 1,
-        aggregate_id: 2,
-        event_type: Some(3),
-        payload: 4,
-        headers: Some(5),
-        topic: Some(6),
-        partition_key: Some(7),
-        seq: None,
-        sent_at: None,
-    }
+    let columns = NAMES.map(|name| Column::new(name, "text")).to_vec();
+    Layout::find("public", "outbox", columns).unwrap()
 }
 
 fn route() -> RouteConfig {

@@ -143,35 +143,19 @@ pub(super) fn layout(
     table: &str,
     attributes: &[Attribute],
 ) -> Result<Layout, InspectError> {
-    let find = |name: &str| attributes.iter().position(|one| one.name == name);
-    let mandatory = ["id", "aggregatetype", "aggregateid", "payload"];
-    let [
-        Some(id),
-        Some(aggregate_type),
-        Some(aggregate_id),
-        Some(payload),
-    ] = mandatory.map(find)
-    else {
+    let column = |one: &Attribute| Column::new(&one.name, &one.type_name);
+    let columns = attributes.iter().map(column).collect();
+    let Some(found) = Layout::find(schema, table, columns) else {
+        let names = || attributes.iter().map(|one| one.name.as_str());
+        let mandatory = ["id", "aggregatetype", "aggregateid", "payload"];
+        let missing = mandatory
+            .into_iter()
+            .filter(|&name| names().all(|other| other != name));
         return Err(InspectError::MissingColumns {
             table: format!("{schema}.{table}"),
-            missing: ticked(mandatory.into_iter().filter(|name| find(name).is_none())),
-            present: ticked(attributes.iter().map(|one| one.name.as_str())),
+            missing: ticked(missing),
+            present: ticked(names()),
         });
-    };
-    let found = Layout {
-        schema: schema.to_owned(),
-        table: table.to_owned(),
-        columns: attributes.iter().map(column).collect(),
-        id,
-        aggregate_type,
-        aggregate_id,
-        event_type: find("type"),
-        payload,
-        headers: find("headers"),
-        topic: find("topic"),
-        partition_key: find("partitionkey"),
-        seq: find("seq"),
-        sent_at: find("sent_at"),
     };
     let wrong = wrong_types(&found);
     if wrong.is_empty() {
@@ -186,14 +170,6 @@ pub(super) fn layout(
 fn ticked<'a>(names: impl Iterator<Item = &'a str>) -> String {
     let names: Vec<String> = names.map(|name| format!("`{name}`")).collect();
     names.join(", ")
-}
-
-fn column(attribute: &Attribute) -> Column {
-    Column {
-        name: attribute.name.clone(),
-        type_name: attribute.type_name.clone(),
-        is_bytea: attribute.type_name == "bytea",
-    }
 }
 
 fn wrong_types(layout: &Layout) -> Vec<WrongType> {

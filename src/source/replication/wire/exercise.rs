@@ -45,35 +45,18 @@ pub fn read(bytes: &[u8]) {
 
 /// An outbox whose catalog was read at position 1,000.
 pub fn outbox() -> Described {
-    let column = |name: &str, type_name: &str| Column {
-        name: name.to_owned(),
-        type_name: type_name.to_owned(),
-        is_bytea: type_name == "bytea",
-    };
-    let layout = Layout {
-        schema: "public".to_owned(),
-        table: "outbox".to_owned(),
-        columns: vec![
-            column("id", "uuid"),
-            column("aggregatetype", "text"),
-            column("aggregateid", "text"),
-            column("type", "text"),
-            column("payload", "bytea"),
-            column("seq", "bigint"),
-        ],
-        id: 0,
-        aggregate_type: 1,
-        aggregate_id: 2,
-        event_type: Some(3),
-        payload: 4,
-        headers: None,
-        topic: None,
-        partition_key: None,
-        seq: Some(5),
-        sent_at: None,
-    };
+    let columns = [
+        ("id", "uuid"),
+        ("aggregatetype", "text"),
+        ("aggregateid", "text"),
+        ("type", "text"),
+        ("payload", "bytea"),
+        ("seq", "bigint"),
+    ];
+    let columns = columns.map(|(name, type_name)| Column::new(name, type_name));
+    let layout = Layout::find("public", "outbox", columns.to_vec());
     Described {
-        layout: Arc::new(layout),
+        layout: Arc::new(layout.expect("every mandatory column")),
         oid: OUTBOX_OID,
         read_at: Lsn(1_000),
     }
