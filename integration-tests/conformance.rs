@@ -85,62 +85,69 @@ macro_rules! streamed_pairs {
 }
 
 macro_rules! every_pair {
-    ($($file:ident::$case:ident,)+) => {
-        $(mod $case {
-            streamed_pairs!($file::$case, super::USUAL);
-            polled_pairs!($file::$case, super::USUAL);
-        })+
-    };
-}
-
-macro_rules! every_polled_pair {
-    ($($file:ident::$case:ident,)+) => {
-        $(mod $case {
-            polled_pairs!($file::$case, super::USUAL);
-        })+
-    };
-}
-
-macro_rules! both_modes {
-    ($($file:ident::$case:ident,)+) => {
-        $(mod $case {
-            ledger_pairs!($file::$case, super::USUAL);
-        })+
+    ($file:ident::$case:ident, $major:expr) => {
+        streamed_pairs!($file::$case, $major);
+        polled_pairs!($file::$case, $major);
     };
 }
 
 /// Both modes take turns.
-macro_rules! every_shared_mark {
-    ($($file:ident::$case:ident,)+) => {
-        $(mod $case {
-            pair!($file::$case, super::USUAL, ledger, "replication", "ledger");
-            pair!($file::$case, super::USUAL, sent_at, "replication", "sent_at");
-            pair!($file::$case, super::USUAL, delete, "replication", "delete");
-        })+
+macro_rules! shared_marks {
+    ($file:ident::$case:ident, $major:expr) => {
+        pair!($file::$case, $major, ledger, "replication", "ledger");
+        pair!($file::$case, $major, sent_at, "replication", "sent_at");
+        pair!($file::$case, $major, delete, "replication", "delete");
     };
 }
 
-macro_rules! streamed {
-    ($($file:ident::$case:ident,)+) => {
+/// Rows that the application deletes itself can only be seen in the stream.
+macro_rules! stream_alone {
+    ($file:ident::$case:ident, $major:expr) => {
+        pair!(
+            $file::$case,
+            $major,
+            replication_ledger,
+            "replication",
+            "ledger"
+        );
+        pair!(
+            $file::$case,
+            $major,
+            replication_none,
+            "replication",
+            "none"
+        );
+    };
+}
+
+/// Cases with the pairs that one of the macros above names.
+macro_rules! cases {
+    ($pairs:ident, $major:expr; $($file:ident::$case:ident,)+) => {
         $(mod $case {
-            pair!($file::$case, super::USUAL, replication_ledger, "replication", "ledger");
-            pair!($file::$case, super::USUAL, replication_none, "replication", "none");
+            $pairs!($file::$case, $major);
         })+
     };
 }
 
 macro_rules! on_major {
-    ($module:ident, $major:literal: $($file:ident::$case:ident,)+) => {
+    ($module:ident, $major:literal, { $($case:tt)+ }) => {
         mod $module {
             use super::*;
-            $(mod $case {
-                ledger_pairs!($file::$case, $major);
-            })+
+            cases! { ledger_pairs, $major; $($case)+ }
         }
     };
 }
 
-every_pair! {
+macro_rules! on_every_other_major {
+    ($cases:tt) => {
+        on_major!(postgresql_14, 14, $cases);
+        on_major!(postgresql_16, 16, $cases);
+        on_major!(postgresql_17, 17, $cases);
+        on_major!(postgresql_18, 18, $cases);
+    };
+}
+
+cases! { every_pair, super::USUAL;
     order::order_holds_under_load,
     order::rolled_back_rows_are_never_published,
     holes::a_hole_that_fills_late_is_published,
@@ -161,16 +168,16 @@ every_pair! {
     switch::graceful_restarts_repeat_nothing,
 }
 
-every_polled_pair! {
+cases! { polled_pairs, super::USUAL;
     idle::an_idle_table_costs_next_to_nothing,
     durability::a_commit_that_a_crash_undoes_is_never_published,
 }
 
-every_shared_mark! {
+cases! { shared_marks, super::USUAL;
     switch::switching_the_mode_repeats_nothing,
 }
 
-both_modes! {
+cases! { ledger_pairs, super::USUAL;
     topics::a_missing_topic_is_created_where_that_is_configured,
     golden::golden_default_jsonb,
     golden::golden_payload_json_text,
@@ -183,8 +190,7 @@ both_modes! {
     golden::golden_key_null_and_empty,
 }
 
-// Rows that the application deletes itself can only be seen in the stream.
-streamed! {
+cases! { stream_alone, super::USUAL;
     golden::golden_insert_and_delete_in_one_transaction,
     golden::golden_update_and_delete,
 }
@@ -199,34 +205,9 @@ mod a_commit_that_a_crash_undoes_is_never_streamed {
     );
 }
 
-on_major! {
-    postgresql_14, 14:
+on_every_other_major! {{
     order::order_holds_under_load,
     order::rolled_back_rows_are_never_published,
     start::rows_before_the_first_start_come_first,
     size::a_large_transaction_is_published_in_order,
-}
-
-on_major! {
-    postgresql_16, 16:
-    order::order_holds_under_load,
-    order::rolled_back_rows_are_never_published,
-    start::rows_before_the_first_start_come_first,
-    size::a_large_transaction_is_published_in_order,
-}
-
-on_major! {
-    postgresql_17, 17:
-    order::order_holds_under_load,
-    order::rolled_back_rows_are_never_published,
-    start::rows_before_the_first_start_come_first,
-    size::a_large_transaction_is_published_in_order,
-}
-
-on_major! {
-    postgresql_18, 18:
-    order::order_holds_under_load,
-    order::rolled_back_rows_are_never_published,
-    start::rows_before_the_first_start_come_first,
-    size::a_large_transaction_is_published_in_order,
-}
+}}

@@ -5,20 +5,20 @@ use std::collections::HashSet;
 use uuid::Uuid;
 
 use crate::harness::postgres::{Postgres, USUAL};
-use crate::harness::relay::{Relay, RelayConfig, said};
+use crate::harness::relay::{Relay, said};
 use crate::orders::{ARRIVAL, Orders, wait_for_reason, wait_for_status};
 
 const ALARM: &str = "a new generation of numbers begins";
 const MODES: [&str; 2] = ["replication", "polling"];
 
+/// Puts another table in the place of the outbox.
+const ANOTHER_TABLE: &str = "ALTER TABLE outbox RENAME TO outbox_old; CREATE TABLE outbox
+    (LIKE outbox_old INCLUDING DEFAULTS INCLUDING IDENTITY, PRIMARY KEY (id), UNIQUE (seq))";
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_truncated_while_the_relay_runs_begins_a_new_generation() {
     for mode in MODES {
-        let orders = orders(mode).await;
-        let relay = Relay::start(&orders.config);
-        let mut ids = orders.insert(30).await;
-        orders.wait_for(&ids).await;
-        orders.wait_until_marked().await;
+        let (orders, relay, mut ids) = running(mode, 30).await;
         wait_for_status(&relay, "it has a position", |status| {
             mode == "polling" || !status["position"]["confirmed_lsn"].is_null()
         })
@@ -39,11 +39,7 @@ async fn a_table_truncated_while_the_relay_runs_begins_a_new_generation() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_truncated_while_no_relay_runs_begins_a_new_generation() {
     for mode in MODES {
-        let orders = orders(mode).await;
-        let mut relay = Relay::start(&orders.config);
-        let mut ids = orders.insert(30).await;
-        orders.wait_for(&ids).await;
-        orders.wait_until_marked().await;
+        let (orders, mut relay, mut ids) = running(mode, 30).await;
         assert!(relay.terminate().success());
         orders.run("TRUNCATE outbox RESTART IDENTITY").await;
         ids.extend(orders.insert(10).await);
@@ -59,11 +55,7 @@ async fn a_table_truncated_while_no_relay_runs_begins_a_new_generation() {
 /// A plain TRUNCATE goes on counting: nothing about the numbers has changed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_emptied_without_restarting_its_numbers_stays_in_its_generation() {
-    let orders = orders("polling").await;
-    let mut relay = Relay::start(&orders.config);
-    let mut ids = orders.insert(30).await;
-    orders.wait_for(&ids).await;
-    orders.wait_until_marked().await;
+    let (orders, mut relay, mut ids) = running("polling", 30).await;
     orders.run("TRUNCATE outbox").await;
     ids.extend(orders.insert(3).await);
     orders.wait_for(&ids).await;
@@ -79,11 +71,7 @@ async fn a_table_emptied_without_restarting_its_numbers_stays_in_its_generation(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sequence_set_back_halts_and_adopting_the_numbers_gets_it_going() {
     for mode in MODES {
-        let orders = orders(mode).await;
-        let mut relay = Relay::start(&orders.config);
-        let mut ids = orders.insert(30).await;
-        orders.wait_for(&ids).await;
-        orders.wait_until_marked().await;
+        let (orders, mut relay, mut ids) = running(mode, 30).await;
         assert!(relay.terminate().success());
         orders
             .run("DELETE FROM outbox; SELECT setval(pg_get_serial_sequence('outbox', 'seq'), 5)")
@@ -125,10 +113,7 @@ async fn a_sequence_set_back_halts_and_adopting_the_numbers_gets_it_going() {
 /// The next row would draw a number that another row has: no adoption mends that.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sequence_below_the_rows_of_its_table_halts_until_it_is_set_forward() {
-    let orders = orders("polling").await;
-    let mut relay = Relay::start(&orders.config);
-    let mut ids = orders.insert(30).await;
-    orders.wait_for(&ids).await;
+    let (orders, mut relay, mut ids) = running("polling", 30).await;
     assert!(relay.terminate().success());
     let set = |to: i64| format!("SELECT setval(pg_get_serial_sequence('outbox', 'seq'), {to})");
     orders.run(&set(5)).await;
@@ -154,18 +139,9 @@ async fn a_sequence_below_the_rows_of_its_table_halts_until_it_is_set_forward() 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_table_of_the_same_name_halts() {
     for mode in MODES {
-        let orders = orders(mode).await;
-        let mut relay = Relay::start(&orders.config);
-        let ids = orders.insert(10).await;
-        orders.wait_for(&ids).await;
-        orders.wait_until_marked().await;
+        let (orders, mut relay, ids) = running(mode, 10).await;
         assert!(relay.terminate().success());
-        orders
-            .run(
-                "ALTER TABLE outbox RENAME TO outbox_old; \
-                 CREATE TABLE outbox (LIKE outbox_old INCLUDING DEFAULTS INCLUDING IDENTITY, PRIMARY KEY (id), UNIQUE (seq))",
-            )
-            .await;
+        orders.run(ANOTHER_TABLE).await;
         orders.insert(3).await;
         relay.restart();
         let status = wait_for_reason(&relay, "halted", "the table has oid").await;
@@ -183,21 +159,13 @@ async fn another_table_of_the_same_name_halts() {
 async fn another_table_or_a_sequence_set_back_halts_a_running_relay() {
     for mode in MODES {
         for (sql, reason) in [
-            (
-                "ALTER TABLE outbox RENAME TO outbox_old; \
-                 CREATE TABLE outbox (LIKE outbox_old INCLUDING DEFAULTS INCLUDING IDENTITY, PRIMARY KEY (id), UNIQUE (seq))",
-                "the table has oid",
-            ),
+            (ANOTHER_TABLE, "the table has oid"),
             (
                 "SELECT setval(pg_get_serial_sequence('outbox', 'seq'), 5)",
                 "the table holds number 10",
             ),
         ] {
-            let orders = orders(mode).await;
-            let relay = Relay::start(&orders.config);
-            let ids = orders.insert(10).await;
-            orders.wait_for(&ids).await;
-            orders.wait_until_marked().await;
+            let (orders, relay, ids) = running(mode, 10).await;
             orders.run(sql).await;
             wait_for_reason(&relay, "halted", reason).await;
             assert_each_once(&orders, &ids);
@@ -224,11 +192,7 @@ async fn migrate_starts_an_empty_table_that_somebody_made_with_everything() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_system_halts_and_a_copy_that_is_adopted_goes_on_without_repeating_a_row() {
-    let orders = orders("polling").await;
-    let mut relay = Relay::start(&orders.config);
-    let mut ids = orders.insert(10).await;
-    orders.wait_for(&ids).await;
-    orders.wait_until_marked().await;
+    let (orders, mut relay, mut ids) = running("polling", 10).await;
     assert!(relay.terminate().success());
     // What a dump restored elsewhere looks like.
     orders
@@ -245,12 +209,15 @@ async fn another_system_halts_and_a_copy_that_is_adopted_goes_on_without_repeati
     assert_each_once(&orders, &ids);
 }
 
-async fn orders(mode: &str) -> Orders {
+/// A relay that has published and marked so many rows.
+async fn running(mode: &str, rows: i64) -> (Orders, Relay, Vec<Uuid>) {
     let postgres = Postgres::shared(USUAL).await;
-    Orders::create(postgres, "identity", |config: RelayConfig| {
-        config.mode(mode)
-    })
-    .await
+    let orders = Orders::create(postgres, "identity", |config| config.mode(mode)).await;
+    let relay = Relay::start(&orders.config);
+    let ids = orders.insert(rows).await;
+    orders.wait_for(&ids).await;
+    orders.wait_until_marked().await;
+    (orders, relay, ids)
 }
 
 async fn generation(orders: &Orders) -> i32 {

@@ -13,24 +13,45 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::harness::postgres::{Postgres, USUAL};
-use crate::harness::relay::Relay;
+use crate::harness::relay::{Relay, RelayConfig};
 use crate::harness::wait_until;
 use crate::orders::{ARRIVAL, Orders, wait_for_status};
 
 type Cluster = MockCluster<'static, DefaultProducerContext>;
 
-/// An outbox whose topic of so many partitions stands on mock brokers.
-async fn orders(prefix: &str, brokers: i32, partitions: i32) -> (Cluster, Orders) {
+/// A relay that has published its first rows to mock brokers.
+struct Scene {
+    cluster: Cluster,
+    orders: Orders,
+    relay: Relay,
+    ids: Vec<Uuid>,
+}
+
+/// Starts it with a topic of one partition on so many brokers.
+async fn running(
+    prefix: &str,
+    brokers: i32,
+    change: impl FnOnce(RelayConfig) -> RelayConfig,
+) -> Scene {
     let cluster = MockCluster::new(brokers).expect("a mock cluster");
     let create = async |topic: &str| {
-        let created = cluster.create_topic(topic, partitions, brokers);
+        let created = cluster.create_topic(topic, 1, brokers);
         created.expect("create a topic");
     };
     let servers = cluster.bootstrap_servers();
     let postgres = Postgres::shared(USUAL).await;
-    let orders = Orders::at(&servers, postgres, prefix, create).await;
+    let mut orders = Orders::at(&servers, postgres, prefix, create).await;
+    orders.config = change(orders.config);
     orders.config.migrate();
-    (cluster, orders)
+    let relay = Relay::start(&orders.config);
+    let ids = orders.insert(5).await;
+    orders.wait_for(&ids).await;
+    Scene {
+        cluster,
+        orders,
+        relay,
+        ids,
+    }
 }
 
 /// The first record of every row, in the order of the log.
@@ -58,10 +79,12 @@ async fn assert_nothing_is_held(relay: &Relay) {
 /// Whatever the broker no longer knows of a producer, the next one goes on where it stopped.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_producer_that_the_broker_disowns_is_followed_by_another_and_order_is_kept() {
-    let (cluster, orders) = orders("disowned", 1, 1).await;
-    let relay = Relay::start(&orders.config);
-    let mut ids = orders.insert(5).await;
-    orders.wait_for(&ids).await;
+    let Scene {
+        cluster,
+        orders,
+        relay,
+        mut ids,
+    } = running("disowned", 1, |config| config).await;
     for code in [
         RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER,
         RD_KAFKA_RESP_ERR_UNKNOWN_PRODUCER_ID,
@@ -78,10 +101,12 @@ async fn a_producer_that_the_broker_disowns_is_followed_by_another_and_order_is_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn too_few_replicas_and_a_broken_store_are_waited_for_and_condemn_no_row() {
-    let (cluster, orders) = orders("too_few", 1, 1).await;
-    let relay = Relay::start(&orders.config);
-    let mut ids = orders.insert(5).await;
-    orders.wait_for(&ids).await;
+    let Scene {
+        cluster,
+        orders,
+        relay,
+        mut ids,
+    } = running("too_few", 1, |config| config).await;
     cluster.request_errors(
         Produce,
         &[
@@ -102,10 +127,12 @@ async fn too_few_replicas_and_a_broken_store_are_waited_for_and_condemn_no_row()
 /// Nobody knows whether the row or the cluster is at fault, so the row is not condemned, but everybody is told of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_draws_an_unknown_error_again_and_again_is_named_and_not_condemned() {
-    let (cluster, orders) = orders("unknown_error", 1, 1).await;
-    let relay = Relay::start(&orders.config);
-    let mut ids = orders.insert(5).await;
-    orders.wait_for(&ids).await;
+    let Scene {
+        cluster,
+        orders,
+        relay,
+        mut ids,
+    } = running("unknown_error", 1, |config| config).await;
     cluster.request_errors(Produce, &[RD_KAFKA_RESP_ERR_UNKNOWN; 100]);
     ids.extend(orders.insert(5).await);
     let first = ids[5].to_string();
@@ -122,11 +149,13 @@ async fn a_row_that_draws_an_unknown_error_again_and_again_is_named_and_not_cond
 /// Leaders move faster than anybody can follow, and for a moment the topic is gone from the metadata.
 #[tokio::test(flavor = "multi_thread")]
 async fn leaders_that_move_and_a_topic_that_vanishes_for_a_moment_change_no_order() {
-    let (cluster, orders) = orders("leaders", 3, 1).await;
-    let relay = Relay::start(&orders.config);
+    let Scene {
+        cluster,
+        orders,
+        relay,
+        mut ids,
+    } = running("leaders", 3, |config| config).await;
     let topic = orders.config.topic_of("order");
-    let mut ids = orders.insert(5).await;
-    orders.wait_for(&ids).await;
     for round in 0..30 {
         cluster
             .partition_leader(&topic, 0, Some(1 + round % 3))
@@ -153,11 +182,15 @@ fn set_topic_error(cluster: &Cluster, topic: &str, error: RDKafkaRespErr) {
 /// Every answer takes two seconds; the window bounds what is out meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_broker_repeats_nothing_and_never_has_more_than_the_window() {
-    let (cluster, mut orders) = orders("slow", 1, 1).await;
-    orders.config = orders.config.clone().set("limits.in_flight_rows_max", 100);
-    let relay = Relay::start(&orders.config);
-    let mut ids = orders.insert(5).await;
-    orders.wait_for(&ids).await;
+    let Scene {
+        cluster,
+        orders,
+        relay,
+        mut ids,
+    } = running("slow", 1, |config| {
+        config.set("limits.in_flight_rows_max", 100)
+    })
+    .await;
     cluster
         .broker_round_trip_time(1, Duration::from_secs(2))
         .unwrap();

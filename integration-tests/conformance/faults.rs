@@ -1,6 +1,5 @@
 //! Rows that can't be published: each blocks its aggregate, all others flow, and everybody is told.
 
-use rdkafka::admin::{AdminOptions, AlterConfig, ResourceSpecifier};
 use uuid::Uuid;
 
 use super::scene::{Pair, SOON, Scene, execute, has, insert, retry_all, stop};
@@ -236,7 +235,7 @@ pub async fn a_row_above_our_limit_blocks_its_aggregate(pair: Pair) {
 /// A real broker refuses the row and its whole request; fixed by a higher limit of the topic.
 pub async fn a_row_that_the_broker_refuses_blocks_its_aggregate(pair: Pair) {
     let scene = Scene::new(pair).await;
-    set_message_bytes_max(&scene, "20000").await;
+    scene.limit_records("20000").await;
     let fault = Fault {
         columns: "",
         values: String::new(),
@@ -244,22 +243,9 @@ pub async fn a_row_that_the_broker_refuses_blocks_its_aggregate(pair: Pair) {
         reason: "",
     };
     let blocked = Blocked::new(scene, fault).await;
-    set_message_bytes_max(&blocked.scene, "1000000").await;
+    blocked.scene.limit_records("1000000").await;
     // Each refusal ends a producer, which may leave records unreported that the broker has (S6).
     let duplicates_max = 400;
     let config = blocked.scene.config.clone();
     blocked.mend_with(config, duplicates_max).await;
-}
-
-async fn set_message_bytes_max(scene: &Scene, bytes: &str) {
-    let topic = scene.topic();
-    let change = AlterConfig::new(ResourceSpecifier::Topic(&topic)).set("max.message.bytes", bytes);
-    let outcomes = scene
-        .kafka
-        .admin()
-        .alter_configs([&change], &AdminOptions::new())
-        .await;
-    for outcome in outcomes.expect("alter a topic") {
-        outcome.expect("alter a topic");
-    }
 }

@@ -102,6 +102,14 @@ impl Scene {
         self.config.topic_of("order")
     }
 
+    /// What the topic takes at most, by its `max.message.bytes`.
+    pub async fn limit_records(&self, bytes: &str) {
+        let topic = self.topic();
+        self.kafka
+            .alter_topic(&topic, "max.message.bytes", bytes)
+            .await;
+    }
+
     pub fn start(&self) -> Relay {
         Relay::start(&self.config)
     }

@@ -10,7 +10,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier,
+    TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio::sync::OnceCell;
@@ -278,6 +281,19 @@ impl Kafka {
         outcomes[0]
             .as_ref()
             .unwrap_or_else(|(topic, code)| panic!("grow topic `{topic}`: {code}"));
+    }
+
+    /// Changes one setting of a topic.
+    pub async fn alter_topic(&self, name: &str, setting: &str, value: &str) {
+        let change = AlterConfig::new(ResourceSpecifier::Topic(name)).set(setting, value);
+        let outcomes = self
+            .admin()
+            .alter_configs([&change], &AdminOptions::new())
+            .await
+            .expect("alter a topic");
+        outcomes[0]
+            .as_ref()
+            .unwrap_or_else(|(_, code)| panic!("alter topic `{name}`: {code}"));
     }
 
     /// Deletes a topic.

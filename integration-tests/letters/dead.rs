@@ -1,7 +1,5 @@
 //! Dead letters: whole aggregates or single rows, replayed and discarded.
 
-use rdkafka::admin::{AdminOptions, AlterConfig, ResourceSpecifier};
-
 use super::*;
 use crate::conformance::scene::{execute, has, stop};
 use crate::harness::relay::Relay;
@@ -171,7 +169,7 @@ async fn killed(pair: Pair) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_letter_alone_lets_its_aggregate_go_on() {
     let mut scene = Scene::new(STREAMED).await;
-    set_message_bytes_max(&scene, "20000").await;
+    scene.limit_records("20000").await;
     scene.config = scene
         .config
         .clone()
@@ -189,7 +187,7 @@ async fn a_dead_letter_alone_lets_its_aggregate_go_on() {
     scene.wait_for_row(&mut reader, last).await;
     let letters = wait_for_letters(config, 2).await;
     assert_eq!(letters[0]["reason"], "refused");
-    set_message_bytes_max(&scene, "1000000").await;
+    scene.limit_records("1000000").await;
     let told = done(
         config,
         &[
@@ -238,19 +236,6 @@ async fn insert_large(client: &Client, version: i64, bytes: usize) -> Uuid {
     id
 }
 
-async fn set_message_bytes_max(scene: &Scene, bytes: &str) {
-    let topic = scene.topic();
-    let change = AlterConfig::new(ResourceSpecifier::Topic(&topic)).set("max.message.bytes", bytes);
-    let outcomes = scene
-        .kafka
-        .admin()
-        .alter_configs([&change], &AdminOptions::new())
-        .await;
-    for outcome in outcomes.expect("alter a topic") {
-        outcome.expect("alter a topic");
-    }
-}
-
 /// A value that no record can carry is not read, so it can't be kept: the row stays in the table and blocks.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_was_not_read_whole_is_never_a_dead_letter() {
@@ -258,7 +243,7 @@ async fn a_row_that_was_not_read_whole_is_never_a_dead_letter() {
         let mut scene = Scene::new(pair).await;
         let wide = scene.config.clone().set("faults.policy", "dead_letter");
         let wide = wide.kafka_property("message.max.bytes", "2000000");
-        set_message_bytes_max(&scene, "2000000").await;
+        scene.limit_records("2000000").await;
         scene.config = wide.clone().kafka_property("message.max.bytes", "50000");
         let (client, config) = (&scene.client, &scene.config);
         let mut relay = scene.start_steady().await;

@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use rdkafka::admin::{AdminOptions, AlterConfig, ResourceSpecifier};
 use tokio_postgres::Client;
 use uuid::Uuid;
 
@@ -29,7 +28,10 @@ async fn poison(scene: &Scene, pair: Pair) {
     let client = rig.client().await;
     let topic = rig.config.topic_of("order");
     // More than all rows in flight together, for the limit counts for whole batches.
-    limit_records(&topic, "300000").await;
+    let kafka = Kafka::shared().await;
+    kafka
+        .alter_topic(&topic, "max.message.bytes", "300000")
+        .await;
     let load = rig.load_of(0..10).await;
     let relay = rig.relay();
     await_publishing(&relay, 0, SOON).await;
@@ -106,15 +108,6 @@ async fn execute(client: &Client, sql: &str) {
         .batch_execute(sql)
         .await
         .unwrap_or_else(|error| panic!("{sql}: {error}"));
-}
-
-async fn limit_records(topic: &str, bytes: &str) {
-    let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("max.message.bytes", bytes);
-    let admin = Kafka::shared().await.admin();
-    let outcomes = admin.alter_configs([&change], &AdminOptions::new()).await;
-    for outcome in outcomes.expect("alter a topic") {
-        outcome.expect("alter a topic");
-    }
 }
 
 /// The longest time between two first occurrences, by when they were handed to the producer.

@@ -65,29 +65,16 @@ fn outcomes(text: &str) -> Tally {
 
 /// A line that an oracle wrote: committed, lost, phantom, out of order, wrong, duplicates, and how many may be.
 fn count(tally: &mut Tally, line: &str) {
-    let numbers: Vec<usize> = line
-        .split(' ')
-        .filter_map(|number| number.parse().ok())
-        .collect();
-    if let [
-        committed,
-        lost,
-        phantom,
-        out_of_order,
-        wrong,
-        duplicates,
-        duplicates_max,
-    ] = numbers[..]
-    {
-        tally.add(Tally {
-            committed,
-            lost,
-            phantom,
-            out_of_order,
-            wrong,
-            duplicates,
-            duplicates_max,
-            ..Tally::default()
-        });
-    }
+    let mut numbers = line.split(' ').filter_map(|number| number.parse().ok());
+    let mut next = || numbers.next().unwrap_or_default();
+    tally.add(Tally {
+        committed: next(),
+        lost: next(),
+        phantom: next(),
+        out_of_order: next(),
+        wrong: next(),
+        duplicates: next(),
+        duplicates_max: next(),
+        ..Tally::default()
+    });
 }
