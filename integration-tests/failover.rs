@@ -35,27 +35,7 @@ async fn a_promoted_standby_without_the_slot_gets_one_and_its_table_is_read() {
 /// `synchronized_standby_slots` keeps every row back that the standby does not have.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_promoted_standby_with_the_slot_loses_nothing_and_has_all_that_was_published() {
-    let mut primary = Postgres::start(18);
-    let mut orders = Orders::create(&primary, "failover", |config| {
-        config.set("limits.in_flight_rows_max", WINDOW_ROWS)
-    })
-    .await;
-    orders
-        .run("SELECT pg_create_physical_replication_slot('standby', true)")
-        .await;
-    primary.configure(&[("synchronized_standby_slots", "standby")]);
-    primary.stop(Stop::Fast);
-    let backup = primary.back_up();
-    let settings = [
-        ("primary_slot_name", "standby"),
-        ("hot_standby_feedback", "on"),
-        ("synchronized_standby_slots", ""),
-    ];
-    let mut standby = primary.standby_from(&backup, &settings);
-    primary.restart();
-    standby.restart();
-    orders.client = primary.client(&orders.database.name).await;
-    both_hosts(&mut orders, &primary, &standby);
+    let (primary, standby, orders) = pair(&[("synchronized_standby_slots", "standby")]).await;
     let relay = Relay::start(&orders.config);
     let ids = orders.insert(100).await;
     orders.wait_for(&ids).await;
@@ -64,6 +44,61 @@ async fn a_promoted_standby_with_the_slot_loses_nothing_and_has_all_that_was_pub
     promote(&orders, primary, &standby, Loss::Possible).await;
     judge(&orders, &standby, &ids, WINDOW_ROWS as usize).await;
     assert!(!relay.log().contains("the slot is lost"));
+}
+
+/// Without `synchronized_standby_slots` Kafka alone has what the standby had not received: that, and no row more or less.
+///
+/// The new primary gives their numbers to other rows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_promoted_standby_that_lagged_lacks_what_was_published_and_the_relay_says_so() {
+    let (primary, mut standby, orders) = pair(&[]).await;
+    let relay = Relay::start(&orders.config);
+    let ids = orders.insert(100).await;
+    orders.wait_for(&ids).await;
+    orders.wait_until_marked().await;
+    await_synced_slot(&standby).await;
+    await_replay(&orders, &standby).await;
+    standby.configure(&[("primary_conninfo", "")]);
+    standby.reload();
+    await_cut(&standby).await;
+    // More than the new primary writes before the relay looks at it.
+    orders
+        .run("SELECT pg_logical_emit_message(true, 'test', repeat('x', 1000000))")
+        .await;
+    let phantoms = orders.insert(100).await;
+    orders.wait_for(&phantoms).await;
+    let row = orders
+        .client
+        .query_one("SELECT max(seq) FROM outbox", &[])
+        .await;
+    let top: i64 = row.expect("read the outbox").get(0);
+    promote(&orders, primary, &standby, Loss::OfWhatLags).await;
+    let committed = committed(&orders, &standby).await;
+    assert!(ids.iter().all(|id| committed.contains(id)));
+    assert!(!phantoms.iter().any(|id| committed.contains(id)));
+    let client = standby.client(&orders.database.name).await;
+    let sql = "SELECT count(*) FROM outbox WHERE seq BETWEEN $1::int8 - 99 AND $1::int8";
+    let row = client.query_one(sql, &[&top]).await;
+    let again: i64 = row.expect("read the outbox").get(0);
+    assert!(again > 0, "no number was given again");
+    orders.wait_for(&committed).await;
+    let published = orders.published();
+    let distinct: HashSet<Uuid> = published.iter().copied().collect();
+    let known = committed.iter().chain(&phantoms).copied().collect();
+    assert_eq!(distinct, known, "not the rows of both servers");
+    let duplicates = published.len() - distinct.len();
+    assert!(
+        duplicates <= WINDOW_ROWS as usize,
+        "{duplicates} duplicates"
+    );
+    let log = relay.log();
+    for text in [
+        "a standby was promoted",
+        "the new primary lacks WAL that was streamed",
+    ] {
+        assert!(log.contains(text), "not said: {text}");
+    }
+    assert!(!log.contains("the slot is lost"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -100,6 +135,32 @@ async fn a_server_restored_from_an_older_backup_is_refused_by_the_relay_that_kne
     assert_eq!(orders.published(), ids);
 }
 
+/// A primary and a standby that keeps the relay's slot, on the version that can; the settings are the primary's.
+async fn pair(settings: &[(&str, &str)]) -> (Postgres, Postgres, Orders) {
+    let mut primary = Postgres::start(18);
+    let mut orders = Orders::create(&primary, "failover", |config| {
+        config.set("limits.in_flight_rows_max", WINDOW_ROWS)
+    })
+    .await;
+    orders
+        .run("SELECT pg_create_physical_replication_slot('standby', true)")
+        .await;
+    primary.configure(settings);
+    primary.stop(Stop::Fast);
+    let backup = primary.back_up();
+    let settings = [
+        ("primary_slot_name", "standby"),
+        ("hot_standby_feedback", "on"),
+        ("synchronized_standby_slots", ""),
+    ];
+    let mut standby = primary.standby_from(&backup, &settings);
+    primary.restart();
+    standby.restart();
+    orders.client = primary.client(&orders.database.name).await;
+    both_hosts(&mut orders, &primary, &standby);
+    (primary, standby, orders)
+}
+
 fn both_hosts(orders: &mut Orders, primary: &Postgres, standby: &Postgres) {
     let hosts = format!("127.0.0.1:{},127.0.0.1:{}", primary.port, standby.port);
     let url = format!("postgres://postgres@{hosts}/{}", orders.database.name);
@@ -111,44 +172,65 @@ enum Loss {
     Nothing,
     /// Rows are written until it does.
     Possible,
+    /// Nothing is written any more; the standby lags.
+    OfWhatLags,
 }
 
 async fn promote(orders: &Orders, mut primary: Postgres, standby: &Postgres, loss: Loss) {
-    let client = standby.client(&orders.database.name).await;
     match loss {
         Loss::Possible => drop(orders.insert(50).await),
-        Loss::Nothing => {
-            let row = orders
-                .client
-                .query_one("SELECT pg_current_wal_flush_lsn()", &[])
-                .await;
-            let written: PgLsn = row.expect("ask the primary").get(0);
-            wait_until("the standby has replayed it", ARRIVAL, async || {
-                let row = client
-                    .query_one("SELECT pg_last_wal_replay_lsn()", &[])
-                    .await;
-                match row.map_err(|error| error.to_string())?.get::<_, PgLsn>(0) {
-                    replayed if replayed >= written => Ok(()),
-                    replayed => Err(format!("{replayed} of {written}")),
-                }
-            })
-            .await;
-        }
+        Loss::Nothing => await_replay(orders, standby).await,
+        Loss::OfWhatLags => {}
     }
     primary.stop(Stop::Immediate);
+    let client = standby.client(&orders.database.name).await;
     let promoted = client.query_one("SELECT pg_promote()", &[]).await;
     assert!(promoted.expect("promote").get::<_, bool>(0));
     client.query(INSERT, &[&50_i64]).await.expect("insert");
 }
 
+/// Waits until the standby has replayed what the primary has written.
+async fn await_replay(orders: &Orders, standby: &Postgres) {
+    let sql = "SELECT pg_current_wal_flush_lsn()";
+    let row = orders.client.query_one(sql, &[]).await;
+    let written: PgLsn = row.expect("ask the primary").get(0);
+    let client = standby.client(&orders.database.name).await;
+    wait_until("the standby has replayed it", ARRIVAL, async || {
+        let sql = "SELECT pg_last_wal_replay_lsn()";
+        let row = client.query_one(sql, &[]).await;
+        match row.map_err(|error| error.to_string())?.get::<_, PgLsn>(0) {
+            replayed if replayed >= written => Ok(()),
+            replayed => Err(format!("{replayed} of {written}")),
+        }
+    })
+    .await;
+}
+
+/// Waits until the standby receives nothing any more.
+async fn await_cut(standby: &Postgres) {
+    let client = standby.client("postgres").await;
+    wait_until("the standby is cut off", ARRIVAL, async || {
+        let sql = "SELECT count(*) FROM pg_stat_wal_receiver";
+        let row = client.query_one(sql, &[]).await;
+        match row.map_err(|error| error.to_string())?.get::<_, i64>(0) {
+            0 => Ok(()),
+            receivers => Err(format!("{receivers} receivers")),
+        }
+    })
+    .await;
+}
+
+/// The rows that the new primary has.
+async fn committed(orders: &Orders, standby: &Postgres) -> Vec<Uuid> {
+    let client = standby.client(&orders.database.name).await;
+    let rows = client.query("SELECT id FROM outbox", &[]).await;
+    let rows = rows.expect("read the outbox");
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
 /// Every row of the new primary is published, and besides those nothing.
 async fn judge(orders: &Orders, standby: &Postgres, before: &[Uuid], duplicates_max: usize) {
-    let client = standby.client(&orders.database.name).await;
-    let rows = client
-        .query("SELECT id FROM outbox", &[])
-        .await
-        .expect("read the outbox");
-    let committed: Vec<Uuid> = rows.iter().map(|row| row.get(0)).collect();
+    let committed = committed(orders, standby).await;
     assert!(before.iter().all(|id| committed.contains(id)));
     orders.wait_for(&committed).await;
     let published = orders.published();

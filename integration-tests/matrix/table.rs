@@ -98,6 +98,8 @@ pub static ROWS: &[Row] = &[
     row(32, "a write transaction that stays open, here and in another database", Both, 1, by!(locks::long_transaction)),
     row(33, "forgotten prepared transaction", Both, 1, by!(locks::prepared_and_forgotten)),
     row(34, "synchronous_commit = off and a crash before the flush", Both, 1, Shown::ByTests(&["a_commit_that_a_crash_undoes_is_never"])),
+    row(35, "failover to a standby with the slot, with synchronized_standby_slots and without", Replication, 1, Shown::ByTests(&["failover::a_promoted_standby_with_the_slot", "failover::a_promoted_standby_that_lagged"])),
+    row(36, "failover to a standby without the slot", Replication, 1, Shown::ByTests(&["failover::a_promoted_standby_without"])),
     row(37, "restored from an older backup, another system, a sequence set back", Both, 1, Shown::ByTests(&["identity::"])),
     row(38, "another cluster, an unknown database", Both, 1, Shown::ByTests(&["identity::another_system_halts", "refusals::an_unknown_database", "identity::another_table"])),
     row(39, "WAL that fills the disk: alarms before", Replication, 1, Shown::ByTests(&["primary::budget::"])),
