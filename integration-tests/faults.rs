@@ -46,6 +46,8 @@ gates! {
     lost_acknowledgements_repeat_nothing: kafka::acknowledgements_lost,
     one_bad_row_among_500_is_the_only_one_held: poison::one_among_many,
     a_killed_broker_costs_and_repeats_nothing: kafka::broker_away,
+    a_frozen_broker_costs_nothing: kafka::broker_frozen,
+    a_stop_of_postgresql_while_kafka_is_away_costs_nothing: postgres::stopped_while_kafka_is_away,
     memory_stays_bounded_while_kafka_is_away: memory::bounded_while_kafka_is_away,
     memory_stays_bounded_in_large_transactions: bounded::large_transactions,
     memory_stays_bounded_while_most_rows_wait_for_a_blocked_one: bounded::blocked_hot_aggregate,

@@ -404,6 +404,11 @@ impl Core {
         oldest.map(|(ticket, _)| *ticket)
     }
 
+    /// Where a row in flight goes to.
+    pub fn topic_of(&self, ticket: Ticket) -> Option<&Arc<str>> {
+        self.entries.get(&ticket)?.topic.as_ref()
+    }
+
     /// What the next row is called; every row so far has a lower ticket.
     pub fn next_ticket(&self) -> Ticket {
         self.next

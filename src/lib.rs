@@ -1,7 +1,7 @@
 //! outboxd relays committed outbox rows from PostgreSQL to Kafka.
 //!
 //! The modules stand in the order in which a row meets them; `ARCHITECTURE.md` walks one row through.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod admin;
 pub mod blocked;

@@ -4,6 +4,8 @@
 //! come out as events. A session never repairs itself: the first failed report ends it, and the
 //! supervisor starts the next one.
 
+mod bootstrap;
+mod clocks;
 mod fault;
 mod look_up;
 mod openings;
@@ -24,6 +26,7 @@ use tokio::sync::{oneshot, watch};
 use crate::config::{KafkaConfig, LimitsConfig};
 use crate::encode::Record;
 use crate::kafka::{ClientFiles, KafkaError};
+use clocks::Clocks;
 use look_up::LookUps;
 pub use place::{Place, partition_of};
 use reports::Broker;
@@ -106,6 +109,7 @@ pub struct Publisher {
     in_flight: Arc<AtomicUsize>,
     broker: Broker,
     files: ClientFiles,
+    clocks: Clocks,
 }
 
 impl PublishError {
@@ -145,6 +149,7 @@ impl Publisher {
             in_flight,
             broker,
             files,
+            clocks: Clocks::now(),
         };
         Ok((publisher, receiver))
     }
@@ -176,14 +181,26 @@ impl Publisher {
         self.broker.subscribe()
     }
 
-    /// Files that this session has read are others now: a new session would know other secrets.
-    pub fn is_outdated(&self) -> bool {
-        self.files.have_changed()
+    /// Lets the producer ask for a topic's leaders, and for its brokers where it knows none any more.
+    ///
+    /// It takes up new partitions at once, so this is for a topic that was seen to have as many as before.
+    pub fn refresh(&self, topic: Arc<str>) {
+        // Nobody takes commands any more once the session has ended.
+        let _ = self.commands.send(Command::Refresh(topic));
     }
 
-    /// Keeps this session although its files have changed, until they change again.
+    /// Why a new session would do better than this one.
+    pub fn outdated(&self) -> Option<&'static str> {
+        if self.files.have_changed() {
+            return Some("a file with secrets of Kafka has changed");
+        }
+        let is_late = self.clocks.were_set_back();
+        is_late.then_some("this machine's clock was set back, and librdkafka waits by it")
+    }
+
+    /// Keeps this session although its files or the clock have changed, until they change again.
     pub fn keep(&mut self, files: ClientFiles) {
-        self.files = files;
+        (self.files, self.clocks) = (files, Clocks::now());
     }
 
     /// Sends what was handed over, waits for its reports until `deadline` has passed, purges the rest.

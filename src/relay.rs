@@ -10,6 +10,7 @@ mod marking;
 mod outlook;
 mod patience;
 mod producer;
+mod silence;
 mod survey;
 mod sweep;
 mod topics;
@@ -64,6 +65,10 @@ pub struct Relay {
     /// Rows that Kafka acknowledged while a session ran.
     pub delivered_rows: u64,
     producer: Option<Producer>,
+    /// The row that the producer has said nothing of for long.
+    silent: Option<Ticket>,
+    /// Since when a partition has no leader.
+    leaderless_since: Option<Instant>,
     /// What the catch-up read where nothing is marked, for the stream brings some of it again.
     read_before: ReadBefore,
     /// The rows for which the table was read last.
@@ -189,6 +194,8 @@ impl Relay {
             status,
             delivered_rows: 0,
             producer: None,
+            silent: None,
+            leaderless_since: None,
             read_before: ReadBefore::default(),
             reread: Reread::default(),
             horizon: None,

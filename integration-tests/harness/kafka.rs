@@ -7,7 +7,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
 use rdkafka::admin::{
@@ -16,6 +16,7 @@ use rdkafka::admin::{
 };
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::metadata::{Metadata, MetadataTopic};
 use tokio::sync::OnceCell;
 
 use super::proxy::Proxy;
@@ -153,10 +154,7 @@ impl Kafka {
     /// Waits until a started broker answers.
     pub fn await_answer(&mut self) {
         let log_file = self.log_file();
-        let consumer: BaseConsumer = self
-            .client()
-            .create()
-            .expect("a consumer of known settings");
+        let client = self.client();
         super::wait_until_blocking("Kafka answers", Duration::from_secs(180), || {
             let process = self.process.as_mut().expect("the broker was started");
             if let Some(status) = process.exited() {
@@ -165,15 +163,27 @@ impl Kafka {
                     workspace::tail(&log_file, 20)
                 );
             }
-            let metadata = consumer
-                .fetch_metadata(None, Duration::from_secs(1))
-                .map_err(|error| error.to_string())?;
-            if metadata.brokers().is_empty() {
-                Err("no broker is registered".to_owned())
-            } else {
-                Ok(())
-            }
+            ask(&client, Duration::from_secs(1)).map(drop)
         });
+    }
+
+    /// Waits until the broker has led all partitions for three seconds: one that was frozen is fenced when it goes on.
+    pub async fn await_leaders(&self) {
+        let client = self.client();
+        let mut answered_at = None;
+        super::wait_until("Kafka has its leaders back", super::SOON, async || {
+            let answer = ask_for_leaders(&client);
+            let since = *answered_at.get_or_insert_with(Instant::now);
+            match answer {
+                Ok(()) if since.elapsed() >= Duration::from_secs(3) => Ok(()),
+                Ok(()) => Err("not for long".to_owned()),
+                Err(error) => {
+                    answered_at = None;
+                    Err(error)
+                }
+            }
+        })
+        .await;
     }
 
     /// Stops the broker with SIGTERM and waits for its end.
@@ -433,5 +443,26 @@ impl Drop for Kafka {
         }
         self.process = None;
         let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Asks by a new client, for one that was answered while no broker was registered asks nobody again (librdkafka's
+/// issue 5301).
+fn ask(client: &ClientConfig, timeout: Duration) -> Result<Metadata, String> {
+    let consumer: BaseConsumer = client.create().expect("a consumer of known settings");
+    let metadata = consumer.fetch_metadata(None, timeout);
+    let metadata = metadata.map_err(|error| error.to_string())?;
+    match metadata.brokers() {
+        [] => Err("no broker is registered".to_owned()),
+        _ => Ok(metadata),
+    }
+}
+
+fn ask_for_leaders(client: &ClientConfig) -> Result<(), String> {
+    let metadata = ask(client, Duration::from_secs(2))?;
+    let mut partitions = metadata.topics().iter().flat_map(MetadataTopic::partitions);
+    match partitions.find(|partition| partition.leader() < 0) {
+        None => Ok(()),
+        Some(_) => Err("a partition has no leader".to_owned()),
     }
 }

@@ -148,6 +148,27 @@ impl Running {
     }
 }
 
+/// A test that failed leaves nothing prepared: every new slot of the server would wait for it.
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.writers.is_empty() {
+            return;
+        }
+        self.writers.abort_all();
+        let shared = self.shared.clone();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            runtime.expect("start a runtime").block_on(async {
+                // A writer may be about to prepare one more.
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                let _ = end_prepared(&shared.url, &shared.prefix).await;
+            });
+        });
+    }
+}
+
 /// Creates the tables of the truth and some aggregates, `order-0` and up.
 pub async fn prepare(client: &Client, aggregates: u32) {
     client

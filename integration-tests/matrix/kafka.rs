@@ -35,6 +35,7 @@ pub async fn broker_frozen(scene: &Scene) {
     scene.ran();
     tokio::time::sleep(Duration::from_secs(scene.pick(20, 20, 120))).await;
     kafka.thaw();
+    kafka.await_leaders().await;
     both.judge(scene, 0).await;
 }
 

@@ -92,6 +92,7 @@ pub async fn stopped_while_kafka_is_away(scene: &Scene) {
         scene.took("a stop", took, STOPS_WITHIN);
     }
     kafka.thaw();
+    kafka.await_leaders().await;
     both.judge(scene, 0).await;
 }
 

@@ -176,7 +176,7 @@ pub async fn clock_jumps(scene: &Scene) {
         tokio::time::sleep(Duration::from_secs(scene.pick(3, 5, 20))).await;
         set("+0");
         let before = published(&relay).await;
-        await_publishing(&relay, before, SOON).await;
+        await_publishing(&relay, before, 2 * SOON).await;
         let now = relay.metric("outboxd_lease_epoch").await;
         scene.require(now == epoch, || {
             format!("the lease changed hands: {epoch:?}, then {now:?}")

@@ -21,7 +21,7 @@ use crate::config::KafkaConfig;
 use crate::kafka::{self, KafkaError};
 
 /// How long one question waits for a broker.
-const ASK_MAX: Duration = Duration::from_secs(3);
+pub(super) const ASK_MAX: Duration = Duration::from_secs(3);
 /// Pause before a question that no broker answered is asked again.
 const PAUSE: Duration = Duration::from_millis(300);
 /// The client is closed when nobody has asked for this long.
@@ -131,6 +131,9 @@ impl LookUps {
                 let text = text.as_deref().unwrap_or("no broker answered");
                 self.broker
                     .failed(Some(RDKafkaErrorCode::AllBrokersDown), text);
+                // It may know no broker any more, as `bootstrap.rs` tells: each question has a new one until a broker
+                // answers.
+                self.client = None;
                 return None;
             }
         };

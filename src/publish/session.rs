@@ -11,10 +11,12 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, PurgeConfig};
 use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
+use tracing::debug;
 
+use super::look_up::ASK_MAX;
 use super::openings::Openings;
 use super::reports::{Broker, Failure, Reports};
-use super::{Fault, Outgoing, PublisherEvent, SessionEnd, Ticket, fault};
+use super::{Fault, Outgoing, PublisherEvent, SessionEnd, Ticket, bootstrap, fault};
 use crate::encode::Record;
 use crate::kafka::KafkaError;
 
@@ -36,6 +38,7 @@ const REFUSED_DRAIN_MAX: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) enum Command {
     Publish(Vec<Outgoing>),
+    Refresh(Arc<str>),
     End {
         deadline: Instant,
         reply: oneshot::Sender<SessionEnd>,
@@ -70,6 +73,7 @@ pub(super) struct Session {
     failed: Vec<Failure>,
     /// Of one request's records of a partition, at most.
     batch_bytes: usize,
+    bootstrap_servers: String,
     refused: Option<Refused>,
     ending: Option<Ending>,
     reported_at: Instant,
@@ -89,6 +93,8 @@ impl Session {
             .get("batch.size")
             .and_then(|bytes| bytes.parse().ok());
         let batch_bytes = batch_bytes.unwrap_or(usize::MAX);
+        let bootstrap_servers = config.get("bootstrap.servers").unwrap_or_default();
+        let bootstrap_servers = bootstrap_servers.to_owned();
         let producer = config.create_with_context(Reports::new(broker.clone()))?;
         Ok(Self {
             producer,
@@ -101,6 +107,7 @@ impl Session {
             outstanding: 0,
             failed: Vec::new(),
             batch_bytes,
+            bootstrap_servers,
             refused: None,
             ending: None,
             reported_at: Instant::now(),
@@ -137,6 +144,7 @@ impl Session {
         loop {
             match command {
                 Ok(Command::Publish(records)) => self.pending.extend(records),
+                Ok(Command::Refresh(topic)) => self.refresh(&topic),
                 Ok(Command::End { deadline, reply }) => {
                     let reply = Some(reply);
                     self.ending = Some(Ending { deadline, reply });
@@ -150,6 +158,16 @@ impl Session {
                 }
             }
             command = self.commands.recv_timeout(Duration::ZERO);
+        }
+    }
+
+    /// Asks for a topic's leaders, which librdkafka takes note of.
+    fn refresh(&self, topic: &str) {
+        let client = self.producer.client();
+        let answer = client.fetch_metadata(Some(topic), ASK_MAX);
+        debug!(topic, error = ?answer.as_ref().err(), "asked for leaders");
+        if answer.is_err() {
+            bootstrap::add_brokers(client, &self.bootstrap_servers);
         }
     }
 

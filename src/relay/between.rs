@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::producer::next_event;
+use super::producer::{LEADERLESS_DRAIN_MAX, next_event};
 use super::sweep::Reread;
 use super::{ReadBefore, Relay, Session};
 use crate::identity::Horizon;
@@ -72,7 +72,9 @@ impl Relay {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = sleep_until(until) => return,
-                event = next_event(&mut self.producer) => self.take_at_rest(event),
+                event = next_event(&mut self.producer) => {
+                    self.take_at_rest(event);
+                }
             }
         }
     }
@@ -97,8 +99,16 @@ impl Relay {
                         return;
                     }
                 }
-                event = next_event(&mut self.producer) => self.take_at_rest(event),
-                () = tokio::time::sleep(Duration::from_secs(1)) => self.end_outdated_producer().await,
+                event = next_event(&mut self.producer) => {
+                    if self.take_at_rest(event) {
+                        self.end_producer(LEADERLESS_DRAIN_MAX).await;
+                    }
+                }
+                () = tokio::time::sleep(Duration::from_secs(1)) => {
+                    self.look_at_waits();
+                    self.ask_if_silent();
+                    self.end_outdated_producer().await;
+                }
             }
             if self.producer.is_none() {
                 return;
@@ -106,13 +116,14 @@ impl Relay {
         }
     }
 
-    fn take_at_rest(&mut self, event: Option<PublisherEvent>) {
+    /// Takes what the producer tells; `true` when rows wait for a leader for too long.
+    fn take_at_rest(&mut self, event: Option<PublisherEvent>) -> bool {
         match event {
             Some(PublisherEvent::Delivered(tickets)) => {
                 self.core.delivered(&tickets);
             }
             Some(PublisherEvent::Topic { topic, state }) => {
-                self.core.topic(&topic, &state);
+                return self.take_topic_at_rest(&topic, &state);
             }
             Some(PublisherEvent::Ended(end)) => {
                 let error = self.producer_ended(&end);
@@ -120,5 +131,6 @@ impl Relay {
             }
             None => self.producer = None,
         }
+        false
     }
 }

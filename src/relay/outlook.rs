@@ -30,6 +30,7 @@ impl Run<'_> {
     pub(super) fn look_out(&mut self) {
         self.relay.status.beat();
         let wait = self.relay.look_at_waits();
+        self.relay.ask_if_silent();
         self.show_broker(wait);
         let (state, reason) = self.standing(wait);
         let core = &self.relay.core;
@@ -208,7 +209,8 @@ impl Run<'_> {
 }
 
 impl Relay {
-    fn look_at_waits(&mut self) -> Option<Wait> {
+    /// To be called about once a second.
+    pub(super) fn look_at_waits(&mut self) -> Option<Wait> {
         let core = &self.core;
         let seen = patience::InFlight {
             oldest_sent: core.oldest_sent(),
@@ -216,7 +218,9 @@ impl Relay {
             is_asking: core.held().is_asking(),
             delivered_rows: self.delivered_rows,
         };
-        self.patience.look(seen, Moment::now())
+        let wait = self.patience.look(seen, Moment::now());
+        self.silent = wait.and(seen.oldest_sent);
+        wait
     }
 
     fn broker_error(&self) -> Option<String> {

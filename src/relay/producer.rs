@@ -1,5 +1,5 @@
-//! The relay's producer: its start and its end, and how one with new secrets takes over from the one that read the
-//! old ones, without a row twice.
+//! The relay's producer: its start and its end, and how a new one takes over from an outdated one, which read old
+//! secrets for example, without a row twice.
 
 use std::time::Duration;
 
@@ -13,14 +13,14 @@ use crate::kafka::ClientFiles;
 use crate::publish::{PublishError, Publisher, PublisherEvent, SessionEnd};
 use crate::telemetry::chain;
 
-/// How long a producer with old secrets may be silent before what it has in flight is given up: an acknowledgement
+/// How long an outdated producer may be silent before what it has in flight is given up: an acknowledgement
 /// that takes longer than `socket.timeout.ms`, 10 s, can't arrive at all.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// The same while no broker answers it: most likely they refuse the old secrets.
 const SILENCE_UNANSWERED_MAX: Duration = Duration::from_secs(5);
 
 /// How long rows of other partitions may take to be acknowledged once those of a lost one are given up.
-const LEADERLESS_DRAIN_MAX: Duration = Duration::from_secs(1);
+pub(super) const LEADERLESS_DRAIN_MAX: Duration = Duration::from_secs(1);
 
 /// A producer and what it tells.
 pub(super) struct Producer {
@@ -35,24 +35,24 @@ impl Producer {
     }
 }
 
-/// A producer with new secrets.
+/// A producer that takes over.
 pub(super) struct Successor {
     producer: Producer,
+    why: &'static str,
     /// When it was started, or the one before it delivered last.
     waits_since: Instant,
 }
 
 impl Run<'_> {
-    /// Starts a producer with new secrets when a file behind them has changed.
+    /// Starts a new producer when the old one is outdated, such as by a file with secrets that has changed.
     ///
     /// The old one stays when none can be started: the file may be half written.
     pub(super) fn renew_producer(&mut self) {
-        let is_outdated = |producer: &Producer| producer.publisher.is_outdated();
-        if self.successor.is_some() || !self.relay.producer.as_ref().is_some_and(is_outdated) {
+        let Some(why) = self.relay.outdated().filter(|_| self.successor.is_none()) else {
             return;
-        }
+        };
         let files = ClientFiles::of(&self.relay.kafka);
-        self.start_successor("a file with secrets of Kafka has changed");
+        self.start_successor(why);
         if let (Some(producer), None) = (&mut self.relay.producer, &self.successor) {
             producer.publisher.keep(files);
         }
@@ -73,6 +73,7 @@ impl Run<'_> {
                 let waits_since = Instant::now();
                 self.successor = Some(Successor {
                     producer,
+                    why,
                     waits_since,
                 });
             }
@@ -114,9 +115,10 @@ impl Run<'_> {
             if successor.waits_since.elapsed() < limit {
                 return None;
             }
+            let why = successor.why;
             self.relay.end_producer(Duration::ZERO).await;
-            let reason = "the secrets of Kafka have changed, and the old ones did not finish the rows in flight";
-            return Some(End::Producer(reason.to_owned()));
+            let reason = format!("{why}, and the old producer did not finish the rows in flight");
+            return Some(End::Producer(reason));
         }
         let successor = self.successor.take()?;
         self.relay.producer = Some(successor.producer);
@@ -169,13 +171,16 @@ impl Relay {
         }
     }
 
-    /// Gives up a producer that waits for a broker with secrets that are no longer the right ones.
+    /// Gives up a producer that waits for a broker, such as with secrets that are no longer the right ones.
     pub(super) async fn end_outdated_producer(&mut self) {
-        let is_outdated = |producer: &Producer| producer.publisher.is_outdated();
-        if self.producer.as_ref().is_some_and(is_outdated) {
-            info!("a file with secrets of Kafka has changed; the producer starts anew");
+        if let Some(why) = self.outdated() {
+            info!("{why}; the producer starts anew");
             self.end_producer(SILENCE_UNANSWERED_MAX).await;
         }
+    }
+
+    fn outdated(&self) -> Option<&'static str> {
+        self.producer.as_ref()?.publisher.outdated()
     }
 }
 

@@ -2,7 +2,9 @@
 //! leader.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{End, Relay, Run};
@@ -12,6 +14,10 @@ use crate::publish::{Place, TopicState, partition_of};
 /// Every so many questions for the others, a topic that refused records is tried again, and a topic that is written is
 /// asked for its partitions: 30 s.
 const ALL_TOPICS_EVERY_TICKS: u32 = 15;
+
+/// A single broker that was frozen, fenced and registered again leads its partitions within 2 s (Kafka 4.1.1); brokers
+/// hear of an election by then too.
+const ELECTION_MAX: Duration = Duration::from_secs(5);
 
 impl Run<'_> {
     pub(super) fn look_up(&self, topic: Option<Arc<str>>) {
@@ -73,6 +79,7 @@ impl Run<'_> {
         }
         let is_topic = |known: &Arc<str>| known == topic;
         if self.relay.core.held().available().any(is_topic) {
+            self.relay.refresh_if_silent(topic, state);
             self.compare_partitions(topic, state);
             return None;
         }
@@ -86,18 +93,12 @@ impl Run<'_> {
         None
     }
 
-    /// Holds the rows of a partition that has lost its leader: those in flight wait, and if they are most of the window,
-    /// they are given up and read again, so that all others flow.
+    /// Holds the rows of a partition that has lost its leader: those in flight wait, and if they fill most of the window
+    /// for longer than an election takes, they are given up and read again, so that all others flow.
     fn take_leaderless(&mut self, name: &Arc<str>) {
-        let held = self.relay.core.held();
-        let is_new = held.topic_hold(name).is_none() && !self.relay.config.kafka.allow_partitioner;
-        if !is_new {
-            return;
-        }
-        self.relay.core.topic(name, &TopicState::Leaderless);
+        self.relay.hold_leaderless(name);
         self.note_leaderless();
-        self.has_lost_leader |= self.relay.core.is_stuck();
-        warn!(partition = %name, "the partition has no leader: its rows are held, all others flow");
+        self.has_lost_leader |= self.relay.waits_for_leader();
     }
 
     /// A topic that has other partitions than before is written by a new producer, once nothing is in flight: what was
@@ -143,11 +144,47 @@ impl Run<'_> {
 }
 
 impl Relay {
+    /// Takes an answer while no session runs; `true` when rows wait for a leader for too long.
+    pub(super) fn take_topic_at_rest(&mut self, topic: &Arc<str>, state: &TopicState) -> bool {
+        if *state == TopicState::Leaderless {
+            self.hold_leaderless(topic);
+            return self.waits_for_leader();
+        }
+        let is_topic = |known: &Arc<str>| known == topic;
+        if self.core.held().available().any(is_topic) {
+            self.refresh_if_silent(topic, state);
+        } else {
+            self.learn(topic, state);
+        }
+        false
+    }
+
+    fn hold_leaderless(&mut self, name: &Arc<str>) {
+        let is_held = self.core.held().topic_hold(name).is_some();
+        if is_held || self.config.kafka.allow_partitioner {
+            return;
+        }
+        self.core.topic(name, &TopicState::Leaderless);
+        self.leaderless_since.get_or_insert_with(Instant::now);
+        warn!(partition = %name, "the partition has no leader: its rows are held, all others flow");
+    }
+
+    /// A partition has been without a leader for longer than an election takes, and most of the window waits.
+    fn waits_for_leader(&self) -> bool {
+        let since = self.leaderless_since;
+        since.is_some_and(|since| since.elapsed() >= ELECTION_MAX) && self.core.is_stuck()
+    }
+
     /// Takes what was found out about a topic; `true` when rows that waited for it can go out.
     pub(super) fn learn(&mut self, topic: &Arc<str>, state: &TopicState) -> bool {
         if let TopicState::Available { partitions } = state {
             self.partitions.insert(topic.clone(), *partitions);
         }
-        self.core.topic(topic, state)
+        let has_rows = self.core.topic(topic, state);
+        let mut held = self.core.held().topics();
+        if !held.any(|(name, _)| Place::parse(name).is_some()) {
+            self.leaderless_since = None;
+        }
+        has_rows
     }
 }
