@@ -10,6 +10,8 @@ use crate::status::Timestamp;
 
 /// A wait this long is told; with a look each second it is seen within five.
 const TOLD_AFTER: Duration = Duration::from_secs(3);
+/// Looks that are remembered while the oldest row waits and others flow: an hour's; later rows seem to wait less.
+const LOOKS_MAX: usize = 3_600;
 
 /// One moment by two clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +69,7 @@ impl Patience {
         }
         let last = self.handed_over.back().map(|(ticket, _)| *ticket);
         if last != Some(seen.next) {
+            self.handed_over.truncate(LOOKS_MAX - 1);
             self.handed_over.push_back((seen.next, now));
         }
         let oldest = seen.oldest_sent.unwrap_or(seen.next);
@@ -156,6 +159,17 @@ mod tests {
         assert_eq!(patience.look(seen(0, 90, 8), at(10)), some);
         let silence = Some(Wait::ForAnything(at(8).on));
         assert_eq!(patience.look(seen(0, 90, 8), at(11)), silence);
+    }
+
+    #[test]
+    fn a_row_that_waits_for_a_day_takes_no_more_memory() {
+        let (at, mut patience) = (clock(), Patience::default());
+        for second in 0..86_400 {
+            patience.look(seen(0, second + 1, second), at(second));
+        }
+        assert_eq!(patience.handed_over.len(), LOOKS_MAX);
+        let some = Some(Wait::ForSome(at(0).on));
+        assert_eq!(patience.look(seen(0, 90_000, 90_000), at(90_000)), some);
     }
 
     #[test]
