@@ -113,7 +113,7 @@ const ANSWERS: &[(&str, &str, Answer)] = &[
         "lease::a_frozen_holder_is_replaced_after_its_ttl", "ledger::a_checkpoint_under_a_moved_epoch_writes_nothing", "peers::to_03_"])),
     ("OO-03", "permanent errors condemn at once, others are retried", Tests(Both, &[
         "conformance::a_row_that_the_broker_refuses_blocks_its_aggregate::", "letters::dead::a_dead_letter_alone", "faults::a_killed_broker_costs_and_repeats_nothing",
-        "kafka_security::a_wrong_secret_stops_everything_until_its_file_is_mended_and_condemns_no_row"])),
+        "kafka_security::refused::a_wrong_secret_stops_everything_until_its_file_is_mended_and_condemns_no_row"])),
     ("OO-04", "nothing unsent is removed", Tests(Both, &[
         "faults::kills_with_delete_by_replication_lose_nothing", "faults::kills_with_delete_by_polling_lose_nothing"])),
     ("OO-05", "a backlog without pauses, an empty table with them", Tests(Polling, &[

@@ -7,17 +7,17 @@ mod relay;
 mod stripped;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use outboxd::config::Secret;
-use outboxd::postgres::{self, ConnectOptions, PostgresError, Security};
+use outboxd::postgres::{self, ConnectOptions, PostgresError, Security, Session};
 use outboxd::source::replication::wire::ReplicationConnection;
 use tokio::sync::OnceCell;
 
 use crate::harness::certificates::{Files, Identity, Signature, Subject};
 use crate::harness::postgres::{Postgres, USUAL};
 use crate::harness::relay::RelayConfig;
-use crate::harness::{wait_until, workspace};
-use crate::orders::ARRIVAL;
+use crate::harness::{SOON, wait_until, workspace};
 
 /// In no output.
 const PASSWORD: &str = "hunter2-is-secret";
@@ -63,7 +63,7 @@ impl Secured {
             folder,
         };
         secured.create_roles().await;
-        wait_until("the server has TLS", ARRIVAL, async || {
+        wait_until("the server has TLS", SOON, async || {
             secured.connect("anybody", "sslmode=require").await
         })
         .await;
@@ -82,12 +82,8 @@ impl Secured {
 
     /// Issues a client certificate.
     fn client(&self, common_name: &str) -> Files {
-        let subject = Subject {
-            common_name,
-            ..Subject::default()
-        };
         self.authority
-            .issue(&subject)
+            .issue(&Subject::named(common_name, &[]))
             .write(&self.folder, common_name)
     }
 
@@ -127,10 +123,7 @@ fn with_client(parameters: &str, files: &Files) -> String {
 /// Opens both kinds of connection, which must end alike, and says how the SQL one is secured.
 async fn connect(url: &str) -> Result<Security, PostgresError> {
     let options = ConnectOptions::parse(&Secret::new(url.to_owned()))?;
-    let sql = postgres::connect(&options, "test").await;
-    let wal_sender_timeout = std::time::Duration::from_secs(30);
-    let replication = ReplicationConnection::connect(&options, wal_sender_timeout).await;
-    match (sql, replication) {
+    match open_both(&options).await {
         (Ok(session), Ok(mut replication)) => {
             replication.identify_system().await?;
             let sql = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
@@ -149,6 +142,18 @@ async fn connect(url: &str) -> Result<Security, PostgresError> {
             replication.map(|_| "connected")
         ),
     }
+}
+
+async fn open_both(
+    options: &ConnectOptions,
+) -> (
+    Result<Session, PostgresError>,
+    Result<ReplicationConnection, PostgresError>,
+) {
+    let sql = postgres::connect(options, "test").await;
+    let wal_sender_timeout = Duration::from_secs(30);
+    let replication = ReplicationConnection::connect(options, wal_sender_timeout).await;
+    (sql, replication)
 }
 
 /// The connection is refused with this text.

@@ -31,18 +31,29 @@ pub enum Signature {
 /// A certificate with its key.
 #[derive(Clone, Debug)]
 pub struct Identity {
-    certificate: X509,
-    key: PKey<Private>,
+    pub certificate: X509,
+    pub key: PKey<Private>,
     signature: Signature,
 }
 
 /// Whom a certificate is for.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Subject<'a> {
     pub common_name: &'a str,
     /// Host names and addresses.
     pub names: &'a [&'a str],
     pub is_expired: bool,
+}
+
+impl<'a> Subject<'a> {
+    /// A server at these host names and addresses, or a client.
+    pub fn named(common_name: &'a str, names: &'a [&'a str]) -> Self {
+        Self {
+            common_name,
+            names,
+            is_expired: false,
+        }
+    }
 }
 
 /// The files of an identity.
@@ -56,10 +67,7 @@ impl Identity {
     /// An authority that vouches for itself.
     pub fn authority(name: &str, signature: Signature) -> Self {
         let key = signature.key();
-        let subject = Subject {
-            common_name: name,
-            ..Subject::default()
-        };
+        let subject = Subject::named(name, &[]);
         let certificate = sign(&subject, &key, None, (&key, signature));
         Self {
             certificate,
@@ -101,11 +109,19 @@ impl Identity {
             certificate: folder.join(format!("{name}.crt")),
             key: folder.join(format!("{name}.key")),
         };
-        let certificate = self.certificate.to_pem().expect("a certificate as PEM");
-        fs::write(&files.certificate, certificate).expect("write a certificate");
-        let key = self.key.private_key_to_pem_pkcs8().expect("a key as PEM");
-        write_key(&files.key, &key);
+        fs::write(&files.certificate, self.certificate_pem()).expect("write a certificate");
+        write_key(&files.key, self.key_pem().as_bytes());
         files
+    }
+
+    pub fn certificate_pem(&self) -> String {
+        let pem = self.certificate.to_pem().expect("a certificate as PEM");
+        String::from_utf8(pem).expect("PEM is ASCII")
+    }
+
+    pub fn key_pem(&self) -> String {
+        let pem = self.key.private_key_to_pem_pkcs8().expect("a key as PEM");
+        String::from_utf8(pem).expect("PEM is ASCII")
     }
 
     /// Writes the key so that it needs a passphrase.

@@ -1,10 +1,12 @@
 //! One broker that asks everybody who they are, shared by the tests of this subject.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tokio::sync::OnceCell;
 
-use super::certificates::{Authority, written};
+use super::secrets::secret;
+use super::tokens::{CLIENT, Tokens};
+use crate::harness::certificates::{Identity, Signature, Subject};
 use crate::harness::kafka::{Kafka, Listener};
 use crate::harness::relay::RelayConfig;
 use crate::harness::workspace;
@@ -18,7 +20,7 @@ pub const REVOKED: &str = "revoked";
 
 pub struct Secured {
     pub kafka: Kafka,
-    pub authority: Authority,
+    pub authority: Identity,
     /// The authority's certificate.
     pub ca: PathBuf,
     sasl_port: u16,
@@ -32,12 +34,11 @@ impl Secured {
     }
 
     fn start() -> Self {
-        let folder = workspace::folder("secured");
-        let authority = Authority::new("the tests' authority");
-        let ca = written(&folder, "ca.pem", &authority.certificate);
-        let broker = authority.sign("broker", &["127.0.0.1"]);
-        let store = broker.key + &broker.certificate;
-        let store = written(&folder, "broker.pem", &store);
+        let authority = Identity::authority("the tests' authority", Signature::EcdsaSha256);
+        let ca = secret("ca.pem", &authority.certificate_pem());
+        let broker = authority.issue(&Subject::named("broker", &["127.0.0.1"]));
+        let store = broker.key_pem() + &broker.certificate_pem();
+        let store = secret("broker.pem", &store);
         let (sasl_port, mutual_port) = (workspace::free_port(), workspace::free_port());
         let kafka = Kafka::start_listening(
             &[
@@ -152,20 +153,53 @@ impl Secured {
             .tool("org.apache.kafka.tools.AclCommand", &arguments);
     }
 
-    /// A configuration with these properties, by TLS, to the listener that asks for a password or token.
-    pub fn sasl(&self, config: RelayConfig, properties: &[(&str, &str)]) -> RelayConfig {
-        let config = to(config, self.sasl_port)
-            .kafka_property("security.protocol", "SASL_SSL")
-            .kafka_property("ssl.ca.location", self.ca.to_str().unwrap());
-        with(config, properties)
+    /// A certificate of the authority for a server at these names and addresses, or for a client.
+    pub fn sign(&self, name: &str, hosts: &[&str]) -> Identity {
+        self.authority.issue(&Subject::named(name, hosts))
     }
 
-    /// The same to the listener that asks for a certificate.
-    pub fn mutual(&self, config: RelayConfig, properties: &[(&str, &str)]) -> RelayConfig {
-        let config = to(config, self.mutual_port)
-            .kafka_property("security.protocol", "SSL")
-            .kafka_property("ssl.ca.location", self.ca.to_str().unwrap());
-        with(config, properties)
+    /// To the listener that asks for a password or token, by TLS and a password.
+    pub fn by_password(
+        &self,
+        config: RelayConfig,
+        mechanism: &str,
+        user: &str,
+        password: &str,
+    ) -> RelayConfig {
+        self.to(config, self.sasl_port, "SASL_SSL")
+            .kafka_property("sasl.mechanism", mechanism)
+            .kafka_property("sasl.username", user)
+            .kafka_property("sasl.password", password)
+    }
+
+    /// To the same listener by TLS and a token.
+    pub fn by_token(&self, config: RelayConfig, tokens: &Tokens, secret: &str) -> RelayConfig {
+        self.to(config, self.sasl_port, "SASL_SSL")
+            .kafka_property("sasl.mechanism", "OAUTHBEARER")
+            .kafka_property("sasl.oauthbearer.method", "oidc")
+            .kafka_property("sasl.oauthbearer.token.endpoint.url", &tokens.url)
+            .kafka_property("sasl.oauthbearer.client.id", CLIENT)
+            .kafka_property("sasl.oauthbearer.client.secret", secret)
+    }
+
+    /// To the listener that asks for a certificate.
+    pub fn by_certificate(
+        &self,
+        config: RelayConfig,
+        certificate: &Path,
+        key: &Path,
+    ) -> RelayConfig {
+        self.to(config, self.mutual_port, "SSL")
+            .kafka_property("ssl.certificate.location", certificate.to_str().unwrap())
+            .kafka_property("ssl.key.location", key.to_str().unwrap())
+    }
+
+    fn to(&self, config: RelayConfig, port: u16, protocol: &str) -> RelayConfig {
+        let brokers = toml_edit::Array::from_iter([format!("127.0.0.1:{port}")]);
+        config
+            .set("kafka.brokers", brokers)
+            .kafka_property("security.protocol", protocol)
+            .kafka_property("ssl.ca.location", self.ca.to_str().unwrap())
     }
 
     /// The address of the listener that asks for a password or token, under any name of this machine.
@@ -178,15 +212,4 @@ const SCRAM_LOGIN: &str = "org.apache.kafka.common.security.scram.ScramLoginModu
 
 fn scram(mechanism: &str, user: &str) -> String {
     format!("{mechanism}=[name={user},password={PASSWORD}]")
-}
-
-fn to(config: RelayConfig, port: u16) -> RelayConfig {
-    let brokers = toml_edit::Array::from_iter([format!("127.0.0.1:{port}")]);
-    config.set("kafka.brokers", brokers)
-}
-
-fn with(config: RelayConfig, properties: &[(&str, &str)]) -> RelayConfig {
-    let set =
-        |config: RelayConfig, (name, value): &(&str, &str)| config.kafka_property(name, value);
-    properties.iter().fold(config, set)
 }

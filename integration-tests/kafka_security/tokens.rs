@@ -10,11 +10,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use openssl::pkey::PKey;
 use openssl::ssl::{SslAcceptor, SslMethod};
-use openssl::x509::X509;
 
-use super::certificates::Identity;
+use crate::harness::certificates::Identity;
 
 /// What the endpoint asks for.
 pub const CLIENT: &str = "relay";
@@ -35,10 +33,8 @@ impl Tokens {
     /// The same with TLS, as this server.
     pub fn start_with_tls(lifetime: Duration, server: &Identity) -> Self {
         let mut acceptor = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server()).unwrap();
-        let certificate = X509::from_pem(server.certificate.as_bytes()).unwrap();
-        let key = PKey::private_key_from_pem(server.key.as_bytes()).unwrap();
-        acceptor.set_certificate(&certificate).unwrap();
-        acceptor.set_private_key(&key).unwrap();
+        acceptor.set_certificate(&server.certificate).unwrap();
+        acceptor.set_private_key(&server.key).unwrap();
         let acceptor = acceptor.build();
         Self::listen("https", move |connection| {
             let refused = |error| std::io::Error::other(format!("{error:?}"));

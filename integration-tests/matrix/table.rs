@@ -126,7 +126,7 @@ pub static ROWS: &[Row] = &[
     row(58, "permanent error on one record amid others of its key", Both, 1, Shown::ByTests(&["a_row_that_the_broker_refuses_blocks_its_aggregate", "publisher::a_refused_re", "letters::retry::"])),
     row(59, "one bad row among 500", Both, 1, by!(poison::one_among_many)),
     row(60, "the broker disowns the producer (sequence, epoch, fenced)", Replication, 1, Shown::ByTests(&["injected::a_producer_that_the_broker_disowns"])),
-    row(61, "WRITE on one topic taken away for a while", Replication, 1, Shown::ByTests(&["kafka_security::a_topic_that_may_not_be_written"])),
+    row(61, "WRITE on one topic taken away for a while", Replication, 1, Shown::ByTests(&["kafka_security::refused::a_topic_that_may_not_be_written"])),
     row(62, "unknown topic, created later", Both, 1, Shown::ByTests(&["an_unknown_topic_is_held_until_it_is_created", "letters::topics::"])),
     row(63, "TLS and SASL to Kafka fail, tokens and passwords expire", Both, 1, Shown::ByTests(&["kafka_security::"])),
     row(64, "the topic grows from 3 to 6 partitions", Both, 1, Shown::ByTests(&["topics::a_topic_that_grows"])),

@@ -42,7 +42,7 @@ impl Stranger {
         let port = self.port;
         let url = format!("postgres://bound:{PASSWORD}@127.0.0.1:{port}/postgres?{parameters}");
         assert_refused(&url, text).await;
-        wait_until("both connections have ended", ARRIVAL, async || {
+        wait_until("both connections have ended", SOON, async || {
             let heard = self.heard.lock().unwrap();
             let count = heard.len();
             (count == 2).then(|| heard.clone()).ok_or(count)
