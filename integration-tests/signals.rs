@@ -2,14 +2,12 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::Duration;
 
 use crate::harness::relay::{OUTBOXD, RelayConfig};
-use crate::harness::wait_until;
 use crate::harness::workspace::{self, Process};
+use crate::harness::{SOON, wait_until};
 
 const SIGTERM: u32 = 15;
-const SOON: Duration = Duration::from_secs(30);
 
 /// Its configuration comes through a pipe, later than the signal.
 #[tokio::test(flavor = "multi_thread")]
