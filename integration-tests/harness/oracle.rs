@@ -17,6 +17,9 @@ use super::POLL;
 use super::murmur2::partition_of;
 use super::topic::{Read, TopicReader};
 
+/// Faults of a kind that a verdict names.
+const SHOWN_MAX: usize = 10;
+
 /// One committed outbox row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Truth {
@@ -41,6 +44,8 @@ pub struct Verdict {
     pub out_of_order: Vec<String>,
     /// Records beyond the first of their row.
     pub duplicates: usize,
+    /// The first of them.
+    pub repeated: Vec<String>,
     /// Records with a wrong value, key or partition, or without a readable header `id`.
     pub wrong: Vec<String>,
     /// Repetitions that pass over a row of their aggregate, so that they are no run from before in its old order.
@@ -74,6 +79,10 @@ impl Verdict {
             );
             if !seen.insert(id) {
                 verdict.duplicates += 1;
+                if verdict.repeated.len() < SHOWN_MAX {
+                    let repetition = format!("{id} at {}", place(read));
+                    verdict.repeated.push(repetition);
+                }
                 continue;
             }
             let newest = newest.entry(&row.aggregate).or_insert(i64::MIN);
@@ -140,6 +149,9 @@ impl fmt::Display for Verdict {
             "committed {}, published {}, duplicates {}",
             self.committed, self.published, self.duplicates
         )?;
+        for one in &self.repeated {
+            writeln!(f, "    {one}")?;
+        }
         let faults = [
             ("lost", &self.lost),
             ("phantom", &self.phantom),
@@ -148,7 +160,7 @@ impl fmt::Display for Verdict {
         ];
         for (name, found) in faults {
             writeln!(f, "{name} {}", found.len())?;
-            for one in found.iter().take(10) {
+            for one in found.iter().take(SHOWN_MAX) {
                 writeln!(f, "    {one}")?;
             }
         }
