@@ -60,7 +60,7 @@ impl Verdict {
             committed: truth.len(),
             ..Self::default()
         };
-        let mut seen = HashSet::new();
+        let mut seen: HashMap<Uuid, &Read> = HashMap::new();
         let mut newest: HashMap<&str, i64> = HashMap::new();
         for read in in_order(log) {
             let Some(id) = read.header("id").and_then(|id| Uuid::try_parse(id).ok()) else {
@@ -77,14 +77,15 @@ impl Verdict {
                 fault_of(read, row, partitions)
                     .map(|fault| format!("{fault}: {id} at {}", place(read))),
             );
-            if !seen.insert(id) {
+            if let Some(first) = seen.get(&id) {
                 verdict.duplicates += 1;
                 if verdict.repeated.len() < SHOWN_MAX {
-                    let repetition = format!("{id} at {}", place(read));
+                    let repetition = format!("{id} at {}, first {}", place(read), place(first));
                     verdict.repeated.push(repetition);
                 }
                 continue;
             }
+            seen.insert(id, read);
             let newest = newest.entry(&row.aggregate).or_insert(i64::MIN);
             if row.version < *newest {
                 verdict.out_of_order.push(format!(
@@ -98,7 +99,7 @@ impl Verdict {
         }
         verdict.published = seen.len();
         verdict.torn = torn(truth, log);
-        let missing = truth.iter().filter(|row| !seen.contains(&row.event_id));
+        let missing = truth.iter().filter(|row| !seen.contains_key(&row.event_id));
         verdict.lost = missing
             .map(|row| format!("{} v{} {}", row.aggregate, row.version, row.event_id))
             .collect();
@@ -323,5 +324,9 @@ fn in_order(log: &[Read]) -> Vec<&Read> {
 }
 
 fn place(read: &Read) -> String {
-    format!("{} [{}] @{}", read.topic, read.partition, read.offset)
+    let time = read.timestamp_ms.unwrap_or_default();
+    format!(
+        "{} [{}] @{} t{time}",
+        read.topic, read.partition, read.offset
+    )
 }

@@ -25,6 +25,7 @@ pub fn run(row: u8, names: &[&str]) -> Tally {
         .stdin(Stdio::null());
     let output = command.output().expect("run cargo");
     let text = String::from_utf8_lossy(&output.stdout);
+    let _ = fs::write(verdicts.with_extension("log"), &output.stdout);
     let mut tally = outcomes(&text);
     if tally.runs == 0 || !output.status.success() && tally.broken.is_empty() {
         let said = String::from_utf8_lossy(&output.stderr);
