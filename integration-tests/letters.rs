@@ -2,6 +2,7 @@
 
 mod bounds;
 mod dead;
+mod order;
 mod retry;
 mod topics;
 

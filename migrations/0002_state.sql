@@ -102,7 +102,7 @@ CREATE TABLE IF NOT EXISTS outboxd.kept (
     epoch         bigint NOT NULL,
     UNIQUE (outbox, key)
 );
-CREATE INDEX IF NOT EXISTS kept_by_state ON outboxd.kept (outbox, state, id);
+CREATE INDEX IF NOT EXISTS kept_by_state ON outboxd.kept (outbox, state, generation, seq NULLS FIRST, id);
 
 INSERT INTO outboxd.schema_version (version)
 SELECT 1 WHERE NOT EXISTS (SELECT FROM outboxd.schema_version);

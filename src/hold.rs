@@ -6,6 +6,8 @@
 mod history;
 mod record;
 mod release;
+mod replay;
+mod statement;
 mod wait;
 
 use std::sync::Arc;
@@ -14,7 +16,9 @@ use tokio_postgres::Client;
 
 pub use history::forget_history;
 pub use record::{Entry, Keep, KeptRow, What, Whole};
-pub use release::{Released, release, replayed, take_out_sent, to_replay, to_skip};
+pub use release::{Released, release, to_skip};
+pub(crate) use replay::merge;
+pub use replay::{Due, ReplayOrder, replayed, take_out_sent, to_replay};
 pub use wait::{Answer, Asker, Wished, wait};
 
 use crate::core::{Aggregate, Followers, HeldAggregate, Recorded, TopicHold};
@@ -25,6 +29,13 @@ use crate::ranges::RangeSet;
 /// What tells one entry of `outboxd.blocked` from another; `r` has kind, aggregatetype, aggregateid, topic.
 const ENTRY_KEY: &str = "encode(sha256(convert_to(jsonb_build_array(r.kind, r.aggregatetype, r.aggregateid, \
                          r.topic)::text, 'UTF8')), 'hex')";
+
+/// What tells one row of `outboxd.kept` from another, by these expressions.
+fn kept_key(generation: &str, seq: &str, row_id: &str) -> String {
+    format!(
+        "encode(sha256(convert_to(jsonb_build_array({generation}, {seq}, {row_id})::text, 'UTF8')), 'hex')"
+    )
+}
 
 /// Loads what is held and kept of one outbox; numbers of earlier generations are not this table's any more.
 ///

@@ -398,15 +398,19 @@ impl Run<'_> {
     fn settle(&mut self) -> Option<End> {
         self.start_mark();
         self.start_keep();
-        if let Some(lsn) = self.relay.core.confirmable() {
-            self.session.source.confirm(lsn);
-        }
+        self.confirm();
         let is_settled = self.is_settled();
         if is_settled && self.feed.is_empty() {
             self.session.source.resolved();
         }
         let deadline = self.drain_until?;
         (is_settled || Instant::now() >= deadline).then_some(End::Stopped)
+    }
+
+    fn confirm(&self) {
+        if let Some(lsn) = self.relay.core.confirmable() {
+            self.session.source.confirm(lsn);
+        }
     }
 
     fn is_settled(&self) -> bool {
@@ -457,6 +461,7 @@ impl Run<'_> {
             && let Ok((asides, Ok(_))) = timeout(KEEP_WITHIN, self.keeping.finished()).await
         {
             self.recorded(&asides);
+            self.confirm();
         }
         if let Some(maintenance) = self.maintenance.take() {
             maintenance.abort();

@@ -4,6 +4,7 @@
 
 mod beside;
 mod known;
+mod replay;
 mod slot;
 mod slot_wait;
 
@@ -231,13 +232,10 @@ impl Opening<'_> {
             }
         }
         let state = known.state.clone();
-        let lsn = insert_position(&sql).await?;
-        let replay = hold::to_replay(&sql.client, &tenure.outbox, generation, &layout, lsn).await?;
-        let (source, phase) = if replay.is_empty() {
-            self.source(&table, &marks, &states, known).await?
-        } else {
-            let (entries, rows) = replay.into_iter().unzip();
-            (Source::given(rows), Phase::Replay(entries))
+        let settled = replay::settled(&marks, &recorded, &state);
+        let (source, phase) = match self.replay(&sql, &table, settled, generation).await? {
+            Some(replay) => replay,
+            None => self.source(&table, &marks, &states, known).await?,
         };
         let watch = self.watch(&table, &marks, &source, &state).await?;
         let horizon = identity::horizon(&sql.client, &outbox).await?;
@@ -420,15 +418,10 @@ impl Opening<'_> {
         Ok((source, phase))
     }
 
-    /// Reads from the table itself: by number, or what is not marked.
-    async fn table_source(
-        &self,
-        table: &Table,
-        marks: &Marks,
-        top_id: Option<RowId>,
-    ) -> Result<Source, OpenError> {
+    /// What is needed to read the table, on a connection of its own.
+    async fn polling(&self, table: &Table) -> Result<Polling, OpenError> {
         let source = &self.config.source;
-        let polling = Polling {
+        Ok(Polling {
             session: connect(&self.options, "polling").await?,
             layout: Arc::new(table.layout.clone()),
             table: table.layout.sql_name(),
@@ -441,7 +434,18 @@ impl Opening<'_> {
                 Some(_) => CaughtUp::WithTheWriters,
                 None => CaughtUp::WithTheTable,
             },
-        };
+        })
+    }
+
+    /// Reads from the table itself: by number, or what is not marked.
+    async fn table_source(
+        &self,
+        table: &Table,
+        marks: &Marks,
+        top_id: Option<RowId>,
+    ) -> Result<Source, OpenError> {
+        let source = &self.config.source;
+        let polling = self.polling(table).await?;
         let first = first_number(table);
         let (top, settled) = match (marks, source.mark) {
             (Marks::Ledger(ledger), _) => (ledger.highest(), ledger.settled()),

@@ -7,6 +7,7 @@
 mod broker;
 mod database;
 mod event;
+mod faults;
 mod feed;
 mod judge;
 pub(crate) mod lease;

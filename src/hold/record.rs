@@ -4,11 +4,9 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use tokio_postgres::Client;
-use tokio_postgres::types::ToSql;
 
-use super::ENTRY_KEY;
+use super::statement::{self, EntryColumns, KeptColumns, parameters};
 use crate::core::{Aside, Fate, Followers, Held};
-use crate::mark::ledger::LEASE;
 use crate::mark::{MarkError, Statement, Tenure};
 use crate::outbox::{Layout, LeftOut, OutboxRow};
 use crate::ranges::RangeSet;
@@ -25,28 +23,28 @@ pub enum What {
 }
 
 impl What {
-    fn kind(&self) -> &'static str {
+    pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Aggregate { .. } => "aggregate",
             Self::Topic(_) => "topic",
         }
     }
 
-    fn aggregate_type(&self) -> Option<&str> {
+    pub(super) fn aggregate_type(&self) -> Option<&str> {
         match self {
             Self::Aggregate { kind, .. } => kind.as_deref(),
             Self::Topic(_) => None,
         }
     }
 
-    fn aggregate_id(&self) -> Option<&str> {
+    pub(super) fn aggregate_id(&self) -> Option<&str> {
         match self {
             Self::Aggregate { id, .. } => id.as_deref(),
             Self::Topic(_) => None,
         }
     }
 
-    fn topic(&self) -> Option<&str> {
+    pub(super) fn topic(&self) -> Option<&str> {
         match self {
             Self::Aggregate { .. } => None,
             Self::Topic(topic) => Some(topic),
@@ -73,8 +71,8 @@ pub struct KeptRow {
     /// A dead letter; else a held row.
     pub(crate) is_dead: bool,
     pub(crate) behind: Option<What>,
-    reason: String,
-    error: String,
+    pub(super) reason: String,
+    pub(super) error: String,
 }
 
 /// Which held rows are kept whole, besides dead letters.
@@ -129,7 +127,7 @@ impl KeptRow {
     }
 
     /// The sizes of values that were not read, by column: without them the row would come back with NULL.
-    fn left_out(&self, layout: &Layout) -> Option<String> {
+    pub(super) fn left_out(&self, layout: &Layout) -> Option<String> {
         let sizes = layout.columns.iter().enumerate();
         let sizes = sizes.filter_map(|(column, known)| match self.row.left_out(column) {
             Some(LeftOut::TooLarge { bytes }) => Some((known.name.clone(), bytes.into())),
@@ -139,7 +137,7 @@ impl KeptRow {
         (!sizes.is_empty()).then(|| serde_json::Value::Object(sizes).to_string())
     }
 
-    fn key(&self) -> (Option<i64>, String) {
+    pub(super) fn key(&self) -> (Option<i64>, String) {
         let id = self.row.id.as_ref().map(ToString::to_string);
         (self.row.seq, id.unwrap_or_default())
     }
@@ -158,12 +156,7 @@ impl Keep {
             row.is_dead || self.whole == Whole::All || missing.contains(&row.key())
         };
         let kept: Vec<_> = self.kept.iter().filter(is_kept).collect();
-        if !kept.is_empty() {
-            self.keep(client, &kept).await?;
-        }
-        if !self.entries.is_empty() {
-            self.block(client).await?;
-        }
+        self.record(client, &kept).await?;
         if let Some(mark) = &self.mark {
             mark.run(client).await?;
         }
@@ -200,137 +193,16 @@ impl Keep {
         Ok(missing)
     }
 
-    async fn block(&self, client: &Client) -> Result<(), MarkError> {
-        // An entry that was released begins anew; another one keeps its first row.
-        let renewed = ["row_seq", "row_id", "reason", "error", "policy"].map(|column| {
-            format!(
-                "{column} = CASE b.state WHEN 'released' THEN excluded.{column} ELSE b.{column} END"
-            )
-        });
-        let renewed = renewed.join(", ");
-        let sql = format!(
-            "WITH {LEASE}, written AS (\
-             INSERT INTO outboxd.blocked AS b (outbox, key, kind, aggregatetype, aggregateid, topic, generation, \
-               held, row_seq, row_id, reason, error, policy, epoch) \
-             SELECT $1, {ENTRY_KEY}, r.kind, r.aggregatetype, r.aggregateid, r.topic, $3, \
-               r.held::int8multirange, r.row_seq, r.row_id, r.reason, r.error, r.policy, $2 \
-             FROM lease, unnest($4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::int8[], \
-               $10::text[], $11::text[], $12::text[], $13::text[]) \
-             AS r (kind, aggregatetype, aggregateid, topic, held, row_seq, row_id, reason, error, policy) \
-             ON CONFLICT (outbox, key) DO UPDATE SET \
-               held = CASE WHEN b.generation = excluded.generation THEN b.held + excluded.held \
-                 ELSE excluded.held END, \
-               generation = excluded.generation, \
-               {renewed}, \
-               since = CASE b.state WHEN 'released' THEN clock_timestamp() ELSE b.since END, \
-               attempts = b.attempts + (b.state = 'released')::int4, \
-               state = CASE b.state WHEN 'released' THEN 'blocked' ELSE b.state END, \
-               at = clock_timestamp(), epoch = excluded.epoch RETURNING 1) \
-             SELECT (SELECT count(*) FROM written), count(*) FROM lease"
-        );
-        let column = |text: fn(&Entry) -> Option<&str>| -> Vec<Option<&str>> {
-            self.entries.iter().map(text).collect()
-        };
-        let policy = |entry: &Entry| match entry.followers {
-            Followers::Wait => Some("block"),
-            Followers::Die => Some("follow"),
-        };
-        let held = self.entries.iter().map(|e| e.held.to_multirange_text());
-        let (held, seqs): (Vec<_>, Vec<_>) = (
-            held.collect(),
-            self.entries.iter().map(|entry| entry.row_seq).collect(),
-        );
-        let values: [&(dyn ToSql + Sync); 13] = [
-            &self.tenure.outbox,
-            &self.tenure.epoch,
-            &self.generation,
-            &column(|entry| Some(entry.what.kind())),
-            &column(|entry| entry.what.aggregate_type()),
-            &column(|entry| entry.what.aggregate_id()),
-            &column(|entry| entry.what.topic()),
-            &held,
-            &seqs,
-            &column(|entry| Some(&entry.row_id)),
-            &column(|entry| Some(&entry.reason)),
-            &column(|entry| Some(&entry.error)),
-            &column(policy),
-        ];
-        let row = client.query_one(&sql, &values).await;
-        self.check_lease(&row.map_err(MarkError::sql("record what is blocked"))?)
-    }
-
-    async fn keep(&self, client: &Client, kept: &[&KeptRow]) -> Result<(), MarkError> {
-        let sql = format!(
-            "WITH {LEASE}, written AS (\
-             INSERT INTO outboxd.kept AS k (outbox, key, blocked_key, state, generation, seq, row_id, \
-               aggregatetype, aggregateid, columns, fields, left_out, reason, error, epoch) \
-             SELECT $1, encode(sha256(convert_to(jsonb_build_array($3::int4, r.seq, r.row_id)::text, 'UTF8')), \
-               'hex'), CASE WHEN r.kind IS NOT NULL THEN {ENTRY_KEY} END, r.state, $3, r.seq, r.row_id, \
-               r.row_type, r.row_aggregate, $4::text[], \
-               ($5::bytea[])[(r.ordinal - 1) * cardinality($4::text[]) + 1 : r.ordinal * cardinality($4::text[])], \
-               r.left_out::jsonb, r.reason, r.error, $2 \
-             FROM lease, unnest($6::text[], $7::int8[], $8::text[], $9::text[], $10::text[], $11::text[], \
-               $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::text[]) WITH ORDINALITY \
-             AS r (state, seq, row_id, kind, aggregatetype, aggregateid, topic, reason, error, row_type, \
-               row_aggregate, left_out, ordinal) ORDER BY r.ordinal \
-             ON CONFLICT (outbox, key) DO UPDATE SET state = excluded.state, blocked_key = excluded.blocked_key, \
-               reason = excluded.reason, error = excluded.error, attempts = k.attempts + 1, \
-               at = clock_timestamp(), epoch = excluded.epoch \
-             WHERE k.state IN ('replay', 'replayed') RETURNING 1) \
-             SELECT (SELECT count(*) FROM written), count(*) FROM lease"
-        );
-        let columns: Vec<_> = self
-            .layout
-            .columns
-            .iter()
-            .map(|c| c.name.as_str())
-            .collect();
-        let fields = kept
-            .iter()
-            .flat_map(|kept| (0..columns.len()).map(|column| kept.row.field(column)));
-        let fields: Vec<Option<&[u8]>> = fields.collect();
-        // A field is text in UTF-8, for that is the client's encoding.
-        let text = |column: usize| -> Vec<Option<&str>> {
-            let fields = kept.iter().map(|kept| kept.row.field(column));
-            fields
-                .map(|field| std::str::from_utf8(field?).ok())
-                .collect()
-        };
-        let behind = |text: fn(&What) -> Option<&str>| -> Vec<Option<&str>> {
-            let behind = kept.iter().map(|kept| kept.behind.as_ref());
-            behind.map(|what| what.and_then(text)).collect()
-        };
-        let words = |text: fn(&KeptRow) -> &str| -> Vec<&str> {
-            kept.iter().map(|kept| text(kept)).collect()
-        };
-        let (seqs, ids): (Vec<_>, Vec<_>) = kept.iter().map(|kept| kept.key()).unzip();
-        let left_out = kept.iter().map(|kept| kept.left_out(&self.layout));
-        let left_out: Vec<_> = left_out.collect();
-        let values: [&(dyn ToSql + Sync); 17] = [
-            &self.tenure.outbox,
-            &self.tenure.epoch,
-            &self.generation,
-            &columns,
-            &fields,
-            &words(|kept| if kept.is_dead { "dead" } else { "held" }),
-            &seqs,
-            &ids,
-            &behind(|what| Some(what.kind())),
-            &behind(What::aggregate_type),
-            &behind(What::aggregate_id),
-            &behind(What::topic),
-            &words(|kept| &kept.reason),
-            &words(|kept| &kept.error),
-            &text(self.layout.aggregate_type),
-            &text(self.layout.aggregate_id),
-            &left_out,
-        ];
-        let row = client.query_one(&sql, &values).await;
-        self.check_lease(&row.map_err(MarkError::sql("keep rows"))?)
-    }
-
-    fn check_lease(&self, row: &tokio_postgres::Row) -> Result<(), MarkError> {
-        match row.get::<_, i64>(1) {
+    async fn record(&self, client: &Client, kept: &[&KeptRow]) -> Result<(), MarkError> {
+        if kept.is_empty() && self.entries.is_empty() {
+            return Ok(());
+        }
+        let kept = KeptColumns::of(kept, &self.layout);
+        let entries = EntryColumns::of(&self.entries);
+        let parameters = parameters(&self.tenure, &self.generation, &kept, &entries);
+        let row = client.query_one(&statement::sql(), &parameters).await;
+        let row = row.map_err(MarkError::sql("record what was put aside"))?;
+        match row.get::<_, i64>(0) {
             0 => Err(MarkError::NotLeader {
                 outbox: self.tenure.outbox.clone(),
             }),

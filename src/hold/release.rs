@@ -1,21 +1,17 @@
-//! Releasing what was blocked and replaying what was kept: on request, or when a topic can be written again.
+//! Releasing what was blocked: on request, or when a topic can be written again.
 //!
 //! A release only forgets the hold. The rows are then read from the table in order of `seq`, by the catch-up that
-//! follows, before anything newer of their aggregates; rows that are kept whole are handed out first.
+//! follows, before anything newer of their aggregates; rows that are kept whole are replayed first, with what stands
+//! ahead of them in the table.
 
-use bytes::BytesMut;
 use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::Client;
 
-use super::Topics;
+use super::{Topics, kept_key};
 use crate::core::Delivered;
 use crate::mark::ledger::{LEASE, SEGMENT_ROWS};
 use crate::mark::{MarkError, Tenure};
-use crate::outbox::{Field, Layout, Lsn, OutboxRow, RowId};
-
-/// Rows and bytes that one session replays; bounds memory, the next session goes on.
-const REPLAY_ROWS: i64 = 1_000;
-const REPLAY_BYTES: i64 = 16 << 20;
+use crate::outbox::{Layout, Lsn, RowId};
 
 /// One entry that was released.
 #[derive(Clone, Debug)]
@@ -56,6 +52,7 @@ pub async fn release(
     table: Option<&Layout>,
 ) -> Result<Vec<Released>, MarkError> {
     let stands = table.map_or("false".to_owned(), stands_in);
+    let discarded = kept_key("generation", "row_seq", "row_id");
     let sql = format!(
         "WITH {LEASE}, due AS (\
            SELECT b.* FROM outboxd.blocked b, lease WHERE b.outbox = $1 \
@@ -63,8 +60,7 @@ pub async fn release(
          skipped AS (\
            INSERT INTO outboxd.kept AS k (outbox, key, blocked_key, state, generation, seq, row_id, aggregatetype, \
              aggregateid, reason, error, actor, note, epoch) \
-           SELECT $1, encode(sha256(convert_to(jsonb_build_array(generation, row_seq, row_id)::text, 'UTF8')), 'hex'), \
-             key, 'discarded', generation, row_seq, row_id, aggregatetype, aggregateid, reason, error, actor, note, $2 \
+           SELECT $1, {discarded}, key, 'discarded', generation, row_seq, row_id, aggregatetype, aggregateid, reason, error, actor, note, $2 \
            FROM due WHERE state = 'skip' \
            ON CONFLICT (outbox, key) DO UPDATE SET state = 'discarded', actor = excluded.actor, \
              note = excluded.note, at = clock_timestamp()), \
@@ -123,98 +119,4 @@ fn stands_in(layout: &Layout) -> String {
         "EXISTS (SELECT FROM {} o WHERE {is_same} {is_unsent})",
         layout.sql_name()
     )
-}
-
-/// The next rows to replay, in the order in which they were kept, with the numbers of their entries.
-///
-/// `lsn` bounds their commits: the insert position.
-pub async fn to_replay(
-    client: &Client,
-    outbox: &str,
-    generation: i32,
-    layout: &Layout,
-    lsn: Lsn,
-) -> Result<Vec<(i64, OutboxRow)>, MarkError> {
-    let sql = "SELECT id, generation = $2, columns, fields, left_out FROM (\
-                 SELECT *, sum(size) OVER (ORDER BY id) - size AS before FROM (\
-                   SELECT k.*, (SELECT coalesce(sum(octet_length(f)), 0) FROM unnest(k.fields) f)::int8 AS size \
-                   FROM outboxd.kept k WHERE k.outbox = $1 AND k.state = 'replay' ORDER BY k.id LIMIT $3::int8) sized) summed \
-               WHERE before < $4::int8 ORDER BY id";
-    let rows = client
-        .query(sql, &[&outbox, &generation, &REPLAY_ROWS, &REPLAY_BYTES])
-        .await
-        .map_err(MarkError::sql("read what is to be replayed"))?;
-    let replay = |row: &tokio_postgres::Row| {
-        let columns: Vec<&str> = row.get(2);
-        let fields: Vec<Option<&[u8]>> = row.get(3);
-        let left_out: Option<serde_json::Value> = row.get(4);
-        let content = Content {
-            columns,
-            fields,
-            left_out: left_out.unwrap_or_default(),
-        };
-        let mut kept = content.assemble(layout, lsn);
-        if !row.get::<_, bool>(1) {
-            // A number of an earlier generation says nothing in this one.
-            kept.seq = None;
-        }
-        (row.get(0), kept)
-    };
-    Ok(rows.iter().map(replay).collect())
-}
-
-/// What is kept of one row.
-struct Content<'a> {
-    columns: Vec<&'a str>,
-    fields: Vec<Option<&'a [u8]>>,
-    /// The sizes of the values that were not read, by column.
-    left_out: serde_json::Value,
-}
-
-impl Content<'_> {
-    /// The row as the table's columns are now; a column that it did not have is NULL.
-    fn assemble(&self, layout: &Layout, lsn: Lsn) -> OutboxRow {
-        let mut bytes = BytesMut::new();
-        let mut place = |name: &str| {
-            if let Some(size) = self.left_out.get(name).and_then(serde_json::Value::as_u64) {
-                return Some(Field::too_large(size));
-            }
-            let index = self.columns.iter().position(|column| *column == name)?;
-            let value = (*self.fields.get(index)?)?;
-            let start = u32::try_from(bytes.len()).ok()?;
-            bytes.extend_from_slice(value);
-            let len = u32::try_from(value.len()).ok()?;
-            Some(Field { start, len })
-        };
-        let fields = layout.columns.iter();
-        let fields: Box<[Field]> = fields
-            .map(|column| place(&column.name).unwrap_or(Field::null()))
-            .collect();
-        OutboxRow::new(layout, lsn, bytes.freeze(), fields)
-    }
-}
-
-/// Takes rows out that were replayed and whose number the ledger holds: a crash came before they were taken out.
-pub async fn take_out_sent(client: &Client, tenure: &Tenure) -> Result<u64, MarkError> {
-    let sql = format!(
-        "WITH {LEASE} UPDATE outboxd.kept k SET state = 'replayed', at = clock_timestamp() FROM lease \
-         WHERE k.outbox = $1 AND k.state = 'replay' AND EXISTS (\
-           SELECT FROM outboxd.ledger l WHERE l.outbox = $1 AND l.generation = k.generation \
-             AND l.segment = k.seq / {SEGMENT_ROWS} AND l.sent @> k.seq)"
-    );
-    let done = client.execute(&sql, &[&tenure.outbox, &tenure.epoch]).await;
-    done.map_err(MarkError::sql("take replayed rows out"))
-}
-
-/// Takes rows out that were replayed; those that were at fault again stay as they were recorded.
-pub async fn replayed(client: &Client, tenure: &Tenure, ids: &[i64]) -> Result<(), MarkError> {
-    let sql = format!(
-        "WITH {LEASE} UPDATE outboxd.kept k SET state = 'replayed', at = clock_timestamp() FROM lease \
-         WHERE k.outbox = $1 AND k.id = ANY ($3) AND k.state = 'replay'"
-    );
-    let done = client
-        .execute(&sql, &[&tenure.outbox, &tenure.epoch, &ids])
-        .await;
-    done.map(drop)
-        .map_err(MarkError::sql("take replayed rows out"))
 }

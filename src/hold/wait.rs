@@ -6,6 +6,7 @@ use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 
 use crate::mark::MarkError;
+use crate::mark::ledger::SEGMENT_ROWS;
 
 /// Who asks for something, and why.
 #[derive(Clone, Debug)]
@@ -88,7 +89,7 @@ pub async fn wait(client: &Client, outbox: &str, wished: &Wished) -> Result<Answ
 
 async fn look(client: &Client, outbox: &str, wished: &Wished) -> Result<Standing, MarkError> {
     let row = client
-        .query_one(LOOK, &[&outbox, &wished.keys, &wished.kept])
+        .query_one(&look_sql(), &[&outbox, &wished.keys, &wished.kept])
         .await;
     let row = row.map_err(MarkError::sql("see what became of it"))?;
     Ok(Standing {
@@ -101,15 +102,17 @@ async fn look(client: &Client, outbox: &str, wished: &Wished) -> Result<Standing
     })
 }
 
-// An entry is waited for until its copies went out too; its first row was sent once the ledger says so.
-const LOOK: &str = "
+/// An entry is waited for until its copies went out too; its first row was sent once the ledger says so.
+fn look_sql() -> String {
+    format!(
+        "
     WITH wished AS (
         SELECT reason, error, since,
                state IN ('retry', 'skip') OR EXISTS (
                    SELECT FROM outboxd.kept k WHERE k.outbox = $1 AND k.blocked_key = b.key AND k.state = 'replay') AS waits,
                state = 'blocked' AS again,
                NOT EXISTS (SELECT FROM outboxd.ledger l WHERE l.outbox = $1 AND l.generation = b.generation
-                   AND l.segment = b.row_seq / 1000000 AND l.sent @> b.row_seq) AS unsent
+                   AND l.segment = b.row_seq / {SEGMENT_ROWS} AND l.sent @> b.row_seq) AS unsent
         FROM outboxd.blocked b WHERE outbox = $1 AND key = ANY ($2)
         UNION ALL
         SELECT reason, error, since, state = 'replay', state IN ('dead', 'held'), false
@@ -120,4 +123,6 @@ const LOOK: &str = "
            coalesce((array_agg(error ORDER BY since) FILTER (WHERE again))[1], '') AS error,
            coalesce((SELECT NOT released AND clock_timestamp() - at < ttl FROM outboxd.lease WHERE outbox = $1), false)
                AS has_relay
-    FROM wished";
+    FROM wished"
+    )
+}

@@ -1,7 +1,7 @@
 //! The state tables and the slot, with each statement's effect as its SQL says it.
 
 use crate::core::{Aggregate, Followers, HeldAggregate, Recorded, TopicHold};
-use crate::hold::{Keep, What, Whole};
+use crate::hold::{Keep, ReplayOrder, What, Whole};
 use crate::lease::LeaseRow;
 use crate::mark::Tenure;
 use crate::mark::ledger::{Checkpoint, Head, Ledger, numbers_of};
@@ -347,12 +347,15 @@ impl Database {
     }
 
     /// `hold::to_replay`.
-    pub fn to_replay(&self, most: usize, lsn: u64) -> Vec<(i64, OutboxRow)> {
+    pub fn to_replay(&self, most: usize, lsn: u64, order: ReplayOrder) -> Vec<(i64, OutboxRow)> {
         let due = self.kept.iter().filter(|k| k.state == KeptState::Replay);
         let mut due: Vec<_> = due
             .filter_map(|kept| Some((kept.id, kept.row.clone()?)))
             .collect();
-        due.sort_by_key(|(id, _)| *id);
+        due.sort_by_key(|(id, row)| match order {
+            ReplayOrder::ByNumber => (row.seq, *id),
+            ReplayOrder::AsKept => (None, *id),
+        });
         due.truncate(most);
         for (_, row) in &mut due {
             row.lsn = Lsn(lsn);

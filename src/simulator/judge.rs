@@ -136,16 +136,6 @@ impl Judge {
         self.excused.insert(id);
     }
 
-    /// A dead letter is replayed before rows ahead of it that wait in the table for their topic.
-    pub fn excuse_unsent_of(&mut self, id: u32) {
-        let Some(aggregate) = self.event(id).and_then(|event| event.aggregate) else {
-            return;
-        };
-        let unsent = self.order[aggregate].iter();
-        let unsent = unsent.filter(|id| !self.log.contains_key(id));
-        self.excused.extend(unsent.copied().collect::<Vec<_>>());
-    }
-
     /// A fault keeps the row from the stream.
     pub fn miss(&mut self, id: u32) {
         self.excused.insert(id);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::database::Reply;
-use super::event::{id_of, layout};
+use super::event::layout;
 use super::mutations::Mutation;
 use super::session::End;
 use super::world::{World, tell};
@@ -179,7 +179,7 @@ impl World {
         self.take_keep(relay)
     }
 
-    /// Two statements, each of which can be the last of the connection.
+    /// One statement, whose answer can be lost.
     fn execute_keep(&mut self, relay: usize) {
         let Some(session) = &mut self.relays[relay].session else {
             return;
@@ -191,14 +191,9 @@ impl World {
         keeping.reply = Some(Reply::NotLeader);
         if self.may_write(&keeping.keep.tenure.clone()) {
             self.database.keep(&keeping.keep, &self.server);
-            for row in keeping.keep.kept.iter().filter(|row| row.is_dead) {
-                self.judge.excuse(id_of(&row.row));
-            }
-            let is_cut = self.rng.u8(..12) == 0;
-            if !is_cut {
-                self.database.block(&keeping.keep);
-            }
-            keeping.reply = (!is_cut).then_some(Reply::Done);
+            self.database.block(&keeping.keep);
+            let is_heard = self.rng.u8(..12) > 0;
+            keeping.reply = is_heard.then_some(Reply::Done);
             self.wrote();
             let numbers: Vec<_> = keeping
                 .asides
@@ -207,7 +202,7 @@ impl World {
                 .collect();
             tell!(
                 self,
-                "recorded {numbers:?} as put aside, cut short: {is_cut}"
+                "recorded {numbers:?} as put aside, the relay hears of it: {is_heard}"
             );
         }
         if let Some(session) = &mut self.relays[relay].session {

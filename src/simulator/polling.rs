@@ -143,7 +143,7 @@ impl World {
     }
 
     /// Waits until the log is flushed as far as what was read; the server may crash first.
-    fn pass_gate(&mut self, lsn: u64) -> bool {
+    pub fn pass_gate(&mut self, lsn: u64) -> bool {
         if self.server.flushed >= lsn {
             return true;
         }

@@ -36,6 +36,8 @@ pub struct Process {
     pub epoch: Option<i64>,
     pub catch_up: CatchUp,
     pub replayed: Vec<i64>,
+    /// What the last session was replaying when it ended.
+    pub left_replaying: Vec<i64>,
     pub read_before: ReadBefore,
     /// Rows for which the table was read again.
     pub reread: RangeSet,
@@ -59,6 +61,7 @@ impl Process {
             epoch: None,
             catch_up: CatchUp::AsRecorded,
             replayed: Vec::new(),
+            left_replaying: Vec::new(),
             read_before: ReadBefore::default(),
             reread: RangeSet::new(),
             found: HashSet::new(),
@@ -82,10 +85,18 @@ impl Process {
     /// The entries that are being replayed, or were and that is not recorded.
     pub fn replays(&self) -> Vec<i64> {
         let mut ids = self.replayed.clone();
-        if let Some(session) = &self.session {
-            ids.extend(session.replays());
+        match &self.session {
+            Some(session) => ids.extend(session.replays()),
+            None => ids.extend(&self.left_replaying),
         }
         ids
+    }
+
+    /// Takes what may be confirmed into what is confirmed next.
+    pub fn advance_confirm(&mut self) {
+        if let (Some(session), Some(lsn)) = (&mut self.session, self.core.confirmable()) {
+            session.confirm = session.confirm.max(lsn.0);
+        }
     }
 
     pub fn is_idle(&self) -> bool {
@@ -174,11 +185,9 @@ impl World {
     fn settle(&mut self, relay: usize) -> Option<End> {
         self.start_mark(relay);
         self.start_keep(relay);
+        self.relays[relay].advance_confirm();
         let process = &mut self.relays[relay];
         let session = process.session.as_mut()?;
-        if let Some(lsn) = process.core.confirmable() {
-            session.confirm = session.confirm.max(lsn.0);
-        }
         session.is_draining |= process.is_stopping;
         let core = &process.core;
         let is_settled = !session.has_statement()
@@ -240,7 +249,7 @@ impl World {
                 process.told.push_back(Told::Asked(topic(index).clone()));
             }
         }
-        let is_replay = !process.session.as_ref()?.replays().is_empty();
+        let is_replay = process.session.as_ref()?.is_replay();
         let is_asked = !is_replay && self.database.is_asked_for();
         is_asked.then_some(End::Reread)
     }

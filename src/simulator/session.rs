@@ -1,7 +1,9 @@
 //! Opening and ending the sessions of a relay.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
+use super::event::{Event, id_of};
 use super::marking::{Keeping, Late, Marking};
 use super::mutations::Mutation;
 use super::polling::Turns;
@@ -9,6 +11,7 @@ use super::schedule::Mode;
 use super::stream::Walsender;
 use super::world::{World, tell};
 use crate::encode::Rejection;
+use crate::hold::{ReplayOrder, merge};
 use crate::mark::Tenure;
 use crate::mark::ledger::Ledger;
 use crate::outbox::OutboxRow;
@@ -19,10 +22,12 @@ use crate::relay::intake::Intake;
 use crate::session::CatchUp;
 use crate::source::Batch;
 use crate::source::holes::{Death, Holes};
-use std::sync::Arc;
+use crate::source::polling::RowsAhead;
 
 /// Rows that one session replays.
 const REPLAY_ROWS: usize = 3;
+/// Rows of the table that one session hands out ahead of them.
+const ROWS_AHEAD: usize = 2;
 
 /// Who hands out rows.
 pub enum Source {
@@ -92,6 +97,10 @@ impl Session {
 
     pub fn is_steady(&self) -> bool {
         self.phase == Phase::Steady && self.intake.is_empty() && !self.has_statement()
+    }
+
+    pub fn is_replay(&self) -> bool {
+        matches!(self.phase, Phase::Replay(_))
     }
 
     pub fn replays(&self) -> &[i64] {
@@ -267,9 +276,18 @@ impl World {
         connection: u64,
         ledger: Option<&Ledger>,
     ) -> Option<(Source, Phase, Option<Batch>)> {
-        let replay = self.database.to_replay(REPLAY_ROWS, self.server.wal);
+        let order = match ledger {
+            Some(_) => ReplayOrder::ByNumber,
+            None => ReplayOrder::AsKept,
+        };
+        let wal = self.server.wal;
+        let replay = self.database.to_replay(REPLAY_ROWS, wal, order);
         if !replay.is_empty() {
-            let (ids, rows) = replay.into_iter().unzip();
+            let ahead = match ledger {
+                Some(ledger) => self.rows_ahead(&replay, &ledger.settled())?,
+                None => RowsAhead::default(),
+            };
+            let (ids, rows) = merge(replay, ahead);
             let batch = Batch {
                 rows,
                 caught_up: true,
@@ -300,6 +318,26 @@ impl World {
         Some((Source::Numbers(turns), phase, None))
     }
 
+    /// `read_ahead`; nothing where the server was lost meanwhile.
+    fn rows_ahead(&mut self, copies: &[(i64, OutboxRow)], settled: &RangeSet) -> Option<RowsAhead> {
+        let newest = copies.iter().filter_map(|(_, copy)| copy.seq).max()?;
+        let aggregate_of = |id| self.judge.event(id).map(|event| event.aggregate);
+        let of_copies = copies.iter().map(|(_, copy)| aggregate_of(id_of(copy)));
+        let of_copies: Vec<_> = of_copies.collect();
+        let standing = self.server.rows.range(..=newest);
+        let is_ahead = |(seq, event): &(&i64, &Event)| {
+            !settled.contains(**seq) && of_copies.contains(&Some(event.aggregate))
+        };
+        let lsn = self.server.wal;
+        let rows = standing.filter(is_ahead).map(|(_, event)| event.row(lsn));
+        let rows: Vec<_> = rows.take(ROWS_AHEAD).collect();
+        if !rows.is_empty() && !self.pass_gate(lsn) {
+            return None;
+        }
+        let is_cut = rows.len() == ROWS_AHEAD;
+        Some(RowsAhead { rows, is_cut })
+    }
+
     /// Ends a session, and draws the consequences that outlive it.
     pub fn end_session(&mut self, relay: usize, end: End) {
         tell!(self, "the session of relay {relay} ends: {end:?}");
@@ -324,6 +362,7 @@ impl World {
         let Some(session) = self.relays[relay].session.take() else {
             return;
         };
+        self.relays[relay].left_replaying = session.replays().to_vec();
         if let (Mutation::NumbersOutliveCrash, Source::Numbers(turns)) =
             (self.mutation, session.source)
             && session.lost == Some(Loss::Server)
@@ -347,6 +386,7 @@ impl World {
 
     /// The last confirmation, which an end in order brings to the server.
     fn leave_source(&mut self, relay: usize, end: &End) {
+        self.relays[relay].advance_confirm();
         let Some(session) = &self.relays[relay].session else {
             return;
         };

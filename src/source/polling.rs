@@ -3,6 +3,7 @@
 //! Owns the turns, what each reads, and their pace. The rule for missing numbers stands in [`holes`](super::holes). Never
 //! writes to the database, and never decides what was sent.
 
+mod ahead;
 mod gate;
 pub(in crate::source) mod locks;
 pub(in crate::source) mod look_up;
@@ -24,6 +25,7 @@ use crate::outbox::{Layout, RowId};
 use crate::postgres::{PostgresError, Session};
 use crate::ranges::RangeSet;
 
+pub use ahead::{RowsAhead, read_ahead};
 pub use gate::WalGeometry;
 pub use unsent::{Unsent, UnsentMark, poll_unsent};
 

@@ -1,0 +1,149 @@
+//! Replaying what was kept whole, in order with what stands in the table.
+
+use bytes::BytesMut;
+use tokio_postgres::Client;
+use tokio_postgres::types::{PgLsn, ToSql};
+
+use crate::mark::ledger::{LEASE, SEGMENT_ROWS};
+use crate::mark::{MarkError, Tenure};
+use crate::outbox::{Field, Layout, Lsn, OutboxRow};
+use crate::source::polling::RowsAhead;
+
+/// Rows and bytes that one session replays; bounds memory, the next session goes on.
+const REPLAY_ROWS: i64 = 1_000;
+const REPLAY_BYTES: i64 = 16 << 20;
+
+/// Which rows are to be replayed, and in which order.
+pub struct Due<'a> {
+    pub outbox: &'a str,
+    pub generation: i32,
+    pub order: ReplayOrder,
+}
+
+/// The order in which rows that were kept whole go out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplayOrder {
+    /// By `seq`, as what stands in the table: rows ahead of a dead letter may have died after it.
+    ByNumber,
+    /// As they were kept: all of them were, in order, or nothing tells it.
+    AsKept,
+}
+
+/// The next rows to replay, with the numbers of their entries; the insert position bounds their commits.
+pub async fn to_replay(
+    client: &Client,
+    due: &Due<'_>,
+    layout: &Layout,
+) -> Result<Vec<(i64, OutboxRow)>, MarkError> {
+    let order = match due.order {
+        ReplayOrder::ByNumber => "generation, seq NULLS FIRST, id",
+        ReplayOrder::AsKept => "id",
+    };
+    let sql = format!(
+        "SELECT id, generation = $2, columns, fields, left_out, pg_current_wal_insert_lsn() FROM (\
+           SELECT *, sum(size) OVER (ORDER BY {order}) - size AS before FROM (\
+             SELECT k.*, (SELECT coalesce(sum(octet_length(f)), 0) FROM unnest(k.fields) f)::int8 AS size \
+             FROM outboxd.kept k WHERE k.outbox = $1 AND k.state = 'replay' \
+             ORDER BY {order} LIMIT $3::int8) sized) summed \
+         WHERE before < $4::int8 ORDER BY {order}"
+    );
+    let values: [&(dyn ToSql + Sync); 4] =
+        [&due.outbox, &due.generation, &REPLAY_ROWS, &REPLAY_BYTES];
+    let rows = client
+        .query(&sql, &values)
+        .await
+        .map_err(MarkError::sql("read what is to be replayed"))?;
+    let replay = |row: &tokio_postgres::Row| {
+        let columns: Vec<&str> = row.get(2);
+        let fields: Vec<Option<&[u8]>> = row.get(3);
+        let left_out: Option<serde_json::Value> = row.get(4);
+        let content = Content {
+            columns,
+            fields,
+            left_out: left_out.unwrap_or_default(),
+        };
+        let lsn = Lsn(u64::from(row.get::<_, PgLsn>(5)));
+        let mut kept = content.assemble(layout, lsn);
+        if !row.get::<_, bool>(1) {
+            // A number of an earlier generation says nothing in this one.
+            kept.seq = None;
+        }
+        (row.get(0), kept)
+    };
+    Ok(rows.iter().map(replay).collect())
+}
+
+/// Puts what stands in the table among the copies, by `seq`; a copy that more of the table may come before waits.
+///
+/// Returns the numbers of the copies' entries, and the rows.
+pub(crate) fn merge(
+    mut copies: Vec<(i64, OutboxRow)>,
+    ahead: RowsAhead,
+) -> (Vec<i64>, Vec<OutboxRow>) {
+    let Some(last) = ahead.rows.last() else {
+        return copies.into_iter().unzip();
+    };
+    if ahead.is_cut {
+        copies.retain(|(_, copy)| copy.seq < last.seq);
+    }
+    let (entries, mut rows): (Vec<_>, Vec<_>) = copies.into_iter().unzip();
+    rows.extend(ahead.rows);
+    rows.sort_by_key(|row| row.seq);
+    (entries, rows)
+}
+
+/// What is kept of one row.
+struct Content<'a> {
+    columns: Vec<&'a str>,
+    fields: Vec<Option<&'a [u8]>>,
+    /// The sizes of the values that were not read, by column.
+    left_out: serde_json::Value,
+}
+
+impl Content<'_> {
+    /// The row as the table's columns are now; a column that it did not have is NULL.
+    fn assemble(&self, layout: &Layout, lsn: Lsn) -> OutboxRow {
+        let mut bytes = BytesMut::new();
+        let mut place = |name: &str| {
+            if let Some(size) = self.left_out.get(name).and_then(serde_json::Value::as_u64) {
+                return Some(Field::too_large(size));
+            }
+            let index = self.columns.iter().position(|column| *column == name)?;
+            let value = (*self.fields.get(index)?)?;
+            let start = u32::try_from(bytes.len()).ok()?;
+            bytes.extend_from_slice(value);
+            let len = u32::try_from(value.len()).ok()?;
+            Some(Field { start, len })
+        };
+        let fields = layout.columns.iter();
+        let fields: Box<[Field]> = fields
+            .map(|column| place(&column.name).unwrap_or(Field::null()))
+            .collect();
+        OutboxRow::new(layout, lsn, bytes.freeze(), fields)
+    }
+}
+
+/// Takes rows out that were replayed and whose number the ledger holds: a crash came before they were taken out.
+pub async fn take_out_sent(client: &Client, tenure: &Tenure) -> Result<u64, MarkError> {
+    let sql = format!(
+        "WITH {LEASE} UPDATE outboxd.kept k SET state = 'replayed', at = clock_timestamp() FROM lease \
+         WHERE k.outbox = $1 AND k.state = 'replay' AND EXISTS (\
+           SELECT FROM outboxd.ledger l WHERE l.outbox = $1 AND l.generation = k.generation \
+             AND l.segment = k.seq / {SEGMENT_ROWS} AND l.sent @> k.seq)"
+    );
+    let done = client.execute(&sql, &[&tenure.outbox, &tenure.epoch]).await;
+    done.map_err(MarkError::sql("take replayed rows out"))
+}
+
+/// Takes rows out that were replayed; those that were at fault again stay as they were recorded.
+pub async fn replayed(client: &Client, tenure: &Tenure, ids: &[i64]) -> Result<(), MarkError> {
+    let sql = format!(
+        "WITH {LEASE} UPDATE outboxd.kept k SET state = 'replayed', at = clock_timestamp() FROM lease \
+         WHERE k.outbox = $1 AND k.id = ANY ($3) AND k.state = 'replay'"
+    );
+    let done = client
+        .execute(&sql, &[&tenure.outbox, &tenure.epoch, &ids])
+        .await;
+    done.map(drop)
+        .map_err(MarkError::sql("take replayed rows out"))
+}

@@ -1,0 +1,105 @@
+//! Unsent rows of some aggregates that stand in the table: they go out before newer rows that are kept elsewhere.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use postgres_protocol::escape::escape_identifier;
+use tokio_postgres::types::ToSql;
+
+use super::gate::Gate;
+use super::look_up::{RANGES, bounds};
+use super::rows::{PAGE_BYTES, RowReader};
+use super::statement::{PLANNER, prepare, stream};
+use super::turn::at;
+use super::{PollError, Polling, UnsentMark};
+use crate::inspect::{Selection, select_columns};
+use crate::outbox::{Layout, OutboxRow};
+use crate::ranges::RangeSet;
+
+/// Rows that stand in the table, by `seq`.
+#[derive(Debug, Default)]
+pub struct RowsAhead {
+    pub rows: Vec<OutboxRow>,
+    /// There are more, above the last of these.
+    pub is_cut: bool,
+}
+
+/// Reads the rows with these numbers that are of an aggregate of `kept`, and waits until they are durable.
+///
+/// `unsent` is the mark that tells unsent rows, where the numbers don't. At most one page, so that it fits in memory.
+/// Errors: the connection's end, or `NoOrder` for a table without `seq`.
+pub async fn read_ahead(
+    polling: &Polling,
+    unsent: Option<UnsentMark>,
+    numbers: &RangeSet,
+    kept: &[&OutboxRow],
+) -> Result<RowsAhead, PollError> {
+    let Polling {
+        session,
+        layout,
+        batch_rows,
+        value_bytes_max,
+        ..
+    } = polling;
+    let settings = session.client.batch_execute(PLANNER).await;
+    PollError::check(session, "set the planner up", settings).await?;
+    let selection = select_columns(layout, *value_bytes_max);
+    let statement = prepare(session, &query(layout, unsent, &selection)?).await?;
+    let mut reader = RowReader::new(Arc::clone(layout), &selection, *value_bytes_max);
+    let (low, high) = bounds(numbers);
+    let (types, ids) = aggregates(layout, kept);
+    let limit = reader.limit(*batch_rows);
+    let limit_rows = i64::try_from(limit).unwrap_or(i64::MAX);
+    let parameters: [&(dyn ToSql + Sync); 5] = [&low, &high, &types, &ids, &limit_rows];
+    let rows = stream(session, &statement, parameters).await?;
+    let page = reader.read(session, rows, PAGE_BYTES).await?;
+    if page.rows.is_empty() {
+        return Ok(RowsAhead::default());
+    }
+    let lsn = Gate::prepare(session).await?.pass(session).await?;
+    Ok(RowsAhead {
+        is_cut: !page.is_whole || page.rows.len() >= limit,
+        rows: at(page.rows, lsn),
+    })
+}
+
+fn query(
+    layout: &Layout,
+    unsent: Option<UnsentMark>,
+    selection: &Selection,
+) -> Result<String, PollError> {
+    let name = |column: usize| escape_identifier(&layout.columns[column].name);
+    let seq = name(layout.seq.ok_or(PollError::NoOrder)?);
+    let aggregate = [layout.aggregate_type, layout.aggregate_id];
+    // As the copies were read; NULL gives the empty text: rows of one aggregate too many change no order.
+    let [kind, id] = aggregate.map(|column| format!("pg_catalog.format('%s', r.{})", name(column)));
+    let unsent = match (unsent, layout.sent_at) {
+        (Some(UnsentMark::SentAt), Some(column)) => format!("AND r.{} IS NULL", name(column)),
+        _ => String::new(),
+    };
+    let Selection { columns, sizes, .. } = selection;
+    Ok(format!(
+        "SELECT {columns} FROM {RANGES} CROSS JOIN LATERAL (\
+           SELECT r.* FROM {} AS r WHERE r.{seq} BETWEEN hole.low AND hole.high \
+             AND ({kind}, {id}) IN (SELECT * FROM ROWS FROM (\
+               pg_catalog.unnest($3::text[]), pg_catalog.unnest($4::text[])) AS kept(kind, id)) {unsent} \
+           OFFSET 0) AS o {sizes} ORDER BY o.{seq} LIMIT $5::int8",
+        layout.sql_name()
+    ))
+}
+
+/// The aggregates of rows, as two columns.
+fn aggregates<'a>(layout: &Layout, rows: &[&'a OutboxRow]) -> (Vec<&'a str>, Vec<&'a str>) {
+    let text = |row: &'a OutboxRow, column| {
+        let bytes = row.field(column).unwrap_or_default();
+        std::str::from_utf8(bytes).unwrap_or_default()
+    };
+    let of = |row: &&'a OutboxRow| {
+        (
+            text(row, layout.aggregate_type),
+            text(row, layout.aggregate_id),
+        )
+    };
+    let aggregates: HashSet<_> = rows.iter().map(of).collect();
+    aggregates.into_iter().unzip()
+}
