@@ -136,6 +136,22 @@ mod tests {
         bytes.to_vec()
     }
 
+    /// What `fuzz/` begins with: a fuzzer alone makes up no relation that is the outbox.
+    #[test]
+    fn the_seed_of_the_fuzz_target_is_fresh() {
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/fuzz/corpus/server_messages/stream"
+        );
+        if std::env::var_os("OUTBOXD_BLESS").is_some() {
+            std::fs::write(path, valid()).unwrap();
+        }
+        let seed = std::fs::read(path).unwrap_or_default();
+        let advice =
+            "the seed is stale: OUTBOXD_BLESS=1 cargo test the_seed_of_the_fuzz_target_is_fresh";
+        assert!(seed == valid(), "{advice}");
+    }
+
     fn wal(data: &[u8]) -> BytesMut {
         message(b'd', &[&b"w"[..], &[0; 24], data].concat())
     }
