@@ -137,8 +137,7 @@ const ANSWERS: &[(&str, &str, Answer)] = &[
         "identity::another_system_halts_and_a_copy_that_is_adopted_goes_on_without_repeating_a_row"])),
     ("WM-03", "an unrelated transaction stays open", Tests(Both, &["peers::wm_03_"])),
     ("PT-01", "only the longest acknowledged prefix is confirmed", Tests(Neither, &[
-        "src/core/properties.rs: nothing_is_lost_reordered_or_confirmed_early_with_marks",
-        "src/core/properties.rs: nothing_is_lost_reordered_or_confirmed_early_without_marks"])),
+        "src/simulator/tests.rs: every_promise_holds_in_ten_thousand_schedules"])),
     ("PT-02", "injected errors, ten thousand rows, a slow first one", Tests(Both, &[
         "faults::one_bad_row_among_500_is_the_only_one_held", "conformance::a_large_transaction_is_published_in_order::",
         "conformance::a_hole_that_fills_late_is_published::"])),

@@ -8,10 +8,10 @@ mod bulkhead;
 mod entry;
 mod held;
 mod positions;
-#[cfg(test)]
-mod properties;
 mod row;
 mod suspects;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;

@@ -6,7 +6,7 @@
 
 mod broker;
 mod database;
-mod event;
+pub(crate) mod event;
 mod faults;
 mod feed;
 mod judge;

@@ -43,9 +43,4 @@ impl Before {
         let known = self.0.get(&RowKey::of(row.seq, id))?;
         (known.id == *id).then_some(known)
     }
-
-    #[cfg(test)]
-    pub(super) fn has_number(&self, seq: i64) -> bool {
-        self.0.contains_key(&RowKey::Seq(seq))
-    }
 }

@@ -17,6 +17,8 @@ use crate::hold::What;
 use crate::publish::{SessionEnd, TopicState};
 
 pub const TTL: Duration = Duration::from_secs(4);
+/// Without marks a row that is refused lets a catch-up begin anew.
+const ROUNDS_MAX: usize = 2_000;
 
 /// Everything there is.
 pub struct World {
@@ -303,7 +305,7 @@ impl World {
 
     /// Runs without faults; whether nothing is left to do in the end.
     fn comes_to_rest(&mut self) -> bool {
-        for round in 0..400 {
+        for round in 0..ROUNDS_MAX {
             self.now += Duration::from_millis(if round % 16 == 0 { 5_000 } else { 40 });
             for relay in 0..self.relays.len() {
                 self.relays[relay].reread = Default::default();
