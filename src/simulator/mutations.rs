@@ -28,10 +28,12 @@ pub enum Mutation {
     DeadCountedAsSent,
     /// What was learned of the numbers outlives the connection.
     NumbersOutliveCrash,
+    /// What was kept whole is replayed before older rows that stand in the table.
+    ReplayPassesTheTable,
 }
 
 /// Every planted defect.
-pub const ALL: [Mutation; 12] = [
+pub const ALL: [Mutation; 13] = [
     Mutation::ConfirmBeforeMark,
     Mutation::ConfirmCommitLsn,
     Mutation::KeepaliveTooEarly,
@@ -44,4 +46,5 @@ pub const ALL: [Mutation; 12] = [
     Mutation::DeadBeforePassage,
     Mutation::DeadCountedAsSent,
     Mutation::NumbersOutliveCrash,
+    Mutation::ReplayPassesTheTable,
 ];

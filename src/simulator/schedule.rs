@@ -87,6 +87,9 @@ const FAULTS: [(Kind, u32); 13] = [
     (Kind::SwitchMode, 1),
 ];
 
+/// What makes dead letters meet rows that wait for their topic.
+const LETTERS: [(Kind, u32); 2] = [(Kind::Topic, 3), (Kind::Operator, 3)];
+
 /// A whole schedule.
 #[derive(Clone, Debug)]
 pub struct Schedule {
@@ -100,6 +103,9 @@ impl Schedule {
         let setting = setting(&mut rng);
         let mut weights = ALWAYS.to_vec();
         weights.extend(FAULTS.into_iter().filter(|_| rng.u8(..10) < 4));
+        if setting.policy == FaultPolicy::Follow {
+            weights.extend(LETTERS);
+        }
         if weights.iter().any(|(kind, _)| *kind == Kind::Freeze) {
             weights.push((Kind::Thaw, 1));
         }
@@ -135,14 +141,15 @@ fn setting(rng: &mut Rng) -> Setting {
         true => Mode::Polling,
         false => Mode::Stream,
     };
+    let policy = match rng.u8(..5) {
+        0 => FaultPolicy::Follow,
+        1 => FaultPolicy::Continue,
+        _ => FaultPolicy::Block,
+    };
     Setting {
         has_marks,
         mode,
-        policy: match rng.u8(..5) {
-            0 => FaultPolicy::Follow,
-            1 => FaultPolicy::Continue,
-            _ => FaultPolicy::Block,
-        },
+        policy,
         window_rows: rng.usize(3..16),
         relays: rng.usize(1..=2),
         first: match rng.u8(..4) {
@@ -150,7 +157,11 @@ fn setting(rng: &mut Rng) -> Setting {
             _ => 1,
         },
         habits: Habits {
-            flawed: if rng.bool() { 0 } else { rng.u8(3..12) },
+            flawed: if rng.bool() && policy != FaultPolicy::Follow {
+                0
+            } else {
+                rng.u8(3..12)
+            },
             asynchronous: if rng.bool() { 0 } else { rng.u8(2..7) },
         },
     }
