@@ -5,12 +5,12 @@
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use postgres_protocol::message::backend::Message;
+use postgres_protocol::message::backend::{COPY_DATA_TAG, Message};
 
 use super::framing::{self, Arrived};
 use super::{STREAM_BYTES_MAX, handshake, server_error, stream, texts};
 use crate::outbox::{Column, Layout, Lsn};
-use crate::source::replication::pgoutput::{Decoder, Described};
+use crate::source::replication::pgoutput::{Change, Decoder, Described};
 use crate::source::replication::wire::Frame;
 
 pub const OUTBOX_OID: u32 = 70_000;
@@ -30,13 +30,23 @@ pub fn read(bytes: &[u8]) {
         understand(message);
         true
     });
+    read_stream(bytes, |_| {});
+}
+
+/// Reads what follows the start-up, up to the first message that can't be used.
+fn read_stream(bytes: &[u8], mut take: impl FnMut(Change)) {
     let mut arrived = Arrived::new();
     arrived.copy_bytes_max = STREAM_BYTES_MAX;
     arrived.value_bytes_max = VALUE_BYTES_MAX;
     let mut decoder = Decoder::new(outbox());
+    let mut has_begun = false;
     read_all(&mut arrived, bytes, |message| {
+        has_begun |= message[0] == COPY_DATA_TAG;
+        if !has_begun {
+            return true;
+        }
         match stream::frame(message) {
-            Ok(Some(Frame::Wal { data, .. })) => decoder.decode(data).is_ok(),
+            Ok(Some(Frame::Wal { data, .. })) => decoder.decode(data).map(&mut take).is_ok(),
             Ok(_) => true,
             Err(_) => false,
         }
@@ -215,23 +225,9 @@ mod tests {
 
     #[test]
     fn the_stream_that_is_changed_was_whole() {
-        let mut arrived = Arrived::new();
-        arrived.copy_bytes_max = STREAM_BYTES_MAX;
-        let mut decoder = Decoder::new(outbox());
         let mut rows = 0;
-        read_all(&mut arrived, &valid(), |message| {
-            if message[0] != b'd' {
-                return true;
-            }
-            if let Some(Frame::Wal { data, .. }) = stream::frame(message).unwrap() {
-                let change = decoder.decode(data).unwrap();
-                rows += usize::from(matches!(
-                    change,
-                    crate::source::replication::pgoutput::Change::Row(_)
-                ));
-            }
-            true
-        });
+        let count = |change| rows += usize::from(matches!(change, Change::Row(_)));
+        read_stream(&valid(), count);
         assert_eq!(rows, 1);
     }
 }
