@@ -38,8 +38,9 @@ simulate: ## Judges SEEDS=1000000 (or 5..9) schedules of a simulated world, or t
 servers: ## Fetches the Kafka and PostgreSQL that tests run on into .servers/
 	@integration-tests/servers/fetch.sh
 
-bench: servers ## Measures outboxd against pg_recvlogical, which publishes nothing
-	$(CARGO) bench --locked --bench floor
+# What is set on the command line, make hands on: benches/measure/plan.rs reads it.
+bench: servers ## Measures speed, latency and cost (FULL=1 PART=drain,latency WORKLOAD=one-row ROUNDS=3 ROWS=)
+	$(CARGO) bench --locked --bench measure
 
 clean-servers: ## Removes .servers/
 	rm -rf .servers

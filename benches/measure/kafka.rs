@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use outboxd::demo::broker::Broker;
 use outboxd::demo::postgres::{free_port, tail};
-use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use crate::process::Process;
 
 const PARTITIONS: i32 = 12;
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// One node of 22 base64 characters, the form that Kafka asks for.
 const CLUSTER_ID: &str = "b3V0Ym94ZC1mbG9vci0wMQ";
 
@@ -22,7 +23,7 @@ const CLUSTER_ID: &str = "b3V0Ym94ZC1mbG9vci0wMQ";
 pub struct Kafka {
     pub servers: String,
     consumer: BaseConsumer,
-    _process: Option<Process>,
+    process: Option<Process>,
 }
 
 impl Kafka {
@@ -56,7 +57,7 @@ impl Kafka {
         Ok(Self {
             servers,
             consumer,
-            _process: process,
+            process,
         })
     }
 
@@ -71,16 +72,28 @@ impl Kafka {
         Ok(topic)
     }
 
-    /// The number of records that a topic holds.
+    /// The number of records that a topic holds, by one request to each broker.
     pub fn records(&self, topic: &Broker) -> anyhow::Result<u64> {
-        let mut records = 0;
+        let mut ends = TopicPartitionList::new();
         for partition in 0..topic.partitions {
-            let (_, end) =
-                self.consumer
-                    .fetch_watermarks(&topic.topic, partition, Duration::from_secs(10))?;
-            records += u64::try_from(end).unwrap_or(0);
+            // The time that stands for the end is the offset that does.
+            ends.add_partition_offset(&topic.topic, partition, Offset::End)?;
+        }
+        let ends = self.consumer.offsets_for_times(ends, ANSWER_MAX)?;
+        let mut records = 0;
+        for end in ends.elements() {
+            end.error()?;
+            records += match end.offset() {
+                Offset::Offset(offset) => u64::try_from(offset)?,
+                _ => 0,
+            };
         }
         Ok(records)
+    }
+
+    /// The CPU time of the broker so far, if it is ours.
+    pub fn cpu(&self) -> Option<Duration> {
+        self.process.as_ref().map(Process::cpu)
     }
 }
 

@@ -1,4 +1,4 @@
-//! A process that is measured: its peak memory and its CPU time, and its end when dropped.
+//! A process that is measured: its memory and its CPU time, and its end when dropped.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -46,28 +46,23 @@ impl Process {
         Ok(self.child.try_wait()?)
     }
 
-    /// The largest resident memory so far in bytes; 0 where it can't be read.
-    pub fn rss_bytes(&self) -> u64 {
-        let status =
-            fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kib = line.and_then(|text| text.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-        kib.unwrap_or(0) * 1024
+    /// The largest resident memory so far, in bytes.
+    pub fn peak_bytes(&self) -> u64 {
+        self.memory("VmHWM:")
     }
 
     /// The CPU time so far, of all its threads.
     pub fn cpu(&self) -> Duration {
-        let stat =
-            fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
-        let after_name = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
-        // utime and stime, fields 14 and 15; the state behind the name is field 3.
-        let ticks: f64 = after_name
-            .split(' ')
-            .skip(11)
-            .take(2)
-            .filter_map(|ticks| ticks.parse::<f64>().ok())
-            .sum();
-        Duration::from_secs_f64(ticks / TICKS_PER_SECOND)
+        cpu_of(self.child.id()).unwrap_or_default()
+    }
+
+    /// One line of `/proc/PID/status` in bytes; 0 where it can't be read.
+    fn memory(&self, name: &str) -> u64 {
+        let status =
+            fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let kib = line.and_then(|text| text.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kib.unwrap_or(0) * 1024
     }
 
     /// Sends SIGTERM and waits up to 15 s for the end.
@@ -91,4 +86,18 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The CPU time so far of any process, of all its threads; `None` once it has ended.
+pub fn cpu_of(pid: u32) -> Option<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, after_name) = stat.rsplit_once(") ")?;
+    // utime and stime, fields 14 and 15; the state behind the name is field 3.
+    let ticks: f64 = after_name
+        .split(' ')
+        .skip(11)
+        .take(2)
+        .filter_map(|ticks| ticks.parse::<f64>().ok())
+        .sum();
+    Some(Duration::from_secs_f64(ticks / TICKS_PER_SECOND))
 }

@@ -1,0 +1,89 @@
+//! Measures what outboxd costs and how fast it is, beside programs that do less: `make bench`.
+//!
+//! Rounds go in turn through all contenders, medians count. It reports and gates nothing. Kafka is the one that
+//! `OUTBOXD_BENCH_BROKERS` names, else the one in `.servers/kafka`. Absolute figures differ from machine to machine;
+//! the ratios within one run count.
+
+#[path = "measure/backlog.rs"]
+mod backlog;
+#[path = "measure/claims.rs"]
+mod claims;
+#[path = "measure/contender.rs"]
+mod contender;
+#[path = "measure/drain.rs"]
+mod drain;
+#[path = "measure/kafka.rs"]
+mod kafka;
+#[path = "measure/latency.rs"]
+mod latency;
+#[path = "measure/meter.rs"]
+mod meter;
+#[path = "measure/plan.rs"]
+mod plan;
+#[path = "measure/process.rs"]
+mod process;
+#[path = "measure/relay.rs"]
+mod relay;
+#[path = "measure/report.rs"]
+mod report;
+#[path = "measure/run.rs"]
+mod run;
+#[path = "measure/select.rs"]
+mod select;
+#[path = "measure/stand.rs"]
+mod stand;
+#[path = "measure/workload.rs"]
+mod workload;
+
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use plan::{Part, Plan};
+use run::Run;
+use stand::Stand;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let result = match arguments.as_slice() {
+        [argument, url] if argument == select::ARGUMENT => select::run(url).await,
+        _ if arguments.iter().any(|argument| argument == "--bench") => tokio::select! {
+            biased;
+            _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+            result = measure() => result,
+        },
+        // `cargo test --all-targets` starts benches too, without that argument.
+        _ => Ok(()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn measure() -> anyhow::Result<()> {
+    let stand = Stand::start(Plan::from_environment()?).await?;
+    let began = SystemTime::now();
+    let mut sections = Vec::new();
+    for part in &stand.plan.parts {
+        match part {
+            Part::Drain => sections.extend(stand.measure_drains().await?),
+            Part::Latency => sections.push(stand.measure_latency().await?),
+        }
+    }
+    let run = Run {
+        date: humantime::format_rfc3339_seconds(began).to_string(),
+        took: began.elapsed()?,
+        machine: stand.machine().await?,
+        command: stand.plan.command.clone(),
+        rounds: stand.plan.rounds,
+        sections,
+    };
+    println!("{}", run.markdown());
+    let path = run.write_json()?;
+    eprintln!("the same as JSON: {}", path.display());
+    Ok(())
+}

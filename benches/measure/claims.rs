@@ -1,0 +1,208 @@
+//! What the relay is to reach, and whether the figures say that it does.
+
+use serde_json::{Value, json};
+
+use crate::contender::{Contender, Mode, Transport};
+use crate::report::{Section, number};
+use crate::{drain, latency};
+
+/// One figure to reach; the medians of the rounds decide.
+struct Claim {
+    what: &'static str,
+    bound: Bound,
+    found: fn(&Found<'_>) -> Option<f64>,
+}
+
+#[derive(Clone, Copy)]
+enum Bound {
+    AtLeast(f64, &'static str),
+    AtMost(f64, &'static str),
+}
+
+/// Everything that was measured.
+struct Found<'a>(&'a [Section]);
+
+const RECEIVE_TCP: Contender = Contender::Receive(Transport::Tcp);
+const RECEIVE_UNIX: Contender = Contender::Receive(Transport::Unix);
+const STREAM_TCP: Contender = Contender::Relay(Mode::Replication, Transport::Tcp);
+const STREAM_UNIX: Contender = Contender::Relay(Mode::Replication, Transport::Unix);
+const CATCH_UP: Contender = Contender::Relay(Mode::CatchUp, Transport::Tcp);
+const POLLING: Contender = Contender::Relay(Mode::Polling, Transport::Tcp);
+
+const TIMES: &str = "×";
+const MICROS: &str = " µs a row";
+const MILLIS: &str = " ms";
+const MIB: &str = " MiB";
+
+const CLAIMS: [Claim; 19] = [
+    Claim {
+        what: "replication over a unix socket beside `pg_recvlogical`, one-row transactions of 250 B",
+        bound: Bound::AtLeast(0.95, TIMES),
+        found: |found| found.ratio("one-row", STREAM_UNIX, RECEIVE_UNIX),
+    },
+    Claim {
+        what: "the same, 1 KB",
+        bound: Bound::AtLeast(0.95, TIMES),
+        found: |found| found.ratio("1-kb", STREAM_UNIX, RECEIVE_UNIX),
+    },
+    Claim {
+        what: "replication over TCP beside `pg_recvlogical`, one-row transactions",
+        bound: Bound::AtLeast(1.8, TIMES),
+        found: |found| found.ratio("one-row", STREAM_TCP, RECEIVE_TCP),
+    },
+    Claim {
+        what: "the same, 1,000-row transactions",
+        bound: Bound::AtLeast(1.4, TIMES),
+        found: |found| found.ratio("thousand-row", STREAM_TCP, RECEIVE_TCP),
+    },
+    Claim {
+        what: "polling beside its SELECTs alone",
+        bound: Bound::AtLeast(0.8, TIMES),
+        found: |found| found.ratio("one-row", POLLING, Contender::Select),
+    },
+    Claim {
+        what: "polling beside `pg_recvlogical` over TCP, one-row transactions",
+        bound: Bound::AtLeast(6.0, TIMES),
+        found: |found| found.ratio("one-row", POLLING, RECEIVE_TCP),
+    },
+    Claim {
+        what: "catching up from the table beside `pg_recvlogical` over TCP, one-row transactions",
+        bound: Bound::AtLeast(4.0, TIMES),
+        found: |found| found.ratio("one-row", CATCH_UP, RECEIVE_TCP),
+    },
+    Claim {
+        what: "CPU by replication, one-row transactions over TCP",
+        bound: Bound::AtMost(4.0, MICROS),
+        found: |found| found.drained("one-row", STREAM_TCP, drain::CPU),
+    },
+    Claim {
+        what: "CPU by replication, 1,000-row transactions over TCP",
+        bound: Bound::AtMost(2.5, MICROS),
+        found: |found| found.drained("thousand-row", STREAM_TCP, drain::CPU),
+    },
+    Claim {
+        what: "CPU by polling",
+        bound: Bound::AtMost(2.0, MICROS),
+        found: |found| found.drained("one-row", POLLING, drain::CPU),
+    },
+    Claim {
+        what: "CPU by catching up from the table",
+        bound: Bound::AtMost(2.0, MICROS),
+        found: |found| found.drained("one-row", CATCH_UP, drain::CPU),
+    },
+    Claim {
+        what: "memory by replication at full speed",
+        bound: Bound::AtMost(40.0, MIB),
+        found: |found| found.drained("one-row", STREAM_TCP, drain::PEAK),
+    },
+    Claim {
+        what: "memory by polling at full speed",
+        bound: Bound::AtMost(40.0, MIB),
+        found: |found| found.drained("one-row", POLLING, drain::PEAK),
+    },
+    Claim {
+        what: "latency by replication at 500 rows/s, p50",
+        bound: Bound::AtMost(2.0, MILLIS),
+        found: |found| found.latency(Mode::Replication, 500, latency::P50),
+    },
+    Claim {
+        what: "the same, p99",
+        bound: Bound::AtMost(5.0, MILLIS),
+        found: |found| found.latency(Mode::Replication, 500, latency::P99),
+    },
+    Claim {
+        what: "latency by replication at 2,000 rows/s, p50",
+        bound: Bound::AtMost(2.0, MILLIS),
+        found: |found| found.latency(Mode::Replication, 2_000, latency::P50),
+    },
+    Claim {
+        what: "the same, p99",
+        bound: Bound::AtMost(5.0, MILLIS),
+        found: |found| found.latency(Mode::Replication, 2_000, latency::P99),
+    },
+    Claim {
+        what: "latency by polling every 100 ms at 500 rows/s, p99",
+        bound: Bound::AtMost(115.0, MILLIS),
+        found: |found| found.latency(Mode::Polling, 500, latency::P99),
+    },
+    Claim {
+        what: "the same at 2,000 rows/s",
+        bound: Bound::AtMost(115.0, MILLIS),
+        found: |found| found.latency(Mode::Polling, 2_000, latency::P99),
+    },
+];
+
+impl Found<'_> {
+    fn median(&self, section: &str, line: &str, figure: &str) -> Option<f64> {
+        let section = self.0.iter().find(|known| known.name == section)?;
+        Some(section.spread(line, figure)?.median)
+    }
+
+    fn drained(&self, workload: &str, contender: Contender, figure: &str) -> Option<f64> {
+        self.median(workload, &contender.name(), figure)
+    }
+
+    fn ratio(&self, workload: &str, contender: Contender, floor: Contender) -> Option<f64> {
+        let speed = |contender| self.drained(workload, contender, drain::ROWS_PER_SECOND);
+        Some(speed(contender)? / speed(floor)?)
+    }
+
+    fn latency(&self, mode: Mode, rate: u32, figure: &str) -> Option<f64> {
+        self.median(latency::SECTION, &latency::line(mode, rate), figure)
+    }
+}
+
+impl Bound {
+    fn holds(self, found: f64) -> bool {
+        match self {
+            Self::AtLeast(least, _) => found >= least,
+            Self::AtMost(most, _) => found <= most,
+        }
+    }
+
+    fn unit(self) -> &'static str {
+        let (Self::AtLeast(_, unit) | Self::AtMost(_, unit)) = self;
+        unit
+    }
+
+    fn text(self) -> String {
+        match self {
+            Self::AtLeast(least, unit) => format!("≥ {}{unit}", number(least)),
+            Self::AtMost(most, unit) => format!("≤ {}{unit}", number(most)),
+        }
+    }
+}
+
+/// The table of what holds.
+pub fn markdown(sections: &[Section]) -> String {
+    let found = Found(sections);
+    let line = |claim: &Claim| {
+        let (value, verdict) = match (claim.found)(&found) {
+            None => (String::new(), "not measured"),
+            Some(value) if claim.bound.holds(value) => (said(claim, value), "holds"),
+            Some(value) => (said(claim, value), "**does not hold**"),
+        };
+        let (what, wanted) = (claim.what, claim.bound.text());
+        format!("| {what} | {wanted} | {value} | {verdict} |\n")
+    };
+    let lines: String = CLAIMS.iter().map(line).collect();
+    format!("### What holds\n\n| | wanted | found | |\n|---|---:|---:|---|\n{lines}")
+}
+
+pub fn json(sections: &[Section]) -> Value {
+    let found = Found(sections);
+    let line = |claim: &Claim| {
+        let value = (claim.found)(&found);
+        json!({
+            "what": claim.what,
+            "wanted": claim.bound.text(),
+            "found": value,
+            "holds": value.map(|value| claim.bound.holds(value)),
+        })
+    };
+    CLAIMS.iter().map(line).collect()
+}
+
+fn said(claim: &Claim, value: f64) -> String {
+    format!("{}{}", number(value), claim.bound.unit())
+}

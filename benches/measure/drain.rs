@@ -1,0 +1,237 @@
+//! One round: the whole backlog is read once, by one contender.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use outboxd::demo::postgres::tail;
+use tokio_postgres::Client;
+
+use crate::backlog::Backlog;
+use crate::contender::{Contender, Transport};
+use crate::kafka::Kafka;
+use crate::meter::{Meter, Used};
+use crate::process::Process;
+use crate::relay::{PUBLICATION, Relay, drop_slot};
+use crate::report::{Figure, Section};
+use crate::select;
+use crate::stand::Stand;
+
+pub const ROWS_PER_SECOND: &str = "rows/s";
+pub const CPU: &str = "CPU µs/row";
+pub const PEAK: &str = "peak MiB";
+pub const WAL: &str = "WAL B/row";
+
+const DRAIN_MAX: Duration = Duration::from_secs(300);
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+const COPY: &str = "outboxd_bench_round";
+const LEDGER: &str = "SELECT coalesce(sum(upper(part) - lower(part)), 0)::bigint
+    FROM outboxd.ledger, unnest(sent) AS part";
+
+/// What one round took.
+#[derive(Clone, Copy, Debug)]
+pub struct Drain {
+    rows: usize,
+    rows_per_second: f64,
+    cpu: Duration,
+    peak_bytes: u64,
+    used: Used,
+    /// From the start of the relay's process to its first record.
+    first_after: Option<Duration>,
+    /// Records beyond one for each row.
+    repeated: u64,
+}
+
+impl Drain {
+    pub fn figures(&self) -> Vec<Figure> {
+        let rows = self.rows as f64;
+        let micros = |cpu: Duration| cpu.as_secs_f64() * 1e6 / rows;
+        let mut figures = vec![
+            (ROWS_PER_SECOND, self.rows_per_second),
+            (CPU, micros(self.cpu)),
+            ("walsender µs/row", micros(self.used.walsender)),
+            ("backend µs/row", micros(self.used.backends)),
+        ];
+        let of_relay = self.first_after.map(|after| after.as_secs_f64() * 1e3);
+        if let (Some(_), Some(broker)) = (of_relay, self.used.broker) {
+            figures.push(("broker µs/row", micros(broker)));
+        }
+        figures.push((PEAK, self.peak_bytes as f64 / f64::from(1 << 20)));
+        if let Some(first_ms) = of_relay {
+            figures.push((WAL, self.used.wal_bytes as f64 / rows));
+            figures.push(("first record ms", first_ms));
+            figures.push(("repeated", self.repeated as f64));
+        }
+        figures
+    }
+}
+
+impl Stand {
+    /// Lets every contender drain every workload, in turn.
+    pub async fn measure_drains(&self) -> anyhow::Result<Vec<Section>> {
+        let mut sections = Vec::new();
+        for workload in &self.plan.workloads {
+            let backlog = Backlog::fill(self, workload).await?;
+            let about = format!("Drain of {} rows, {}", workload.rows, workload.about);
+            let mut section = Section::new(workload.name, &about);
+            for _ in 0..self.plan.rounds {
+                for contender in Contender::all() {
+                    let drain = backlog.drain(contender).await?;
+                    section.add(&contender.name(), &drain.figures());
+                }
+            }
+            backlog.relay.remove().await?;
+            sections.push(section);
+        }
+        Ok(sections)
+    }
+}
+
+impl Backlog<'_> {
+    /// Lets one contender read the backlog.
+    pub async fn drain(&self, contender: Contender) -> anyhow::Result<Drain> {
+        self.rewind(COPY).await?;
+        let drained = match contender {
+            Contender::Receive(transport) => self.receive(transport).await,
+            Contender::Select => self.select().await,
+            Contender::Relay(mode, transport) => {
+                let relay = Relay {
+                    mode,
+                    transport,
+                    slot: COPY,
+                    ..self.relay
+                };
+                relay.drain(&self.client, self.kafka, self.rows).await
+            }
+        };
+        let drained = drained.with_context(|| contender.name())?;
+        drop_slot(&self.client, COPY).await?;
+        Ok(drained)
+    }
+
+    async fn receive(&self, transport: Transport) -> anyhow::Result<Drain> {
+        let server = self.relay.server;
+        let mut command = Command::new(server.bin().join("pg_recvlogical"));
+        command
+            .args(["-h", &transport.host(server)])
+            .args(["-p", &server.port().to_string(), "-U", "postgres"])
+            .args(["-d", self.relay.database, "-S", COPY, "-E", &self.end_lsn])
+            .args(["--start", "--no-loop", "-f", "/dev/null"])
+            .args(["-o", "proto_version=1"])
+            .args(["-o", &format!("publication_names={PUBLICATION}")]);
+        let started_at = Instant::now();
+        let mut drain = self.run_to_end(command).await?;
+        drain.rows_per_second = self.rows as f64 / started_at.elapsed().as_secs_f64();
+        Ok(drain)
+    }
+
+    async fn select(&self) -> anyhow::Result<Drain> {
+        let Relay {
+            server, database, ..
+        } = self.relay;
+        let command = select::command(&Transport::Tcp.url(server, database))?;
+        let mut drain = self.run_to_end(command).await?;
+        let said = select::said(&tail(&self.floor_log()))?;
+        anyhow::ensure!(
+            said.rows == self.rows,
+            "{} of {} rows",
+            said.rows,
+            self.rows
+        );
+        drain.rows_per_second = self.rows as f64 / said.elapsed.as_secs_f64();
+        Ok(drain)
+    }
+
+    /// Measures a program that ends by itself; how fast it was is not known yet.
+    async fn run_to_end(&self, mut command: Command) -> anyhow::Result<Drain> {
+        let mut meter = Meter::start(&self.client, self.kafka).await?;
+        let deadline = Instant::now() + DRAIN_MAX;
+        let mut process = Process::start(&mut command, &self.floor_log())?;
+        let (mut cpu, mut peak_bytes) = (Duration::ZERO, 0);
+        let status = loop {
+            meter.look().await?;
+            cpu = cpu.max(process.cpu());
+            peak_bytes = peak_bytes.max(process.peak_bytes());
+            if let Some(status) = process.ended()? {
+                break status;
+            }
+            anyhow::ensure!(Instant::now() < deadline, "it does not reach the end");
+            tokio::time::sleep(LOOK_EVERY).await;
+        };
+        anyhow::ensure!(status.success(), "{status}: {}", tail(&self.floor_log()));
+        Ok(Drain {
+            rows: self.rows,
+            rows_per_second: 0.0,
+            cpu,
+            peak_bytes,
+            used: meter.finish().await?,
+            first_after: None,
+            repeated: 0,
+        })
+    }
+
+    fn floor_log(&self) -> std::path::PathBuf {
+        self.relay.folder.join("floor.log")
+    }
+}
+
+impl Relay<'_> {
+    /// Lets the relay publish and mark the backlog; its speed counts from the first record that is seen.
+    pub async fn drain(
+        &self,
+        client: &Client,
+        kafka: &Kafka,
+        rows: usize,
+    ) -> anyhow::Result<Drain> {
+        let topic = kafka.topic().await?;
+        let mut meter = Meter::start(client, kafka).await?;
+        let started_at = Instant::now();
+        let deadline = started_at + DRAIN_MAX;
+        let mut process = self.start(&topic)?;
+        let (mut first_at, mut first_records) = (started_at, 0);
+        loop {
+            let records = kafka.records(&topic)?;
+            if first_records == 0 && records > 0 && records < rows as u64 {
+                (first_at, first_records) = (Instant::now(), records);
+            }
+            if records >= rows as u64 {
+                break;
+            }
+            self.ensure_runs(&mut process, deadline)?;
+            meter.look().await?;
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        let published = rows as u64 - first_records;
+        let rows_per_second = published as f64 / first_at.elapsed().as_secs_f64();
+        let cpu = process.cpu();
+        self.wait_until_marked(client, rows).await?;
+        let used = meter.finish().await?;
+        let peak_bytes = process.peak_bytes();
+        process.stop()?;
+        let repeated = kafka.records(&topic)? - rows as u64;
+        topic.remove().await;
+        Ok(Drain {
+            rows,
+            rows_per_second,
+            cpu,
+            peak_bytes,
+            used,
+            first_after: Some(first_at - started_at),
+            repeated,
+        })
+    }
+
+    /// Waits until every row is marked: the last mark comes a moment after the last record.
+    async fn wait_until_marked(&self, client: &Client, rows: usize) -> anyhow::Result<()> {
+        let deadline = Instant::now() + DRAIN_MAX;
+        loop {
+            let marked: i64 = client.query_one(LEDGER, &[]).await?.get(0);
+            if marked == rows as i64 {
+                return Ok(());
+            }
+            let is_early = Instant::now() < deadline;
+            anyhow::ensure!(is_early, "the ledger holds {marked} of {rows} rows");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}

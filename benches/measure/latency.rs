@@ -1,0 +1,185 @@
+//! From commit to Kafka at a steady pace: rows are sent when they are due, however long earlier ones take.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use outboxd::demo::reader::Reader;
+use tokio::task::JoinSet;
+use tokio_postgres::{Client, Statement};
+use uuid::Uuid;
+
+use crate::contender::Mode;
+use crate::process::Process;
+use crate::relay::Relay;
+use crate::report::{Figure, Section};
+use crate::stand::Stand;
+
+pub const SECTION: &str = "latency";
+pub const P50: &str = "p50 ms";
+pub const P99: &str = "p99 ms";
+
+/// Rows of this first time warm caches and connections up and are not counted.
+const WARM_UP: Duration = Duration::from_secs(2);
+const COUNTED_USUALLY: Duration = Duration::from_secs(10);
+/// Commits wait for the disk in each of these at once.
+const CONNECTIONS: usize = 16;
+const ARRIVED_MAX: Duration = Duration::from_secs(20);
+const INSERT: &str = "INSERT INTO public.outbox (id, aggregatetype, aggregateid, type, payload)
+    VALUES ($1, 'order', $2, 'OrderPlaced', json_build_object('version', 1, 'note', repeat('x', 125)))";
+
+/// The times of one row at its writer.
+struct Written {
+    id: Uuid,
+    due_at: Instant,
+    committed_at: Instant,
+}
+
+/// The line of a mode at a pace.
+pub fn line(mode: Mode, rate: u32) -> String {
+    format!("{} at {rate} rows/s", mode.name())
+}
+
+impl Stand {
+    /// Measures every mode at every pace, each mode on a database of its own.
+    pub async fn measure_latency(&self) -> anyhow::Result<Section> {
+        let about = "Latency of one-row transactions of 250 B, by one monotonic clock: COMMIT answered → record \
+             consumed; *due* counts from when the row was due to be sent";
+        let mut section = Section::new(SECTION, about);
+        let modes = [
+            (Mode::Replication, "paced_replication"),
+            (Mode::Polling, "paced_polling"),
+        ];
+        let relays = modes.map(|(mode, database)| self.relay(database, mode, "ledger"));
+        for relay in &relays {
+            relay.prepare(&self.kafka).await?;
+        }
+        for _ in 0..self.plan.rounds {
+            for &rate in &self.plan.rates {
+                for relay in &relays {
+                    let line = line(relay.mode, rate);
+                    let figures = self.latency_round(relay, rate).await;
+                    section.add(&line, &figures.context(line.clone())?);
+                }
+            }
+        }
+        for relay in &relays {
+            relay.remove().await?;
+        }
+        Ok(section)
+    }
+
+    async fn latency_round(&self, relay: &Relay<'_>, rate: u32) -> anyhow::Result<Vec<Figure>> {
+        let topic = self.kafka.topic().await?;
+        let reader = Reader::start(&topic)?;
+        let mut process = relay.start(&topic)?;
+        let writer = Writer::connect(relay).await?;
+        let first = writer.insert(0, Instant::now()).await?;
+        wait_for(&reader, relay, &mut process, &[first]).await?;
+        let counted = self.plan.watched.unwrap_or(COUNTED_USUALLY);
+        let written = writer.write(rate, WARM_UP + counted).await?;
+        wait_for(&reader, relay, &mut process, &written).await?;
+        process.stop()?;
+        let seen = reader.finish().await?;
+        topic.remove().await;
+        let since = written.iter().map(|row| row.due_at).min();
+        let since = since.context("no row was written")? + WARM_UP;
+        let counted: Vec<&Written> = written.iter().filter(|row| row.due_at >= since).collect();
+        let latencies = |from: fn(&Written) -> Instant| {
+            let late = |row: &&Written| seen.arrivals[&row.id].saturating_duration_since(from(row));
+            percentiles(counted.iter().map(late).collect())
+        };
+        let [p50, p99, p999, max] = latencies(|row| row.committed_at);
+        let [due_p50, due_p99, _, due_max] = latencies(|row| row.due_at);
+        Ok(vec![
+            (P50, p50),
+            (P99, p99),
+            ("p99.9 ms", p999),
+            ("max ms", max),
+            ("due p50 ms", due_p50),
+            ("due p99 ms", due_p99),
+            ("due max ms", due_max),
+        ])
+    }
+}
+
+/// Connections that commit rows side by side.
+#[derive(Clone)]
+struct Writer {
+    connections: Arc<Vec<(Client, Statement)>>,
+}
+
+impl Writer {
+    async fn connect(relay: &Relay<'_>) -> anyhow::Result<Self> {
+        let mut connections = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let client = relay.server.connect(relay.database).await?;
+            let insert = client.prepare(INSERT).await?;
+            connections.push((client, insert));
+        }
+        Ok(Self {
+            connections: Arc::new(connections),
+        })
+    }
+
+    /// Sends each row when it is due; a connection whose commit takes long is sent the next ones behind it.
+    async fn write(&self, rate: u32, length: Duration) -> anyhow::Result<Vec<Written>> {
+        let (writer, runtime) = (self.clone(), tokio::runtime::Handle::current());
+        // A thread of its own: the runtime's timers are a millisecond coarse.
+        let paced = tokio::task::spawn_blocking(move || {
+            let mut rows = JoinSet::new();
+            let started_at = Instant::now();
+            let count = length.as_secs() * u64::from(rate);
+            for row in 0..count {
+                let due_at = started_at + Duration::from_secs_f64(row as f64 / f64::from(rate));
+                std::thread::sleep(due_at.saturating_duration_since(Instant::now()));
+                let writer = writer.clone();
+                let insert = async move { writer.insert(row as usize, due_at).await };
+                rows.spawn_on(insert, &runtime);
+            }
+            rows
+        });
+        let mut rows = paced.await?;
+        let mut written = Vec::new();
+        while let Some(row) = rows.join_next().await {
+            written.push(row??);
+        }
+        Ok(written)
+    }
+
+    async fn insert(&self, row: usize, due_at: Instant) -> Result<Written, tokio_postgres::Error> {
+        let (client, insert) = &self.connections[row % self.connections.len()];
+        let id = Uuid::new_v4();
+        let aggregate = format!("o-{}", fastrand::u32(..1000));
+        client.execute(insert, &[&id, &aggregate]).await?;
+        Ok(Written {
+            id,
+            due_at,
+            committed_at: Instant::now(),
+        })
+    }
+}
+
+async fn wait_for(
+    reader: &Reader,
+    relay: &Relay<'_>,
+    process: &mut Process,
+    rows: &[Written],
+) -> anyhow::Result<()> {
+    let deadline = Instant::now() + ARRIVED_MAX;
+    while !reader.has_all(rows.iter().map(|row| &row.id)) {
+        relay.ensure_runs(process, deadline)?;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+/// The 50th, 99th and 99.9th percentile by nearest rank, and the largest, in milliseconds.
+fn percentiles(mut latencies: Vec<Duration>) -> [f64; 4] {
+    latencies.sort_unstable();
+    let rank = |permille: usize| (latencies.len() * permille).div_ceil(1_000).max(1) - 1;
+    [500, 990, 999, 1_000].map(|permille| {
+        let latency = latencies.get(rank(permille));
+        latency.map_or(f64::NAN, |latency| latency.as_secs_f64() * 1e3)
+    })
+}

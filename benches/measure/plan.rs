@@ -1,0 +1,102 @@
+//! What is measured, as the environment asks for it.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::Context;
+
+use crate::workload::Workload;
+
+/// One part of the measurement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Drain,
+    Latency,
+}
+
+impl Part {
+    const ALL: [(&'static str, Self); 2] = [("drain", Self::Drain), ("latency", Self::Latency)];
+}
+
+/// Everything that one run measures.
+#[derive(Debug)]
+pub struct Plan {
+    pub parts: Vec<Part>,
+    pub workloads: Vec<Workload>,
+    pub rounds: usize,
+    /// Rows per second at which latency is measured.
+    pub rates: Vec<u32>,
+    /// How long latency is watched.
+    pub watched: Option<Duration>,
+    /// The command that asks for the same again.
+    pub command: String,
+}
+
+impl Plan {
+    /// Reads `FULL`, `PART`, `WORKLOAD`, `ROUNDS`, `ROWS`, `RATES` and `WATCH`; an empty variable is not set.
+    pub fn from_environment() -> anyhow::Result<Self> {
+        let is_full = variable("FULL").is_some();
+        let mut workloads = Workload::choose(variable("WORKLOAD").as_deref(), is_full)?;
+        if let Some(rows) = number("ROWS")? {
+            for workload in &mut workloads {
+                workload.rows = rows;
+            }
+        }
+        Ok(Self {
+            parts: parts(variable("PART").as_deref())?,
+            workloads,
+            rounds: number("ROUNDS")?.unwrap_or(3),
+            rates: rates(is_full)?,
+            watched: number("WATCH")?.map(|seconds| Duration::from_secs(seconds as u64)),
+            command: command(),
+        })
+    }
+}
+
+fn parts(names: Option<&str>) -> anyhow::Result<Vec<Part>> {
+    let Some(names) = names else {
+        return Ok(Part::ALL.map(|(_, part)| part).to_vec());
+    };
+    let find = |name: &str| {
+        let found = Part::ALL.iter().find(|(known, _)| *known == name);
+        let known = || Part::ALL.map(|(known, _)| known).join(", ");
+        let (_, part) =
+            found.with_context(|| format!("no part is called `{name}`; there are {}", known()))?;
+        Ok(*part)
+    };
+    names.split(',').map(find).collect()
+}
+
+/// The rates of `RATES`, separated by commas.
+fn rates(is_full: bool) -> anyhow::Result<Vec<u32>> {
+    match (variable("RATES"), is_full) {
+        (Some(rates), _) => {
+            let rate = |text: &str| text.parse().ok().filter(|&rate| rate > 0);
+            let rates: Option<Vec<u32>> = rates.split(',').map(rate).collect();
+            rates.context("`RATES` are not positive numbers, separated by commas")
+        }
+        (None, true) => Ok(vec![20, 500, 2_000, 5_000]),
+        (None, false) => Ok(vec![500, 2_000]),
+    }
+}
+
+fn command() -> String {
+    let names = [
+        "FULL", "PART", "WORKLOAD", "ROUNDS", "ROWS", "RATES", "WATCH",
+    ];
+    let set = |name: &&str| Some(format!(" {name}={}", variable(name)?));
+    let arguments: String = names.iter().filter_map(set).collect();
+    format!("make bench{arguments}")
+}
+
+fn number(name: &str) -> anyhow::Result<Option<usize>> {
+    let parse = |text: String| {
+        let number = usize::from_str(&text).ok().filter(|&number| number > 0);
+        number.with_context(|| format!("`{name}={text}` is not a positive number"))
+    };
+    variable(name).map(parse).transpose()
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
