@@ -16,6 +16,8 @@ mod drain;
 mod kafka;
 #[path = "measure/latency.rs"]
 mod latency;
+#[path = "measure/marks.rs"]
+mod marks;
 #[path = "measure/meter.rs"]
 mod meter;
 #[path = "measure/plan.rs"]
@@ -71,6 +73,7 @@ async fn measure() -> anyhow::Result<()> {
     for part in &stand.plan.parts {
         match part {
             Part::Drain => sections.extend(stand.measure_drains().await?),
+            Part::Marks => sections.push(stand.measure_marks().await?),
             Part::Latency => sections.push(stand.measure_latency().await?),
         }
     }

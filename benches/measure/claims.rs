@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::contender::{Contender, Mode, Transport};
 use crate::report::{Section, number};
-use crate::{drain, latency};
+use crate::{drain, latency, marks};
 
 /// One figure to reach; the medians of the rounds decide.
 struct Claim {
@@ -34,7 +34,7 @@ const MICROS: &str = " µs a row";
 const MILLIS: &str = " ms";
 const MIB: &str = " MiB";
 
-const CLAIMS: [Claim; 19] = [
+const CLAIMS: [Claim; 22] = [
     Claim {
         what: "replication over a unix socket beside `pg_recvlogical`, one-row transactions of 250 B",
         bound: Bound::AtLeast(0.95, TIMES),
@@ -69,6 +69,21 @@ const CLAIMS: [Claim; 19] = [
         what: "catching up from the table beside `pg_recvlogical` over TCP, one-row transactions",
         bound: Bound::AtLeast(4.0, TIMES),
         found: |found| found.ratio("one-row", CATCH_UP, RECEIVE_TCP),
+    },
+    Claim {
+        what: "WAL of the ledger with 15 % rolled back",
+        bound: Bound::AtMost(2.0, " B a row"),
+        found: |found| found.median(marks::SECTION, "ledger", drain::WAL),
+    },
+    Claim {
+        what: "`sent_at` beside its statement alone",
+        bound: Bound::AtLeast(0.8, TIMES),
+        found: |found| found.mark_ratio("sent_at"),
+    },
+    Claim {
+        what: "`delete` beside its statement alone",
+        bound: Bound::AtLeast(0.8, TIMES),
+        found: |found| found.mark_ratio("delete"),
     },
     Claim {
         what: "CPU by replication, one-row transactions over TCP",
@@ -145,6 +160,11 @@ impl Found<'_> {
     fn ratio(&self, workload: &str, contender: Contender, floor: Contender) -> Option<f64> {
         let speed = |contender| self.drained(workload, contender, drain::ROWS_PER_SECOND);
         Some(speed(contender)? / speed(floor)?)
+    }
+
+    fn mark_ratio(&self, mark: &str) -> Option<f64> {
+        let speed = |line: &str| self.median(marks::SECTION, line, marks::MARKED_PER_SECOND);
+        Some(speed(mark)? / speed(&marks::alone(mark))?)
     }
 
     fn latency(&self, mode: Mode, rate: u32, figure: &str) -> Option<f64> {

@@ -25,17 +25,22 @@ pub const WAL: &str = "WAL B/row";
 const DRAIN_MAX: Duration = Duration::from_secs(300);
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 const COPY: &str = "outboxd_bench_round";
+/// Rows in the ledger, however they are marked.
 const LEDGER: &str = "SELECT coalesce(sum(upper(part) - lower(part)), 0)::bigint
     FROM outboxd.ledger, unnest(sent) AS part";
+const SENT_AT: &str = "SELECT count(sent_at) FROM public.outbox";
+const LEFT: &str = "SELECT count(*) FROM public.outbox";
 
 /// What one round took.
 #[derive(Clone, Copy, Debug)]
 pub struct Drain {
     rows: usize,
     rows_per_second: f64,
+    /// Until the last row was marked, where rows are.
+    pub marked_per_second: f64,
     cpu: Duration,
     peak_bytes: u64,
-    used: Used,
+    pub used: Used,
     /// From the start of the relay's process to its first record.
     first_after: Option<Duration>,
     /// Records beyond one for each row.
@@ -162,6 +167,7 @@ impl Backlog<'_> {
         Ok(Drain {
             rows: self.rows,
             rows_per_second: 0.0,
+            marked_per_second: 0.0,
             cpu,
             peak_bytes,
             used: meter.finish().await?,
@@ -205,6 +211,7 @@ impl Relay<'_> {
         let rows_per_second = published as f64 / first_at.elapsed().as_secs_f64();
         let cpu = process.cpu();
         self.wait_until_marked(client, rows).await?;
+        let marked_per_second = published as f64 / first_at.elapsed().as_secs_f64();
         let used = meter.finish().await?;
         let peak_bytes = process.peak_bytes();
         process.stop()?;
@@ -213,6 +220,7 @@ impl Relay<'_> {
         Ok(Drain {
             rows,
             rows_per_second,
+            marked_per_second,
             cpu,
             peak_bytes,
             used,
@@ -224,13 +232,18 @@ impl Relay<'_> {
     /// Waits until every row is marked: the last mark comes a moment after the last record.
     async fn wait_until_marked(&self, client: &Client, rows: usize) -> anyhow::Result<()> {
         let deadline = Instant::now() + DRAIN_MAX;
+        let (query, wanted) = match self.mark {
+            "sent_at" => (SENT_AT, rows as i64),
+            "delete" => (LEFT, 0),
+            _ => (LEDGER, rows as i64),
+        };
         loop {
-            let marked: i64 = client.query_one(LEDGER, &[]).await?.get(0);
-            if marked == rows as i64 {
+            let found: i64 = client.query_one(query, &[]).await?.get(0);
+            if found == wanted {
                 return Ok(());
             }
             let is_early = Instant::now() < deadline;
-            anyhow::ensure!(is_early, "the ledger holds {marked} of {rows} rows");
+            anyhow::ensure!(is_early, "`{query}` gives {found}, not {wanted}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

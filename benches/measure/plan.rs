@@ -5,17 +5,22 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use crate::workload::Workload;
+use crate::workload::{MARKED, Workload};
 
 /// One part of the measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     Drain,
+    Marks,
     Latency,
 }
 
 impl Part {
-    const ALL: [(&'static str, Self); 2] = [("drain", Self::Drain), ("latency", Self::Latency)];
+    const ALL: [(&'static str, Self); 3] = [
+        ("drain", Self::Drain),
+        ("marks", Self::Marks),
+        ("latency", Self::Latency),
+    ];
 }
 
 /// Everything that one run measures.
@@ -23,6 +28,7 @@ impl Part {
 pub struct Plan {
     pub parts: Vec<Part>,
     pub workloads: Vec<Workload>,
+    pub marked: Workload,
     pub rounds: usize,
     /// Rows per second at which latency is measured.
     pub rates: Vec<u32>,
@@ -37,14 +43,16 @@ impl Plan {
     pub fn from_environment() -> anyhow::Result<Self> {
         let is_full = variable("FULL").is_some();
         let mut workloads = Workload::choose(variable("WORKLOAD").as_deref(), is_full)?;
+        let mut marked = MARKED;
         if let Some(rows) = number("ROWS")? {
-            for workload in &mut workloads {
+            for workload in workloads.iter_mut().chain([&mut marked]) {
                 workload.rows = rows;
             }
         }
         Ok(Self {
             parts: parts(variable("PART").as_deref())?,
             workloads,
+            marked,
             rounds: number("ROUNDS")?.unwrap_or(3),
             rates: rates(is_full)?,
             watched: number("WATCH")?.map(|seconds| Duration::from_secs(seconds as u64)),

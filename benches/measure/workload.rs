@@ -77,6 +77,15 @@ pub const WORKLOADS: [Workload; 7] = [
     },
 ];
 
+/// What marks are measured with: every seventh number is missing.
+pub const MARKED: Workload = Workload {
+    name: "marks",
+    about: "one-row transactions of 250 B, 15 % more rolled back",
+    rows: 100_000,
+    rolled_back: 0.15,
+    ..ONE_ROW
+};
+
 impl Workload {
     /// The workloads of `names`, separated by commas; the usual ones for none, or all of them.
     pub fn choose(names: Option<&str>, is_full: bool) -> anyhow::Result<Vec<Self>> {
