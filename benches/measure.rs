@@ -12,6 +12,8 @@ mod claims;
 mod contender;
 #[path = "measure/drain.rs"]
 mod drain;
+#[path = "measure/idle.rs"]
+mod idle;
 #[path = "measure/kafka.rs"]
 mod kafka;
 #[path = "measure/latency.rs"]
@@ -75,6 +77,7 @@ async fn measure() -> anyhow::Result<()> {
             Part::Drain => sections.extend(stand.measure_drains().await?),
             Part::Marks => sections.push(stand.measure_marks().await?),
             Part::Latency => sections.push(stand.measure_latency().await?),
+            Part::Idle => sections.push(stand.measure_idle().await?),
         }
     }
     let run = Run {

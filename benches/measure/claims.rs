@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::contender::{Contender, Mode, Transport};
 use crate::report::{Section, number};
-use crate::{drain, latency, marks};
+use crate::{drain, idle, latency, marks};
 
 /// One figure to reach; the medians of the rounds decide.
 struct Claim {
@@ -34,7 +34,7 @@ const MICROS: &str = " µs a row";
 const MILLIS: &str = " ms";
 const MIB: &str = " MiB";
 
-const CLAIMS: [Claim; 22] = [
+const CLAIMS: [Claim; 26] = [
     Claim {
         what: "replication over a unix socket beside `pg_recvlogical`, one-row transactions of 250 B",
         bound: Bound::AtLeast(0.95, TIMES),
@@ -145,6 +145,26 @@ const CLAIMS: [Claim; 22] = [
         bound: Bound::AtMost(115.0, MILLIS),
         found: |found| found.latency(Mode::Polling, 2_000, latency::P99),
     },
+    Claim {
+        what: "idle CPU, the dearer mode",
+        bound: Bound::AtMost(0.3, " % of a core"),
+        found: |found| found.dearer(idle::CPU),
+    },
+    Claim {
+        what: "idle memory, the dearer mode",
+        bound: Bound::AtMost(20.0, MIB),
+        found: |found| found.dearer(idle::RESIDENT),
+    },
+    Claim {
+        what: "start to first record, the slower mode",
+        bound: Bound::AtMost(300.0, MILLIS),
+        found: |found| found.dearer(idle::FIRST),
+    },
+    Claim {
+        what: "stripped release binary",
+        bound: Bound::AtMost(15.0, " MB"),
+        found: |found| found.median(idle::SECTION, idle::BINARY, idle::MB),
+    },
 ];
 
 impl Found<'_> {
@@ -169,6 +189,11 @@ impl Found<'_> {
 
     fn latency(&self, mode: Mode, rate: u32, figure: &str) -> Option<f64> {
         self.median(latency::SECTION, &latency::line(mode, rate), figure)
+    }
+
+    fn dearer(&self, figure: &str) -> Option<f64> {
+        let of = |mode: Mode| self.median(idle::SECTION, mode.name(), figure);
+        Some(of(Mode::Replication)?.max(of(Mode::Polling)?))
     }
 }
 

@@ -13,13 +13,15 @@ pub enum Part {
     Drain,
     Marks,
     Latency,
+    Idle,
 }
 
 impl Part {
-    const ALL: [(&'static str, Self); 3] = [
+    const ALL: [(&'static str, Self); 4] = [
         ("drain", Self::Drain),
         ("marks", Self::Marks),
         ("latency", Self::Latency),
+        ("idle", Self::Idle),
     ];
 }
 
@@ -32,7 +34,7 @@ pub struct Plan {
     pub rounds: usize,
     /// Rows per second at which latency is measured.
     pub rates: Vec<u32>,
-    /// How long latency is watched.
+    /// How long latency and an idle relay are watched.
     pub watched: Option<Duration>,
     /// The command that asks for the same again.
     pub command: String,

@@ -51,6 +51,11 @@ impl Process {
         self.memory("VmHWM:")
     }
 
+    /// The resident memory now, in bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
     /// The CPU time so far, of all its threads.
     pub fn cpu(&self) -> Duration {
         cpu_of(self.child.id()).unwrap_or_default()
