@@ -67,7 +67,7 @@ pub struct Relay {
     producer: Option<Producer>,
     /// The row that the producer has said nothing of for long.
     silent: Option<Ticket>,
-    /// Since when a partition has no leader.
+    /// Since when a partition has no leader, until its rows in flight are given up.
     leaderless_since: Option<Instant>,
     /// What the catch-up read where nothing is marked, for the stream brings some of it again.
     read_before: ReadBefore,
@@ -277,7 +277,7 @@ struct Run<'a> {
     successor: Option<Successor>,
     /// Partitions whose rows are held.
     leaderless: Vec<Place>,
-    /// A partition lost its leader while most of the window waited.
+    /// A partition has lost its leader, and rows in flight wait.
     has_lost_leader: bool,
     /// The last ticket of what was handed to the producer, and when.
     handed_over: VecDeque<(Ticket, Instant)>,

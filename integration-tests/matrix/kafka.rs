@@ -36,7 +36,8 @@ pub async fn broker_frozen(scene: &Scene) {
     tokio::time::sleep(Duration::from_secs(scene.pick(20, 20, 120))).await;
     kafka.thaw();
     kafka.await_leaders().await;
-    both.judge(scene, 0).await;
+    // Fenced for longer than an election takes, it costs what is in flight.
+    both.judge(scene, WINDOW_ROWS).await;
 }
 
 /// The broker appends, its answer is lost and the connection with it: librdkafka sends again, the broker knows it.

@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use super::pair::Both;
-use super::rig::{Pair, Rig, SOON, STREAMED, await_publishing, published, random_moment};
+use super::rig::{
+    Pair, Rig, SOON, STREAMED, WINDOW_ROWS, await_publishing, published, random_moment,
+};
 use super::scene::{Scene, both};
 use crate::harness::kafka::Kafka;
 use crate::harness::postgres::{Postgres, Stop, USUAL};
@@ -93,7 +95,8 @@ pub async fn stopped_while_kafka_is_away(scene: &Scene) {
     }
     kafka.thaw();
     kafka.await_leaders().await;
-    both.judge(scene, 0).await;
+    // A broker that was fenced for longer than an election takes costs what is in flight.
+    both.judge(scene, WINDOW_ROWS).await;
 }
 
 pub async fn walsender_terminated(scene: &Scene) {

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::producer::{LEADERLESS_DRAIN_MAX, next_event};
+use super::producer::next_event;
 use super::sweep::Reread;
 use super::{ReadBefore, Relay, Session};
 use crate::identity::Horizon;
@@ -101,7 +101,7 @@ impl Relay {
                 }
                 event = next_event(&mut self.producer) => {
                     if self.take_at_rest(event) {
-                        self.end_producer(LEADERLESS_DRAIN_MAX).await;
+                        self.give_up_leaderless().await;
                     }
                 }
                 () = tokio::time::sleep(Duration::from_secs(1)) => {

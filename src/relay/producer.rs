@@ -20,7 +20,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(15);
 const SILENCE_UNANSWERED_MAX: Duration = Duration::from_secs(5);
 
 /// How long rows of other partitions may take to be acknowledged once those of a lost one are given up.
-pub(super) const LEADERLESS_DRAIN_MAX: Duration = Duration::from_secs(1);
+const LEADERLESS_DRAIN_MAX: Duration = Duration::from_secs(1);
 
 /// A producer and what it tells.
 pub(super) struct Producer {
@@ -100,8 +100,8 @@ impl Run<'_> {
     /// What the old one can't finish is given up, and the session ends: the source hands it out again.
     pub(super) async fn succeed(&mut self) -> Option<End> {
         if std::mem::take(&mut self.has_lost_leader) {
-            self.relay.end_producer(LEADERLESS_DRAIN_MAX).await;
-            let reason = "a partition has lost its leader, and its rows fill the window";
+            self.relay.give_up_leaderless().await;
+            let reason = "a partition has lost its leader, and its rows stand before others";
             return Some(End::Producer(reason.to_owned()));
         }
         let successor = self.successor.as_ref()?;
@@ -152,6 +152,13 @@ impl Relay {
             }
         }
         self.producer_ended(&end);
+    }
+
+    /// Gives up the rows in flight of partitions without a leader; those of others have a moment.
+    pub(super) async fn give_up_leaderless(&mut self) {
+        // Held from now on, they are given up once.
+        self.leaderless_since = None;
+        self.end_producer(LEADERLESS_DRAIN_MAX).await;
     }
 
     /// Draws the conclusions from a producer's end, and gives its reason.

@@ -93,8 +93,8 @@ impl Run<'_> {
         None
     }
 
-    /// Holds the rows of a partition that has lost its leader: those in flight wait, and if they fill most of the window
-    /// for longer than an election takes, they are given up and read again, so that all others flow.
+    /// Holds the rows of a partition that has lost its leader: those in flight wait for as long as an election takes, then
+    /// they are given up and read again, so that nothing waits behind them.
     fn take_leaderless(&mut self, name: &Arc<str>) {
         self.relay.hold_leaderless(name);
         self.note_leaderless();
@@ -169,10 +169,10 @@ impl Relay {
         warn!(partition = %name, "the partition has no leader: its rows are held, all others flow");
     }
 
-    /// A partition has been without a leader for longer than an election takes, and most of the window waits.
+    /// A partition has been without a leader for longer than an election takes, and rows in flight have waited for long.
     fn waits_for_leader(&self) -> bool {
         let since = self.leaderless_since;
-        since.is_some_and(|since| since.elapsed() >= ELECTION_MAX) && self.core.is_stuck()
+        since.is_some_and(|since| since.elapsed() >= ELECTION_MAX) && self.silent.is_some()
     }
 
     /// Takes what was found out about a topic; `true` when rows that waited for it can go out.

@@ -55,6 +55,9 @@ struct Round {
     rig: Rig,
     proxy: Proxy,
     relay: Relay,
+    /// It was asked to, and drains.
+    is_stopping: bool,
+    /// Faults after which a window may be repeated.
     kills: usize,
 }
 
@@ -142,6 +145,7 @@ impl Round {
             rig,
             proxy,
             relay,
+            is_stopping: false,
             kills: 0,
         }
     }
@@ -161,6 +165,7 @@ impl Round {
             // With Kafka away, what is in flight is given up when the grace ends.
             Fault::StopRelay => {
                 self.relay.signal("TERM");
+                self.is_stopping = true;
                 self.kills += 1;
             }
             Fault::CrashPostgres => self.bounce(Stop::Immediate),
@@ -180,6 +185,7 @@ impl Round {
             Fault::FreezeBroker => {
                 if self.kafka.is_running() {
                     self.kafka.freeze();
+                    self.kills += 1;
                 }
             }
         }
@@ -189,6 +195,10 @@ impl Round {
         match fault {
             Fault::KillRelay | Fault::StopRelay | Fault::FreezeRelay => {
                 self.relay.thaw();
+                if std::mem::take(&mut self.is_stopping) {
+                    let ended = self.relay.wait_exit(2 * SOON);
+                    assert!(ended.is_some(), "a relay that was asked to stop has not");
+                }
                 if !self.relay.is_running() {
                     self.relay.restart();
                 }
