@@ -63,10 +63,15 @@ impl<'a> Backlog<'a> {
     }
 
     /// Makes a copy of the full slot, and the relay forget every earlier round.
+    ///
+    /// It knows the copy as its slot: through another one than before it would read the table first.
     pub async fn rewind(&self, slot: &str) -> anyhow::Result<()> {
         self.client.batch_execute(RESTORE_STATE).await?;
         let full = self.relay.slot;
-        let copy = format!("SELECT pg_copy_logical_replication_slot('{full}', '{slot}')");
+        let copy = format!(
+            "SELECT pg_copy_logical_replication_slot('{full}', '{slot}');
+             UPDATE outboxd.outbox SET slot = '{slot}'"
+        );
         self.client.batch_execute(&copy).await?;
         Ok(())
     }
