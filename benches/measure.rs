@@ -10,6 +10,8 @@ mod backlog;
 mod claims;
 #[path = "measure/contender.rs"]
 mod contender;
+#[path = "measure/debezium.rs"]
+mod debezium;
 #[path = "measure/drain.rs"]
 mod drain;
 #[path = "measure/idle.rs"]
@@ -26,6 +28,8 @@ mod meter;
 mod plan;
 #[path = "measure/process.rs"]
 mod process;
+#[path = "measure/publishing.rs"]
+mod publishing;
 #[path = "measure/relay.rs"]
 mod relay;
 #[path = "measure/report.rs"]

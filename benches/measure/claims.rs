@@ -29,12 +29,14 @@ const STREAM_UNIX: Contender = Contender::Relay(Mode::Replication, Transport::Un
 const CATCH_UP: Contender = Contender::Relay(Mode::CatchUp, Transport::Tcp);
 const POLLING: Contender = Contender::Relay(Mode::Polling, Transport::Tcp);
 
+const DEBEZIUM: Contender = Contender::Debezium;
+
 const TIMES: &str = "×";
 const MICROS: &str = " µs a row";
 const MILLIS: &str = " ms";
 const MIB: &str = " MiB";
 
-const CLAIMS: [Claim; 26] = [
+const CLAIMS: [Claim; 32] = [
     Claim {
         what: "replication over a unix socket beside `pg_recvlogical`, one-row transactions of 250 B",
         bound: Bound::AtLeast(0.95, TIMES),
@@ -69,6 +71,36 @@ const CLAIMS: [Claim; 26] = [
         what: "catching up from the table beside `pg_recvlogical` over TCP, one-row transactions",
         bound: Bound::AtLeast(4.0, TIMES),
         found: |found| found.ratio("one-row", CATCH_UP, RECEIVE_TCP),
+    },
+    Claim {
+        what: "replication over TCP beside Debezium Server, one-row transactions",
+        bound: Bound::AtLeast(2.2, TIMES),
+        found: |found| found.ratio("one-row", STREAM_TCP, DEBEZIUM),
+    },
+    Claim {
+        what: "the same, 1,000-row transactions",
+        bound: Bound::AtLeast(3.0, TIMES),
+        found: |found| found.ratio("thousand-row", STREAM_TCP, DEBEZIUM),
+    },
+    Claim {
+        what: "polling beside Debezium Server, one-row transactions",
+        bound: Bound::AtLeast(8.0, TIMES),
+        found: |found| found.ratio("one-row", POLLING, DEBEZIUM),
+    },
+    Claim {
+        what: "catching up from the table beside Debezium Server, one-row transactions",
+        bound: Bound::AtLeast(5.0, TIMES),
+        found: |found| found.ratio("one-row", CATCH_UP, DEBEZIUM),
+    },
+    Claim {
+        what: "CPU a row by replication beside Debezium Server, one-row transactions",
+        bound: Bound::AtMost(1.0 / 8.0, TIMES),
+        found: |found| found.ratio_of(drain::CPU, STREAM_TCP, DEBEZIUM),
+    },
+    Claim {
+        what: "memory by replication beside Debezium Server, one-row transactions",
+        bound: Bound::AtMost(1.0 / 25.0, TIMES),
+        found: |found| found.ratio_of(drain::PEAK, STREAM_TCP, DEBEZIUM),
     },
     Claim {
         what: "WAL of the ledger with 15 % rolled back",
@@ -180,6 +212,11 @@ impl Found<'_> {
     fn ratio(&self, workload: &str, contender: Contender, floor: Contender) -> Option<f64> {
         let speed = |contender| self.drained(workload, contender, drain::ROWS_PER_SECOND);
         Some(speed(contender)? / speed(floor)?)
+    }
+
+    fn ratio_of(&self, figure: &str, contender: Contender, peer: Contender) -> Option<f64> {
+        let of = |contender| self.drained("one-row", contender, figure);
+        Some(of(contender)? / of(peer)?)
     }
 
     fn mark_ratio(&self, mark: &str) -> Option<f64> {

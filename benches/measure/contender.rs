@@ -74,10 +74,12 @@ pub enum Contender {
     /// A client that runs polling's SELECTs and throws away what it reads.
     Select,
     Relay(Mode, Transport),
+    /// Debezium Server by replication over TCP, tuned.
+    Debezium,
 }
 
 impl Contender {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Receive(Transport::Tcp),
         Self::Receive(Transport::Unix),
         Self::Select,
@@ -85,14 +87,18 @@ impl Contender {
         Self::Relay(Mode::Replication, Transport::Unix),
         Self::Relay(Mode::CatchUp, Transport::Tcp),
         Self::Relay(Mode::Polling, Transport::Tcp),
+        Self::Debezium,
     ];
 
-    /// Those that this version of outboxd has.
-    pub fn all() -> impl Iterator<Item = Self> {
-        Self::ALL.into_iter().filter(|contender| match contender {
-            Self::Relay(mode, _) => mode.is_known(),
-            _ => true,
-        })
+    /// Those that this version of outboxd has, with the peers where they are wanted.
+    pub fn all(has_peers: bool) -> impl Iterator<Item = Self> {
+        Self::ALL
+            .into_iter()
+            .filter(move |contender| match contender {
+                Self::Relay(mode, _) => mode.is_known(),
+                Self::Debezium => has_peers,
+                _ => true,
+            })
     }
 
     pub fn name(self) -> String {
@@ -100,6 +106,7 @@ impl Contender {
             Self::Receive(transport) => ("pg_recvlogical", transport),
             Self::Select => ("polling's SELECTs alone", Transport::Tcp),
             Self::Relay(mode, transport) => (mode.name(), transport),
+            Self::Debezium => ("Debezium Server", Transport::Tcp),
         };
         match transport {
             Transport::Tcp => format!("{program}, TCP"),

@@ -8,10 +8,11 @@ use outboxd::demo::postgres::tail;
 use tokio_postgres::Client;
 
 use crate::backlog::Backlog;
-use crate::contender::{Contender, Transport};
+use crate::contender::{Contender, Mode, Transport};
 use crate::kafka::Kafka;
 use crate::meter::{Meter, Used};
 use crate::process::Process;
+use crate::publishing::{Pace, Publishing};
 use crate::relay::{PUBLICATION, Relay, drop_slot};
 use crate::report::{Figure, Section};
 use crate::select;
@@ -22,8 +23,10 @@ pub const CPU: &str = "CPU µs/row";
 pub const PEAK: &str = "peak MiB";
 pub const WAL: &str = "WAL B/row";
 
-const DRAIN_MAX: Duration = Duration::from_secs(300);
-const LOOK_EVERY: Duration = Duration::from_millis(5);
+pub const DRAIN_MAX: Duration = Duration::from_secs(300);
+pub const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// CPU time is counted in steps of 10 ms, which a walsender needs for fewer rows than these.
+const TOLD_FROM: usize = 20_000;
 const COPY: &str = "outboxd_bench_round";
 /// Rows in the ledger, however they are marked.
 const LEDGER: &str = "SELECT coalesce(sum(upper(part) - lower(part)), 0)::bigint
@@ -34,35 +37,44 @@ const LEFT: &str = "SELECT count(*) FROM public.outbox";
 /// What one round took.
 #[derive(Clone, Copy, Debug)]
 pub struct Drain {
-    rows: usize,
-    rows_per_second: f64,
+    pub rows: usize,
+    pub pace: Pace,
     /// Until the last row was marked, where rows are.
     pub marked_per_second: f64,
-    cpu: Duration,
-    peak_bytes: u64,
+    pub peak_bytes: u64,
     pub used: Used,
-    /// From the start of the relay's process to its first record.
-    first_after: Option<Duration>,
+    /// From the start of a process that publishes to its first record.
+    pub first_after: Option<Duration>,
     /// Records beyond one for each row.
-    repeated: u64,
+    pub repeated: u64,
 }
 
 impl Drain {
+    /// Fails if rows came by another way than the mode's.
+    fn of(self, mode: Mode) -> anyhow::Result<Self> {
+        let has_streamed = self.used.walsender > Duration::ZERO || self.rows < TOLD_FROM;
+        anyhow::ensure!(
+            mode != Mode::Replication || has_streamed,
+            "the rows did not come from the stream"
+        );
+        Ok(self)
+    }
+
     pub fn figures(&self) -> Vec<Figure> {
         let rows = self.rows as f64;
         let micros = |cpu: Duration| cpu.as_secs_f64() * 1e6 / rows;
         let mut figures = vec![
-            (ROWS_PER_SECOND, self.rows_per_second),
-            (CPU, micros(self.cpu)),
+            (ROWS_PER_SECOND, self.pace.rows_per_second),
+            (CPU, self.pace.cpu_micros),
             ("walsender µs/row", micros(self.used.walsender)),
             ("backend µs/row", micros(self.used.backends)),
         ];
-        let of_relay = self.first_after.map(|after| after.as_secs_f64() * 1e3);
-        if let (Some(_), Some(broker)) = (of_relay, self.used.broker) {
+        let first_ms = self.first_after.map(|after| after.as_secs_f64() * 1e3);
+        if let (Some(_), Some(broker)) = (first_ms, self.used.broker) {
             figures.push(("broker µs/row", micros(broker)));
         }
         figures.push((PEAK, self.peak_bytes as f64 / f64::from(1 << 20)));
-        if let Some(first_ms) = of_relay {
+        if let Some(first_ms) = first_ms {
             figures.push((WAL, self.used.wal_bytes as f64 / rows));
             figures.push(("first record ms", first_ms));
             figures.push(("repeated", self.repeated as f64));
@@ -80,7 +92,7 @@ impl Stand {
             let about = format!("Drain of {} rows, {}", workload.rows, workload.about);
             let mut section = Section::new(workload.name, &about);
             for _ in 0..self.plan.rounds {
-                for contender in Contender::all() {
+                for contender in Contender::all(self.plan.has_peers) {
                     let drain = backlog.drain(contender).await?;
                     section.add(&contender.name(), &drain.figures());
                 }
@@ -99,6 +111,7 @@ impl Backlog<'_> {
         let drained = match contender {
             Contender::Receive(transport) => self.receive(transport).await,
             Contender::Select => self.select().await,
+            Contender::Debezium => self.drain_by_debezium(COPY).await,
             Contender::Relay(mode, transport) => {
                 let relay = Relay {
                     mode,
@@ -106,7 +119,8 @@ impl Backlog<'_> {
                     slot: COPY,
                     ..self.relay
                 };
-                relay.drain(&self.client, self.kafka, self.rows).await
+                let drained = relay.drain(&self.client, self.kafka, self.rows).await;
+                drained.and_then(|drain| drain.of(mode))
             }
         };
         let drained = drained.with_context(|| contender.name())?;
@@ -126,7 +140,7 @@ impl Backlog<'_> {
             .args(["-o", &format!("publication_names={PUBLICATION}")]);
         let started_at = Instant::now();
         let mut drain = self.run_to_end(command).await?;
-        drain.rows_per_second = self.rows as f64 / started_at.elapsed().as_secs_f64();
+        drain.pace.rows_per_second = self.rows as f64 / started_at.elapsed().as_secs_f64();
         Ok(drain)
     }
 
@@ -143,7 +157,7 @@ impl Backlog<'_> {
             said.rows,
             self.rows
         );
-        drain.rows_per_second = self.rows as f64 / said.elapsed.as_secs_f64();
+        drain.pace.rows_per_second = self.rows as f64 / said.elapsed.as_secs_f64();
         Ok(drain)
     }
 
@@ -166,9 +180,11 @@ impl Backlog<'_> {
         anyhow::ensure!(status.success(), "{status}: {}", tail(&self.floor_log()));
         Ok(Drain {
             rows: self.rows,
-            rows_per_second: 0.0,
+            pace: Pace {
+                rows_per_second: 0.0,
+                cpu_micros: cpu.as_secs_f64() * 1e6 / self.rows as f64,
+            },
             marked_per_second: 0.0,
-            cpu,
             peak_bytes,
             used: meter.finish().await?,
             first_after: None,
@@ -182,7 +198,7 @@ impl Backlog<'_> {
 }
 
 impl Relay<'_> {
-    /// Lets the relay publish and mark the backlog; its speed counts from the first record that is seen.
+    /// Lets the relay publish and mark the backlog.
     pub async fn drain(
         &self,
         client: &Client,
@@ -190,42 +206,15 @@ impl Relay<'_> {
         rows: usize,
     ) -> anyhow::Result<Drain> {
         let topic = kafka.topic().await?;
-        let mut meter = Meter::start(client, kafka).await?;
-        let started_at = Instant::now();
-        let deadline = started_at + DRAIN_MAX;
-        let mut process = self.start(&topic)?;
-        let (mut first_at, mut first_records) = (started_at, 0);
-        loop {
-            let records = kafka.records(&topic)?;
-            if first_records == 0 && records > 0 && records < rows as u64 {
-                (first_at, first_records) = (Instant::now(), records);
-            }
-            if records >= rows as u64 {
-                break;
-            }
-            self.ensure_runs(&mut process, deadline)?;
-            meter.look().await?;
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-        let published = rows as u64 - first_records;
-        let rows_per_second = published as f64 / first_at.elapsed().as_secs_f64();
-        let cpu = process.cpu();
+        let process = (self.start(&topic)?, self.log());
+        let mut publishing = Publishing::watch((client, kafka), process, topic, rows).await?;
+        publishing.until_published().await?;
+        let pace = publishing.pace();
         self.wait_until_marked(client, rows).await?;
-        let marked_per_second = published as f64 / first_at.elapsed().as_secs_f64();
-        let used = meter.finish().await?;
-        let peak_bytes = process.peak_bytes();
-        process.stop()?;
-        let repeated = kafka.records(&topic)? - rows as u64;
-        topic.remove().await;
+        let marked_per_second = publishing.pace().rows_per_second;
         Ok(Drain {
-            rows,
-            rows_per_second,
             marked_per_second,
-            cpu,
-            peak_bytes,
-            used,
-            first_after: Some(first_at - started_at),
-            repeated,
+            ..publishing.finish(pace).await?
         })
     }
 

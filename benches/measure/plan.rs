@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
+use crate::debezium;
 use crate::workload::{MARKED, Workload};
 
 /// One part of the measurement.
@@ -32,6 +33,8 @@ pub struct Plan {
     pub workloads: Vec<Workload>,
     pub marked: Workload,
     pub rounds: usize,
+    /// Debezium Server drains the same backlogs.
+    pub has_peers: bool,
     /// Rows per second at which latency is measured.
     pub rates: Vec<u32>,
     /// How long latency and an idle relay are watched.
@@ -41,7 +44,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Reads `FULL`, `PART`, `WORKLOAD`, `ROUNDS`, `ROWS`, `RATES` and `WATCH`; an empty variable is not set.
+    /// Reads `FULL`, `PART`, `WORKLOAD`, `ROUNDS`, `ROWS`, `RATES`, `WATCH` and `PEERS`; an empty variable is not set.
     pub fn from_environment() -> anyhow::Result<Self> {
         let is_full = variable("FULL").is_some();
         let mut workloads = Workload::choose(variable("WORKLOAD").as_deref(), is_full)?;
@@ -56,6 +59,7 @@ impl Plan {
             workloads,
             marked,
             rounds: number("ROUNDS")?.unwrap_or(3),
+            has_peers: has_peers()?,
             rates: rates(is_full)?,
             watched: number("WATCH")?.map(|seconds| Duration::from_secs(seconds as u64)),
             command: command(),
@@ -77,6 +81,15 @@ fn parts(names: Option<&str>) -> anyhow::Result<Vec<Part>> {
     names.split(',').map(find).collect()
 }
 
+fn has_peers() -> anyhow::Result<bool> {
+    let is_wanted = variable("PEERS").is_some();
+    anyhow::ensure!(
+        !is_wanted || debezium::is_installed(),
+        "no Debezium Server: benches/peers/fetch.sh fetches it"
+    );
+    Ok(is_wanted)
+}
+
 /// The rates of `RATES`, separated by commas.
 fn rates(is_full: bool) -> anyhow::Result<Vec<u32>> {
     match (variable("RATES"), is_full) {
@@ -92,7 +105,7 @@ fn rates(is_full: bool) -> anyhow::Result<Vec<u32>> {
 
 fn command() -> String {
     let names = [
-        "FULL", "PART", "WORKLOAD", "ROUNDS", "ROWS", "RATES", "WATCH",
+        "FULL", "PART", "WORKLOAD", "ROUNDS", "ROWS", "RATES", "WATCH", "PEERS",
     ];
     let set = |name: &&str| Some(format!(" {name}={}", variable(name)?));
     let arguments: String = names.iter().filter_map(set).collect();

@@ -87,7 +87,7 @@ impl Relay<'_> {
         Ok(())
     }
 
-    fn log(&self) -> PathBuf {
+    pub fn log(&self) -> PathBuf {
         self.folder.join("relay.log")
     }
 
