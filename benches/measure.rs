@@ -8,6 +8,8 @@
 mod backlog;
 #[path = "measure/claims.rs"]
 mod claims;
+#[path = "measure/commits.rs"]
+mod commits;
 #[path = "measure/contender.rs"]
 mod contender;
 #[path = "measure/debezium.rs"]
@@ -81,6 +83,7 @@ async fn measure() -> anyhow::Result<()> {
             Part::Drain => sections.extend(stand.measure_drains().await?),
             Part::Marks => sections.push(stand.measure_marks().await?),
             Part::Latency => sections.push(stand.measure_latency().await?),
+            Part::Commits => sections.push(stand.measure_commits().await?),
             Part::Idle => sections.push(stand.measure_idle().await?),
         }
     }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::contender::{Contender, Mode, Transport};
 use crate::report::{Section, number};
-use crate::{drain, idle, latency, marks};
+use crate::{commits, drain, idle, latency, marks};
 
 /// One figure to reach; the medians of the rounds decide.
 struct Claim {
@@ -31,12 +31,14 @@ const POLLING: Contender = Contender::Relay(Mode::Polling, Transport::Tcp);
 
 const DEBEZIUM: Contender = Contender::Debezium;
 
+/// What rounds of the same differ by is no change.
+const SAME: f64 = 0.97;
 const TIMES: &str = "×";
 const MICROS: &str = " µs a row";
 const MILLIS: &str = " ms";
 const MIB: &str = " MiB";
 
-const CLAIMS: [Claim; 32] = [
+const CLAIMS: [Claim; 34] = [
     Claim {
         what: "replication over a unix socket beside `pg_recvlogical`, one-row transactions of 250 B",
         bound: Bound::AtLeast(0.95, TIMES),
@@ -178,6 +180,16 @@ const CLAIMS: [Claim; 32] = [
         found: |found| found.latency(Mode::Polling, 2_000, latency::P99),
     },
     Claim {
+        what: "the application's commits beside replication, against a slot that `pg_recvlogical` reads",
+        bound: Bound::AtLeast(SAME, TIMES),
+        found: |found| found.commits(&STREAM_TCP.name(), &RECEIVE_TCP.name()),
+    },
+    Claim {
+        what: "the application's commits beside polling, against no reader",
+        bound: Bound::AtLeast(SAME, TIMES),
+        found: |found| found.commits(&POLLING.name(), commits::ALONE),
+    },
+    Claim {
         what: "idle CPU, the dearer mode",
         bound: Bound::AtMost(0.3, " % of a core"),
         found: |found| found.dearer(idle::CPU),
@@ -226,6 +238,11 @@ impl Found<'_> {
 
     fn latency(&self, mode: Mode, rate: u32, figure: &str) -> Option<f64> {
         self.median(latency::SECTION, &latency::line(mode, rate), figure)
+    }
+
+    fn commits(&self, beside: &str, against: &str) -> Option<f64> {
+        let of = |line| self.median(commits::SECTION, line, commits::COMMITS_PER_SECOND);
+        Some(of(beside)? / of(against)?)
     }
 
     fn dearer(&self, figure: &str) -> Option<f64> {

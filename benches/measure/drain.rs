@@ -13,7 +13,7 @@ use crate::kafka::Kafka;
 use crate::meter::{Meter, Used};
 use crate::process::Process;
 use crate::publishing::{Pace, Publishing};
-use crate::relay::{PUBLICATION, Relay, drop_slot};
+use crate::relay::{Relay, drop_slot};
 use crate::report::{Figure, Section};
 use crate::select;
 use crate::stand::Stand;
@@ -129,15 +129,13 @@ impl Backlog<'_> {
     }
 
     async fn receive(&self, transport: Transport) -> anyhow::Result<Drain> {
-        let server = self.relay.server;
-        let mut command = Command::new(server.bin().join("pg_recvlogical"));
-        command
-            .args(["-h", &transport.host(server)])
-            .args(["-p", &server.port().to_string(), "-U", "postgres"])
-            .args(["-d", self.relay.database, "-S", COPY, "-E", &self.end_lsn])
-            .args(["--start", "--no-loop", "-f", "/dev/null"])
-            .args(["-o", "proto_version=1"])
-            .args(["-o", &format!("publication_names={PUBLICATION}")]);
+        let copy = Relay {
+            transport,
+            slot: COPY,
+            ..self.relay
+        };
+        let mut command = copy.receiver();
+        command.args(["-E", &self.end_lsn]);
         let started_at = Instant::now();
         let mut drain = self.run_to_end(command).await?;
         drain.pace.rows_per_second = self.rows as f64 / started_at.elapsed().as_secs_f64();

@@ -14,14 +14,16 @@ pub enum Part {
     Drain,
     Marks,
     Latency,
+    Commits,
     Idle,
 }
 
 impl Part {
-    const ALL: [(&'static str, Self); 4] = [
+    const ALL: [(&'static str, Self); 5] = [
         ("drain", Self::Drain),
         ("marks", Self::Marks),
         ("latency", Self::Latency),
+        ("commits", Self::Commits),
         ("idle", Self::Idle),
     ];
 }
@@ -37,7 +39,7 @@ pub struct Plan {
     pub has_peers: bool,
     /// Rows per second at which latency is measured.
     pub rates: Vec<u32>,
-    /// How long latency and an idle relay are watched.
+    /// How long latency, commits and an idle relay are watched.
     pub watched: Option<Duration>,
     /// The command that asks for the same again.
     pub command: String,

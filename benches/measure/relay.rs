@@ -79,6 +79,20 @@ impl Relay<'_> {
         Process::start(&mut self.command("run", topic)?, &self.log())
     }
 
+    /// A `pg_recvlogical` that reads its slot and throws away what it reads.
+    pub fn receiver(&self) -> Command {
+        let server = self.server;
+        let mut command = Command::new(server.bin().join("pg_recvlogical"));
+        command
+            .args(["-h", &self.transport.host(server)])
+            .args(["-p", &server.port().to_string(), "-U", "postgres"])
+            .args(["-d", self.database, "-S", self.slot])
+            .args(["--start", "--no-loop", "-f", "/dev/null"])
+            .args(["-o", "proto_version=1"])
+            .args(["-o", &format!("publication_names={PUBLICATION}")]);
+        command
+    }
+
     /// Fails with the end of the log if the process has ended or the time is up.
     pub fn ensure_runs(&self, process: &mut Process, deadline: Instant) -> anyhow::Result<()> {
         let log = || tail(&self.log());
