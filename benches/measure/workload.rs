@@ -29,7 +29,7 @@ const ONE_ROW: Workload = Workload {
     is_usual: true,
 };
 
-pub const WORKLOADS: [Workload; 7] = [
+pub const WORKLOADS: [Workload; 8] = [
     ONE_ROW,
     Workload {
         name: "thousand-row",
@@ -72,6 +72,14 @@ pub const WORKLOADS: [Workload; 7] = [
         name: "hot",
         about: "one-row transactions of 250 B, all of one aggregate",
         aggregates: 1,
+        is_usual: false,
+        ..ONE_ROW
+    },
+    Workload {
+        name: "million",
+        about: "one-row transactions of 250 B, each of another aggregate",
+        rows: 1_000_000,
+        aggregates: 1_000_000,
         is_usual: false,
         ..ONE_ROW
     },
