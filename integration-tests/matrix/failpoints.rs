@@ -130,8 +130,9 @@ impl Stage<'_> {
     async fn reach(&mut self, point: Point, relay: &mut Relay) {
         match point {
             Point::Produced => {
-                // Counted first: soon after, the window is full and the log grows no more. A producer that has just
-                // started sends one record to each partition and waits for its acknowledgement.
+                // A producer that has just started sends one record to each partition and waits for its acknowledgement.
+                await_publishing(relay, 100, SOON).await;
+                // Counted first: soon after, the window is full and the log grows no more.
                 let before = self.records();
                 let proxy = self.to_kafka.expect("a broker behind a proxy");
                 proxy.set(|weather| weather.to_client.is_held = true);

@@ -46,6 +46,8 @@ pub async fn acknowledgements_lost(scene: &Scene) {
     let both = Both::behind_proxy(&kafka, &proxy).await;
     let topics = both.rigs.each_ref().map(|rig| rig.config.topic_of("order"));
     let mut readers = topics.each_ref().map(|topic| kafka.reader(&[topic]));
+    // A producer that has just started sends one record to each partition and waits for its acknowledgement.
+    both.await_publishing(100).await;
     for _ in 0..scene.pick(5, 20, 100) {
         both.await_publishing(0).await;
         // Counted first: soon after, the windows are full and the logs grow no more.

@@ -180,7 +180,8 @@ impl Judge {
         }
     }
 
-    /// S3 for a position that the server was told.
+    /// S3 for a position that the server was told, be it by a relay that does not know yet that another one has released
+    /// what it held: while the table is to be read, a row that stands there may lie before the position.
     pub fn confirmed(&mut self, lsn: u64, server: &Server, database: &Database, has_marks: bool) {
         self.sync(server);
         if lsn > server.flushed {
@@ -199,6 +200,7 @@ impl Judge {
                     false => self.in_log(event.id),
                 };
                 if !is_sent
+                    && !(has_marks && !database.caught_up)
                     && !database.keeps(event.id, event.seq)
                     && !self.missed.contains(&event.id)
                 {
