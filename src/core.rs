@@ -86,6 +86,12 @@ impl Core {
         self.from_before.has_sent(row)
     }
 
+    /// Tells whether a row is kept whole, where nothing is marked: reading it again says nothing new of it.
+    pub fn is_kept(&self, row: &OutboxRow) -> bool {
+        let is_put_aside = |seq| self.held.numbers().contains(seq);
+        self.settling == Settling::OnConfirmation && row.seq.is_some_and(is_put_aside)
+    }
+
     /// Begins with the holds that are recorded; nothing may be in flight of their rows.
     pub fn restore(&mut self, recorded: Recorded) {
         self.held.restore(recorded);

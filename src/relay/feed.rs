@@ -56,11 +56,11 @@ impl Run<'_> {
             !held.is_empty() && row.id.as_ref().is_some_and(|id| held.contains(id))
         };
         let is_replay = matches!(self.session.phase, Phase::Replay(_));
-        let was_in_flight = |row: &OutboxRow| match is_replay {
+        let was_taken = |row: &OutboxRow| match is_replay {
             true => core.was_sent(row),
-            false => core.was_in_flight(row),
+            false => core.was_in_flight(row) || core.is_kept(row),
         };
-        let is_known = |row: &OutboxRow| was_in_flight(row) || state.skips(row) || is_held(row);
+        let is_known = |row: &OutboxRow| was_taken(row) || state.skips(row) || is_held(row);
         let mut repeated: Vec<_> = batch.rows.iter().map(is_known).collect();
         if self.session.source.is_stream() {
             let settled = self

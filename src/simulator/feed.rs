@@ -49,7 +49,7 @@ impl World {
             let seq = row.seq.unwrap_or(0);
             let mut is_known = match session.phase {
                 Phase::Replay(_) => process.core.was_sent(row),
-                _ => process.core.was_in_flight(row),
+                _ => process.core.was_in_flight(row) || process.core.is_kept(row),
             };
             if session.is_stream() {
                 let meaning = session.ledger.as_ref().map(|l| l.meaning(seq, row.lsn));
