@@ -199,8 +199,9 @@ impl Judge {
                     true => database.is_sent(event.seq),
                     false => self.in_log(event.id),
                 };
+                let is_to_be_read = has_marks && !database.caught_up;
                 if !is_sent
-                    && !(has_marks && !database.caught_up)
+                    && !is_to_be_read
                     && !database.keeps(event.id, event.seq)
                     && !self.missed.contains(&event.id)
                 {
