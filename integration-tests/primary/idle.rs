@@ -59,6 +59,7 @@ async fn a_parked_relay_reads_its_slot_before_the_server_takes_it() {
     let relay = rig.relay();
     let load = rig.load().await;
     await_publishing(&relay, 0, SOON).await;
+    rig.await_streaming(&client).await;
     let check = rig.config.outboxd(&["check"]);
     let check = crate::harness::relay::said(&check);
     assert!(check.contains("idle_replication_slot_timeout"), "{check}");
