@@ -46,9 +46,7 @@ impl Place {
 
     /// Whether the producer puts this record there; one without a key goes where a leader is.
     pub fn takes(&self, record: &Record) -> bool {
-        let is_there =
-            |key: &[u8]| (murmur2(key) & 0x7fff_ffff) % self.partitions == self.partition;
-        record.topic == self.topic && record.key.as_deref().is_some_and(is_there)
+        record.topic == self.topic && partition_of(record, self.partitions) == Some(self.partition)
     }
 }
 
