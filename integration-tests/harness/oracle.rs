@@ -197,12 +197,16 @@ impl Oracle {
         Verdict::judge(&truth, &log, self.reader.partitions())
     }
 
-    /// Waits until every committed row is in the log, then judges; what is missing after `timeout` is lost. Call it when
-    /// the writers have ended.
+    /// Waits until every committed row is in the log, then judges; what is missing when nothing came for `timeout` is
+    /// lost. Call it when the writers have ended.
     pub async fn verdict_when_drained(&mut self, timeout: Duration) -> Verdict {
         let truth = truth(&self.client).await;
-        let started_at = Instant::now();
-        while started_at.elapsed() < timeout && self.missing(&truth) > 0 {
+        let (mut fewest, mut changed_at) = (usize::MAX, Instant::now());
+        while fewest > 0 && changed_at.elapsed() < timeout {
+            let missing = self.missing(&truth);
+            if missing < fewest {
+                (fewest, changed_at) = (missing, Instant::now());
+            }
             tokio::time::sleep(POLL).await;
         }
         self.verdict().await

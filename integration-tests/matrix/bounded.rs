@@ -13,7 +13,7 @@ use crate::harness::relay::{Relay, RelayConfig};
 use crate::harness::wait_until;
 
 /// Resident memory at the default limits.
-const RSS_MAX: u64 = 128 << 20;
+pub const RSS_MAX: u64 = 128 << 20;
 const PARTITIONS: i32 = 4;
 
 /// A relay at the default limits.

@@ -15,12 +15,21 @@ use crate::harness::wait_until;
 pub async fn broker_away(scene: &Scene) {
     let mut kafka = Kafka::start();
     let both = Both::new(Postgres::shared(USUAL).await, &kafka).await;
-    for pause in scene.pick(vec![0, 0], vec![0, 5, 40], vec![5, 600]) {
+    for pause in scene.pick(vec![0, 0], vec![0, 5, 40], vec![5, 3600]) {
         kafka.kill();
         scene.ran();
-        tokio::time::sleep(Duration::from_secs(pause)).await;
+        let settling = pause.min(60);
+        tokio::time::sleep(Duration::from_secs(settling)).await;
+        let settled = both.rss_mib();
+        tokio::time::sleep(Duration::from_secs(pause - settling)).await;
         for load in &both.loads {
             load.progress(50, SOON).await;
+        }
+        if pause > settling {
+            let ended = both.rss_mib();
+            scene.remark(format!(
+                "{settled:?} MiB after {settling} s without a broker, {ended:?} after {pause} s"
+            ));
         }
         kafka.restart();
         both.await_publishing(0).await;

@@ -2,12 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use super::bounded::RSS_MAX;
 use super::rig::{POLLED, Rig, SOON, STREAMED, await_publishing};
 use super::scene::Scene;
 use crate::harness::kafka::Kafka;
 use crate::harness::postgres::{Postgres, USUAL};
-
-const RSS_MAX: u64 = 128 << 20;
 
 pub async fn bounded_while_kafka_is_away(scene: &Scene) {
     let mut kafka = Kafka::start();

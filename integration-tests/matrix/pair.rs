@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::bounded::RSS_MAX;
 use super::rig::{POLLED, Rig, SOON, STREAMED, await_publishing, published};
 use super::scene::Scene;
 use crate::harness::cluster::Cluster;
@@ -71,13 +72,20 @@ impl Both {
         started_at.elapsed()
     }
 
-    /// Judges both, which must have lived through it.
+    /// What each relay holds resident now, in MiB.
+    pub fn rss_mib(&self) -> [u64; 2] {
+        self.relays.each_ref().map(|relay| relay.rss_bytes() >> 20)
+    }
+
+    /// Judges both, which must have lived through it within their memory.
     pub async fn judge(mut self, scene: &Scene, duplicates_max: usize) {
         for (rig, load) in self.rigs.iter().zip(self.loads) {
             rig.show(scene, load, duplicates_max).await;
         }
         for relay in &mut self.relays {
             scene.require(relay.is_running(), || "a relay has ended".into());
+            let rss = relay.rss_bytes_max();
+            scene.require(rss <= RSS_MAX, || format!("{} MiB resident", rss >> 20));
         }
     }
 }
