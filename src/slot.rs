@@ -3,6 +3,7 @@
 //! Never creates a slot, and moves one only past what it can't bring.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::Serialize;
 use tokio_postgres::Client;
@@ -140,6 +141,21 @@ pub async fn advance(client: &Client, name: &str, behind: Lsn) -> Result<(), Slo
     })
 }
 
+/// Takes a slot that nobody has read for so long, and leaves it where it is: the server counts its idle time anew.
+///
+/// From PostgreSQL 18 on, which alone gives idle slots up. Errors: also where the server does not get through the log
+/// within the session's `statement_timeout`; the idle time begins anew all the same.
+/// Cancel-safe: yes.
+pub async fn step_on(client: &Client, name: &str, unread_for: Duration) -> Result<(), SlotError> {
+    let seconds = unread_for.as_secs_f64();
+    let done = client.execute(STEP_ON, &[&name, &seconds]).await;
+    done.map(drop).map_err(|error| SlotError::Query {
+        action: "step on",
+        name: name.to_owned(),
+        source: error.into(),
+    })
+}
+
 /// Reads a slot, `None` if there is none of that name.
 ///
 /// Cancel-safe: yes.
@@ -252,6 +268,13 @@ const ADVANCE: &str = "
     SELECT pg_catalog.pg_replication_slot_advance(slot_name, $2)
     FROM pg_catalog.pg_replication_slots
     WHERE slot_name = $1 AND confirmed_flush_lsn < $2";
+
+const STEP_ON: &str = "
+    SELECT pg_catalog.pg_replication_slot_advance(slot_name, confirmed_flush_lsn)
+    FROM pg_catalog.pg_replication_slots
+    WHERE slot_name = $1 AND plugin = 'pgoutput' AND database = pg_catalog.current_database() AND NOT temporary
+      AND active_pid IS NULL AND invalidation_reason IS NULL
+      AND inactive_since <= pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $2)";
 
 /// Columns that came with PostgreSQL 17 are read by name from the whole row. On a standby the position is the one replayed.
 const STATUS: &str = "

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -203,15 +203,10 @@ impl Supervisor {
         if self.config.source.mode == Mode::Replication {
             let (source, status) = (&self.config.source, self.status.clone());
             let (url, replication) = (source.url.clone(), source.replication.clone());
-            self.wal_watch = Some(WalWatch::start(url, replication, status));
+            let watch = WalWatch::start(url, replication, keeper.state(), status);
+            self.wal_watch = Some(watch);
         }
         Ok(self.keeper.insert(keeper).state())
-    }
-
-    /// How long the slot may be left: a third of what the server allows, for it gives up a slot that nobody reads.
-    fn parked_max(&self) -> Option<Duration> {
-        let idle_timeout = self.wal_watch.as_ref().and_then(WalWatch::idle_timeout);
-        idle_timeout.map(|timeout| timeout / 3)
     }
 
     /// Waits until the lease is ours and returns its epoch.
@@ -305,7 +300,6 @@ impl Supervisor {
 
     /// Waits as the verdict says, settling what Kafka still acknowledges.
     async fn pause(&mut self, verdict: Verdict) {
-        let parked_max = self.parked_max().unwrap_or(Duration::MAX);
         let pause = match verdict {
             Verdict::Stop | Verdict::Again => {
                 self.attempts = 0;
@@ -314,9 +308,7 @@ impl Supervisor {
             Verdict::AwaitRoom => {
                 if let Some(keeper) = &self.keeper {
                     let mut lease = keeper.state();
-                    let waiting = self.relay.await_room(&mut lease, &self.stop);
-                    // The next session reads the slot until it is parked again, and that counts.
-                    let _ = timeout(parked_max, waiting).await;
+                    self.relay.await_room(&mut lease, &self.stop).await;
                 }
                 return;
             }

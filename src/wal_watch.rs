@@ -1,6 +1,7 @@
 //! Watches what the slot keeps on the primary, while a session runs and while none can.
 //!
-//! Owns the budget and its alarms. Never drops or moves the slot: that is a person's decision, or the server's.
+//! Owns the budget and its alarms, and keeps a slot that nobody reads from `idle_replication_slot_timeout`. Never drops
+//! or moves the slot: that is a person's decision, or the server's.
 
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{debug, error, info, warn};
 
 use crate::config::{ReplicationConfig, UrlSource};
+use crate::lease::LeaseState;
 use crate::postgres::{self, ConnectOptions, PostgresError};
 use crate::slot::{self, Slot, SlotError};
 use crate::status::{StatusCell, WalAlarm, WalBudget};
@@ -18,6 +20,8 @@ use crate::telemetry::chain;
 /// How often the server is asked: a busy primary writes about a gigabyte meanwhile.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 const LOOK_WITHIN: Duration = Duration::from_secs(5);
+/// A slot that is far behind may take the server longer to step on; it counts as read all the same.
+const STATEMENT_TIMEOUT: &str = "SET statement_timeout = '3s'";
 /// Shares of the budget, in percent.
 const WARNING_AT: u64 = 50;
 const CRITICAL_AT: u64 = 80;
@@ -30,9 +34,8 @@ const SETTINGS: &str = "
            (max(extract(epoch FROM (setting || unit)::interval)) FILTER (WHERE name = 'idle_replication_slot_timeout'))::float8 AS idle
     FROM pg_catalog.pg_settings WHERE name IN ('max_slot_wal_keep_size', 'idle_replication_slot_timeout')";
 
-/// The task that looks, and what it learned; dropping it ends the task.
+/// The task that looks; dropping it ends the task.
 pub struct WalWatch {
-    idle_timeout: watch::Receiver<Option<Duration>>,
     task: JoinHandle<()>,
 }
 
@@ -40,6 +43,7 @@ pub struct WalWatch {
 struct Settings {
     /// `max_slot_wal_keep_size` in bytes, where it is not unlimited.
     kept_bytes_max: Option<u64>,
+    /// `idle_replication_slot_timeout`, where there is one: the server takes a slot that nobody read for so long.
     idle_timeout: Option<Duration>,
 }
 
@@ -55,26 +59,24 @@ enum LookError {
 }
 
 impl WalWatch {
-    /// Starts to watch the slot; what is found goes to the report.
-    pub fn start(url: UrlSource, replication: ReplicationConfig, status: StatusCell) -> Self {
-        let (told, idle_timeout) = watch::channel(None);
+    /// Starts to watch the slot; what is found goes to the report. The slot is kept while the lease is ours.
+    pub fn start(
+        url: UrlSource,
+        replication: ReplicationConfig,
+        lease: watch::Receiver<LeaseState>,
+        status: StatusCell,
+    ) -> Self {
         let looker = Looker {
             url,
             replication,
+            lease,
             status,
-            told,
             session: None,
             alarm: WalAlarm::None,
         };
         Self {
-            idle_timeout,
             task: tokio::spawn(looker.run()),
         }
-    }
-
-    /// How long the server lets a slot be read by nobody (`idle_replication_slot_timeout`); `None` without a limit.
-    pub fn idle_timeout(&self) -> Option<Duration> {
-        *self.idle_timeout.borrow()
     }
 }
 
@@ -87,8 +89,8 @@ impl Drop for WalWatch {
 struct Looker {
     url: UrlSource,
     replication: ReplicationConfig,
+    lease: watch::Receiver<LeaseState>,
     status: StatusCell,
-    told: watch::Sender<Option<Duration>>,
     session: Option<postgres::Session>,
     alarm: WalAlarm,
 }
@@ -116,12 +118,23 @@ impl Looker {
             none => {
                 let url = self.url.read().map_err(LookError::Url)?;
                 let options = ConnectOptions::parse(&url)?;
-                none.insert(postgres::connect(&options, "watch").await?)
+                let session = postgres::connect(&options, "watch").await?;
+                let limited = session.client.batch_execute(STATEMENT_TIMEOUT).await;
+                limited.map_err(PostgresError::from)?;
+                none.insert(session)
             }
         };
-        let slot = slot::status(&session.client, &self.replication.slot).await?;
+        let name = &self.replication.slot;
+        let slot = slot::status(&session.client, name).await?;
         let settings = settings(session).await?;
-        self.told.send_replace(settings.idle_timeout);
+        let is_ours = self.lease.borrow().epoch().is_some();
+        if let Some(idle_timeout) = settings.idle_timeout.filter(|_| is_ours) {
+            // Parked, or reading the table first: the slot is still needed.
+            let stepped_on = slot::step_on(&session.client, name, idle_timeout / 3).await;
+            if let Err(error) = stepped_on {
+                debug!(error = chain(&error), "the slot was not stepped on");
+            }
+        }
         self.judge(slot, settings.kept_bytes_max);
         Ok(())
     }

@@ -108,7 +108,7 @@ pub static ROWS: &[Row] = &[
     row(42, "unsent rows deleted by others", Replication, 1, by!(schema::unsent_rows_deleted)),
     row(43, "no connection left for the relay", Both, 1, Shown::ByTests(&["primary::refused::"])),
     row(44, "password rotated, role loses REPLICATION, pg_hba rejects", Both, 1, Shown::ByTests(&["refusals::a_wrong_password_is_refused", "refusals::a_role_without_replication", "primary::refused::", "rotated_certificates_and_passwords"])),
-    row(45, "idle_replication_slot_timeout with a parked relay", Replication, 1, Shown::ByTests(&["primary::idle::a_parked_relay"])),
+    row(45, "idle_replication_slot_timeout while Kafka is away, streaming and with the table to read first", Replication, 1, Shown::ByTests(&["primary::idle::a_parked_relay"])),
     row(46, "decoding spills to disk", Replication, 1, by!(schema::spilled)),
     // The network to PostgreSQL.
     row(47, "every connection reset each 1 to 2 s", Both, 1, by!(network::cut_again_and_again)),
