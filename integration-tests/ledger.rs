@@ -1,6 +1,6 @@
 //! The ledger in its tables: the sentences of design 5a that a server must keep, each on real PostgreSQL.
 
-mod outbox;
+pub mod outbox;
 
 use outboxd::config::Mark;
 use outboxd::core::Delivered;

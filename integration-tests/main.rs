@@ -26,6 +26,7 @@ mod peers;
 mod primary;
 mod publisher;
 mod refusals;
+mod retention;
 mod security;
 mod signals;
 mod sweep;

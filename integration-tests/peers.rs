@@ -151,7 +151,8 @@ const ANSWERS: &[(&str, &str, Answer)] = &[
         "bad_input::changes::a_lost_column_halts", "identity::another_table_of_the_same_name_halts"])),
     ("EV-03", "the topic holds more than was recorded, or nothing any more", Tests(Both, &[
         "peers::ev_03_", "faults::a_kill_after_an_acknowledgement_loses_nothing"])),
-    ("EV-04", "the cleaner removes old rows that were published", No("removing sent rows is not there yet (`source.retention`); the mark `delete` is OO-04")),
+    ("EV-04", "the cleaner removes old rows that were published", Tests(Both, &[
+        "retention::old_rows_that_were_sent_go_and_all_others_stay"])),
     ("EV-05", "the leader starts, stops, starts again", Tests(Both, &[
         "lease::after_sigterm_the_standby_publishes_at_once_and_nothing_twice", "ha::several::of_five_replicas_started_at_once"])),
     ("DK-01", "part of a batch is acknowledged", Tests(Both, &[

@@ -6,6 +6,7 @@ mod connection;
 mod failover;
 pub mod fit;
 mod kafka;
+mod retention;
 mod route;
 mod server;
 mod state;
@@ -158,6 +159,7 @@ async fn look_at_postgres(session: &Session, config: &Config, report: &mut Repor
     let Some(table) = table::look(client, config, report).await else {
         return route::fixed_topics(config);
     };
+    retention::look(client, config, &table, report).await;
     state::look(client, config, &table, report).await;
     stream::look(client, config, &table, report).await;
     route::look(client, config, &table, report).await

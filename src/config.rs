@@ -70,6 +70,8 @@ pub struct SourceConfig {
     pub table: String,
     pub mark: Mark,
     pub start: Option<Start>,
+    /// How old a sent row gets before it is removed; `None`: the relay removes none.
+    pub retention: Option<Duration>,
     /// Orders rows where the table has no trusted `seq` (polling with `sent_at` or `delete`).
     pub order_column: Option<String>,
     pub polling: PollingConfig,

@@ -26,6 +26,7 @@ pub mod publication;
 pub mod publish;
 pub mod ranges;
 pub mod relay;
+pub mod retention;
 pub mod session;
 #[cfg(test)]
 mod simulator;

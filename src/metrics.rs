@@ -30,6 +30,7 @@ pub struct Metrics {
     marked_rows: IntCounter,
     repeated_rows: IntCounter,
     missed_rows: IntCounter,
+    removed_rows: IntCounter,
     slots_lost: IntCounter,
     held_rows_total: IntCounter,
     blocked_aggregates_total: IntCounterVec,
@@ -55,6 +56,8 @@ struct Gauges {
     held_rows: GaugeVec,
     held_aggregates: GaugeVec,
     dead_letters: Gauge,
+    kept_rows: Gauge,
+    kept_bytes: Gauge,
     holes_open: Gauge,
     publication_drift: Gauge,
     slot_retained_bytes: Gauge,
@@ -114,6 +117,10 @@ impl Metrics {
             missed_rows: counter(
                 "outboxd_missed_rows_total",
                 "Rows that the stream passed without bringing them: found in the table and published from there.",
+            ),
+            removed_rows: counter(
+                "outboxd_removed_rows_total",
+                "Sent rows that retention removed from the table.",
             ),
             slots_lost: counter(
                 "outboxd_slots_lost_total",
@@ -181,6 +188,11 @@ impl Metrics {
 
     pub fn missed(&self, rows: usize) {
         self.missed_rows.inc_by(rows as u64);
+    }
+
+    /// Notes rows that retention removed.
+    pub fn removed(&self, rows: u64) {
+        self.removed_rows.inc_by(rows);
     }
 
     /// Notes a slot that was lost and is made anew.
@@ -267,6 +279,14 @@ impl Gauges {
                 "outboxd_dead_letters",
                 "Rows kept as dead letters, counted up to 100,000.",
             ),
+            kept_rows: gauge(
+                "outboxd_kept_rows",
+                "Rows in the outbox table, sent or not, by the server's statistics.",
+            ),
+            kept_bytes: gauge(
+                "outboxd_kept_bytes",
+                "Bytes of the outbox table, its indexes included.",
+            ),
             holes_open: gauge(
                 "outboxd_holes_open",
                 "Ranges of numbers whose rows may still appear.",
@@ -315,6 +335,10 @@ impl Gauges {
         // Where rows are counted and there is none, nothing is old.
         let none = (status.lag.rows == Some(0)).then_some(0.0);
         self.oldest_unsent_age_seconds.set(known(age.or(none)));
+        self.kept_rows
+            .set(number(status.kept.map(|kept| kept.rows)));
+        self.kept_bytes
+            .set(number(status.kept.map(|kept| kept.bytes)));
         self.holes_open.set(number(status.holes_open));
         self.publication_drift.set(status.drift.len() as f64);
         self.slot_retained_bytes

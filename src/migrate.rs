@@ -161,6 +161,8 @@ struct Names {
     table: String,
     mode: Mode,
     mark: Mark,
+    /// Rows that were sent are removed in the end.
+    removes: bool,
     publication: String,
     slot: String,
     failover: bool,
@@ -176,6 +178,7 @@ impl Names {
             table: name.table,
             mode: config.source.mode,
             mark: config.source.mark,
+            removes: config.source.retention.is_some(),
             publication: config.source.replication.publication.clone(),
             slot: config.source.replication.slot.clone(),
             failover: config.source.replication.failover,

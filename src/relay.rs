@@ -10,6 +10,7 @@ mod marking;
 mod outlook;
 mod patience;
 mod producer;
+mod removal;
 mod silence;
 mod survey;
 mod sweep;
@@ -37,6 +38,7 @@ use crate::outbox::{Layout, Lsn, OutboxRow, RowId};
 use crate::postgres;
 use crate::publish::{Place, PublisherEvent, Ticket};
 use crate::ranges::RangeSet;
+use crate::retention::Retention;
 use crate::source::replication::missed::Watch;
 use crate::source::{Source, SourceError};
 use crate::state::OutboxState;
@@ -47,6 +49,7 @@ use keeping::Keeping;
 use marking::{Finding, Marking, finished, joined};
 use patience::Patience;
 use producer::{Producer, Successor};
+use removal::Removal;
 use survey::{Surveying, survey_every};
 use sweep::{Reread, Sweep};
 
@@ -120,6 +123,8 @@ pub struct Session {
     pub source: Source,
     /// Finds what the stream missed; where rows are marked.
     pub watch: Option<Watch>,
+    /// Removes old rows that were sent; where they are not kept for ever.
+    pub retention: Option<Retention>,
     pub horizon: Horizon,
     pub phase: Phase,
     pub marks: Marks,
@@ -219,6 +224,7 @@ impl Relay {
         self.core.restore(recorded);
         let shutdown_notices = session.lease.borrow().shutdown_notices;
         let sweep_every = self.config.source.replication.sweep;
+        let removal = Removal::new(self.config.source.retention);
         let mut run = Run {
             relay: self,
             feed: Intake::default(),
@@ -229,6 +235,7 @@ impl Relay {
             drain_until: None,
             maintenance: None,
             sweep: Sweep::new(sweep_every),
+            removal,
             surveying: None,
             top: 0,
             lag_question: None,
@@ -263,6 +270,7 @@ struct Run<'a> {
     drain_until: Option<Instant>,
     maintenance: Option<JoinHandle<Result<Vec<Finding>, MarkError>>>,
     sweep: Sweep,
+    removal: Removal,
     surveying: Option<Surveying>,
     /// The highest number that the stream has brought.
     top: i64,
@@ -339,6 +347,11 @@ impl Run<'_> {
                 () = sleep_until(mark_at.unwrap_or_else(far)), if mark_at.is_some() => {}
                 result = joined(&mut self.maintenance) => {
                     if let Some(end) = self.take_maintenance(result) {
+                        return end;
+                    }
+                }
+                attempt = self.removal.next() => {
+                    if let Some(end) = self.take_removed(attempt) {
                         return end;
                     }
                 }

@@ -238,12 +238,12 @@ impl Opening<'_> {
             None => self.source(&table, &marks, &states, known).await?,
         };
         let watch = self.watch(&table, &marks, &source, &state).await?;
-        let horizon = identity::horizon(&sql.client, &outbox).await?;
         let (lease, stop) = (self.lease.clone(), self.stop.clone());
         Ok(Session {
             source,
             watch,
-            horizon,
+            retention: self.retention(&table, &tenure, generation),
+            horizon: identity::horizon(&sql.client, &outbox).await?,
             phase,
             marks,
             state,

@@ -37,6 +37,9 @@ pub struct Status {
     /// Age of the oldest row that was not sent, held rows included; `None` where there is none or it is not known.
     pub oldest_unsent_age_seconds: Option<f64>,
     pub in_flight: InFlight,
+    /// What stands in the table, sent or not, by the server's statistics.
+    #[serde(default)]
+    pub kept: Option<Kept>,
     pub held: Vec<HeldRows>,
     pub held_topics: Vec<HeldTopic>,
     /// All blocked aggregates, of which `held` shows some; `outboxd blocked list` shows them.
@@ -120,6 +123,14 @@ pub struct Lag {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InFlight {
     pub rows: u64,
+    pub bytes: u64,
+}
+
+/// Estimates of what an outbox table holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    pub rows: u64,
+    /// Indexes, and values that are stored out of line, included.
     pub bytes: u64,
 }
 
@@ -252,6 +263,7 @@ impl Status {
             lag: Lag::default(),
             oldest_unsent_age_seconds: None,
             in_flight: InFlight::default(),
+            kept: None,
             held: Vec::new(),
             held_topics: Vec::new(),
             blocked_aggregates: None,

@@ -11,6 +11,7 @@ fn source() -> SourceConfig {
         table: "outbox".to_owned(),
         mark: Mark::Ledger,
         start: None,
+        retention: None,
         order_column: None,
         polling: PollingConfig {
             interval: Duration::from_millis(100),

@@ -17,6 +17,9 @@ const LEASE_TTL_MIN: Duration = Duration::from_secs(2);
 /// A sweep reads the locks of the whole server.
 const SWEEP_MIN: Duration = Duration::from_secs(1);
 
+/// The table is looked through no more often.
+const RETENTION_MIN: Duration = Duration::from_secs(1);
+
 pub(super) fn url(url: &str) -> Result<(), Problem> {
     if is_postgres_url(url) {
         return Ok(());
@@ -82,6 +85,16 @@ pub(super) fn sweep(every: Duration) -> Result<(), Problem> {
         return Err(Problem::new(
             "is less than a second",
             "write \"1s\" or more; \"60s\" is the default",
+        ));
+    }
+    Ok(())
+}
+
+pub(super) fn retention(kept: Option<Duration>) -> Result<(), Problem> {
+    if kept.is_some_and(|kept| kept < RETENTION_MIN) {
+        return Err(Problem::new(
+            "is less than a second",
+            "write how long rows are kept, such as \"7d\", or \"none\"",
         ));
     }
     Ok(())

@@ -95,6 +95,14 @@ pub(super) fn duration(setting: Setting) -> Result<Duration, Problem> {
     duration.ok_or_else(|| Problem::new(problem, remedy))
 }
 
+/// A duration, or `"none"`.
+pub(super) fn duration_or_none(setting: Setting) -> Result<Option<Duration>, Problem> {
+    match setting {
+        Setting::Text(text) if text == "none" => Ok(None),
+        setting => duration(setting).map(Some),
+    }
+}
+
 /// A size in bytes: 33554432, or "32MiB".
 pub(super) fn bytes(setting: Setting) -> Result<usize, Problem> {
     let bytes = match setting {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::error::{self, Problem};
 use super::kafka_properties::{self, Partitioners};
@@ -232,6 +233,7 @@ impl Reader<'_> {
             table,
             mark,
             start: self.optional("source.start", convert::start, |_| Ok(())),
+            retention: self.retention(mark),
             order_column: self.optional("source.order_column", convert::text, |name| {
                 check::identifier(name)
             }),
@@ -252,6 +254,26 @@ impl Reader<'_> {
                 }),
             },
         }
+    }
+
+    /// Only a mark that stays says which rows were sent.
+    fn retention(&mut self, mark: Mark) -> Option<Duration> {
+        let key = "source.retention";
+        let kept = self.checked(key, convert::duration_or_none, |kept| {
+            check::retention(*kept)
+        })?;
+        match mark {
+            Mark::Ledger | Mark::SentAt => {}
+            Mark::Delete => self.refuse(key, Problem::new(
+                "has nothing to remove: with `source.mark = \"delete\"` a row goes as soon as it was sent",
+                "remove it, or write `source.mark = \"ledger\"`",
+            )),
+            Mark::None => self.refuse(key, Problem::new(
+                "needs a mark: with `source.mark = \"none\"` nothing says which rows were sent",
+                "remove it, or write `source.mark = \"ledger\"`",
+            )),
+        }
+        Some(kept)
     }
 
     /// Only a mark says which rows of the table were sent.

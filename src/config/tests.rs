@@ -77,10 +77,10 @@ fn every_key_can_be_set() {
         url_file = "/run/secrets/url"
         mode = "polling"
         table = 'shop."Outbox"'
-        mark = "delete"
+        mark = "sent_at"
         start = "now"
         order_column = "created_at"
-        retention = "none"
+        retention = "7d"
         polling = { interval = "1s", batch_rows = 5 }
         [source.replication]
         slot = "a"
@@ -201,7 +201,10 @@ const BROKEN_SOURCE: &[(&str, &str)] = &[
     ("url_file = \"x\"\nmark = \"sent-at\"", "error: o.toml:3: `source.mark` = \"sent-at\" is none of \"ledger\", \"sent_at\", \"delete\", \"none\"; did you mean \"sent_at\"?"),
     ("url_file = \"x\"\ntable = \"a.b.c\"", "error: o.toml:3: `source.table` = \"a.b.c\" has more than two parts; write `schema.table`"),
     ("url_file = \"x\"\ntable = \"my outbox\"", "error: o.toml:3: `source.table` = \"my outbox\" is not a table name; write `schema.table`"),
-    ("url_file = \"x\"\nretention = \"7d\"", "error: o.toml:3: `source.retention` can only be \"none\" in this version: removing sent rows is not there yet, they stay until you delete them; write \"none\" or remove it"),
+    ("url_file = \"x\"\nretention = 7", "error: o.toml:3: `source.retention` has no unit; write a text with a unit"),
+    ("url_file = \"x\"\nretention = \"10ms\"", "error: o.toml:3: `source.retention` is less than a second; write how long rows are kept"),
+    ("url_file = \"x\"\nmark = \"delete\"\nretention = \"7d\"", "error: o.toml:4: `source.retention` has nothing to remove: with `source.mark = \"delete\"` a row goes as soon as it was sent; remove it"),
+    ("url_file = \"x\"\nmark = \"none\"\nretention = \"7d\"", "error: o.toml:4: `source.retention` needs a mark: with `source.mark = \"none\"` nothing says which rows were sent; remove it"),
     ("url_file = \"x\"\nmod = \"polling\"", "error: o.toml:3: unknown key `source.mod`; did you mean `source.mode`?"),
     ("url_file = \"x\"\npolling.interval = \"0ms\"", "error: o.toml:3: `source.polling.interval` is zero; write a longer one"),
     ("url_file = \"x\"\nmode.x = \"polling\"", "error: o.toml:3: `source.mode` is not a text; write it in double quotes"),

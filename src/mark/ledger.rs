@@ -169,6 +169,11 @@ impl Ledger {
         settled
     }
 
+    /// Of the numbers of which it is known what became of them: those that were skipped, are held or dead letters.
+    pub fn unsent(&self) -> &RangeSet {
+        &self.skipped
+    }
+
     /// Every number of which it is known what became of it, dead ones included.
     pub fn accounted(&self) -> &RangeSet {
         &self.accounted

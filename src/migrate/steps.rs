@@ -293,18 +293,19 @@ fn grants(names: &Names, standing: &Standing, values: &Values, steps: &mut Vec<S
             !reads_sequence,
         );
     }
-    match names.mark {
-        Mark::SentAt => push(
+    if names.mark == Mark::SentAt {
+        push(
             "relay sent_at",
             format!("right of `{relay}` to set `sent_at`"),
             !updates_sent_at,
-        ),
-        Mark::Delete => push(
+        );
+    }
+    if names.removes || names.mark == Mark::Delete {
+        push(
             "relay delete",
             format!("right of `{relay}` to delete rows that were sent"),
             !deletes,
-        ),
-        Mark::Ledger | Mark::None => {}
+        );
     }
     push(
         "relay state",
@@ -346,6 +347,7 @@ mod tests {
             table: "o\"box".to_owned(),
             mode,
             mark,
+            removes: false,
             publication: "outboxd orders".to_owned(),
             slot: "outboxd_orders".to_owned(),
             failover: true,
@@ -397,5 +399,9 @@ mod tests {
         );
         assert!(sql(Mark::SentAt).contains("GRANT UPDATE (sent_at)"));
         assert!(sql(Mark::Delete).contains("GRANT DELETE"));
+        let mut names = names(Mode::Polling, Mark::Ledger);
+        names.removes = true;
+        let steps = steps(&names, &Standing::default()).unwrap();
+        assert!(steps.iter().any(|step| step.sql.contains("GRANT DELETE")));
     }
 }

@@ -6,6 +6,8 @@ use tokio_postgres::Client;
 
 use crate::config::{Config, Mark};
 use crate::outbox::Layout;
+use crate::retention;
+use crate::status::Kept;
 
 /// Rows counted at most.
 const ROWS_MAX: i64 = 100_000;
@@ -17,6 +19,7 @@ pub(super) struct Measured {
     /// Of the oldest row that is not held.
     pub(super) oldest_at: Option<SystemTime>,
     pub(super) oldest_held_at: Option<SystemTime>,
+    pub(super) kept: Option<Kept>,
 }
 
 /// What the core holds: with the ledger the rows stand below the highest number sent.
@@ -32,6 +35,8 @@ pub(super) struct Question {
     above: Option<i64>,
     held: HeldFacts,
     held_sql: Option<String>,
+    /// The table, where it is asked how much it holds.
+    kept_in: Option<String>,
 }
 
 impl Question {
@@ -65,7 +70,14 @@ impl Question {
                 .seq
                 .map(|_| format!("SELECT {age} FROM {table} WHERE seq = $1::int8")),
             held,
+            kept_in: None,
         }
+    }
+
+    /// Asks also how much the table holds.
+    pub(super) fn with_kept(mut self, layout: &Layout) -> Self {
+        self.kept_in = Some(layout.sql_name());
+        self
     }
 
     /// Asks; reads only.
@@ -77,6 +89,7 @@ impl Question {
             rows_at_least: false,
             oldest_at: None,
             oldest_held_at: None,
+            kept: None,
         };
         if let Some(sql) = &self.rows_sql {
             let row = client.query_one(sql, &[&ROWS_MAX, &self.above]).await?;
@@ -91,6 +104,9 @@ impl Question {
         if let (Some(sql), Some(first)) = (&self.held_sql, self.held.first) {
             let row = client.query_opt(sql, &[&first]).await?;
             measured.oldest_held_at = row.and_then(|row| row.get(0));
+        }
+        if let Some(table) = &self.kept_in {
+            measured.kept = retention::kept(client, table).await?;
         }
         Ok(measured)
     }

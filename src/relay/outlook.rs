@@ -20,6 +20,8 @@ use crate::status::{HeldRows, HeldTopic, InFlight, LEASE_RAN_OUT, Role, State, S
 const HELD_SHOWN_MAX: usize = 100;
 /// How often the table is asked for the rows that were not sent.
 const LAG_EVERY_TICKS: u32 = 5;
+/// How often it is asked how much it holds.
+const KEPT_EVERY_TICKS: u32 = 60;
 /// The core judges an outage by half minutes.
 const HALF_MINUTE_TICKS: u32 = 30;
 /// How long that may take; a table that is too busy for it is asked again later.
@@ -198,7 +200,11 @@ impl Run<'_> {
             rows: held.rows(),
             first: held.numbers().first(),
         };
-        let question = Question::new(&self.relay.config, &self.session.layout, sent_seq, held);
+        let layout = &self.session.layout;
+        let mut question = Question::new(&self.relay.config, layout, sent_seq, held);
+        if self.ticks % KEPT_EVERY_TICKS == 1 {
+            question = question.with_kept(layout);
+        }
         self.lag_question = Some(tokio::spawn(async move {
             match timeout(LAG_WITHIN, question.ask(&sql.client)).await {
                 Ok(Ok(measured)) => show(&status, &measured),
@@ -233,6 +239,7 @@ fn show(status: &StatusCell, measured: &Measured) {
     status.update(|status| {
         status.lag.rows = measured.rows;
         status.lag.rows_at_least = measured.rows_at_least;
+        status.kept = measured.kept.or(status.kept);
     });
     let oldest = [measured.oldest_at, measured.oldest_held_at]
         .into_iter()

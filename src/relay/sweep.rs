@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
 use super::{End, Run};
+use crate::config::Mode;
 use crate::mark::Marks;
 use crate::ranges::RangeSet;
 use crate::source::SourceError;
@@ -131,7 +132,8 @@ impl Run<'_> {
         self.take_missed(&judgement.missed)
     }
 
-    fn take_missed(&mut self, missed: &Missed) -> Option<End> {
+    /// Ends the session for rows that nobody read, unless the table was read for them already.
+    pub(super) fn take_missed(&mut self, missed: &Missed) -> Option<End> {
         let reread = &mut self.relay.reread;
         let patience = self.sweep.every * SWEEPS_BETWEEN_REREADS;
         if reread.at.is_some_and(|at| at.elapsed() >= patience) {
@@ -154,9 +156,14 @@ impl Run<'_> {
         self.relay
             .metrics
             .missed(usize::try_from(rows).unwrap_or(usize::MAX));
-        let text = format!(
-            "the stream passed {rows} committed rows without bringing them: they are read from the table"
-        );
+        let text = match self.relay.config.source.mode {
+            Mode::Replication => format!(
+                "the stream passed {rows} committed rows without bringing them: they are read from the table"
+            ),
+            Mode::Polling => {
+                format!("{rows} committed rows were passed over: the table is read again")
+            }
+        };
         error!(rows, first_seq = news.numbers.first(), "{text}");
         self.relay.status.failed(text.as_str());
         Some(End::Reread(text))

@@ -1,8 +1,11 @@
-//! What watches beside a stream.
+//! What runs beside a source: the watch over what it leaves out, and retention.
+
+use tracing::error;
 
 use super::{OpenError, Opening, connect, first_number};
 use crate::inspect::Table;
-use crate::mark::Marks;
+use crate::mark::{Marks, Tenure};
+use crate::retention::{Removable, Retention, fit};
 use crate::source::replication::hole_watch::HoleWatch;
 use crate::source::replication::missed::Watch;
 use crate::source::replication::row_watch::RowWatch;
@@ -34,5 +37,35 @@ impl Opening<'_> {
             }
         };
         Ok(Some(watch.map_err(SourceError::from)?))
+    }
+
+    /// What removes old rows; a table whose rows' age is not known keeps them, and publishes all the same.
+    pub(super) fn retention(
+        &self,
+        table: &Table,
+        tenure: &Tenure,
+        generation: i32,
+    ) -> Option<Retention> {
+        let source = &self.config.source;
+        let keep = source.retention?;
+        match fit::age(source.mark, table) {
+            Ok(age) => {
+                let removable = Removable {
+                    table,
+                    age,
+                    generation,
+                    keep,
+                };
+                let options = self.options.clone();
+                Some(Retention::new(options, tenure.clone(), &removable))
+            }
+            Err(refusal) => {
+                let (reason, remedy) = (refusal.text, refusal.remedy);
+                error!(reason, remedy, "no row is removed");
+                self.status
+                    .failed(format!("no row is removed: {reason}; {remedy}"));
+                None
+            }
+        }
     }
 }

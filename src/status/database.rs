@@ -9,6 +9,7 @@ use tokio_postgres::Client;
 use super::{Lag, Lease, Peer, Role, State, Status, StatusError};
 use crate::config::{Mark, Mode, SourceConfig};
 use crate::postgres::{self, ConnectOptions, Session};
+use crate::retention;
 use crate::session::lease_key;
 
 /// Rows counted at most.
@@ -89,6 +90,7 @@ async fn read(
         is_up: Some(true),
         error: None,
     };
+    status.kept = retention::kept(client, &table).await?;
     if has_state(client).await? {
         let key = lease_key(source);
         read_lease(client, &key, status).await?;

@@ -78,6 +78,10 @@ fn write_numbers(f: &mut fmt::Formatter<'_>, status: &Status) -> fmt::Result {
         let text = format_args!("{} rows, {}", in_flight.rows, bytes(in_flight.bytes));
         line(f, "in flight", text)?;
     }
+    if let Some(kept) = status.kept {
+        let text = format_args!("about {} rows, {}", kept.rows, bytes(kept.bytes));
+        line(f, "table holds", text)?;
+    }
     match (status.slot_retained_bytes, status.wal_budget) {
         (Some(retained), Some(budget)) => {
             let (retained, alarm) = (bytes(retained), budget.alarm.name());

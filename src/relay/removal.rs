@@ -1,0 +1,172 @@
+//! Retention beside a session: old rows that were sent are removed, a batch at a time, while everything else goes on.
+
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, warn};
+
+use super::marking::joined;
+use super::{End, Run};
+use crate::mark::{MarkError, Marks};
+use crate::ranges::RangeSet;
+use crate::retention::pass::{Pass, Passing, Scope, Step, between_passes, rest};
+use crate::retention::{Removed, Retention};
+use crate::source::replication::missed::Missed;
+use crate::telemetry::chain;
+
+/// Where marks stand in the rows, a number without a row may get one: all are looked at again so often.
+const FORGET_EVERY: Duration = Duration::from_secs(3_600);
+
+/// Retention's side of one session.
+pub(super) struct Removal {
+    pass: Pass,
+    every: Duration,
+    due_at: Option<Instant>,
+    forgotten_at: Instant,
+    task: Option<JoinHandle<Attempt>>,
+}
+
+/// One statement's outcome; the connection comes back with it.
+pub(super) struct Attempt {
+    retention: Retention,
+    elapsed: Duration,
+    outcome: Result<Outcome, MarkError>,
+}
+
+enum Outcome {
+    Bounds(Option<(i64, i64)>),
+    Batch(RangeSet, Removed),
+}
+
+impl Removal {
+    pub(super) fn new(keep: Option<Duration>) -> Self {
+        let every = keep.map(between_passes);
+        Self {
+            pass: Pass::default(),
+            every: every.unwrap_or_default(),
+            due_at: every.map(|every| Instant::now() + every),
+            forgotten_at: Instant::now(),
+            task: None,
+        }
+    }
+
+    /// Waits for the running batch, or, with nothing to give, until the next one is due.
+    ///
+    /// Cancel-safe: yes.
+    pub(super) async fn next(&mut self) -> Option<Attempt> {
+        if self.task.is_some() {
+            return Some(joined(&mut self.task).await);
+        }
+        match self.due_at {
+            Some(due_at) => sleep_until(due_at).await,
+            None => std::future::pending().await,
+        }
+        None
+    }
+
+    fn rest(&mut self, passing: Passing, elapsed: Duration) {
+        let pause = match passing {
+            Passing::On => rest(elapsed),
+            Passing::Over => self.every,
+        };
+        self.due_at = Some(Instant::now() + pause);
+    }
+}
+
+impl Run<'_> {
+    /// Lets the next batch be removed, beside everything else.
+    fn remove_old(&mut self) {
+        let is_ledger = matches!(self.session.marks, Marks::Ledger(_));
+        if !is_ledger && self.removal.forgotten_at.elapsed() >= FORGET_EVERY {
+            self.removal.pass.forget();
+            self.removal.forgotten_at = Instant::now();
+        }
+        let step = self.next_removal();
+        let (Some(step), None) = (step, self.drain_until) else {
+            return self.removal.rest(Passing::Over, Duration::ZERO);
+        };
+        let Some(mut retention) = self.session.retention.take() else {
+            self.removal.due_at = None;
+            return;
+        };
+        let began_at = Instant::now();
+        self.removal.task = Some(tokio::spawn(async move {
+            let outcome = match step {
+                Step::Bounds(from) => retention.bounds(from).await.map(Outcome::Bounds),
+                Step::Remove(batch) => {
+                    let removed = retention.remove(&batch).await;
+                    removed.map(|removed| Outcome::Batch(batch, removed))
+                }
+            };
+            Attempt {
+                retention,
+                elapsed: began_at.elapsed(),
+                outcome,
+            }
+        }));
+    }
+
+    fn next_removal(&mut self) -> Option<Step> {
+        let mut spared = self.relay.core.numbers();
+        match &self.session.marks {
+            Marks::None => None,
+            Marks::Rows(_) => self.removal.pass.next(&Scope {
+                settled: &std::iter::once(i64::MIN / 2..=i64::MAX / 2).collect(),
+                spared: &[spared],
+            }),
+            Marks::Ledger(ledger) => {
+                // The newest number that was sent tells that the table is the same one.
+                spared.insert_range(ledger.tail()?.seq..=i64::MAX / 2);
+                self.removal.pass.next(&Scope {
+                    settled: ledger.accounted(),
+                    spared: &[spared, ledger.unsent().clone()],
+                })
+            }
+        }
+    }
+
+    /// Takes what was removed; ends the session for rows that were never sent and stood among those.
+    ///
+    /// Without an attempt it begins the next one.
+    pub(super) fn take_removed(&mut self, attempt: Option<Attempt>) -> Option<End> {
+        let Some(attempt) = attempt else {
+            self.remove_old();
+            return None;
+        };
+        self.session.retention = Some(attempt.retention);
+        let elapsed = attempt.elapsed;
+        let passing = match attempt.outcome {
+            Ok(Outcome::Bounds(bounds)) => self.removal.pass.took_bounds(bounds),
+            Ok(Outcome::Batch(_, removed)) if removed.is_other_table => {
+                let why = "the sequence behind `seq` was set back or has another file";
+                return Some(End::Moved(why.to_owned()));
+            }
+            Ok(Outcome::Batch(_, removed)) if !removed.missed.is_empty() => {
+                self.removal.pass.failed();
+                let end = self.take_missed(&Missed {
+                    numbers: removed.missed,
+                    ..Missed::default()
+                });
+                if end.is_some() {
+                    return end;
+                }
+                Passing::Over
+            }
+            Ok(Outcome::Batch(batch, removed)) => {
+                let rows = removed.gone.len();
+                self.relay.metrics.removed(rows);
+                debug!(rows, elapsed_ms = elapsed.as_millis() as u64, "removed");
+                self.removal.pass.took(&batch, &removed, elapsed)
+            }
+            Err(MarkError::NotLeader { .. }) => return Some(End::Deposed),
+            Err(failure) => {
+                warn!(error = %chain(&failure), "could not remove rows that were sent; trying again");
+                self.removal.pass.failed();
+                Passing::Over
+            }
+        };
+        self.removal.rest(passing, elapsed);
+        None
+    }
+}
