@@ -126,6 +126,17 @@ pub struct ReplicationConfig {
     pub failover: bool,
     /// How often rows are looked for that the stream missed.
     pub sweep: Duration,
+    pub catch_up: CatchUpFrom,
+}
+
+/// Where a backlog is read from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CatchUpFrom {
+    /// The slot: slower, in commit order.
+    #[default]
+    Stream,
+    /// The table, in polling's order; the slot is moved behind it. Needs the ledger.
+    Table,
 }
 
 /// What happens when the slot is gone or invalid, and rows with it.

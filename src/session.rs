@@ -7,6 +7,7 @@ mod known;
 mod replay;
 mod slot;
 mod slot_wait;
+mod source;
 
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::config::{Config, Mark, Mode, SourceConfig, Start};
+use crate::config::{Config, Mark, SourceConfig, Start};
 use crate::encode::{EncodeError, Encoder};
 use crate::hold;
 use crate::identity::{self, Horizon, IdentityError};
@@ -24,17 +25,13 @@ use crate::lease::LeaseState;
 use crate::mark::ledger::Ledger;
 use crate::mark::{MarkError, Marks, Tenure};
 use crate::migrate::{self, Creates, MigrateError, Step};
-use crate::outbox::{Lsn, RowId};
+use crate::outbox::Lsn;
 use crate::postgres::{self, ConnectOptions, PostgresError};
-use crate::ranges::RangeSet;
-use crate::relay::{Phase, Session};
+use crate::relay::Session;
 use crate::slot::SlotError;
-use crate::source::polling::{CaughtUp, Known, Polling, UnsentMark};
-use crate::source::replication::pgoutput::Described;
-use crate::source::{Source, SourceError};
+use crate::source::SourceError;
 use crate::state::{OutboxState, StateError, StateTable};
 use crate::status::StatusCell;
-use known::KnownOutbox;
 pub use slot::Passage;
 
 /// More rows than this are "at least so many" in what is told.
@@ -389,94 +386,6 @@ impl Opening<'_> {
                 Marks::rows(mark, &table.layout, tenure, position)
             }
         })
-    }
-
-    async fn source(
-        &mut self,
-        table: &Table,
-        marks: &Marks,
-        states: &StateTable<'_>,
-        known: KnownOutbox,
-    ) -> Result<(Source, Phase), OpenError> {
-        let replication = &self.config.source.replication;
-        let is_streamed = self.config.source.mode == Mode::Replication;
-        if is_streamed && known.state.caught_up {
-            self.pass().await?;
-            let outbox = Described::from(table);
-            let bytes_max = crate::kafka::record_bytes_max(&self.config.kafka);
-            let stream = Source::stream(&self.options, replication, outbox, bytes_max).await?;
-            return Ok((stream, Phase::Steady));
-        }
-        let source = self.table_source(table, marks, known.top_id).await?;
-        // Until the table is read, a stream that took over would miss what stands there only.
-        states.set_caught_up(false).await?;
-        let phase = if is_streamed {
-            Phase::CatchUp
-        } else {
-            Phase::Steady
-        };
-        Ok((source, phase))
-    }
-
-    /// What is needed to read the table, on a connection of its own.
-    async fn polling(&self, table: &Table) -> Result<Polling, OpenError> {
-        let source = &self.config.source;
-        Ok(Polling {
-            session: connect(&self.options, "polling").await?,
-            layout: Arc::new(table.layout.clone()),
-            table: table.layout.sql_name(),
-            oid: table.oid,
-            shape: table.shape.clone(),
-            batch_rows: source.polling.batch_rows,
-            value_bytes_max: crate::kafka::record_bytes_max(&self.config.kafka),
-            interval: source.polling.interval,
-            caught_up: match self.legacy.impassable {
-                Some(_) => CaughtUp::WithTheWriters,
-                None => CaughtUp::WithTheTable,
-            },
-        })
-    }
-
-    /// Reads from the table itself: by number, or what is not marked.
-    async fn table_source(
-        &self,
-        table: &Table,
-        marks: &Marks,
-        top_id: Option<RowId>,
-    ) -> Result<Source, OpenError> {
-        let source = &self.config.source;
-        let polling = self.polling(table).await?;
-        let first = first_number(table);
-        let (top, settled) = match (marks, source.mark) {
-            (Marks::Ledger(ledger), _) => (ledger.highest(), ledger.settled()),
-            (_, Mark::SentAt) => {
-                return Ok(Source::unsent(
-                    polling,
-                    UnsentMark::SentAt,
-                    source.order_column.clone(),
-                ));
-            }
-            (_, Mark::Delete) => {
-                return Ok(Source::unsent(
-                    polling,
-                    UnsentMark::Present,
-                    source.order_column.clone(),
-                ));
-            }
-            (_, Mark::Ledger | Mark::None) => (first - 1, RangeSet::new()),
-        };
-        let top = top.max(first - 1);
-        // The ledger's tail is the top, unless rows above it were skipped.
-        let top_id = top_id.filter(|_| matches!(marks, Marks::Ledger(ledger) if ledger.tail().is_some_and(|tail| tail.seq == top)));
-        Ok(Source::by_seq(
-            polling,
-            Known {
-                first,
-                top,
-                top_id,
-                settled,
-            },
-        ))
     }
 }
 

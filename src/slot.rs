@@ -1,6 +1,6 @@
 //! The relay's replication slot: what it holds back, what it is good for, its removal.
 //!
-//! Never creates a slot, and moves one only past what it can't bring.
+//! Never creates a slot, and moves one only past what it can't bring or what was read from the table.
 
 use std::fmt;
 use std::time::Duration;
@@ -124,11 +124,49 @@ impl fmt::Display for Reader {
     }
 }
 
-/// Moves a slot that nobody reads behind a position, without decoding what is passed; never backwards.
+/// Where a slot stands in the server's log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// `confirmed_flush_lsn`: transactions whose commit record begins before it do not come again.
+    pub confirmed: Lsn,
+    /// As far as the server has flushed its log.
+    pub server: Lsn,
+}
+
+impl Standing {
+    /// WAL between the two, in bytes.
+    pub fn lag_bytes(self) -> u64 {
+        self.server.0.saturating_sub(self.confirmed.0)
+    }
+}
+
+/// Reads where a slot stands.
 ///
+/// Errors: `NotFound` too where the server has given it up.
+/// Cancel-safe: yes.
+pub async fn standing(client: &Client, name: &str) -> Result<Standing, SlotError> {
+    let row = client.query_opt(STANDING, &[&name]).await;
+    let row = row.map_err(|error| SlotError::Query {
+        action: "look at",
+        name: name.to_owned(),
+        source: error.into(),
+    })?;
+    let row = row.ok_or_else(|| SlotError::NotFound {
+        name: name.to_owned(),
+    })?;
+    let lsn = |column| Lsn(u64::from(row.get::<_, PgLsn>(column)));
+    Ok(Standing {
+        confirmed: lsn(0),
+        server: lsn(1),
+    })
+}
+
+/// Moves a slot that nobody reads up to a position, without decoding what is passed; never backwards.
+///
+/// A transaction is passed if its commit record begins before `upto`.
 /// Cancel-safe: yes, the server moves on or not at all.
-pub async fn advance(client: &Client, name: &str, behind: Lsn) -> Result<(), SlotError> {
-    let upto = PgLsn::from(behind.0 + 1);
+pub async fn advance(client: &Client, name: &str, upto: Lsn) -> Result<(), SlotError> {
+    let upto = PgLsn::from(upto.0);
     // Reading through the log takes as long as it takes.
     let moved = async {
         client.batch_execute("SET statement_timeout = 0").await?;
@@ -263,6 +301,11 @@ fn bytes(size: Option<i64>, absent: &str) -> String {
         None => format!("{size} bytes"),
     }
 }
+
+const STANDING: &str = "
+    SELECT confirmed_flush_lsn, pg_catalog.pg_current_wal_flush_lsn()
+    FROM pg_catalog.pg_replication_slots
+    WHERE slot_name = $1 AND confirmed_flush_lsn IS NOT NULL";
 
 const ADVANCE: &str = "
     SELECT pg_catalog.pg_replication_slot_advance(slot_name, $2)

@@ -3,6 +3,7 @@
 //! positions go back.
 
 pub mod holes;
+mod mover;
 pub mod polling;
 pub mod replication;
 
@@ -17,6 +18,8 @@ use crate::config::ReplicationConfig;
 use crate::outbox::{Lsn, OutboxRow};
 use crate::postgres::ConnectOptions;
 use crate::ranges::RangeSet;
+use crate::slot::{SlotError, Standing};
+pub use mover::{LAG_BYTES_MAX, SlotMover};
 use polling::{Known, Polling, Unsent, UnsentMark};
 use replication::pgoutput::Described;
 
@@ -29,8 +32,8 @@ const BATCHES_WAITING: usize = 4;
 #[derive(Debug, Default)]
 pub struct Batch {
     pub rows: Vec<OutboxRow>,
-    /// Where the stream stood after some of these rows; `None` when polled, or in a transaction
-    /// that is still being received.
+    /// Where the stream stood after some of these rows, or how far in the log polling has left nothing; `None` in a
+    /// transaction that is still being received, or where polling does not tell.
     pub boundary: Option<Boundary>,
     /// Numbers that no row will ever carry.
     pub dead: RangeSet,
@@ -57,12 +60,13 @@ impl Batch {
     }
 }
 
-/// A place in the stream where no transaction is open.
+/// A place in the log: every transaction before it is among the rows up to here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Boundary {
     /// How many rows of the batch stand before it.
     pub rows: usize,
-    /// The commit's `end_lsn`, or a keepalive's position read in order with the data.
+    /// The commit's `end_lsn`, or a keepalive's position read in order with the data; polled, a position before which no
+    /// commit was invisible when the rows were read.
     pub lsn: Lsn,
 }
 
@@ -73,6 +77,8 @@ pub enum SourceError {
     Replication(#[from] replication::ReplicationError),
     #[error(transparent)]
     Polling(#[from] polling::PollError),
+    #[error(transparent)]
+    Slot(#[from] SlotError),
     #[error("the source ended without a reason")]
     Ended,
 }
@@ -86,6 +92,8 @@ pub struct Source {
     batches: mpsc::Receiver<Batch>,
     confirm: watch::Sender<Lsn>,
     server: watch::Receiver<Lsn>,
+    /// Where the slot stands that is moved behind the rows; `None` where none is.
+    moved: Option<watch::Receiver<Option<Standing>>>,
     held_rows: watch::Sender<usize>,
     resolved: Arc<Notify>,
     asked: Arc<Notify>,
@@ -146,6 +154,25 @@ impl Source {
         }
     }
 
+    /// Starts to read the table by `seq` in the place of the slot, which follows what is confirmed.
+    pub fn ahead_of_slot(polling: Polling, known: Known, mover: SlotMover) -> Self {
+        let (ends, batches, stop) = Self::polled();
+        let (told, moved) = watch::channel(None);
+        let moving = mover.run(ends.confirm.subscribe(), told);
+        let polling = polling::poll_by_seq(polling, known, batches, stop);
+        let task = async move {
+            tokio::select! {
+                polled = polling => Ok(polled?),
+                moved = moving => match moved? {},
+            }
+        };
+        Self {
+            moved: Some(moved),
+            task: Some(tokio::spawn(task)),
+            ..ends
+        }
+    }
+
     /// Hands out rows that were read before, and has then caught up.
     pub fn given(rows: Vec<OutboxRow>) -> Self {
         let (ends, batches, stop) = Self::polled();
@@ -197,6 +224,7 @@ impl Source {
             batches: receiver,
             confirm: watch::Sender::new(Lsn(0)),
             server: watch::Sender::new(Lsn(0)).subscribe(),
+            moved: None,
             held_rows: watch::Sender::new(0),
             resolved: Arc::new(Notify::new()),
             asked: Arc::new(Notify::new()),
@@ -267,7 +295,20 @@ impl Source {
 
     /// The position of the server's write-ahead log, as far as it has told.
     pub fn server_lsn(&self) -> Lsn {
-        *self.server.borrow()
+        let moved = self.moved.as_ref().and_then(|moved| *moved.borrow());
+        moved.map_or(*self.server.borrow(), |standing| standing.server)
+    }
+
+    /// How far the slot lags in whose place the table is read, in bytes of WAL, once it was looked at.
+    pub fn slot_lag_bytes(&self) -> Option<u64> {
+        let standing = *self.moved.as_ref()?.borrow();
+        standing.map(Standing::lag_bytes)
+    }
+
+    /// Whether a stream may take over: no slot has to be moved first.
+    pub fn has_moved_slot(&self) -> bool {
+        let is_near = |lag_bytes| lag_bytes <= LAG_BYTES_MAX;
+        self.moved.is_none() || self.slot_lag_bytes().is_some_and(is_near)
     }
 
     /// Ends the source in order: the server has read the last confirmation, and the slot is free.

@@ -22,6 +22,7 @@ fn source() -> SourceConfig {
             slot: "outboxd_outbox".to_owned(),
             publication: "outboxd_outbox".to_owned(),
             on_lost_slot: OnLostSlot::Repair,
+            catch_up: crate::config::CatchUpFrom::Stream,
             failover: true,
             sweep: std::time::Duration::from_secs(60),
         },

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::error::{Problem, shown};
 use super::settings::Setting;
-use super::{FaultPolicy, LogFormat, Mark, Mode, NullKey, OnLostSlot, Start};
+use super::{CatchUpFrom, FaultPolicy, LogFormat, Mark, Mode, NullKey, OnLostSlot, Start};
 
 pub(super) fn text(setting: Setting) -> Result<String, Problem> {
     match setting {
@@ -164,6 +164,16 @@ pub(super) fn on_lost_slot(setting: Setting) -> Result<OnLostSlot, Problem> {
     choice(
         setting,
         &[("repair", OnLostSlot::Repair), ("halt", OnLostSlot::Halt)],
+    )
+}
+
+pub(super) fn catch_up(setting: Setting) -> Result<CatchUpFrom, Problem> {
+    choice(
+        setting,
+        &[
+            ("stream", CatchUpFrom::Stream),
+            ("table", CatchUpFrom::Table),
+        ],
     )
 }
 

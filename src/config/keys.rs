@@ -10,8 +10,6 @@ pub(super) struct Key {
     pub path: &'static str,
     pub preset: Preset,
     pub about: &'static str,
-    /// The one value that this version accepts, and why no other.
-    pub only: Option<Only>,
 }
 
 /// What a key holds when nobody sets it; TOML.
@@ -23,26 +21,11 @@ pub(super) enum Preset {
     Table(&'static str),
 }
 
-pub(super) struct Only {
-    pub accepted: &'static str,
-    pub reason: &'static str,
-}
-
 const fn key(path: &'static str, preset: Preset, about: &'static str) -> Key {
     Key {
         path,
         preset,
         about,
-        only: None,
-    }
-}
-
-const fn only(path: &'static str, value: &'static str, about: &'static str, only: Only) -> Key {
-    Key {
-        path,
-        preset: Preset::Value(value),
-        about,
-        only: Some(only),
     }
 }
 
@@ -66,8 +49,7 @@ pub(super) const KEYS: &[Key] = &[
     key("source.replication.on_lost_slot", Unset(r#""repair""#), "A slot gone or invalid: \"repair\" (a new one, the table is read; default with a mark) or \"halt\"."),
     key("source.replication.failover", Value("true"), "Make the slot one that standbys keep, on PostgreSQL 17 and newer."),
     key("source.replication.sweep", Value(r#""60s""#), "How often the table is searched for rows that the stream missed; at least 1s."),
-    only("source.replication.catch_up", r#""stream""#, "How a backlog is read: from the slot, in commit order.", Only {
-        accepted: "stream", reason: "catching up from the table is not there yet" }),
+    key("source.replication.catch_up", Value(r#""stream""#), "Where a lag above 64 MiB is read: \"stream\" (slot, commit order) or \"table\" (faster, polling's order, ledger only)."),
     key("route.topic", Value(r#""outbox.event.${aggregatetype}""#), "The topic of a row: text, and columns as ${column}."),
     key("route.allow", Value(r#"["outbox.event.*"]"#), "Topics that a row may reach, `*` for any text; a row for any other is at fault."),
     key("route.null_key", Value(r#""block""#), "A row whose aggregate id is NULL: \"block\" (it is at fault) or \"publish\" (without a key, in no order)."),

@@ -10,10 +10,10 @@ use super::kafka_security;
 use super::keys::{self, Place};
 use super::settings::{Entry, Setting, Settings, written};
 use super::{
-    AdminConfig, Config, ConfigError, ConfigErrors, FaultPolicy, FaultsConfig, KafkaConfig,
-    LeaseConfig, LimitsConfig, LogConfig, Mark, Mode, OnLostSlot, Origin, PollingConfig,
-    ReplicationConfig, RouteConfig, Secret, ShutdownConfig, SourceConfig, TableName, TopicsConfig,
-    UrlSource, check, convert, document, environment,
+    AdminConfig, CatchUpFrom, Config, ConfigError, ConfigErrors, FaultPolicy, FaultsConfig,
+    KafkaConfig, LeaseConfig, LimitsConfig, LogConfig, Mark, Mode, OnLostSlot, Origin,
+    PollingConfig, ReplicationConfig, RouteConfig, Secret, ShutdownConfig, SourceConfig, TableName,
+    TopicsConfig, UrlSource, check, convert, document, environment,
 };
 
 pub(super) fn load(file: &Path) -> Result<Config, ConfigErrors> {
@@ -173,7 +173,6 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn config(&mut self) -> Config {
-        self.only();
         let limits = LimitsConfig {
             in_flight_rows_max: self.read("limits.in_flight_rows_max", |s| convert::whole(s, 1)),
             in_flight_bytes_max: self.read("limits.in_flight_bytes_max", convert::bytes),
@@ -252,6 +251,7 @@ impl Reader<'_> {
                 sweep: self.checked("source.replication.sweep", convert::duration, |every| {
                     check::sweep(*every)
                 }),
+                catch_up: self.catch_up(mark),
             },
         }
     }
@@ -290,6 +290,19 @@ impl Reader<'_> {
             Mark::None => OnLostSlot::Halt,
             Mark::Ledger | Mark::SentAt | Mark::Delete => OnLostSlot::Repair,
         })
+    }
+
+    /// Only the ledger tells how far the table was read, and what the slot brings again.
+    fn catch_up(&mut self, mark: Mark) -> CatchUpFrom {
+        let key = "source.replication.catch_up";
+        let chosen = self.read(key, convert::catch_up);
+        if chosen == CatchUpFrom::Table && mark != Mark::Ledger {
+            self.refuse(key, Problem::new(
+                "= \"table\" needs `source.mark = \"ledger\"`: by no other mark it is known up to which position of the WAL the table was read",
+                "write \"stream\" or remove it",
+            ));
+        }
+        chosen
     }
 
     fn url(&mut self) -> UrlSource {
@@ -373,23 +386,6 @@ impl Reader<'_> {
                 replication_factor: self
                     .read("kafka.topics.replication_factor", convert::count_or_default),
             },
-        }
-    }
-
-    /// Refuses every value but the one that this version has.
-    fn only(&mut self) {
-        for key in keys::KEYS {
-            let Some(only) = &key.only else {
-                continue;
-            };
-            if self.settings.find(key.path) != Some(Setting::Text(only.accepted.to_owned())) {
-                let problem = format!(
-                    "can only be {:?} in this version: {}",
-                    only.accepted, only.reason
-                );
-                let remedy = format!("write {:?} or remove it", only.accepted);
-                self.refuse(key.path, Problem::new(problem, remedy));
-            }
         }
     }
 

@@ -26,7 +26,10 @@ impl Run<'_> {
             Err(failure) => return Some(End::Source(failure)),
         };
         self.relay.metrics.read(batch.rows.len());
-        if let Marks::Ledger(ledger) = &mut self.session.marks {
+        // Before a stream nothing dies of locks alone: it may still bring the row.
+        if let Marks::Ledger(ledger) = &mut self.session.marks
+            && self.session.phase != Phase::CatchUp
+        {
             ledger.note_dead(&batch.dead);
         }
         if let Err(failure) = self.screen(&mut batch).await {
@@ -184,7 +187,8 @@ impl Run<'_> {
     }
 
     fn has_read_all(&self) -> bool {
-        self.session.phase != Phase::Steady && self.feed.caught_up()
+        let is_read = self.feed.caught_up() && self.session.source.has_moved_slot();
+        self.session.phase != Phase::Steady && is_read
     }
 
     /// A catch-up or a replay is over when all that stood there was read and is settled.

@@ -60,6 +60,7 @@ impl Run<'_> {
         let confirmed = core.confirmable();
         let server = self.session.source.server_lsn();
         let lag_bytes = confirmed.map(|confirmed| server.0.saturating_sub(confirmed.0));
+        let lag_bytes = self.session.source.slot_lag_bytes().or(lag_bytes);
         let sent_seq = match &self.session.marks {
             Marks::Ledger(ledger) => ledger.tail().map(|tail| tail.seq),
             Marks::Rows(_) | Marks::None => None,
@@ -133,7 +134,7 @@ impl Run<'_> {
             return (State::Waiting, LEASE_RAN_OUT.to_owned());
         }
         match wait {
-            None => (State::Publishing, String::new()),
+            None => (State::Publishing, self.catching_up().to_owned()),
             Some(Wait::ForSome(since)) => {
                 let reason = format!("rows that were sent at {since} wait for Kafka; others flow");
                 (State::Publishing, reason)
@@ -144,6 +145,17 @@ impl Run<'_> {
                 let reason = format!("Kafka has acknowledged nothing since {since}{error}");
                 (State::Waiting, reason)
             }
+        }
+    }
+
+    /// What a session does that reads the table before the stream.
+    fn catching_up(&self) -> &'static str {
+        match (&self.session.phase, self.feed.caught_up()) {
+            (Phase::CatchUp, false) => "catching up from the table",
+            (Phase::CatchUp, true) => {
+                "the table is read, and the slot moves behind it as far as no older transaction is open"
+            }
+            (Phase::Replay(_) | Phase::Steady, _) => "",
         }
     }
 

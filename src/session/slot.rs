@@ -5,6 +5,7 @@ use tracing::{error, info, warn};
 use super::{OpenError, Opening, connect, insert_position, slot_wait};
 use crate::config::{Mark, Mode, OnLostSlot};
 use crate::migrate::{self, Creates};
+use crate::outbox::Lsn;
 use crate::postgres;
 use crate::slot::{self, Consent, Fitness, Slot};
 use crate::state::{OutboxState, StateTable};
@@ -130,7 +131,7 @@ impl Opening<'_> {
         };
         let session = connect(&self.options, "slot").await?;
         let name = &self.config.source.replication.slot;
-        slot::advance(&session.client, name, commit_lsn).await?;
+        slot::advance(&session.client, name, Lsn(commit_lsn.0 + 1)).await?;
         self.legacy.impassable = None;
         warn!(slot = name, %commit_lsn, "the slot has passed a transaction that PostgreSQL cannot send");
         Ok(())

@@ -5,7 +5,7 @@ use super::event::id_of;
 use super::mutations::Mutation;
 use super::relay::Told;
 use super::server::Commit;
-use super::session::End;
+use super::session::{End, Session};
 use super::world::{World, tell};
 use crate::config::FaultPolicy;
 use crate::core::{Offer, RowFacts};
@@ -18,8 +18,8 @@ use crate::source::Batch;
 impl World {
     /// Takes the next batch, without the rows that went out before.
     pub fn take_batch(&mut self, relay: usize) -> Option<End> {
+        let has_read_all = self.has_read_all(relay);
         let session = self.relays[relay].session.as_mut()?;
-        let has_read_all = session.phase != Phase::Steady && session.intake.caught_up();
         if !session.intake.is_empty() || session.is_draining || has_read_all {
             return None;
         }
@@ -27,7 +27,9 @@ impl World {
             return Some(End::Lost);
         }
         let mut batch = session.batches.pop_front()?;
-        if let Some(ledger) = &mut session.ledger {
+        if let Some(ledger) = &mut session.ledger
+            && session.phase != Phase::CatchUp
+        {
             ledger.note_dead(&batch.dead);
             session.dead.extend(&batch.dead);
         }
@@ -186,12 +188,19 @@ impl World {
         }
     }
 
+    fn has_read_all(&self, relay: usize) -> bool {
+        let is_read =
+            |session: &Session| session.phase != Phase::Steady && session.intake.caught_up();
+        let is_read = self.relays[relay].session.as_ref().is_some_and(is_read);
+        is_read && !(self.moves_slot(relay) && self.is_far_behind())
+    }
+
     /// A catch-up or a replay is over when all that stood there was read and is settled.
     fn caught_up(&self, relay: usize) -> Option<End> {
         let process = &self.relays[relay];
         let session = process.session.as_ref()?;
-        let has_read_all = session.phase != Phase::Steady && session.intake.caught_up();
-        let is_over = has_read_all && session.intake.is_empty() && process.core.is_settled();
+        let is_over =
+            self.has_read_all(relay) && session.intake.is_empty() && process.core.is_settled();
         if !is_over || session.has_statement() {
             return None;
         }

@@ -183,6 +183,29 @@ impl Judge {
     /// S3 for a position that the server was told, be it by a relay that does not know yet that another one has released
     /// what it held: while the table is to be read, a row that stands there may lie before the position.
     pub fn confirmed(&mut self, lsn: u64, server: &Server, database: &Database, has_marks: bool) {
+        let is_to_be_read = has_marks && !database.caught_up;
+        self.check_settled(lsn, server, |judge, event| {
+            let is_sent = match has_marks {
+                true => database.is_sent(event.seq),
+                false => judge.in_log(event.id),
+            };
+            is_sent || is_to_be_read || database.keeps(event.id, event.seq)
+        });
+    }
+
+    /// The same for a slot that the leader moves while it reads the table: nothing before it is still to be read.
+    pub fn passed(&mut self, lsn: u64, server: &Server, database: &Database) {
+        self.check_settled(lsn, server, |_, event| {
+            database.is_sent(event.seq) || database.keeps(event.id, event.seq)
+        });
+    }
+
+    fn check_settled(
+        &mut self,
+        lsn: u64,
+        server: &Server,
+        is_settled: impl Fn(&Self, &Event) -> bool,
+    ) {
         self.sync(server);
         if lsn > server.flushed {
             return self.breaks("S8", format!("{lsn} is confirmed and was never sent"));
@@ -195,16 +218,7 @@ impl Judge {
                 break;
             }
             for event in &commit.events {
-                let is_sent = match has_marks {
-                    true => database.is_sent(event.seq),
-                    false => self.in_log(event.id),
-                };
-                let is_to_be_read = has_marks && !database.caught_up;
-                if !is_sent
-                    && !is_to_be_read
-                    && !database.keeps(event.id, event.seq)
-                    && !self.missed.contains(&event.id)
-                {
+                if !is_settled(self, event) && !self.missed.contains(&event.id) {
                     let text = format!("{lsn} is confirmed and row {} not settled", event.id);
                     return self.breaks("S3", text);
                 }

@@ -28,12 +28,14 @@ pub enum Mutation {
     DeadCountedAsSent,
     /// What was learned of the numbers outlives the connection.
     NumbersOutliveCrash,
+    /// The slot is moved to a position before which a commit may still be invisible.
+    PositionWithoutWriters,
     /// What was kept whole is replayed before older rows that stand in the table.
     ReplayPassesTheTable,
 }
 
 /// Every planted defect.
-pub const ALL: [Mutation; 13] = [
+pub const ALL: [Mutation; 14] = [
     Mutation::ConfirmBeforeMark,
     Mutation::ConfirmCommitLsn,
     Mutation::KeepaliveTooEarly,
@@ -46,5 +48,6 @@ pub const ALL: [Mutation; 13] = [
     Mutation::DeadBeforePassage,
     Mutation::DeadCountedAsSent,
     Mutation::NumbersOutliveCrash,
+    Mutation::PositionWithoutWriters,
     Mutation::ReplayPassesTheTable,
 ];

@@ -1,12 +1,22 @@
-//! Polling turns on the simulated server: each read is a snapshot of its own, and writers run in between.
+//! Polling turns on the simulated server: each read is a snapshot of its own, and writers run in between; the slot that is
+//! moved behind them.
 
+use std::collections::BTreeSet;
+
+use super::database::Slot;
 use super::mutations::Mutation;
 use super::session::{End, Source};
 use super::world::{World, tell};
+use crate::config::CatchUpFrom;
 use crate::mark::ledger::Ledger;
+use crate::outbox::Lsn;
 use crate::ranges::RangeSet;
-use crate::source::Batch;
-use crate::source::holes::{Arrivals, Death, Holes, LockReading, Plan};
+use crate::source::holes::{Arrivals, Death, Holes, LockReading, Plan, VirtualTransaction};
+use crate::source::polling::CaughtUp;
+use crate::source::{Batch, Boundary};
+
+/// How far a slot may lag when a stream begins on it.
+const LAG_MAX: u64 = 25;
 
 /// What the turns over one connection have learned.
 #[derive(Clone)]
@@ -15,10 +25,19 @@ pub struct Turns {
     top: i64,
     top_id: Option<u32>,
     holes: Holes,
+    says: CaughtUp,
+    round: Option<Round>,
+}
+
+/// A position, and who is left of those that wrote after it was read.
+#[derive(Clone)]
+struct Round {
+    position: u64,
+    left: BTreeSet<VirtualTransaction>,
 }
 
 impl Turns {
-    pub fn new(first: i64, ledger: Option<&Ledger>) -> Self {
+    pub fn new(first: i64, ledger: Option<&Ledger>, says: CaughtUp) -> Self {
         let top = ledger.map_or(0, Ledger::highest).max(first - 1);
         let settled = ledger.map(Ledger::settled).unwrap_or_default();
         let mut holes = Holes::new(Death::OnLocks);
@@ -28,6 +47,8 @@ impl Turns {
             top,
             top_id: None,
             holes,
+            says,
+            round: None,
         }
     }
 
@@ -50,11 +71,16 @@ impl World {
             return None;
         };
         let mut turns = turns.clone();
+        let position = self.look_at_writers(&mut turns);
         let limit = self.rng.usize(1..=5);
         let Some((new, is_full)) = self.read_new(&mut turns, limit) else {
             return Some(End::Lost);
         };
         turns.note(&new);
+        let passed = position.filter(|_| !is_full);
+        if passed.is_some() {
+            turns.round = None;
+        }
         self.write(4);
         let arrivals = match new.is_empty() {
             true => Arrivals::Nothing,
@@ -76,15 +102,77 @@ impl World {
         );
         let rows = numbers.ranges().flatten();
         let rows = rows.filter_map(|seq| Some(self.server.rows.get(&seq)?.row(lsn)));
+        let rows: Vec<_> = rows.collect();
+        let boundary = passed.map(|position| Boundary {
+            rows: rows.len(),
+            lsn: Lsn(position),
+        });
         let batch = Batch {
-            rows: rows.collect(),
+            rows,
+            boundary,
             dead,
             caught_up: !is_full,
-            ..Batch::default()
         };
         let session = self.relays[relay].session.as_mut()?;
         session.batches.push_back(batch);
         session.source = Source::Numbers(turns);
+        None
+    }
+
+    /// The position before which every commit is visible to what is read next.
+    fn look_at_writers(&mut self, turns: &mut Turns) -> Option<u64> {
+        if turns.says == CaughtUp::WithTheTable {
+            return None;
+        }
+        match &mut turns.round {
+            None => {
+                let position = self.server.flushed;
+                self.write(2);
+                let left = self.read_locks().holders.into_keys().collect();
+                turns.round = Some(Round { position, left });
+            }
+            Some(round) => {
+                let reading = self.read_locks();
+                round.left.retain(|name| reading.holders.contains_key(name));
+            }
+        }
+        let is_over = |round: &&Round| {
+            round.left.is_empty() || self.mutation == Mutation::PositionWithoutWriters
+        };
+        turns
+            .round
+            .as_ref()
+            .filter(is_over)
+            .map(|round| round.position)
+    }
+
+    /// Whether the slot lags too far for a stream; a slot that is gone does.
+    pub fn is_far_behind(&self) -> bool {
+        let is_far = |slot: Slot| self.server.flushed.saturating_sub(slot.confirmed) > LAG_MAX;
+        self.setting.catch_up == CatchUpFrom::Table && self.database.slot.is_none_or(is_far)
+    }
+
+    /// The slot follows what may be confirmed, unless somebody reads it.
+    pub fn move_slot(&mut self, relay: usize) -> Option<End> {
+        let session = self.relays[relay].session.as_ref()?;
+        let lsn = session.confirm;
+        // Else what was held when it was confirmed may have been released since.
+        let is_strict =
+            lsn > session.confirmed_before && self.database.holds_lease(&session.tenure);
+        let Some(slot) = &mut self.database.slot else {
+            return Some(End::Lost);
+        };
+        if slot.reader.is_some() || lsn <= slot.confirmed {
+            return None;
+        }
+        slot.confirmed = lsn;
+        tell!(self, "relay {relay} moves the slot to {lsn}");
+        match is_strict {
+            true => self.judge.passed(lsn, &self.server, &self.database),
+            false => self
+                .judge
+                .confirmed(lsn, &self.server, &self.database, true),
+        }
         None
     }
 
@@ -110,7 +198,7 @@ impl World {
             0..4 => holes.plan_without_locks(),
             _ => {
                 let reading = self.read_locks();
-                holes.plan(&reading, arrivals, crate::outbox::Lsn(0))
+                holes.plan(&reading, arrivals, Lsn(0))
             }
         };
         self.write(4);

@@ -3,7 +3,7 @@
 use fastrand::Rng;
 
 use super::server::Habits;
-use crate::config::FaultPolicy;
+use crate::config::{CatchUpFrom, FaultPolicy};
 use crate::mark::ledger::SEGMENT_ROWS;
 
 /// Where the rows come from.
@@ -24,6 +24,7 @@ pub struct Setting {
     /// The first number of the sequence.
     pub first: i64,
     pub habits: Habits,
+    pub catch_up: CatchUpFrom,
 }
 
 /// One kind of step; what it does in detail follows from its salt.
@@ -100,7 +101,7 @@ pub struct Schedule {
 impl Schedule {
     pub fn of(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let setting = setting(&mut rng);
+        let mut setting = setting(&mut rng);
         let mut weights = ALWAYS.to_vec();
         weights.extend(FAULTS.into_iter().filter(|_| rng.u8(..10) < 4));
         if setting.policy == FaultPolicy::Follow {
@@ -121,6 +122,9 @@ impl Schedule {
             salt: rng.u64(..),
         });
         let steps = steps.collect();
+        if setting.has_marks && rng.bool() {
+            setting.catch_up = CatchUpFrom::Table;
+        }
         Self { setting, steps }
     }
 }
@@ -164,5 +168,6 @@ fn setting(rng: &mut Rng) -> Setting {
             },
             asynchronous: if rng.bool() { 0 } else { rng.u8(2..7) },
         },
+        catch_up: CatchUpFrom::Stream,
     }
 }

@@ -10,6 +10,7 @@ use super::polling::Turns;
 use super::schedule::Mode;
 use super::stream::Walsender;
 use super::world::{World, tell};
+use crate::config::CatchUpFrom;
 use crate::encode::Rejection;
 use crate::hold::{ReplayOrder, merge};
 use crate::mark::Tenure;
@@ -22,7 +23,7 @@ use crate::relay::intake::Intake;
 use crate::session::CatchUp;
 use crate::source::Batch;
 use crate::source::holes::{Death, Holes};
-use crate::source::polling::RowsAhead;
+use crate::source::polling::{CaughtUp, RowsAhead};
 
 /// Rows that one session replays.
 const REPLAY_ROWS: usize = 3;
@@ -72,6 +73,8 @@ pub struct Session {
     pub highest: i64,
     pub top: i64,
     pub confirm: u64,
+    /// What an earlier session found that could be confirmed.
+    pub confirmed_before: u64,
     /// The end of the last transaction that was fed whole.
     pub reached: u64,
     pub is_draining: bool,
@@ -232,6 +235,7 @@ impl World {
             highest: self.setting.first - 1,
             top: 0,
             confirm: 0,
+            confirmed_before: process.core.confirmable().map_or(0, |lsn| lsn.0),
             reached: 0,
             is_draining: false,
             lost: None,
@@ -298,7 +302,7 @@ impl World {
             return Some((Source::Given, Phase::Replay(ids), Some(batch)));
         }
         let is_stream = self.relays[relay].mode == Mode::Stream;
-        if is_stream && self.database.caught_up {
+        if is_stream && self.database.caught_up && !self.is_far_behind() {
             let slot = self.database.slot.as_mut()?;
             if slot.reader.is_some() {
                 return None;
@@ -309,15 +313,26 @@ impl World {
         }
         self.database.caught_up = false;
         self.wrote();
+        let says = match is_stream && self.setting.catch_up == CatchUpFrom::Table {
+            true => CaughtUp::WithPositions,
+            false => CaughtUp::WithTheTable,
+        };
         let turns = match (self.mutation, self.relays[relay].learned.take()) {
             (Mutation::NumbersOutliveCrash, Some(learned)) => learned,
-            _ => Turns::new(self.setting.first, ledger),
+            _ => Turns::new(self.setting.first, ledger, says),
         };
         let phase = match is_stream {
             true => Phase::CatchUp,
             false => Phase::Steady,
         };
         Some((Source::Numbers(turns), phase, None))
+    }
+
+    /// Whether the session of a relay reads the table in the place of its slot.
+    pub fn moves_slot(&self, relay: usize) -> bool {
+        let session = self.relays[relay].session.as_ref();
+        let is_catch_up = session.is_some_and(Session::is_catch_up);
+        is_catch_up && self.setting.catch_up == CatchUpFrom::Table
     }
 
     /// `read_ahead`; nothing where the server was lost meanwhile.

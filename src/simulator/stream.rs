@@ -141,8 +141,10 @@ impl World {
         if session.lost.is_some() {
             return Some(End::Lost);
         }
-        if session.is_stream() {
-            self.confirm(relay);
+        match session.is_stream() {
+            true => self.confirm(relay),
+            false if self.moves_slot(relay) => return self.move_slot(relay),
+            false => {}
         }
         None
     }

@@ -48,12 +48,14 @@ pub struct Polling {
     pub caught_up: CaughtUp,
 }
 
-/// When a turn that found no more rows may say so.
+/// When a turn that found no more rows may say so, and whether it says how far in the log that was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CaughtUp {
     /// At once.
     WithTheTable,
-    /// When what was being written as polling began has become visible, too: nothing committed before is left.
+    /// At once; with every turn that can tell comes a boundary behind the commits of which nothing is left, by `seq` only.
+    WithPositions,
+    /// The same, when what was being written as polling began has become visible, too: nothing committed before is left.
     WithTheWriters,
 }
 

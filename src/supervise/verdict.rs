@@ -89,6 +89,8 @@ fn of_source(failure: &SourceError, mark: Mark) -> Verdict {
         SourceError::Replication(ReplicationError::Silent | ReplicationError::Ended) => {
             Verdict::Retry
         }
+        // The next opening looks at the slot itself.
+        SourceError::Slot(_) => Verdict::Retry,
         SourceError::Polling(PollError::NoOrder) => Verdict::Halt,
         SourceError::Polling(PollError::TableChanged) => Verdict::Again,
         SourceError::Polling(_) | SourceError::Ended => Verdict::Retry,

@@ -22,8 +22,8 @@ use crate::inspect::{Selection, select_columns};
 use crate::outbox::{Layout, Lsn, OutboxRow, RowId};
 use crate::postgres::Session;
 use crate::ranges::RangeSet;
-use crate::source::Batch;
 use crate::source::holes::{Arrivals, Death, Holes, Plan};
+use crate::source::{Batch, Boundary};
 
 /// The turns over one connection, and what they have learned.
 pub(super) struct Turns {
@@ -89,9 +89,11 @@ impl Turns {
 
     /// Takes one turn and hands over what it found.
     pub(super) async fn turn(&mut self, batches: &mpsc::Sender<Batch>) -> Result<Next, Ended> {
-        let has_no_writers = self.writers.have_ended(&self.session).await?;
+        let position = self.writers.look(&self.session).await?;
         let (new, next) = self.read_new().await?;
-        let is_behind = next == Next::AtOnce || !has_no_writers;
+        // A full turn left visible rows in the table.
+        let passed = position.filter(|_| next == Next::AfterInterval);
+        let is_behind = next == Next::AtOnce || !self.writers.have_ended();
         let arrivals = if new.is_empty() {
             Arrivals::Nothing
         } else {
@@ -101,7 +103,8 @@ impl Turns {
         let (found, dead) = self.fill_holes(arrivals).await?;
         let has_caught_up = !is_behind && self.is_behind;
         self.is_behind = is_behind;
-        if new.is_empty() && found.is_empty() && dead.is_empty() && !has_caught_up {
+        let is_idle = new.is_empty() && found.is_empty() && dead.is_empty();
+        if is_idle && !has_caught_up && passed.is_none() {
             return Ok(next);
         }
         let mut lsn = Lsn(0);
@@ -110,12 +113,18 @@ impl Turns {
         }
         let new = self.hand_over_found(new, found, lsn, batches).await?;
         let rest = Batch {
+            boundary: passed.map(|lsn| Boundary {
+                rows: new.len(),
+                lsn,
+            }),
             rows: at(new, lsn),
             dead,
             caught_up: !is_behind,
-            ..Batch::default()
         };
         send(batches, rest).await?;
+        if passed.is_some() {
+            self.writers.passed();
+        }
         Ok(next)
     }
 

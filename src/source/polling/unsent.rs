@@ -123,7 +123,7 @@ impl Turns {
 
     /// Takes one turn and waits until it is resolved.
     async fn turn(&mut self, batches: &mpsc::Sender<Batch>) -> Result<Next, Ended> {
-        let has_no_writers = self.writers.have_ended(&self.session).await?;
+        self.writers.look(&self.session).await?;
         let held = *self.unsent.held_rows.borrow_and_update();
         let limit = self.batch_rows.saturating_add(held);
         if held == 0 {
@@ -136,7 +136,7 @@ impl Turns {
             .read(&self.session, stream, self.bytes_max)
             .await?;
         let Some(last) = page.rows.last() else {
-            return self.rest(has_no_writers, batches).await;
+            return self.rest(batches).await;
         };
         let last = last.id.clone();
         self.shape.check(&self.session).await?;
@@ -145,7 +145,7 @@ impl Turns {
         } else {
             Next::AtOnce
         };
-        self.is_behind = next == Next::AtOnce || !has_no_writers;
+        self.is_behind = next == Next::AtOnce || !self.writers.have_ended();
         let next = self.pace(next, last, &page);
         let lsn = self.gate.pass(&self.session).await?;
         let batch = Batch {
@@ -159,12 +159,8 @@ impl Turns {
     }
 
     /// Ends a turn that found nothing; says so once.
-    async fn rest(
-        &mut self,
-        has_no_writers: bool,
-        batches: &mpsc::Sender<Batch>,
-    ) -> Result<Next, Ended> {
-        if has_no_writers && std::mem::take(&mut self.is_behind) {
+    async fn rest(&mut self, batches: &mpsc::Sender<Batch>) -> Result<Next, Ended> {
+        if self.writers.have_ended() && std::mem::take(&mut self.is_behind) {
             let caught_up = Batch {
                 caught_up: true,
                 ..Batch::default()

@@ -1,0 +1,138 @@
+//! Who hands out the rows of a session: the slot, or the table.
+
+use std::sync::Arc;
+
+use tokio_postgres::Client;
+use tracing::info;
+
+use super::known::KnownOutbox;
+use super::{OpenError, Opening, connect, first_number};
+use crate::config::{CatchUpFrom, Mark, Mode};
+use crate::inspect::Table;
+use crate::mark::Marks;
+use crate::outbox::RowId;
+use crate::ranges::RangeSet;
+use crate::relay::Phase;
+use crate::slot;
+use crate::source::polling::{CaughtUp, Known, Polling, UnsentMark};
+use crate::source::replication::pgoutput::Described;
+use crate::source::{LAG_BYTES_MAX, SlotMover, Source};
+use crate::state::StateTable;
+
+impl Opening<'_> {
+    pub(super) async fn source(
+        &mut self,
+        table: &Table,
+        marks: &Marks,
+        states: &StateTable<'_>,
+        known: KnownOutbox,
+    ) -> Result<(Source, Phase), OpenError> {
+        let replication = &self.config.source.replication;
+        let is_streamed = self.config.source.mode == Mode::Replication;
+        if is_streamed && known.state.caught_up && !self.is_far_behind(states.client).await? {
+            self.pass().await?;
+            let outbox = Described::from(table);
+            let bytes_max = crate::kafka::record_bytes_max(&self.config.kafka);
+            let stream = Source::stream(&self.options, replication, outbox, bytes_max).await?;
+            return Ok((stream, Phase::Steady));
+        }
+        let source = self.table_source(table, marks, known.top_id).await?;
+        // Until the table is read, a stream that took over would miss what stands there only.
+        states.set_caught_up(false).await?;
+        if !is_streamed {
+            return Ok((source, Phase::Steady));
+        }
+        info!("catching up from the table");
+        Ok((source, Phase::CatchUp))
+    }
+
+    /// Whether the table is there sooner than the stream; a stream that falls behind while it runs goes on.
+    async fn is_far_behind(&self, client: &Client) -> Result<bool, OpenError> {
+        if self.moves_slot().is_none() {
+            return Ok(false);
+        }
+        let slot = &self.config.source.replication.slot;
+        let lag_bytes = slot::standing(client, slot).await?.lag_bytes();
+        let is_far = lag_bytes > LAG_BYTES_MAX;
+        if is_far {
+            info!(slot, lag_bytes, "the slot is far behind");
+        }
+        Ok(is_far)
+    }
+
+    /// The slot that is moved while the table is read in its place.
+    fn moves_slot(&self) -> Option<&str> {
+        let source = &self.config.source;
+        let is_asked_for = source.replication.catch_up == CatchUpFrom::Table;
+        (is_asked_for && source.mode == Mode::Replication).then_some(&source.replication.slot)
+    }
+
+    /// What is needed to read the table, on a connection of its own.
+    pub(super) async fn polling(&self, table: &Table) -> Result<Polling, OpenError> {
+        let source = &self.config.source;
+        Ok(Polling {
+            session: connect(&self.options, "polling").await?,
+            layout: Arc::new(table.layout.clone()),
+            table: table.layout.sql_name(),
+            oid: table.oid,
+            shape: table.shape.clone(),
+            batch_rows: source.polling.batch_rows,
+            value_bytes_max: crate::kafka::record_bytes_max(&self.config.kafka),
+            interval: source.polling.interval,
+            caught_up: match (self.legacy.impassable, self.moves_slot()) {
+                (Some(_), _) => CaughtUp::WithTheWriters,
+                (None, Some(_)) => CaughtUp::WithPositions,
+                (None, None) => CaughtUp::WithTheTable,
+            },
+        })
+    }
+
+    /// Reads from the table itself: by number, or what is not marked.
+    async fn table_source(
+        &self,
+        table: &Table,
+        marks: &Marks,
+        top_id: Option<RowId>,
+    ) -> Result<Source, OpenError> {
+        let source = &self.config.source;
+        let polling = self.polling(table).await?;
+        let first = first_number(table);
+        let (top, settled) = match (marks, source.mark) {
+            (Marks::Ledger(ledger), _) => (ledger.highest(), ledger.settled()),
+            (_, Mark::SentAt) => {
+                return Ok(Source::unsent(
+                    polling,
+                    UnsentMark::SentAt,
+                    source.order_column.clone(),
+                ));
+            }
+            (_, Mark::Delete) => {
+                return Ok(Source::unsent(
+                    polling,
+                    UnsentMark::Present,
+                    source.order_column.clone(),
+                ));
+            }
+            (_, Mark::Ledger | Mark::None) => (first - 1, RangeSet::new()),
+        };
+        let top = top.max(first - 1);
+        // The ledger's tail is the top, unless rows above it were skipped.
+        let top_id = top_id.filter(|_| matches!(marks, Marks::Ledger(ledger) if ledger.tail().is_some_and(|tail| tail.seq == top)));
+        let known = Known {
+            first,
+            top,
+            top_id,
+            settled,
+        };
+        Ok(match self.moves_slot() {
+            None => Source::by_seq(polling, known),
+            Some(slot) => {
+                let mover = SlotMover {
+                    session: connect(&self.options, "slot").await?,
+                    slot: slot.to_owned(),
+                };
+                Source::ahead_of_slot(polling, known, mover)
+            }
+        })
+    }
+}

@@ -1,0 +1,69 @@
+//! Moves the slot while the table is read in its place: behind what was read, delivered and marked.
+//!
+//! Never decides how far: it is told what may be confirmed, as a stream is.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tracing::{debug, info};
+
+use crate::outbox::Lsn;
+use crate::postgres::{Class, Session};
+use crate::slot::{self, SlotError, Standing};
+
+/// How far a slot may lag, in bytes of WAL, when a stream begins on it: what one walsender sends in about a second of
+/// one-row transactions. Below this a stream is there sooner than the table is read.
+pub const LAG_BYTES_MAX: u64 = 64 << 20;
+/// How often the slot is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// What moves one slot, on a connection of its own: moving takes as long as the server needs to skim its log.
+pub struct SlotMover {
+    pub session: Session,
+    pub slot: String,
+}
+
+impl SlotMover {
+    /// Follows what may be confirmed, and tells where the slot stands.
+    ///
+    /// Errors: the connection's end, or what keeps the slot from ever moving; a slot in use is tried again.
+    /// Cancel-safe: yes; the server ends a move that has begun.
+    pub(super) async fn run(
+        self,
+        confirmed: watch::Receiver<Lsn>,
+        told: watch::Sender<Option<Standing>>,
+    ) -> Result<Infallible, SlotError> {
+        let mut ticks = interval(LOOK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let standing = slot::standing(&self.session.client, &self.slot).await?;
+            told.send_replace(Some(standing));
+            let upto = *confirmed.borrow();
+            if standing.lag_bytes() > LAG_BYTES_MAX && upto > standing.confirmed {
+                self.advance(standing, upto).await?;
+            }
+        }
+    }
+
+    async fn advance(&self, standing: Standing, upto: Lsn) -> Result<(), SlotError> {
+        let (slot, from, began) = (&self.slot, standing.confirmed, Instant::now());
+        match slot::advance(&self.session.client, slot, upto).await {
+            Ok(()) => {
+                let (bytes, elapsed_ms) = (upto.0 - from.0, began.elapsed().as_millis() as u64);
+                info!(slot, %from, %upto, bytes, elapsed_ms, "the slot has passed what was read from the table");
+                Ok(())
+            }
+            // For a moment somebody keeps it from the idle timeout, or a killed relay's move goes on.
+            Err(SlotError::Query { source, .. })
+                if matches!(source.class(), Class::SlotInUse { .. }) =>
+            {
+                debug!(slot, "the slot is in use and is moved later");
+                Ok(())
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+}
