@@ -5,6 +5,7 @@
 mod aside;
 mod before;
 mod bulkhead;
+mod entries;
 mod entry;
 mod held;
 mod positions;
@@ -13,7 +14,7 @@ mod suspects;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 pub use held::{Followers, Held, HeldAggregate, Recorded, TopicHold};
@@ -26,6 +27,7 @@ use crate::publish::{Fault, SessionEnd, Ticket, TopicState};
 use crate::ranges::RangeSet;
 use before::Before;
 use bulkhead::Bulkhead;
+use entries::Entries;
 use entry::{Entry, RowKey, State};
 use positions::Positions;
 use suspects::Suspects;
@@ -36,7 +38,7 @@ pub struct Core {
     window: Window,
     settling: Settling,
     next: Ticket,
-    entries: BTreeMap<Ticket, Entry>,
+    entries: Entries,
     rows: usize,
     bytes: usize,
     sent: usize,
@@ -58,7 +60,7 @@ impl Core {
             window,
             settling,
             next: 0,
-            entries: BTreeMap::new(),
+            entries: Entries::default(),
             rows: 0,
             bytes: 0,
             sent: 0,
@@ -163,7 +165,7 @@ impl Core {
             bytes: row.bytes,
             topic,
         };
-        self.entries.insert(ticket, entry);
+        self.entries.push(ticket, entry);
         ticket
     }
 
@@ -171,7 +173,8 @@ impl Core {
     pub fn boundary(&mut self, lsn: Lsn) {
         self.positions.push(self.next, lsn);
         if self.positions.len() > 2 * self.entries.len() + 1_024 {
-            self.positions.compact(self.entries.keys().copied());
+            let tickets = self.entries.iter().map(|(ticket, _)| ticket);
+            self.positions.compact(tickets);
         }
         self.release_confirmed();
     }
@@ -184,7 +187,7 @@ impl Core {
         for ticket in tickets {
             let Some(entry) = self
                 .entries
-                .get_mut(ticket)
+                .get_mut(*ticket)
                 .filter(|entry| entry.state == State::Sent)
             else {
                 continue;
@@ -211,13 +214,13 @@ impl Core {
     fn resolve_unmarked(&mut self, ticket: Ticket) {
         if self.positions.is_in_open_transaction(ticket) {
             self.forget(ticket);
-        } else if let Some(entry) = self.entries.get_mut(&ticket) {
+        } else if let Some(entry) = self.entries.get_mut(ticket) {
             entry.state = State::Resolved;
         }
     }
 
     fn forget(&mut self, ticket: Ticket) {
-        if let Some(entry) = self.entries.remove(&ticket) {
+        if let Some(entry) = self.entries.remove(ticket) {
             self.rows -= 1;
             self.bytes -= entry.bytes;
         }
@@ -232,7 +235,7 @@ impl Core {
     pub fn take_delivered(&mut self) -> Vec<Delivered> {
         let tickets = std::mem::take(&mut self.delivered);
         let take = |ticket: Ticket| {
-            let entry = self.entries.get_mut(&ticket)?;
+            let entry = self.entries.get_mut(ticket)?;
             entry.state = State::Marking;
             Some(Delivered {
                 ticket,
@@ -255,7 +258,7 @@ impl Core {
     /// Puts rows back whose mark failed or has an unknown outcome: marking twice is harmless.
     pub fn mark_failed(&mut self, rows: &[Delivered]) {
         for row in rows {
-            if let Some(entry) = self.entries.get_mut(&row.ticket) {
+            if let Some(entry) = self.entries.get_mut(row.ticket) {
                 entry.state = State::Delivered;
                 self.delivered.push(row.ticket);
             }
@@ -267,7 +270,7 @@ impl Core {
             .entries
             .iter()
             .find(|(_, entry)| entry.state != State::Resolved);
-        unresolved.map_or(self.next, |(ticket, _)| *ticket)
+        unresolved.map_or(self.next, |(ticket, _)| ticket)
     }
 
     fn release_confirmed(&mut self) {
@@ -278,8 +281,9 @@ impl Core {
         if self.settling == Settling::OnConfirmation {
             let confirmed: Vec<_> = self
                 .entries
-                .range(..confirmed_before)
-                .map(|(ticket, _)| *ticket)
+                .iter()
+                .map(|(ticket, _)| ticket)
+                .take_while(|ticket| *ticket < confirmed_before)
                 .collect();
             confirmed.into_iter().for_each(|ticket| self.forget(ticket));
         }
@@ -303,7 +307,7 @@ impl Core {
         self.held.ask_again();
         self.aside.clear();
         self.forget_all_in(State::Aside);
-        self.from_before = Before::of(self.entries.values());
+        self.from_before = Before::of(self.entries.iter().map(|(_, entry)| entry));
     }
 
     /// Drops what the ended producer did not deliver, and draws the conclusions from its faults.
@@ -312,7 +316,7 @@ impl Core {
     pub fn producer_ended(&mut self, end: &SessionEnd) {
         let mut troubled = Vec::new();
         for (ticket, fault) in &end.failed {
-            let Some(entry) = self.entries.get(ticket) else {
+            let Some(entry) = self.entries.get(*ticket) else {
                 continue;
             };
             let key = RowKey::of(entry.seq, &entry.id);
@@ -338,7 +342,7 @@ impl Core {
     }
 
     fn forget_all_in(&mut self, state: State) {
-        let is_in = |(ticket, entry): (&Ticket, &Entry)| (entry.state == state).then_some(*ticket);
+        let is_in = |(ticket, entry): (Ticket, &Entry)| (entry.state == state).then_some(ticket);
         let tickets: Vec<_> = self.entries.iter().filter_map(is_in).collect();
         tickets.into_iter().for_each(|ticket| self.forget(ticket));
     }
@@ -355,7 +359,7 @@ impl Core {
 
     /// Forgets everything that is in flight: the numbers or the database are no longer the same.
     pub fn forget_all(&mut self) {
-        self.entries.clear();
+        self.entries = Entries::default();
         self.delivered.clear();
         self.aside.clear();
         self.suspects = Suspects::default();
@@ -373,8 +377,8 @@ impl Core {
     pub fn numbers(&self) -> RangeSet {
         let mut numbers: RangeSet = self
             .entries
-            .values()
-            .filter_map(|entry| entry.seq)
+            .iter()
+            .filter_map(|(_, entry)| entry.seq)
             .collect();
         numbers.extend(self.held.numbers());
         numbers
@@ -383,8 +387,8 @@ impl Core {
     /// The ids of all rows that are in flight.
     pub fn ids(&self) -> HashSet<RowId> {
         self.entries
-            .values()
-            .map(|entry| entry.id.clone())
+            .iter()
+            .map(|(_, entry)| entry.id.clone())
             .collect()
     }
 
@@ -407,12 +411,12 @@ impl Core {
     pub fn oldest_sent(&self) -> Option<Ticket> {
         let mut entries = self.entries.iter();
         let oldest = entries.find(|(_, entry)| entry.state == State::Sent);
-        oldest.map(|(ticket, _)| *ticket)
+        oldest.map(|(ticket, _)| ticket)
     }
 
     /// Where a row in flight goes to.
     pub fn topic_of(&self, ticket: Ticket) -> Option<&Arc<str>> {
-        self.entries.get(&ticket)?.topic.as_ref()
+        self.entries.get(ticket)?.topic.as_ref()
     }
 
     /// What the next row is called; every row so far has a lower ticket.
@@ -432,7 +436,7 @@ impl Core {
 
     /// Nothing is in flight, delivered or being marked.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.entries.len() == 0
     }
 
     /// Whether enough is delivered that the window should be relieved at once.

@@ -52,8 +52,10 @@ impl Core {
     }
 
     fn has_sent(&self, aggregate: Aggregate) -> bool {
-        let is_sent = |entry: &Entry| entry.state == State::Sent && entry.aggregate == aggregate;
-        self.sent > 0 && self.entries.values().any(is_sent)
+        let is_sent = |(_, entry): (Ticket, &Entry)| {
+            entry.state == State::Sent && entry.aggregate == aggregate
+        };
+        self.sent > 0 && self.entries.iter().any(is_sent)
     }
 
     /// Puts a row of a blocked aggregate aside.
@@ -95,7 +97,7 @@ impl Core {
     /// Resolves rows that are recorded as held or as dead letters.
     pub fn kept(&mut self, rows: &[Aside]) {
         for row in rows {
-            if self.entries.contains_key(&row.ticket) {
+            if self.entries.get(row.ticket).is_some() {
                 self.held.kept(row.seq);
                 self.suspects.recorded(&RowKey::of(row.seq, &row.id));
             }
