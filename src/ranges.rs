@@ -291,8 +291,19 @@ impl fmt::Debug for RangeSet {
 impl FromIterator<i64> for RangeSet {
     fn from_iter<T: IntoIterator<Item = i64>>(numbers: T) -> Self {
         let mut set = Self::new();
+        let mut run: Option<(i64, i64)> = None;
         for number in numbers {
-            set.insert(number);
+            match &mut run {
+                Some((_, last)) if last.checked_add(1) == Some(number) => *last = number,
+                _ => {
+                    if let Some((first, last)) = run.replace((number, number)) {
+                        set.insert_range(first..=last);
+                    }
+                }
+            }
+        }
+        if let Some((first, last)) = run {
+            set.insert_range(first..=last);
         }
         set
     }

@@ -29,6 +29,14 @@ pub fn numbers_of(segment: i64) -> std::ops::RangeInclusive<i64> {
     segment * SEGMENT_ROWS..=segment * SEGMENT_ROWS + (SEGMENT_ROWS - 1)
 }
 
+/// The segments in which a set has numbers.
+fn segments_of(numbers: &RangeSet) -> BTreeSet<i64> {
+    let segments = numbers
+        .ranges()
+        .map(|range| segment_of(*range.start())..=segment_of(*range.end()));
+    segments.flatten().collect()
+}
+
 /// The newest number of the ledger and the row that carried it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tail {
@@ -258,32 +266,30 @@ impl Ledger {
 
     /// Writes down what one checkpoint adds: a row for each segment that it touches.
     pub(crate) fn checkpoint(&self, rows: &[Delivered]) -> Checkpoint {
-        let mut segments: BTreeMap<i64, statements::CheckpointRow> = BTreeMap::new();
-        for row in rows {
-            let Some(seq) = row.seq else { continue };
-            segments.entry(segment_of(seq)).or_default().add(seq, row);
-        }
+        let sent = rows.iter().filter_map(|row| row.seq).collect();
+        let row = |segment| (segment, statements::CheckpointRow::of(segment, rows));
         Checkpoint {
             tenure: self.tenure.clone(),
             generation: self.generation,
-            segments,
+            segments: segments_of(&sent).into_iter().map(row).collect(),
         }
     }
 
     /// Takes a committed checkpoint into memory.
     pub(crate) fn committed(&mut self, rows: &[Delivered]) {
-        for row in rows {
-            let Some(seq) = row.seq else { continue };
-            self.sent.insert(seq);
-            self.accounted.insert(seq);
-            self.high_lsn = self.high_lsn.max(row.lsn);
-            self.open.insert(segment_of(seq));
-            if self.tail.as_ref().is_none_or(|tail| tail.seq < seq) {
-                self.tail = Some(Tail {
-                    seq,
-                    id: row.id.to_string(),
-                });
-            }
+        let numbered = || rows.iter().filter_map(|row| Some((row.seq?, row)));
+        let Some((seq, last)) = numbered().max_by_key(|(seq, _)| *seq) else {
+            return;
+        };
+        let sent: RangeSet = numbered().map(|(seq, _)| seq).collect();
+        self.sent.extend(&sent);
+        self.accounted.extend(&sent);
+        self.open.extend(segments_of(&sent));
+        let high_lsn = numbered().map(|(_, row)| row.lsn).max();
+        self.high_lsn = self.high_lsn.max(high_lsn.unwrap_or_default());
+        if self.tail.as_ref().is_none_or(|tail| tail.seq < seq) {
+            let id = last.id.to_string();
+            self.tail = Some(Tail { seq, id });
         }
     }
 

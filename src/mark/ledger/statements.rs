@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use tokio_postgres::Client;
 
+use super::numbers_of;
 use crate::core::Delivered;
 use crate::mark::{MarkError, Tenure};
 use crate::outbox::Lsn;
@@ -95,12 +96,21 @@ pub struct CheckpointRow {
 }
 
 impl CheckpointRow {
-    pub(super) fn add(&mut self, seq: i64, row: &Delivered) {
-        self.sent.insert(seq);
-        self.high_lsn = self.high_lsn.max(row.lsn);
-        if self.last_id.is_empty() || seq > self.last_seq {
-            self.last_seq = seq;
-            self.last_id = row.id.to_string();
+    /// Of the delivered rows those of one segment.
+    pub(super) fn of(segment: i64, rows: &[Delivered]) -> Self {
+        let numbers = numbers_of(segment);
+        let number = |row: &Delivered| row.seq.filter(|seq| numbers.contains(seq));
+        let last = rows.iter().max_by_key(|row| number(row));
+        let high_lsn = rows
+            .iter()
+            .filter(|row| number(row).is_some())
+            .map(|row| row.lsn)
+            .max();
+        Self {
+            sent: rows.iter().filter_map(number).collect(),
+            high_lsn: high_lsn.unwrap_or_default(),
+            last_seq: last.and_then(number).unwrap_or_default(),
+            last_id: last.map(|row| row.id.to_string()).unwrap_or_default(),
         }
     }
 }
