@@ -24,7 +24,7 @@ pub const PEAK: &str = "peak MiB";
 pub const WAL: &str = "WAL B/row";
 
 pub const DRAIN_MAX: Duration = Duration::from_secs(300);
-pub const LOOK_EVERY: Duration = Duration::from_millis(5);
+pub const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// CPU time is counted in steps of 10 ms, which a walsender needs for fewer rows than these.
 const TOLD_FROM: usize = 20_000;
 const COPY: &str = "outboxd_bench_round";

@@ -194,7 +194,7 @@ async fn run_row(row: &Row, size: Size) -> Option<Entry> {
 /// Plays a scenario to its end, which may be a panic, or as long as it may take.
 async fn play(scenario: Scenario, size: Size) -> Tally {
     let scene = Scene::new(size);
-    let lasts = scene.pick(LASTS_MAX, LASTS_MAX, 6 * LASTS_MAX);
+    let lasts = scene.pick(LASTS_MAX, LASTS_MAX, 9 * LASTS_MAX);
     let played = AssertUnwindSafe(scenario(&scene)).catch_unwind();
     match tokio::time::timeout(lasts, played).await {
         Ok(Ok(())) => {}

@@ -29,11 +29,13 @@ const STATUS_EVERY: Duration = Duration::from_secs(10);
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// Leave the slot when the relay takes nothing for this long (design 13, "park").
 const PARK_AFTER: Duration = Duration::from_secs(20);
-/// Batches follow each other no closer: under load many rows share the cost of waking the relay, and a
-/// row that comes alone does not wait. tokio's clock has no shorter sleep.
-const HAND_OVER_EVERY: Duration = Duration::from_millis(1);
+/// A batch follows the one before after so much time for each of that one's rows, and after [`HAND_OVER_EVERY`] at the
+/// latest: above 20,000 rows a second many rows share the cost of waking the relay and of a request to Kafka, below
+/// nothing waits.
+const HAND_OVER_ROW: Duration = Duration::from_micros(50);
+const HAND_OVER_EVERY: Duration = Duration::from_millis(10);
 /// Size of a batch, unless one row is larger.
-const BATCH_ROWS_MAX: usize = 512;
+const BATCH_ROWS_MAX: usize = 2_048;
 const BATCH_BYTES_MAX: usize = 1 << 20;
 
 /// Why the stream ended.
@@ -118,7 +120,7 @@ impl Stream {
             batch: Batch::default(),
             bytes: 0,
             waiting_since: None,
-            handed_over_at: Instant::now(),
+            due_at: Instant::now(),
         };
         streaming.run(status).await
     }
@@ -131,7 +133,8 @@ struct Streaming {
     bytes: usize,
     /// Since when a batch waits for the relay to take it.
     waiting_since: Option<Instant>,
-    handed_over_at: Instant,
+    /// When the next batch may follow the last one.
+    due_at: Instant,
 }
 
 /// What the loop woke up for.
@@ -165,7 +168,7 @@ impl Streaming {
     async fn wake(&mut self, status: &mut Interval) -> Result<Wake, ReplicationError> {
         let is_ready = !self.batch.rows.is_empty() || self.batch.boundary.is_some();
         let is_full = self.is_full();
-        let due_at = self.handed_over_at + HAND_OVER_EVERY;
+        let due_at = self.due_at;
         let is_due = is_full || Instant::now() >= due_at;
         tokio::select! {
             biased;
@@ -175,9 +178,11 @@ impl Streaming {
             changed = self.ends.confirm.changed() => Ok(if changed.is_ok() { Wake::Confirm } else { Wake::Gone }),
             permit = self.ends.batches.reserve(), if is_ready && is_due => {
                 let Ok(permit) = permit else { return Ok(Wake::Gone) };
-                permit.send(std::mem::take(&mut self.batch));
+                let batch = std::mem::take(&mut self.batch);
+                let worth = HAND_OVER_ROW.saturating_mul(batch.rows.len() as u32);
+                self.due_at = Instant::now() + worth.min(HAND_OVER_EVERY);
+                permit.send(batch);
                 (self.bytes, self.waiting_since) = (0, None);
-                self.handed_over_at = Instant::now();
                 Ok(Wake::Handed)
             }
             () = sleep_until(due_at), if is_ready && !is_due => Ok(Wake::More),
