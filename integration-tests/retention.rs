@@ -181,6 +181,68 @@ async fn a_locked_row_is_not_waited_for() {
     assert_eq!(removed.gone.len(), 4);
 }
 
+/// Transactions that are older than a partition write into it late; the last partition has the highest row.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_is_dropped_once_all_of_its_rows_were_sent_and_late_ones_too() {
+    for (major, mode) in [(14, "polling"), (18, "replication")] {
+        let orders = partitioned(major, mode).await;
+        let late = orders.database.client().await;
+        late.batch_execute("BEGIN").await.unwrap();
+        let late_row = late.query_one(INSERT, &[&"late", &1.0, &1_i64]).await;
+        let mut ids = insert(&orders, "old", 1.0, 350).await;
+        orders.run(INSERT_AT_FAULT).await;
+        ids.extend(insert(&orders, "old", 1.0, 250).await);
+        assert_eq!(
+            partitions(&orders).await,
+            ["0", "100", "200", "300", "400", "default"]
+        );
+        let mut relay = Relay::start(&orders.config);
+        orders.wait_for(&ids).await;
+        // The open transaction keeps every partition. What was written beyond the last one stands in the default one, and
+        // goes by rows; so do the old rows of the partition with the open number.
+        wait_until_standing(&orders, &[("bad", 1), ("old", 400)]).await;
+        late.batch_execute("COMMIT").await.unwrap();
+        ids.push(late_row.unwrap().get(0));
+        orders.wait_for(&ids).await;
+        // Of the partition with the blocked row the others go; the highest row stands in the default one.
+        wait_until_standing(&orders, &[("bad", 1), ("old", 1)]).await;
+        wait_until_partitions(&orders, &["300", "800", "900", "1000", "default"]).await;
+        ids.extend(insert(&orders, "old", 1.0, 300).await);
+        // The partition that is being written stays whole.
+        wait_until_standing(&orders, &[("bad", 1), ("old", 3)]).await;
+        assert!(relay.terminate().success());
+        assert_each_once(&orders, &ids);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_with_a_missed_row_is_attached_again_and_the_row_is_published() {
+    let orders = partitioned(USUAL, "polling").await;
+    let mut relay = Relay::start(&orders.config);
+    let mut ids = insert(&orders, "young", -1.0, 250).await;
+    orders.wait_for(&ids).await;
+    orders.wait_until_marked().await;
+    assert!(relay.terminate().success());
+    // As a process that dies between two steps leaves it.
+    orders
+        .run(
+            "UPDATE outboxd.ledger SET sent = sent - '{[50,51)}', closed = true;
+             UPDATE outbox SET created_at = now() - interval '1 hour';
+             ALTER TABLE outbox DETACH PARTITION outbox_p100;
+             COMMENT ON TABLE outbox_p100 IS
+                 'outboxd: detached from public.outbox FOR VALUES FROM (''100'') TO (''200'')'",
+        )
+        .await;
+    relay.restart();
+    wait_until_partitions(&orders, &["200", "300", "400", "500", "600", "default"]).await;
+    assert_eq!(relay.metric("outboxd_missed_rows_total").await, Some(1.0));
+    ids.insert(250, ids[49]);
+    assert_eq!(orders.published(), ids);
+    let left = "SELECT count(*) FROM pg_class WHERE relname IN ('outbox_p0', 'outbox_p100')";
+    let left = orders.client.query_one(left, &[]).await.unwrap();
+    assert_eq!(left.get::<_, i64>(0), 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_table_holds_and_why_nothing_can_be_removed_are_said() {
     let orders = orders("polling", "ledger").await;
@@ -217,6 +279,42 @@ async fn orders(mode: &str, mark: &str) -> Orders {
         config.set("source.retention", "10s")
     })
     .await
+}
+
+/// An outbox whose partitions take a hundred numbers each.
+async fn partitioned(major: u32, mode: &str) -> Orders {
+    let postgres = Postgres::shared(major).await;
+    let mut orders = Orders::bare(postgres, "retention").await;
+    orders.config = orders.config.mode(mode).set("source.retention", "10s");
+    let migrate = ["migrate", "--partitioned", "--partition-rows", "100"];
+    let done = orders.config.outboxd(&migrate);
+    assert!(done.status.success(), "{}", said(&done));
+    orders
+}
+
+/// The beginnings of the partitions, in order, the default one last.
+async fn partitions(orders: &Orders) -> Vec<String> {
+    let sql = "SELECT replace(replace(c.relname, 'outbox_p', ''), 'outbox_', '') FROM pg_inherits i
+               JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'outbox'::regclass
+               ORDER BY length(c.relname), 1";
+    let rows = orders.client.query(sql, &[]).await.unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+async fn wait_until_partitions(orders: &Orders, expected: &[&str]) {
+    wait_until(
+        &format!("the partitions are {expected:?}"),
+        ARRIVAL,
+        async || {
+            let found = partitions(orders).await;
+            if found == expected {
+                Ok(())
+            } else {
+                Err(format!("{found:?}"))
+            }
+        },
+    )
+    .await;
 }
 
 async fn insert(orders: &Orders, aggregate: &str, hours: f64, rows: i64) -> Vec<Uuid> {

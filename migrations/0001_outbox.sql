@@ -6,7 +6,7 @@
 -- The numbers in `seq` are the relay's: nothing may insert or change them.
 -- `payload` is json and not jsonb so that consumers get the text as it was written; NULL is a tombstone.
 CREATE TABLE {table} (
-    id               uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    id               uuid{id_key} DEFAULT gen_random_uuid(),
     aggregatetype    varchar(255) NOT NULL,
     aggregateid      varchar(255) NOT NULL,
     type             varchar(255) NOT NULL,
@@ -20,9 +20,9 @@ CREATE TABLE {table} (
     traceparent      text,
     tracestate       text,
     occurredat       timestamptz,
-    seq              bigint GENERATED ALWAYS AS IDENTITY (SEQUENCE NAME {sequence}) UNIQUE,
+    seq              bigint GENERATED ALWAYS AS IDENTITY (SEQUENCE NAME {sequence}){seq_key},
     created_at       timestamptz NOT NULL DEFAULT clock_timestamp(){sent_at_column}
-){storage};
+){storage};{partitions}
 COMMENT ON TABLE {table} IS 'Transactional outbox: INSERT here in the transaction that changes the data; outboxd publishes the row to Kafka.';
 -- A table that begins empty has nothing that was ever published, so all of it is.
 INSERT INTO outboxd.outbox (outbox, start) VALUES ({outbox}, 'all')

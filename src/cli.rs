@@ -89,6 +89,12 @@ struct Migrate {
     /// The role of the application; it gets INSERT on the outbox and nothing else.
     #[arg(long, value_name = "ROLE")]
     application_role: Option<String>,
+    /// Create the outbox as a table partitioned by ranges of `seq`: retention drops whole partitions.
+    #[arg(long)]
+    partitioned: bool,
+    /// How many numbers a partition takes.
+    #[arg(long, value_name = "ROWS", default_value_t = 1_000_000, requires = "partitioned", value_parser = clap::value_parser!(i64).range(100..))]
+    partition_rows: i64,
     /// Take the table's numbers as they are now, after a restore or an upgrade that halted the relay.
     #[arg(long)]
     adopt: bool,

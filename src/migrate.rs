@@ -5,8 +5,11 @@
 
 mod adopt;
 mod fragment;
+mod partitioned;
 mod standing;
 mod steps;
+
+pub(crate) use fragment::suffixed;
 
 use std::io::Write;
 
@@ -31,6 +34,8 @@ pub struct MigrateOptions {
     pub relay_role: Option<String>,
     /// The role that may insert.
     pub application_role: Option<String>,
+    /// Make the table a partitioned one, with so many numbers in each partition.
+    pub partition_rows: Option<i64>,
     /// Take the numbers as they are now for the table's own: see [`crate::identity`].
     pub adopt: bool,
 }
@@ -99,6 +104,12 @@ pub enum MigrateError {
         column: &'static str,
         table: String,
     },
+    #[error("table `{table}` can't be made a partitioned one: {why}")]
+    NotPartitionable {
+        table: String,
+        why: &'static str,
+        remedy: &'static str,
+    },
     #[error("table `{table}` does not exist; `outboxd migrate` creates it")]
     NoTable { table: String },
     #[error("cannot wait for another migration to end")]
@@ -128,6 +139,7 @@ impl MigrateError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::NotAdoptable { remedy, .. } => Some(remedy.clone()),
+            Self::NotPartitionable { remedy, .. } => Some((*remedy).to_owned()),
             Self::Step { source, .. } if is_denied(source) => Some(
                 "this role may not; give the output of `outboxd migrate --print` to whoever may"
                     .to_owned(),
@@ -163,6 +175,7 @@ struct Names {
     mark: Mark,
     /// Rows that were sent are removed in the end.
     removes: bool,
+    partition_rows: Option<i64>,
     publication: String,
     slot: String,
     failover: bool,
@@ -179,6 +192,7 @@ impl Names {
             mode: config.source.mode,
             mark: config.source.mark,
             removes: config.source.retention.is_some(),
+            partition_rows: options.partition_rows,
             publication: config.source.replication.publication.clone(),
             slot: config.source.replication.slot.clone(),
             failover: config.source.replication.failover,

@@ -4,19 +4,24 @@
 
 pub mod fit;
 mod kept;
+mod partitions;
 pub mod pass;
+mod plan;
 mod statement;
 
 use std::time::Duration;
 
 use tokio_postgres::Client;
 
-use crate::inspect::Table;
+use crate::inspect::{Table, TableKind};
 use crate::mark::{MarkError, Tenure};
 use crate::postgres::{self, ConnectOptions, PostgresError};
 use crate::ranges::RangeSet;
 pub use fit::Age;
 pub use kept::kept;
+pub use partitions::Tended;
+use partitions::{Partitions, Tending};
+pub use plan::{AHEAD, Bounds};
 use statement::Statements;
 
 /// A statement waits for no row that somebody has locked, for it holds the lease's row meanwhile.
@@ -29,6 +34,7 @@ pub struct Retention {
     options: ConnectOptions,
     session: Option<postgres::Session>,
     statements: Statements,
+    partitions: Option<Partitions>,
     tenure: Tenure,
     generation: i32,
     keep: Duration,
@@ -64,10 +70,63 @@ impl Retention {
             options,
             session: None,
             statements: Statements::new(removable.table, removable.age),
+            partitions: (removable.age == Age::Created
+                && removable.table.kind == TableKind::Partitioned)
+                .then(|| Partitions::new(removable.table)),
             tenure,
             generation: removable.generation,
             keep: removable.keep,
         }
+    }
+
+    /// Whether partitions may go as a whole.
+    pub fn has_partitions(&self) -> bool {
+        self.partitions.is_some()
+    }
+
+    /// Makes partitions ahead and drops an old one whose numbers are all `removable`.
+    ///
+    /// A partition is detached, compared with the ledger, then dropped; with a row too many it is attached again, and its
+    /// segments are opened, so that the table is searched for the row (design 5a).
+    ///
+    /// Errors: `NotLeader` when the lease moved.
+    /// Cancel-safe: yes, a partition that is left detached is attached by the next call.
+    pub async fn tend(&mut self, removable: &RangeSet) -> Result<Option<Tended>, MarkError> {
+        let Some(mut partitions) = self.partitions.take() else {
+            return Ok(None);
+        };
+        let tenure = self.tenure.clone();
+        let tending = Tending {
+            tenure: &tenure,
+            generation: self.generation,
+            keep_seconds: self.keep.as_secs_f64(),
+            removable,
+        };
+        let tended = match self.client().await {
+            Ok(client) => partitions.tend(client, &tending).await,
+            Err(failure) => Err(failure),
+        };
+        self.partitions = Some(partitions);
+        let tended = tended?;
+        if let Some(missed) = tended.as_ref().map(|tended| &tended.missed) {
+            self.reopen(missed).await?;
+        }
+        Ok(tended)
+    }
+
+    /// Opens the segments of missed rows again, so that these are looked for in the table.
+    async fn reopen(&mut self, missed: &RangeSet) -> Result<(), MarkError> {
+        if missed.is_empty() {
+            return Ok(());
+        }
+        let (sql, missed) = (self.statements.reopen.clone(), missed.to_multirange_text());
+        let (tenure, generation) = (self.tenure.clone(), self.generation);
+        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
+            [&tenure.outbox, &tenure.epoch, &generation, &missed];
+        let reopened = self.client().await?.execute(&sql, &parameters).await;
+        reopened
+            .map(drop)
+            .map_err(MarkError::sql("open a segment again"))
     }
 
     /// Gives the lowest number from `from` on and the highest number of all that stand in the table.
@@ -93,10 +152,7 @@ impl Retention {
         let (Some(first), Some(last)) = (numbers.first(), numbers.last()) else {
             return Ok(Removed::default());
         };
-        let (sql, reopen_sql) = (
-            self.statements.remove.clone(),
-            self.statements.reopen.clone(),
-        );
+        let sql = self.statements.remove.clone();
         let (tenure, generation) = (self.tenure.clone(), self.generation);
         let keep_seconds = self.keep.as_secs_f64();
         let failed = MarkError::sql("remove rows that were sent");
@@ -121,11 +177,7 @@ impl Retention {
         if !removed.missed.is_empty() {
             let rolled_back = transaction.rollback().await;
             rolled_back.map_err(MarkError::sql("take a removal back"))?;
-            let missed = removed.missed.to_multirange_text();
-            let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
-                [&tenure.outbox, &tenure.epoch, &generation, &missed];
-            let reopened = self.client().await?.execute(&reopen_sql, &parameters).await;
-            reopened.map_err(MarkError::sql("open a segment again"))?;
+            self.reopen(&removed.missed).await?;
             return Ok(Removed {
                 gone: RangeSet::new(),
                 ..removed

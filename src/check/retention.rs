@@ -1,10 +1,11 @@
 //! How much the table holds, and whether what was sent goes.
 
+use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::Client;
 
 use super::{Finding, Report, unknown};
-use crate::config::Config;
-use crate::inspect::Table;
+use crate::config::{Config, Mark};
+use crate::inspect::{Table, TableKind};
 use crate::retention;
 
 pub(super) async fn look(client: &Client, config: &Config, table: &Table, report: &mut Report) {
@@ -33,4 +34,28 @@ pub(super) async fn look(client: &Client, config: &Config, table: &Table, report
             refusal.remedy,
         ),
     });
+    if table.kind == TableKind::Partitioned && config.source.mark == Mark::Ledger {
+        owner(client, table, report).await;
+    }
+}
+
+/// Who makes and drops partitions has to own the table.
+async fn owner(client: &Client, table: &Table, report: &mut Report) {
+    let sql = "SELECT pg_catalog.pg_has_role(c.relowner, 'USAGE'), pg_catalog.quote_ident(current_user) \
+               FROM pg_catalog.pg_class c WHERE c.oid = $1";
+    match client.query_one(sql, &[&table.oid]).await {
+        Err(error) => report.push(unknown("partitions", error)),
+        Ok(row) if row.get(0) => report.push(Finding::ok(
+            "partitions",
+            "the relay may make and drop them",
+        )),
+        Ok(row) => {
+            let (owner, role) = (escape_identifier(&table.owner), row.get::<_, &str>(1));
+            report.push(Finding::missing(
+                "partitions",
+                "only the owner of the table may make and drop them, and this role is not: rows go to the default partition",
+                format!("GRANT {owner} TO {role};"),
+            ));
+        }
+    }
 }

@@ -121,6 +121,7 @@ pub(super) async fn migrate(config: &Config, arguments: &Migrate) -> Outcome {
     let options = MigrateOptions {
         relay_role: arguments.relay_role.clone(),
         application_role: arguments.application_role.clone(),
+        partition_rows: arguments.partitioned.then_some(arguments.partition_rows),
         adopt: arguments.adopt,
     };
     if arguments.print {

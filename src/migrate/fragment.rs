@@ -45,6 +45,9 @@ impl Values {
         values.set("schema", escape_identifier(schema));
         values.set("table", qualified(schema, table));
         values.set("outbox", literal(&format!("{schema}.{table}")));
+        values.set("id_key", " PRIMARY KEY".to_owned());
+        values.set("seq_key", " UNIQUE".to_owned());
+        values.set("partitions", String::new());
         for (word, suffix) in [
             ("sequence", "_seq_seq"),
             ("status_view", "_status"),
@@ -92,7 +95,7 @@ fn literal(text: &str) -> String {
 }
 
 /// A name that follows from the table's, cut so that its ending survives.
-pub(super) fn suffixed(table: &str, suffix: &str) -> String {
+pub(crate) fn suffixed(table: &str, suffix: &str) -> String {
     let mut end = table.len().min(NAME_BYTES_MAX - suffix.len());
     while !table.is_char_boundary(end) {
         end -= 1;

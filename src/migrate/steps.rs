@@ -3,6 +3,7 @@
 use postgres_protocol::escape::escape_identifier;
 
 use super::fragment::{COLUMNS, GRANTS, OUTBOX, STATE, STATUS, Values};
+use super::partitioned;
 use super::standing::{Grants, Standing, View};
 use super::{MigrateError, Names, Part, RELAY_ROLE, Step, StepState};
 use crate::check::fit::mark_name;
@@ -87,6 +88,7 @@ fn values(names: &Names, standing: &Standing) -> Result<Values, MigrateError> {
     };
     values.set("sent_at_column", column.to_owned());
     values.set("storage", storage.to_owned());
+    partitioned::set(&mut values, names, standing)?;
     if let Some(sequence) = standing.table.as_ref().and_then(Table::sequence) {
         values.set("sequence", sequence.name.clone());
     }
@@ -348,6 +350,7 @@ mod tests {
             mode,
             mark,
             removes: false,
+            partition_rows: None,
             publication: "outboxd orders".to_owned(),
             slot: "outboxd_orders".to_owned(),
             failover: true,

@@ -1,17 +1,18 @@
 //! Retention beside a session: old rows that were sent are removed, a batch at a time, while everything else goes on.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::marking::joined;
 use super::{End, Run};
 use crate::mark::{MarkError, Marks};
 use crate::ranges::RangeSet;
 use crate::retention::pass::{Pass, Passing, Scope, Step, between_passes, rest};
-use crate::retention::{Removed, Retention};
+use crate::retention::{Removed, Retention, Tended};
 use crate::source::replication::missed::Missed;
 use crate::telemetry::chain;
 
@@ -23,8 +24,18 @@ pub(super) struct Removal {
     pass: Pass,
     every: Duration,
     due_at: Option<Instant>,
+    /// The numbers whose rows go one by one, once the partitions were looked at; all where there are none.
+    by_row: ByRow,
     forgotten_at: Instant,
     task: Option<JoinHandle<Attempt>>,
+}
+
+/// Which numbers of a partitioned table go by rows and not with their partition.
+enum ByRow {
+    All,
+    /// The partitions are to be looked at first.
+    NotKnown,
+    Only(RangeSet),
 }
 
 /// One statement's outcome; the connection comes back with it.
@@ -34,7 +45,14 @@ pub(super) struct Attempt {
     outcome: Result<Outcome, MarkError>,
 }
 
+/// What is to be done next.
+enum Task {
+    Tend(RangeSet),
+    Step(Step),
+}
+
 enum Outcome {
+    Tended(Option<Tended>),
     Bounds(Option<(i64, i64)>),
     Batch(RangeSet, Removed),
 }
@@ -46,6 +64,7 @@ impl Removal {
             pass: Pass::default(),
             every: every.unwrap_or_default(),
             due_at: every.map(|every| Instant::now() + every),
+            by_row: ByRow::NotKnown,
             forgotten_at: Instant::now(),
             task: None,
         }
@@ -68,7 +87,10 @@ impl Removal {
     fn rest(&mut self, passing: Passing, elapsed: Duration) {
         let pause = match passing {
             Passing::On => rest(elapsed),
-            Passing::Over => self.every,
+            Passing::Over => {
+                self.by_row = ByRow::NotKnown;
+                self.every
+            }
         };
         self.due_at = Some(Instant::now() + pause);
     }
@@ -82,8 +104,8 @@ impl Run<'_> {
             self.removal.pass.forget();
             self.removal.forgotten_at = Instant::now();
         }
-        let step = self.next_removal();
-        let (Some(step), None) = (step, self.drain_until) else {
+        let task = self.next_removal();
+        let (Some(task), None) = (task, self.drain_until) else {
             return self.removal.rest(Passing::Over, Duration::ZERO);
         };
         let Some(mut retention) = self.session.retention.take() else {
@@ -92,9 +114,10 @@ impl Run<'_> {
         };
         let began_at = Instant::now();
         self.removal.task = Some(tokio::spawn(async move {
-            let outcome = match step {
-                Step::Bounds(from) => retention.bounds(from).await.map(Outcome::Bounds),
-                Step::Remove(batch) => {
+            let outcome = match task {
+                Task::Tend(removable) => retention.tend(&removable).await.map(Outcome::Tended),
+                Task::Step(Step::Bounds(from)) => retention.bounds(from).await.map(Outcome::Bounds),
+                Task::Step(Step::Remove(batch)) => {
                     let removed = retention.remove(&batch).await;
                     removed.map(|removed| Outcome::Batch(batch, removed))
                 }
@@ -107,21 +130,34 @@ impl Run<'_> {
         }));
     }
 
-    fn next_removal(&mut self) -> Option<Step> {
+    fn next_removal(&mut self) -> Option<Task> {
         let mut spared = self.relay.core.numbers();
         match &self.session.marks {
             Marks::None => None,
-            Marks::Rows(_) => self.removal.pass.next(&Scope {
-                settled: &std::iter::once(i64::MIN / 2..=i64::MAX / 2).collect(),
-                spared: &[spared],
-            }),
+            Marks::Rows(_) => {
+                let step = self.removal.pass.next(&Scope {
+                    settled: &std::iter::once(i64::MIN / 2..=i64::MAX / 2).collect(),
+                    spared: &[spared],
+                });
+                step.map(Task::Step)
+            }
             Marks::Ledger(ledger) => {
                 // The newest number that was sent tells that the table is the same one.
                 spared.insert_range(ledger.tail()?.seq..=i64::MAX / 2);
-                self.removal.pass.next(&Scope {
-                    settled: ledger.accounted(),
+                let has_partitions = self.session.retention.as_ref()?.has_partitions();
+                let settled = match &self.removal.by_row {
+                    ByRow::NotKnown if has_partitions => {
+                        spared.extend(ledger.unsent());
+                        return Some(Task::Tend(ledger.accounted().difference(&spared)));
+                    }
+                    ByRow::NotKnown | ByRow::All => Cow::Borrowed(ledger.accounted()),
+                    ByRow::Only(numbers) => Cow::Owned(ledger.accounted().intersection(numbers)),
+                };
+                let step = self.removal.pass.next(&Scope {
+                    settled: &settled,
                     spared: &[spared, ledger.unsent().clone()],
-                })
+                });
+                step.map(Task::Step)
             }
         }
     }
@@ -137,6 +173,25 @@ impl Run<'_> {
         self.session.retention = Some(attempt.retention);
         let elapsed = attempt.elapsed;
         let passing = match attempt.outcome {
+            Ok(Outcome::Tended(None)) => {
+                self.removal.by_row = ByRow::All;
+                Passing::On
+            }
+            Ok(Outcome::Tended(Some(tended))) => {
+                if let Some(rows) = tended.rows {
+                    self.relay.metrics.removed(rows);
+                    info!(rows, "dropped a partition of rows that were sent");
+                }
+                let end = self.take_missed_numbers(tended.missed);
+                if end.is_some() {
+                    return end;
+                }
+                // Another one may be due as well.
+                if tended.rows.is_none() {
+                    self.removal.by_row = ByRow::Only(tended.by_row);
+                }
+                Passing::On
+            }
             Ok(Outcome::Bounds(bounds)) => self.removal.pass.took_bounds(bounds),
             Ok(Outcome::Batch(_, removed)) if removed.is_other_table => {
                 let why = "the sequence behind `seq` was set back or has another file";
@@ -144,10 +199,7 @@ impl Run<'_> {
             }
             Ok(Outcome::Batch(_, removed)) if !removed.missed.is_empty() => {
                 self.removal.pass.failed();
-                let end = self.take_missed(&Missed {
-                    numbers: removed.missed,
-                    ..Missed::default()
-                });
+                let end = self.take_missed_numbers(removed.missed);
                 if end.is_some() {
                     return end;
                 }
@@ -168,5 +220,12 @@ impl Run<'_> {
         };
         self.removal.rest(passing, elapsed);
         None
+    }
+
+    fn take_missed_numbers(&mut self, numbers: RangeSet) -> Option<End> {
+        self.take_missed(&Missed {
+            numbers,
+            ..Missed::default()
+        })
     }
 }
