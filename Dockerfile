@@ -11,9 +11,9 @@ RUN apt-get update \
 WORKDIR /build
 
 # The dependencies, minutes of C and C++, are a layer that only Cargo.toml and Cargo.lock renew.
-COPY Cargo.toml Cargo.lock ./
+COPY Cargo.toml Cargo.lock build.rs ./
 RUN mkdir src benches integration-tests \
-    && touch src/lib.rs benches/floor.rs integration-tests/main.rs \
+    && touch src/lib.rs benches/measure.rs integration-tests/main.rs integration-tests/make_faults.rs \
     && echo 'fn main() {}' > src/main.rs \
     && cargo build --release --locked --bin outboxd
 
