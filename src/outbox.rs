@@ -35,7 +35,7 @@ pub struct ParseLsnError;
 /// The value of a row's `id` column, short enough to keep for every row in flight.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RowId {
-    /// A uuid, whatever the column's type.
+    /// A uuid as PostgreSQL prints it, whatever the column's type.
     Uuid(u128),
     /// Any other text.
     Text(Box<str>),
@@ -45,7 +45,10 @@ impl RowId {
     /// Reads an id from the column's text; bytes that are not UTF-8 are replaced, which no PostgreSQL sends.
     pub fn from_text(text: &[u8]) -> Self {
         match uuid::Uuid::try_parse_ascii(text) {
-            Ok(uuid) if text.len() == 36 => Self::Uuid(uuid.as_u128()),
+            // A column of text may hold capitals, which a uuid does not print.
+            Ok(uuid) if text.len() == 36 && !text.iter().any(u8::is_ascii_uppercase) => {
+                Self::Uuid(uuid.as_u128())
+            }
             _ => Self::Text(String::from_utf8_lossy(text).into()),
         }
     }
@@ -265,5 +268,22 @@ impl OutboxRow {
     /// Bytes that the row occupies.
     pub fn size(&self) -> usize {
         self.bytes.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_written_as_it_was_read() {
+        for text in [
+            "0198c0de-7a11-7000-8000-000000000001",
+            "0198C0DE-7A11-7000-8000-000000000001",
+            "0198c0de7a1170008000000000000001",
+            "o-1",
+        ] {
+            assert_eq!(RowId::from_text(text.as_bytes()).to_string(), text);
+        }
     }
 }
