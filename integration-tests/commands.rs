@@ -133,6 +133,30 @@ async fn check_is_complete_on_a_fresh_migration() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn check_says_where_no_index_finds_the_rows_without_sent_at() {
+    let database = Postgres::shared(USUAL)
+        .await
+        .create_database("commands")
+        .await;
+    let config = RelayConfig::new(&database, Kafka::shared().await)
+        .mode("polling")
+        .mark("sent_at");
+    config.migrate();
+    let client = database.client().await;
+    let create =
+        "CREATE INDEX CONCURRENTLY ON \"public\".\"outbox\" (\"seq\") WHERE sent_at IS NULL;";
+    for (change, is_said) in [
+        ("SELECT", false),
+        ("DROP INDEX outbox_seq_idx", true),
+        (create, false),
+    ] {
+        client.batch_execute(change).await.expect(change);
+        let done = config.outboxd(&["check"]);
+        assert_eq!(said(&done).contains(create), is_said, "{}", said(&done));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn status_is_answered_by_the_relay_and_without_one_by_the_database() {
     for mode in ["replication", "polling"] {
         let scene = Scene::new(mode).await;

@@ -23,7 +23,7 @@ CREATE TABLE {table} (
     seq              bigint GENERATED ALWAYS AS IDENTITY (SEQUENCE NAME {sequence}){seq_key},
     created_at       timestamptz NOT NULL DEFAULT clock_timestamp(){sent_at_column}
 ){storage};{partitions}
-COMMENT ON TABLE {table} IS 'Transactional outbox: INSERT here in the transaction that changes the data; outboxd publishes the row to Kafka.';
+{sent_at_index}COMMENT ON TABLE {table} IS 'Transactional outbox: INSERT here in the transaction that changes the data; outboxd publishes the row to Kafka.';
 -- A table that begins empty has nothing that was ever published, so all of it is.
 INSERT INTO outboxd.outbox (outbox, start) VALUES ({outbox}, 'all')
     ON CONFLICT (outbox) DO UPDATE SET start = coalesce(outboxd.outbox.start, 'all');

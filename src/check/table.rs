@@ -1,10 +1,17 @@
 //! The outbox table: its columns and their types, and whether it allows the mode and the mark.
 
+use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::Client;
 
 use super::{Finding, Outcome, Report, chain, fit, shown, unknown};
 use crate::config::{Config, Mark, Mode};
 use crate::inspect::{InspectError, SeqIndex, Table, TableKind, inspect, seq_trusted};
+
+/// Whether a partial index of the rows whose `sent_at` is NULL begins with a column.
+const UNSENT_INDEX: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_index i \
+    JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] \
+    WHERE i.indrelid = $1 AND a.attname = $2 AND i.indisvalid \
+    AND pg_catalog.pg_get_expr(i.indpred, i.indrelid) = '(sent_at IS NULL)')";
 
 /// Gives the table back where the relay could read it at all.
 pub(super) async fn look(client: &Client, config: &Config, report: &mut Report) -> Option<Table> {
@@ -30,6 +37,7 @@ pub(super) async fn look(client: &Client, config: &Config, report: &mut Report) 
     ));
     mode_and_mark(config, &table, report);
     numbers(config, &table, report);
+    unsent_index(client, config, &table, report).await;
     row_security(client, &table, report).await;
     Some(table)
 }
@@ -110,6 +118,34 @@ fn numbers(config: &Config, table: &Table, report: &mut Report) {
             "no index begins with `seq`: every look for unsent rows would read the whole table",
             Some(remedy),
         ));
+    }
+}
+
+/// Whether the rows without a mark are found without those that have one.
+async fn unsent_index(client: &Client, config: &Config, table: &Table, report: &mut Report) {
+    let layout = &table.layout;
+    let seq = layout
+        .seq
+        .map(|column| layout.columns[column].name.as_str());
+    let order = config.source.order_column.as_deref().or(seq);
+    let (Mark::SentAt, Some(order), Some(_)) = (config.source.mark, order, layout.sent_at) else {
+        return;
+    };
+    match client.query_one(UNSENT_INDEX, &[&table.oid, &order]).await {
+        Err(error) => report.push(unknown("sent_at", error)),
+        Ok(row) if row.get(0) => {}
+        Ok(_) => {
+            let create = match table.kind {
+                TableKind::Ordinary => "CREATE INDEX CONCURRENTLY ON",
+                TableKind::Partitioned => "CREATE INDEX ON",
+            };
+            let (name, order) = (table.name(), escape_identifier(order));
+            report.push(Finding::warning(
+                "sent_at",
+                "no index finds the rows whose `sent_at` is NULL in their order: every look for them reads the rows that were sent, too",
+                format!("{create} {name} ({order}) WHERE sent_at IS NULL;"),
+            ));
+        }
     }
 }
 

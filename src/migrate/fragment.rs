@@ -132,6 +132,7 @@ mod tests {
         let mut values = Values::new("my \"schema\"", "o'{table}");
         values.set("sent_at_column", String::new());
         values.set("storage", String::new());
+        values.set("sent_at_index", String::new());
         let sql = values.render(OUTBOX, "table");
         assert!(
             sql.contains("CREATE TABLE \"my \"\"schema\"\"\".\"o'{table}\" ("),

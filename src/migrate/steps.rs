@@ -8,7 +8,7 @@ use super::standing::{Grants, Standing, View};
 use super::{MigrateError, Names, Part, RELAY_ROLE, Step, StepState};
 use crate::check::fit::mark_name;
 use crate::config::{Mark, Mode};
-use crate::inspect::Table;
+use crate::inspect::{Table, qualified};
 
 /// The `server_version_num` from which on standbys can keep a logical slot.
 const FAILOVER_SINCE: i32 = 170_000;
@@ -78,7 +78,16 @@ fn values(names: &Names, standing: &Standing) -> Result<Values, MigrateError> {
         }
     }
     let mut values = Values::new(&names.schema, &names.table);
-    // An update stays on its page, and touches no index, where the page has room.
+    // What is unsent is found without what was sent before. The price: an update touches every index (PostgreSQL 15:
+    // 240 bytes of WAL a row and not 80), even where its page has room for the new version.
+    let index = match names.mark {
+        Mark::SentAt => format!(
+            "CREATE INDEX ON {} (seq) WHERE sent_at IS NULL;\n",
+            qualified(&names.schema, &names.table)
+        ),
+        Mark::Ledger | Mark::Delete | Mark::None => String::new(),
+    };
+    values.set("sent_at_index", index);
     let (column, storage) = match names.mark {
         Mark::SentAt => (
             ",\n    sent_at          timestamptz",
