@@ -58,9 +58,11 @@ impl Question {
             Mark::Delete => Some("$2::int8 IS NOT DISTINCT FROM $2::int8"),
             Mark::None => None,
         };
+        // The oldest ones where there are more than are counted; and an index is read no further than that.
+        let order = layout.seq.map_or("", |_| "ORDER BY seq");
         let sql = |unsent| {
             format!(
-                "SELECT count(*), min(at) FROM (SELECT {age} AS at FROM {table} WHERE {unsent} LIMIT $1) AS bounded"
+                "SELECT count(*), min(at) FROM (SELECT {age} AS at FROM {table} WHERE {unsent} {order} LIMIT $1) AS bounded"
             )
         };
         Self {
