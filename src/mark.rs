@@ -10,7 +10,8 @@ use std::sync::Arc;
 use tokio_postgres::Client;
 
 use crate::core::{Delivered, Settling};
-use crate::outbox::{Layout, Lsn, OutboxRow};
+use crate::inspect::Table;
+use crate::outbox::{Lsn, OutboxRow};
 use ledger::Ledger;
 use rows::RowMarks;
 
@@ -88,11 +89,11 @@ impl Marks {
     /// below it may have been marked by an earlier one.
     pub fn rows(
         mark: crate::config::Mark,
-        layout: &Layout,
+        table: &Table,
         tenure: Tenure,
         replayed_below: Lsn,
     ) -> Self {
-        Self::Rows(RowMarks::new(mark, layout, tenure, replayed_below))
+        Self::Rows(RowMarks::new(mark, table, tenure, replayed_below))
     }
 
     pub fn settling(&self) -> Settling {

@@ -284,7 +284,7 @@ impl Opening<'_> {
         if let Mark::SentAt | Mark::Delete = source.mark {
             // A row that is skipped does not stay unsent.
             let rows = hold::to_skip(&sql.client, &tenure.outbox).await?;
-            let marks = Marks::rows(source.mark, &table.layout, tenure.clone(), Lsn(0));
+            let marks = Marks::rows(source.mark, table, tenure.clone(), Lsn(0));
             if let Some(statement) = marks.statement(&rows) {
                 statement.run(&sql.client).await?;
             }
@@ -383,7 +383,7 @@ impl Opening<'_> {
             Mark::None => Marks::None,
             mark => {
                 let position = insert_position(sql).await?;
-                Marks::rows(mark, &table.layout, tenure, position)
+                Marks::rows(mark, table, tenure, position)
             }
         })
     }

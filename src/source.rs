@@ -95,10 +95,10 @@ pub struct Source {
     /// Where the slot stands that is moved behind the rows; `None` where none is.
     moved: Option<watch::Receiver<Option<Standing>>>,
     held_rows: watch::Sender<usize>,
-    resolved: Arc<Notify>,
+    /// Batches with rows that were read, and how many of them are marked or held.
+    taken: u64,
+    resolved: watch::Sender<u64>,
     asked: Arc<Notify>,
-    /// The source reads on when the batch that it handed over is settled.
-    is_awaited: bool,
     stop: CancellationToken,
     /// `None` once its end was told.
     task: Option<JoinHandle<Result<(), SourceError>>>,
@@ -196,7 +196,7 @@ impl Source {
     /// Starts to read the rows of a table that are not marked, turn by turn.
     pub fn unsent(polling: Polling, mark: UnsentMark, order_by: Option<String>) -> Self {
         let (ends, batches, stop) = Self::polled();
-        let (held_rows, resolved) = (ends.held_rows.subscribe(), Arc::clone(&ends.resolved));
+        let (held_rows, resolved) = (ends.held_rows.subscribe(), ends.resolved.subscribe());
         let task = polling::poll_unsent(
             polling,
             Unsent {
@@ -226,9 +226,9 @@ impl Source {
             server: watch::Sender::new(Lsn(0)).subscribe(),
             moved: None,
             held_rows: watch::Sender::new(0),
-            resolved: Arc::new(Notify::new()),
+            taken: 0,
+            resolved: watch::Sender::new(0),
             asked: Arc::new(Notify::new()),
-            is_awaited: false,
             stop: stop.clone(),
             task: None,
         };
@@ -251,7 +251,7 @@ impl Source {
     /// Cancel-safe: yes.
     pub async fn read(&mut self) -> Result<Batch, SourceError> {
         if let Some(batch) = self.batches.recv().await {
-            self.is_awaited |= !batch.rows.is_empty();
+            self.taken += u64::from(!batch.rows.is_empty());
             return Ok(batch);
         }
         let Some(task) = &mut self.task else {
@@ -282,10 +282,17 @@ impl Source {
     }
 
     /// Tells a source that waits for it that everything it handed over is marked or held.
-    pub fn resolved(&mut self) {
-        if std::mem::take(&mut self.is_awaited) {
-            self.resolved.notify_one();
-        }
+    pub fn resolved(&self) {
+        self.resolved.send_if_modified(|resolved| {
+            let is_news = *resolved != self.taken;
+            *resolved = self.taken;
+            is_news
+        });
+    }
+
+    /// Whether it reads on only when everything it handed over is marked or held.
+    pub fn is_waiting(&self) -> bool {
+        self.kind == Kind::Unsent && *self.resolved.borrow() != self.taken
     }
 
     /// Tells a source of unsent rows how many of them are held and come again each turn.

@@ -18,7 +18,9 @@ pub fn busy(transactions: u64) -> Load {
 }
 
 pub async fn order_holds_under_load(pair: Pair) {
-    let scene = Scene::new(pair).await;
+    let mut scene = Scene::new(pair).await;
+    // Small, so that polling always has a backlog: it is read in another way.
+    scene.config = scene.config.set("source.polling.batch_rows", 10);
     let mut relay = scene.start();
     busy(300).run(&scene.database.url).await;
     scene.judge_to_the_end(&mut relay).await;

@@ -94,7 +94,7 @@ impl Outbox {
         match mark {
             Mark::Ledger => Marks::Ledger(self.ledger().await),
             Mark::None => Marks::None,
-            mark => Marks::rows(mark, &self.table().await.layout, tenure(1), Lsn(0)),
+            mark => Marks::rows(mark, &self.table().await, tenure(1), Lsn(0)),
         }
     }
 

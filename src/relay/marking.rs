@@ -12,7 +12,7 @@ use crate::core::Delivered;
 use crate::mark::{MarkError, Marks};
 use crate::telemetry::chain;
 
-/// How long delivered rows wait for company before they are marked, unless the window is pressed.
+/// How long delivered rows wait for company before they are marked, unless the window is pressed or the source waits.
 const MARK_EVERY: Duration = Duration::from_millis(50);
 /// How long a failed mark waits before it is tried again.
 pub(super) const MARK_AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -52,6 +52,7 @@ impl Run<'_> {
             None => {
                 self.drain_until.is_some()
                     || self.relay.core.is_pressed()
+                    || self.nothing_else_comes()
                     || now >= self.last_mark_at + MARK_EVERY
             }
         };
@@ -66,6 +67,11 @@ impl Run<'_> {
         let sql = self.session.sql.clone();
         let task = tokio::spawn(async move { statement.run(&sql.client).await });
         self.marking = Some(Marking { rows, task });
+    }
+
+    /// The source reads on only when these rows are marked, and no report is due that could be waited for.
+    fn nothing_else_comes(&self) -> bool {
+        self.session.source.is_waiting() && self.feed.is_empty() && self.relay.core.sent() == 0
     }
 
     pub(super) fn take_mark(
