@@ -18,7 +18,9 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 pub use held::{Followers, Held, HeldAggregate, Recorded, TopicHold};
-pub use row::{Aggregate, Aside, Delivered, Fate, Faults, Offer, RowFacts, Settling, Window};
+pub use row::{
+    Aggregate, Aside, Delivered, Extent, Fate, Faults, Offer, RowFacts, Settling, Window,
+};
 
 use crate::config::FaultPolicy;
 use crate::encode::Rejection;
@@ -231,9 +233,15 @@ impl Core {
         self.delivered.len()
     }
 
-    /// Takes the rows to mark next; they stay in flight until `marked` or `mark_failed`.
-    pub fn take_delivered(&mut self) -> Vec<Delivered> {
-        let tickets = std::mem::take(&mut self.delivered);
+    /// Takes the rows to mark next, in publishing order; they stay in flight until `marked` or `mark_failed`.
+    pub fn take_delivered(&mut self, extent: Extent) -> Vec<Delivered> {
+        self.delivered.sort();
+        let end = match extent {
+            Extent::All => self.delivered.len(),
+            Extent::InOrder => self.delivered_in_order(),
+        };
+        let later = self.delivered.split_off(end);
+        let tickets = std::mem::replace(&mut self.delivered, later);
         let take = |ticket: Ticket| {
             let entry = self.entries.get_mut(ticket)?;
             entry.state = State::Marking;
@@ -245,6 +253,19 @@ impl Core {
             })
         };
         tickets.into_iter().filter_map(take).collect()
+    }
+
+    /// How many of the delivered rows, sorted, stand before the first that is not acknowledged; none if that is not most.
+    fn delivered_in_order(&self) -> usize {
+        let first_sent = self.oldest_sent().unwrap_or(self.next);
+        let before = self
+            .delivered
+            .partition_point(|ticket| *ticket < first_sent);
+        if before * 2 >= self.delivered.len() {
+            before
+        } else {
+            0
+        }
     }
 
     /// Resolves rows whose mark was committed.

@@ -112,6 +112,15 @@ pub struct Delivered {
     pub lsn: Lsn,
 }
 
+/// Which delivered rows are marked next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// Those before the first row that is not acknowledged, unless most stand behind it: partitions answer in turn, and
+    /// numbers without gaps make a short ledger.
+    InOrder,
+    All,
+}
+
 /// Why a row is put aside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {

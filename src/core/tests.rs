@@ -58,7 +58,7 @@ fn a_rows_followers_wait_while_other_aggregates_flow() {
     assert!(matches!(offer(&mut core, 6), Offer::Aside(_)));
     core.boundary(Lsn(7));
     core.delivered(&[1]);
-    let delivered = core.take_delivered();
+    let delivered = core.take_delivered(Extent::All);
     core.marked(&delivered);
     assert_eq!(core.confirmable(), None, "a held row is not recorded yet");
     keep(&mut core);
@@ -133,4 +133,18 @@ fn a_window_full_of_delivered_rows_is_not_stuck() {
     core.delivered(&(0..16).collect::<Vec<_>>());
     assert_eq!(core.rows(), WINDOW_ROWS);
     assert!(!core.is_stuck(), "nobody marks while the slot is left");
+}
+
+#[test]
+fn rows_are_marked_in_order_until_most_stand_behind_one_that_is_not_acknowledged() {
+    let mut core = core(Settling::OnMark);
+    (1..=6).for_each(|number| drop(offer(&mut core, number)));
+    core.delivered(&[4, 5, 0, 2, 1]);
+    let mut take = |extent| -> Vec<_> {
+        let rows = core.take_delivered(extent);
+        rows.iter().map(|row| row.ticket).collect()
+    };
+    assert_eq!(take(Extent::InOrder), [0, 1, 2]);
+    assert!(take(Extent::InOrder).is_empty());
+    assert_eq!(take(Extent::All), [4, 5]);
 }

@@ -8,12 +8,15 @@ use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
 use super::{End, Run};
-use crate::core::Delivered;
+use crate::core::{Delivered, Extent};
 use crate::mark::{MarkError, Marks};
 use crate::telemetry::chain;
 
 /// How long delivered rows wait for company before they are marked, unless the window is pressed or the source waits.
 const MARK_EVERY: Duration = Duration::from_millis(50);
+/// How long the ledger waits for partitions that have not answered yet (design §6: checkpoints are 200 ms apart at most).
+const MARK_ALL_EVERY: Duration = Duration::from_millis(200);
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(5);
 /// How long a failed mark waits before it is tried again.
 pub(super) const MARK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -59,7 +62,12 @@ impl Run<'_> {
         if !is_due {
             return;
         }
-        let rows = Arc::new(self.relay.core.take_delivered());
+        let rows = self.relay.core.take_delivered(self.extent(now));
+        if rows.is_empty() {
+            self.mark_again_at = Some(now + LOOK_AGAIN_AFTER);
+            return;
+        }
+        let rows = Arc::new(rows);
         (self.last_mark_at, self.mark_again_at) = (now, None);
         let Some(statement) = self.session.marks.statement(&rows) else {
             return;
@@ -67,6 +75,16 @@ impl Run<'_> {
         let sql = self.session.sql.clone();
         let task = tokio::spawn(async move { statement.run(&sql.client).await });
         self.marking = Some(Marking { rows, task });
+    }
+
+    /// Which rows are worth a mark: a number that stands alone takes 21 bytes in the ledger, one in a range next to nothing.
+    fn extent(&self, now: Instant) -> Extent {
+        let is_by_row = !matches!(self.session.marks, Marks::Ledger(_));
+        let is_late = now >= self.last_mark_at + MARK_ALL_EVERY;
+        match is_by_row || is_late || self.drain_until.is_some() {
+            true => Extent::All,
+            false => Extent::InOrder,
+        }
     }
 
     /// The source reads on only when these rows are marked, and no report is due that could be waited for.

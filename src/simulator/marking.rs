@@ -48,7 +48,7 @@ impl World {
         if session.marking.is_some() || process.core.unmarked() == 0 || !is_due {
             return;
         }
-        let rows = process.core.take_delivered();
+        let rows = process.core.take_delivered(crate::core::Extent::All);
         let mut checkpoint = ledger.checkpoint(&rows);
         if self.mutation == Mutation::DeadCountedAsSent
             && let Some(row) = checkpoint.segments.values_mut().next()
