@@ -13,7 +13,7 @@ WORKDIR /build
 # The dependencies, minutes of C and C++, are a layer that only Cargo.toml and Cargo.lock renew.
 COPY Cargo.toml Cargo.lock build.rs ./
 RUN mkdir src benches integration-tests \
-    && touch src/lib.rs benches/measure.rs integration-tests/main.rs integration-tests/make_faults.rs \
+    && touch src/lib.rs benches/measure.rs benches/micro.rs integration-tests/main.rs integration-tests/make_faults.rs \
     && echo 'fn main() {}' > src/main.rs \
     && cargo build --release --locked --bin outboxd
 

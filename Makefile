@@ -4,7 +4,7 @@ CARGO ?= cargo
 MINUTES ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test faults soak simulate servers bench clean-servers
+.PHONY: help demo check test faults soak simulate servers bench bench-quote bench-micro bench-check bench-record clean-servers
 
 help: ## Shows this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,9 +39,25 @@ servers: ## Fetches the Kafka and PostgreSQL that tests run on into .servers/
 	@integration-tests/servers/fetch.sh
 
 # What is set on the command line, make hands on: benches/measure/plan.rs reads it.
-bench: servers ## Measures speed, latency and cost (FULL=1 PEERS=1 PART=drain,marks,latency,commits,idle WORKLOAD=one-row ROUNDS=3 ROWS=)
+bench: servers ## Measures speed, latency and cost (FULL=1 PEERS=1 SOAK=1 PART=drain,idle WORKLOAD=one-row ROUNDS=3 ROWS= WATCH=)
 	$(if $(PEERS),@benches/peers/fetch.sh)
-	$(CARGO) bench --locked --bench measure
+	$(CARGO) build --release --locked --bin outboxd
+	$(CARGO) run --release --locked --quiet --example measure
+
+bench-quote: ## Puts the newest run of `make bench` into docs/performance.md, and what holds into README.md
+	@benches/quote.sh
+
+# Built without link-time optimisation: the pieces are in one crate, and it takes minutes.
+MICRO = CARGO_PROFILE_BENCH_LTO=off $(CARGO) bench --locked --bench micro --
+
+bench-micro: ## Times what every row passes, piece by piece (CASE=decode)
+	$(MICRO) $(CASE)
+
+bench-check: ## Fails where a piece takes a tenth more instructions than recorded; needs valgrind
+	$(MICRO) --check
+
+bench-record: ## Records what each piece takes now as the baseline of bench-check
+	$(MICRO) --record
 
 clean-servers: ## Removes .servers/
 	rm -rf .servers

@@ -20,12 +20,16 @@ mod drain;
 mod idle;
 #[path = "measure/kafka.rs"]
 mod kafka;
+#[path = "measure/kept.rs"]
+mod kept;
 #[path = "measure/latency.rs"]
 mod latency;
 #[path = "measure/marks.rs"]
 mod marks;
 #[path = "measure/meter.rs"]
 mod meter;
+#[path = "measure/pgbench.rs"]
+mod pgbench;
 #[path = "measure/plan.rs"]
 mod plan;
 #[path = "measure/process.rs"]
@@ -40,6 +44,8 @@ mod report;
 mod run;
 #[path = "measure/select.rs"]
 mod select;
+#[path = "measure/soak.rs"]
+mod soak;
 #[path = "measure/stand.rs"]
 mod stand;
 #[path = "measure/workload.rs"]
@@ -57,13 +63,11 @@ async fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let result = match arguments.as_slice() {
         [argument, url] if argument == select::ARGUMENT => select::run(url).await,
-        _ if arguments.iter().any(|argument| argument == "--bench") => tokio::select! {
+        _ => tokio::select! {
             biased;
             _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
             result = measure() => result,
         },
-        // `cargo test --all-targets` starts benches too, without that argument.
-        _ => Ok(()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -85,6 +89,8 @@ async fn measure() -> anyhow::Result<()> {
             Part::Latency => sections.push(stand.measure_latency().await?),
             Part::Commits => sections.push(stand.measure_commits().await?),
             Part::Idle => sections.push(stand.measure_idle().await?),
+            Part::Kept => sections.push(stand.measure_kept().await?),
+            Part::Soak => sections.push(stand.measure_soak().await?),
         }
     }
     let run = Run {
@@ -96,7 +102,10 @@ async fn measure() -> anyhow::Result<()> {
         sections,
     };
     println!("{}", run.markdown());
-    let path = run.write_json()?;
-    eprintln!("the same as JSON: {}", path.display());
+    let path = run.write()?;
+    eprintln!(
+        "the same in a file, and as JSON beside it: {}",
+        path.display()
+    );
     Ok(())
 }

@@ -31,7 +31,7 @@ pub struct Backlog<'a> {
     pub relay: Relay<'a>,
     pub kafka: &'a Kafka,
     pub client: Client,
-    pub rows: usize,
+    pub workload: Workload,
     /// Where the stream of the backlog ends.
     pub end_lsn: String,
 }
@@ -57,7 +57,7 @@ impl<'a> Backlog<'a> {
             relay,
             kafka: &stand.kafka,
             client,
-            rows: workload.rows,
+            workload: *workload,
             end_lsn,
         })
     }

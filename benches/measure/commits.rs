@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use outboxd::demo::postgres::output_of;
 
 use crate::contender::{Contender, Mode, Transport};
+use crate::pgbench::Pgbench;
 use crate::process::Process;
 use crate::report::{Figure, Section};
 use crate::stand::Stand;
@@ -81,21 +81,15 @@ impl Stand {
 
     /// Runs pgbench and gives the number that it prints behind `figure`.
     async fn pgbench(&self, pace: &[&str], figure: &str) -> anyhow::Result<f64> {
-        let script = self.folder().join("commits.sql");
-        std::fs::write(&script, SCRIPT)?;
-        let seconds = self.plan.watched.unwrap_or(WATCHED_USUALLY).as_secs();
-        let mut command = tokio::process::Command::new(self.server.bin().join("pgbench"));
-        command
-            .args(["-n", "-M", "prepared", "-c", CLIENTS])
-            .args(["-T", &seconds.to_string(), "-U", "postgres"])
-            .arg("-h")
-            .arg(self.server.socket_folder())
-            .args(["-p", &self.server.port().to_string()])
-            .args(pace)
-            .arg("-f")
-            .arg(script)
-            .arg(DATABASE);
-        let said = output_of(command, "pgbench").await?;
+        let pgbench = Pgbench {
+            server: &self.server,
+            folder: self.folder(),
+            database: DATABASE,
+            script: SCRIPT,
+            length: self.plan.watched.unwrap_or(WATCHED_USUALLY),
+        };
+        let arguments = [&["-c", CLIENTS], pace].concat();
+        let said = pgbench.run(&arguments).await?;
         let rest = said.lines().find_map(|line| line.strip_prefix(figure));
         let number = rest.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
         number.with_context(|| format!("pgbench printed no `{figure}`: {said}"))

@@ -11,7 +11,7 @@ use crate::backlog::Backlog;
 use crate::drain::Drain;
 use crate::process::Process;
 use crate::publishing::Publishing;
-use crate::relay::PUBLICATION;
+use crate::relay::{PUBLICATION, Relay};
 
 /// What is the same in every run.
 const SETTINGS: &str = include_str!("../peers/debezium.properties");
@@ -29,20 +29,22 @@ fn folder() -> PathBuf {
 
 impl Backlog<'_> {
     pub async fn drain_by_debezium(&self, slot: &str) -> anyhow::Result<Drain> {
-        let topic = self.kafka.topic().await?;
-        let process = self.start_debezium(slot, &topic)?;
+        let topic = self.kafka.topics(self.workload.types).await?;
+        let process = Relay { slot, ..self.relay }.start_debezium(&topic)?;
         let on = (&self.client, self.kafka);
-        let mut publishing = Publishing::watch(on, process, topic, self.rows).await?;
+        let mut publishing = Publishing::watch(on, process, topic, self.workload.rows).await?;
         publishing.until_published().await?;
         let pace = publishing.pace();
         publishing.finish(pace).await
     }
+}
 
-    /// Starts it in a folder of its own, in which it finds its configuration.
-    fn start_debezium(&self, slot: &str, topic: &Broker) -> anyhow::Result<(Process, PathBuf)> {
-        let own = self.relay.folder.join("debezium");
+impl Relay<'_> {
+    /// Starts it on the relay's slot, in a folder of its own in which it finds its configuration; with its log.
+    pub fn start_debezium(&self, topic: &Broker) -> anyhow::Result<(Process, PathBuf)> {
+        let own = self.folder.join("debezium");
         fs::create_dir_all(own.join("config"))?;
-        let settings = format!("{SETTINGS}\n{}", self.own_settings(slot, topic)?);
+        let settings = format!("{SETTINGS}\n{}", self.debezium_settings(topic)?);
         fs::write(own.join("config/application.properties"), settings)?;
         let folder = folder();
         let runner = format!("{0}/*:{0}/lib/*", folder.display());
@@ -60,9 +62,9 @@ impl Backlog<'_> {
         Ok((Process::start(&mut command, &log)?, log))
     }
 
-    fn own_settings(&self, slot: &str, topic: &Broker) -> anyhow::Result<String> {
-        let database = self.relay.database;
-        let (port, http_port) = (self.relay.server.port(), free_port()?);
+    fn debezium_settings(&self, topic: &Broker) -> anyhow::Result<String> {
+        let (database, slot) = (self.database, self.slot);
+        let (port, http_port) = (self.server.port(), free_port()?);
         let servers = &topic.servers;
         // Its own placeholder, which is to get past Java's properties and past Quarkus.
         let replacement = topic

@@ -17,10 +17,12 @@ use crate::relay::{Relay, drop_slot};
 use crate::report::{Figure, Section};
 use crate::select;
 use crate::stand::Stand;
+use crate::workload::Workload;
 
 pub const ROWS_PER_SECOND: &str = "rows/s";
 pub const CPU: &str = "CPU µs/row";
-pub const PEAK: &str = "peak MiB";
+pub const PEAK: &str = "peak MB";
+pub const BACKEND: &str = "backend µs/row";
 pub const WAL: &str = "WAL B/row";
 
 pub const DRAIN_MAX: Duration = Duration::from_secs(300);
@@ -32,7 +34,7 @@ const COPY: &str = "outboxd_bench_round";
 const LEDGER: &str = "SELECT coalesce(sum(upper(part) - lower(part)), 0)::bigint
     FROM outboxd.ledger, unnest(sent) AS part";
 const SENT_AT: &str = "SELECT count(sent_at) FROM public.outbox";
-const LEFT: &str = "SELECT count(*) FROM public.outbox";
+const LEFT: &str = "SELECT -count(*) FROM public.outbox";
 
 /// What one round took.
 #[derive(Clone, Copy, Debug)]
@@ -67,13 +69,13 @@ impl Drain {
             (ROWS_PER_SECOND, self.pace.rows_per_second),
             (CPU, self.pace.cpu_micros),
             ("walsender µs/row", micros(self.used.walsender)),
-            ("backend µs/row", micros(self.used.backends)),
+            (BACKEND, micros(self.used.backends)),
         ];
         let first_ms = self.first_after.map(|after| after.as_secs_f64() * 1e3);
         if let (Some(_), Some(broker)) = (first_ms, self.used.broker) {
             figures.push(("broker µs/row", micros(broker)));
         }
-        figures.push((PEAK, self.peak_bytes as f64 / f64::from(1 << 20)));
+        figures.push((PEAK, self.peak_bytes as f64 / 1e6));
         if let Some(first_ms) = first_ms {
             figures.push((WAL, self.used.wal_bytes as f64 / rows));
             figures.push(("first record ms", first_ms));
@@ -119,7 +121,7 @@ impl Backlog<'_> {
                     slot: COPY,
                     ..self.relay
                 };
-                let drained = relay.drain(&self.client, self.kafka, self.rows).await;
+                let drained = relay.drain(&self.client, self.kafka, &self.workload).await;
                 drained.and_then(|drain| drain.of(mode))
             }
         };
@@ -138,7 +140,7 @@ impl Backlog<'_> {
         command.args(["-E", &self.end_lsn]);
         let started_at = Instant::now();
         let mut drain = self.run_to_end(command).await?;
-        drain.pace.rows_per_second = self.rows as f64 / started_at.elapsed().as_secs_f64();
+        drain.pace.rows_per_second = self.workload.rows as f64 / started_at.elapsed().as_secs_f64();
         Ok(drain)
     }
 
@@ -149,13 +151,9 @@ impl Backlog<'_> {
         let command = select::command(&Transport::Tcp.url(server, database))?;
         let mut drain = self.run_to_end(command).await?;
         let said = select::said(&tail(&self.floor_log()))?;
-        anyhow::ensure!(
-            said.rows == self.rows,
-            "{} of {} rows",
-            said.rows,
-            self.rows
-        );
-        drain.pace.rows_per_second = self.rows as f64 / said.elapsed.as_secs_f64();
+        let rows = self.workload.rows;
+        anyhow::ensure!(said.rows == rows, "{} of {rows} rows", said.rows);
+        drain.pace.rows_per_second = rows as f64 / said.elapsed.as_secs_f64();
         Ok(drain)
     }
 
@@ -177,10 +175,10 @@ impl Backlog<'_> {
         };
         anyhow::ensure!(status.success(), "{status}: {}", tail(&self.floor_log()));
         Ok(Drain {
-            rows: self.rows,
+            rows: self.workload.rows,
             pace: Pace {
                 rows_per_second: 0.0,
-                cpu_micros: cpu.as_secs_f64() * 1e6 / self.rows as f64,
+                cpu_micros: cpu.as_secs_f64() * 1e6 / self.workload.rows as f64,
             },
             marked_per_second: 0.0,
             peak_bytes,
@@ -201,14 +199,16 @@ impl Relay<'_> {
         &self,
         client: &Client,
         kafka: &Kafka,
-        rows: usize,
+        workload: &Workload,
     ) -> anyhow::Result<Drain> {
-        let topic = kafka.topic().await?;
+        let marked = self.marked(client).await?;
+        let rows = workload.rows;
+        let topic = kafka.topics(workload.types).await?;
         let process = (self.start(&topic)?, self.log());
         let mut publishing = Publishing::watch((client, kafka), process, topic, rows).await?;
         publishing.until_published().await?;
         let pace = publishing.pace();
-        self.wait_until_marked(client, rows).await?;
+        self.wait_until_marked(client, marked + rows as i64).await?;
         let marked_per_second = publishing.pace().rows_per_second;
         Ok(Drain {
             marked_per_second,
@@ -216,21 +216,26 @@ impl Relay<'_> {
         })
     }
 
-    /// Waits until every row is marked: the last mark comes a moment after the last record.
-    async fn wait_until_marked(&self, client: &Client, rows: usize) -> anyhow::Result<()> {
-        let deadline = Instant::now() + DRAIN_MAX;
-        let (query, wanted) = match self.mark {
-            "sent_at" => (SENT_AT, rows as i64),
-            "delete" => (LEFT, 0),
-            _ => (LEDGER, rows as i64),
+    /// Rows that are marked; where a mark deletes them, minus those that stand.
+    pub async fn marked(&self, client: &Client) -> anyhow::Result<i64> {
+        let query = match self.mark {
+            "sent_at" => SENT_AT,
+            "delete" => LEFT,
+            _ => LEDGER,
         };
+        Ok(client.query_one(query, &[]).await?.get(0))
+    }
+
+    /// Waits until so many rows are marked: the last mark comes a moment after the last record.
+    pub async fn wait_until_marked(&self, client: &Client, wanted: i64) -> anyhow::Result<()> {
+        let deadline = Instant::now() + DRAIN_MAX;
         loop {
-            let found: i64 = client.query_one(query, &[]).await?.get(0);
+            let found = self.marked(client).await?;
             if found == wanted {
                 return Ok(());
             }
             let is_early = Instant::now() < deadline;
-            anyhow::ensure!(is_early, "`{query}` gives {found}, not {wanted}");
+            anyhow::ensure!(is_early, "{found} rows are marked, not {wanted}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

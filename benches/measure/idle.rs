@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 use tokio_postgres::Client;
 
 use crate::contender::Mode;
-use crate::relay::Relay;
+use crate::relay::{Relay, program};
 use crate::report::{Figure, Section};
 use crate::stand::Stand;
 
 pub const SECTION: &str = "idle";
 pub const BINARY: &str = "binary";
 pub const CPU: &str = "CPU % of a core";
-pub const RESIDENT: &str = "resident MiB";
+pub const RESIDENT: &str = "resident MB";
 pub const FIRST: &str = "start → first record ms";
 pub const MB: &str = "MB";
 
@@ -28,7 +28,7 @@ impl Stand {
         let watched = self.plan.watched.unwrap_or(WATCHED_USUALLY);
         let about = format!("Idle for {} s, and started", watched.as_secs());
         let mut section = Section::new(SECTION, &about);
-        let binary = std::fs::metadata(env!("CARGO_BIN_EXE_outboxd"))?.len();
+        let binary = std::fs::metadata(program()?)?.len();
         section.add(BINARY, &[(MB, binary as f64 / 1e6)]);
         for mode in [Mode::Replication, Mode::Polling] {
             let relay = self.relay("idle", mode, "ledger");
@@ -67,7 +67,7 @@ impl Stand {
         tokio::time::sleep(watched).await;
         process.ensure_runs()?;
         let used = (process.cpu() - before).as_secs_f64() / watched.as_secs_f64();
-        let resident = process.resident_bytes() as f64 / f64::from(1 << 20);
+        let resident = process.resident_bytes() as f64 / 1e6;
         process.stop()?;
         topic.remove().await;
         Ok(vec![(CPU, used * 100.0), (RESIDENT, resident)])

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Deref;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -9,6 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use outboxd::demo::broker::Broker;
 use outboxd::demo::postgres::{free_port, tail};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
@@ -16,6 +19,9 @@ use crate::process::Process;
 
 const PARTITIONS: i32 = 12;
 const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// Creating or removing many topics is one request for so many of them.
+const TOPICS_AT_ONCE: usize = 500;
+const TOPICS_MAX: Duration = Duration::from_secs(300);
 /// One node of 22 base64 characters, the form that Kafka asks for.
 const CLUSTER_ID: &str = "b3V0Ym94ZC1mbG9vci0wMQ";
 
@@ -62,39 +68,122 @@ impl Kafka {
     }
 
     /// Creates a topic of an unused name and waits until every partition is served.
-    pub async fn topic(&self) -> anyhow::Result<Broker> {
-        let topic = Broker::outside(&self.servers, BTreeMap::new(), PARTITIONS).await?;
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while let Err(error) = self.records(&topic) {
-            anyhow::ensure!(Instant::now() < deadline, "`{}`: {error:#}", topic.topic);
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        Ok(topic)
+    pub async fn topic(&self) -> anyhow::Result<Topics> {
+        self.topics(1).await
     }
 
-    /// The number of records that a topic holds, by one request to each broker.
-    pub fn records(&self, topic: &Broker) -> anyhow::Result<u64> {
-        let mut ends = TopicPartitionList::new();
-        for partition in 0..topic.partitions {
-            // The time that stands for the end is the offset that does.
-            ends.add_partition_offset(&topic.topic, partition, Offset::End)?;
+    /// The same for each of so many aggregate types; where there are several, a topic has one partition.
+    pub async fn topics(&self, types: u32) -> anyhow::Result<Topics> {
+        let broker = Broker::outside(&self.servers, BTreeMap::new(), PARTITIONS).await?;
+        let topics = match types {
+            1 => Topics::one(broker),
+            _ => Topics::of_types(broker, types).await?,
+        };
+        let deadline = Instant::now() + TOPICS_MAX;
+        // A consumer that has asked too early remembers for minutes that there is no such topic.
+        while let Err(error) = records(&topics.client.create()?, &topics) {
+            anyhow::ensure!(Instant::now() < deadline, "`{}`: {error:#}", topics.topic);
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        let ends = self.consumer.offsets_for_times(ends, ANSWER_MAX)?;
-        let mut records = 0;
-        for end in ends.elements() {
-            end.error()?;
-            records += match end.offset() {
-                Offset::Offset(offset) => u64::try_from(offset)?,
-                _ => 0,
-            };
-        }
-        Ok(records)
+        Ok(topics)
+    }
+
+    /// The number of records that the topics hold, by one request to each broker.
+    pub fn records(&self, topics: &Topics) -> anyhow::Result<u64> {
+        records(&self.consumer, topics)
     }
 
     /// The CPU time of the broker so far, if it is ours.
     pub fn cpu(&self) -> Option<Duration> {
         self.process.as_ref().map(Process::cpu)
     }
+}
+
+fn records(consumer: &BaseConsumer, topics: &Topics) -> anyhow::Result<u64> {
+    let mut ends = TopicPartitionList::new();
+    for (topic, partitions) in &topics.partitions {
+        for partition in 0..*partitions {
+            // The time that stands for the end is the offset that does.
+            ends.add_partition_offset(topic, partition, Offset::End)?;
+        }
+    }
+    let ends = consumer.offsets_for_times(ends, ANSWER_MAX)?;
+    let mut records = 0;
+    for end in ends.elements() {
+        end.error()?;
+        records += match end.offset() {
+            Offset::Offset(offset) => u64::try_from(offset)?,
+            _ => 0,
+        };
+    }
+    Ok(records)
+}
+
+/// Where the rows of one round go: a topic for each aggregate type.
+pub struct Topics {
+    broker: Broker,
+    partitions: Vec<(String, i32)>,
+}
+
+impl Deref for Topics {
+    type Target = Broker;
+
+    fn deref(&self) -> &Broker {
+        &self.broker
+    }
+}
+
+impl Topics {
+    fn one(broker: Broker) -> Self {
+        let partitions = vec![(broker.topic.clone(), broker.partitions)];
+        Self { broker, partitions }
+    }
+
+    async fn of_types(broker: Broker, types: u32) -> anyhow::Result<Self> {
+        let name = |number| {
+            let aggregate_type = format!("type-{number}");
+            broker.template.replace("${aggregatetype}", &aggregate_type)
+        };
+        let names: Vec<String> = (0..types).map(name).collect();
+        let (admin, options) = admin(&broker)?;
+        for names in names.chunks(TOPICS_AT_ONCE) {
+            let topic = |name| NewTopic::new(name, 1, TopicReplication::Fixed(-1));
+            let topics: Vec<_> = names.iter().map(|name| topic(name.as_str())).collect();
+            for created in admin.create_topics(&topics, &options).await? {
+                created.map_err(|(topic, code)| anyhow::anyhow!("`{topic}`: {code}"))?;
+            }
+        }
+        let partitions = names.into_iter().map(|name| (name, 1)).collect();
+        Ok(Self { broker, partitions })
+    }
+
+    /// Removes them from the broker; a failure is said, nothing more.
+    pub async fn remove(self) {
+        let names: Vec<&str> = self
+            .partitions
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .collect();
+        let many = names.iter().filter(|name| **name != self.broker.topic);
+        let many: Vec<&str> = many.copied().collect();
+        for names in many.chunks(TOPICS_AT_ONCE) {
+            let removed = match admin(&self.broker) {
+                Ok((admin, options)) => admin.delete_topics(names, &options).await.is_ok(),
+                Err(_) => false,
+            };
+            if !removed {
+                eprintln!("warning: topics such as `{}` stay on the broker", names[0]);
+            }
+        }
+        self.broker.remove().await;
+    }
+}
+
+fn admin(broker: &Broker) -> anyhow::Result<(AdminClient<DefaultClientContext>, AdminOptions)> {
+    let options = AdminOptions::new()
+        .request_timeout(Some(TOPICS_MAX))
+        .operation_timeout(Some(TOPICS_MAX));
+    Ok((broker.client.create()?, options))
 }
 
 fn start(folder: &Path) -> anyhow::Result<(String, Process)> {

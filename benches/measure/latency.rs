@@ -1,15 +1,18 @@
 //! From commit to Kafka at a steady pace: rows are sent when they are due, however long earlier ones take.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use outboxd::demo::postgres::tail;
 use outboxd::demo::reader::Reader;
 use tokio::task::JoinSet;
 use tokio_postgres::{Client, Statement};
 use uuid::Uuid;
 
-use crate::contender::Mode;
+use crate::contender::{Contender, Mode, Transport};
+use crate::kafka::Topics;
 use crate::process::Process;
 use crate::relay::Relay;
 use crate::report::{Figure, Section};
@@ -21,10 +24,12 @@ pub const P99: &str = "p99 ms";
 
 /// Rows of this first time warm caches and connections up and are not counted.
 const WARM_UP: Duration = Duration::from_secs(2);
+/// A virtual machine compiles what it runs meanwhile.
+const WARM_UP_JAVA: Duration = Duration::from_secs(10);
 const COUNTED_USUALLY: Duration = Duration::from_secs(10);
 /// Commits wait for the disk in each of these at once.
 const CONNECTIONS: usize = 16;
-const ARRIVED_MAX: Duration = Duration::from_secs(20);
+const ARRIVED_MAX: Duration = Duration::from_secs(60);
 const INSERT: &str = "INSERT INTO public.outbox (id, aggregatetype, aggregateid, type, payload)
     VALUES ($1, 'order', $2, 'OrderPlaced', json_build_object('version', 1, 'note', repeat('x', 125)))";
 
@@ -35,55 +40,95 @@ struct Written {
     committed_at: Instant,
 }
 
-/// The line of a mode at a pace.
-pub fn line(mode: Mode, rate: u32) -> String {
-    format!("{} at {rate} rows/s", mode.name())
+/// Who is measured, and on which database.
+const PACED: [(Contender, &str); 3] = [
+    (
+        Contender::Relay(Mode::Replication, Transport::Tcp),
+        "paced_replication",
+    ),
+    (
+        Contender::Relay(Mode::Polling, Transport::Tcp),
+        "paced_polling",
+    ),
+    (Contender::Debezium, "paced_debezium"),
+];
+
+/// The line of a contender at a pace.
+pub fn line(contender: Contender, rate: u32) -> String {
+    format!("{} at {rate} rows/s", contender.name())
+}
+
+/// One that is measured.
+struct Paced<'a> {
+    contender: Contender,
+    relay: Relay<'a>,
+}
+
+impl Paced<'_> {
+    /// Starts it; with its log.
+    fn start(&self, topic: &Topics) -> anyhow::Result<(Process, PathBuf)> {
+        match self.contender {
+            Contender::Debezium => self.relay.start_debezium(topic),
+            _ => Ok((self.relay.start(topic)?, self.relay.log())),
+        }
+    }
+
+    fn warm_up(&self) -> Duration {
+        match self.contender {
+            Contender::Debezium => WARM_UP_JAVA,
+            _ => WARM_UP,
+        }
+    }
 }
 
 impl Stand {
-    /// Measures every mode at every pace, each mode on a database of its own.
+    /// Measures every contender at every pace, each on a database of its own.
     pub async fn measure_latency(&self) -> anyhow::Result<Section> {
         let about = "Latency of one-row transactions of 250 B, by one monotonic clock: COMMIT answered → record \
              consumed; *due* counts from when the row was due to be sent";
         let mut section = Section::new(SECTION, about);
-        let modes = [
-            (Mode::Replication, "paced_replication"),
-            (Mode::Polling, "paced_polling"),
-        ];
-        let relays = modes.map(|(mode, database)| self.relay(database, mode, "ledger"));
-        for relay in &relays {
+        let mut all = Vec::new();
+        for (contender, database) in PACED {
+            let mode = match contender {
+                Contender::Relay(mode, _) => mode,
+                _ if self.plan.has_peers => Mode::Replication,
+                _ => continue,
+            };
+            let relay = self.relay(database, mode, "ledger");
             relay.prepare(&self.kafka).await?;
+            all.push(Paced { contender, relay });
         }
         for _ in 0..self.plan.rounds {
             for &rate in &self.plan.rates {
-                for relay in &relays {
-                    let line = line(relay.mode, rate);
-                    let figures = self.latency_round(relay, rate).await;
+                for paced in &all {
+                    let line = line(paced.contender, rate);
+                    let figures = self.latency_round(paced, rate).await;
                     section.add(&line, &figures.context(line.clone())?);
                 }
             }
         }
-        for relay in &relays {
-            relay.remove().await?;
+        for paced in &all {
+            paced.relay.remove().await?;
         }
         Ok(section)
     }
 
-    async fn latency_round(&self, relay: &Relay<'_>, rate: u32) -> anyhow::Result<Vec<Figure>> {
+    async fn latency_round(&self, paced: &Paced<'_>, rate: u32) -> anyhow::Result<Vec<Figure>> {
+        let (relay, warm_up) = (&paced.relay, paced.warm_up());
         let topic = self.kafka.topic().await?;
         let reader = Reader::start(&topic)?;
-        let mut process = relay.start(&topic)?;
+        let (mut process, log) = paced.start(&topic)?;
         let writer = Writer::connect(relay).await?;
         let first = writer.insert(0, Instant::now()).await?;
-        wait_for(&reader, relay, &mut process, &[first]).await?;
+        wait_for(&reader, (&mut process, &log), &[first]).await?;
         let counted = self.plan.watched.unwrap_or(COUNTED_USUALLY);
-        let written = writer.write(rate, WARM_UP + counted).await?;
-        wait_for(&reader, relay, &mut process, &written).await?;
+        let written = writer.write(rate, warm_up + counted).await?;
+        wait_for(&reader, (&mut process, &log), &written).await?;
         process.stop()?;
         let seen = reader.finish().await?;
         topic.remove().await;
         let since = written.iter().map(|row| row.due_at).min();
-        let since = since.context("no row was written")? + WARM_UP;
+        let since = since.context("no row was written")? + warm_up;
         let counted: Vec<&Written> = written.iter().filter(|row| row.due_at >= since).collect();
         let latencies = |from: fn(&Written) -> Instant| {
             let late = |row: &&Written| seen.arrivals[&row.id].saturating_duration_since(from(row));
@@ -162,13 +207,13 @@ impl Writer {
 
 async fn wait_for(
     reader: &Reader,
-    relay: &Relay<'_>,
-    process: &mut Process,
+    (process, log): (&mut Process, &Path),
     rows: &[Written],
 ) -> anyhow::Result<()> {
     let deadline = Instant::now() + ARRIVED_MAX;
     while !reader.has_all(rows.iter().map(|row| &row.id)) {
-        relay.ensure_runs(process, deadline)?;
+        process.ensure_runs().with_context(|| tail(log))?;
+        anyhow::ensure!(Instant::now() < deadline, "rows are late: {}", tail(log));
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Ok(())

@@ -109,9 +109,7 @@ impl Stand {
 
     async fn by_relay(&self, mark: &Mark, client: &Client) -> anyhow::Result<(f64, u64)> {
         let relay = self.relay(ROUND, Mode::Polling, mark.name);
-        let drain = relay
-            .drain(client, &self.kafka, self.plan.marked.rows)
-            .await?;
+        let drain = relay.drain(client, &self.kafka, &self.plan.marked).await?;
         Ok((drain.marked_per_second, drain.used.wal_bytes))
     }
 

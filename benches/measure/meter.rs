@@ -99,7 +99,8 @@ impl<'a> Meter<'a> {
     }
 }
 
-async fn position(client: &Client) -> anyhow::Result<u64> {
+/// Where the write-ahead log ends.
+pub async fn position(client: &Client) -> anyhow::Result<u64> {
     let row = client.query_one(WRITTEN, &[]).await?;
     Ok(row.get::<_, PgLsn>(0).into())
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use crate::debezium;
-use crate::workload::{MARKED, Workload};
+use crate::workload::{MARKED, NEW, Workload};
 
 /// One part of the measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,15 +16,21 @@ pub enum Part {
     Latency,
     Commits,
     Idle,
+    /// New rows on top of many: with `FULL=1`.
+    Kept,
+    /// Half an hour: with `SOAK=1`.
+    Soak,
 }
 
 impl Part {
-    const ALL: [(&'static str, Self); 5] = [
+    const ALL: [(&'static str, Self); 7] = [
         ("drain", Self::Drain),
         ("marks", Self::Marks),
         ("latency", Self::Latency),
         ("commits", Self::Commits),
         ("idle", Self::Idle),
+        ("kept", Self::Kept),
+        ("soak", Self::Soak),
     ];
 }
 
@@ -34,32 +40,35 @@ pub struct Plan {
     pub parts: Vec<Part>,
     pub workloads: Vec<Workload>,
     pub marked: Workload,
+    pub new: Workload,
     pub rounds: usize,
     /// Debezium Server drains the same backlogs.
     pub has_peers: bool,
     /// Rows per second at which latency is measured.
     pub rates: Vec<u32>,
-    /// How long latency, commits and an idle relay are watched.
+    /// How long latency, commits, an idle relay and a soaked one are watched.
     pub watched: Option<Duration>,
     /// The command that asks for the same again.
     pub command: String,
 }
 
 impl Plan {
-    /// Reads `FULL`, `PART`, `WORKLOAD`, `ROUNDS`, `ROWS`, `RATES`, `WATCH` and `PEERS`; an empty variable is not set.
+    /// Reads `FULL`, `SOAK`, `PART`, `WORKLOAD`, `ROUNDS`, `ROWS`, `RATES`, `WATCH` and `PEERS`; an empty variable is
+    /// not set.
     pub fn from_environment() -> anyhow::Result<Self> {
         let is_full = variable("FULL").is_some();
         let mut workloads = Workload::choose(variable("WORKLOAD").as_deref(), is_full)?;
-        let mut marked = MARKED;
+        let (mut marked, mut new) = (MARKED, NEW);
         if let Some(rows) = number("ROWS")? {
-            for workload in workloads.iter_mut().chain([&mut marked]) {
+            for workload in workloads.iter_mut().chain([&mut marked, &mut new]) {
                 workload.rows = rows;
             }
         }
         Ok(Self {
-            parts: parts(variable("PART").as_deref())?,
+            parts: parts(variable("PART").as_deref(), is_full)?,
             workloads,
             marked,
+            new,
             rounds: number("ROUNDS")?.unwrap_or(3),
             has_peers: has_peers()?,
             rates: rates(is_full)?,
@@ -69,9 +78,17 @@ impl Plan {
     }
 }
 
-fn parts(names: Option<&str>) -> anyhow::Result<Vec<Part>> {
+/// The parts of `PART`, separated by commas; for none those that fit into half an hour, and what else is asked for.
+fn parts(names: Option<&str>, is_full: bool) -> anyhow::Result<Vec<Part>> {
+    let is_soaked = variable("SOAK").is_some();
     let Some(names) = names else {
-        return Ok(Part::ALL.map(|(_, part)| part).to_vec());
+        let is_wanted = |part: &Part| match part {
+            Part::Kept => is_full,
+            Part::Soak => is_soaked,
+            _ => true,
+        };
+        let all = Part::ALL.map(|(_, part)| part);
+        return Ok(all.into_iter().filter(is_wanted).collect());
     };
     let find = |name: &str| {
         let found = Part::ALL.iter().find(|(known, _)| *known == name);
@@ -107,7 +124,7 @@ fn rates(is_full: bool) -> anyhow::Result<Vec<u32>> {
 
 fn command() -> String {
     let names = [
-        "FULL", "PART", "WORKLOAD", "ROUNDS", "ROWS", "RATES", "WATCH", "PEERS",
+        "FULL", "SOAK", "PART", "WORKLOAD", "ROUNDS", "ROWS", "RATES", "WATCH", "PEERS",
     ];
     let set = |name: &&str| Some(format!(" {name}={}", variable(name)?));
     let arguments: String = names.iter().filter_map(set).collect();

@@ -4,12 +4,11 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use outboxd::demo::broker::Broker;
 use outboxd::demo::postgres::tail;
 use tokio_postgres::Client;
 
 use crate::drain::{DRAIN_MAX, Drain, LOOK_EVERY};
-use crate::kafka::Kafka;
+use crate::kafka::{Kafka, Topics};
 use crate::meter::Meter;
 use crate::process::Process;
 
@@ -19,7 +18,7 @@ const STEADY_FROM: u64 = 5;
 /// A running program and what is known of it.
 pub struct Publishing<'a> {
     kafka: &'a Kafka,
-    topic: Broker,
+    topic: Topics,
     rows: u64,
     meter: Meter<'a>,
     process: Process,
@@ -47,7 +46,7 @@ impl<'a> Publishing<'a> {
     pub async fn watch(
         (client, kafka): (&'a Client, &'a Kafka),
         (process, log): (Process, PathBuf),
-        topic: Broker,
+        topic: Topics,
         rows: usize,
     ) -> anyhow::Result<Self> {
         let started = Moment {

@@ -18,6 +18,21 @@ pub const PUBLICATION: &str = "outboxd_bench";
 /// A relay starts, or a walsender ends, within this time.
 const START_MAX: Duration = Duration::from_secs(20);
 
+/// The relay's program as users get it; this one stands in `examples` beside it.
+pub fn program() -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let folder = own.parent().and_then(Path::parent);
+    let program = folder
+        .context("no folder above this program's")?
+        .join("outboxd");
+    anyhow::ensure!(
+        program.is_file(),
+        "no `{}`: `make bench` builds it",
+        program.display()
+    );
+    Ok(program)
+}
+
 /// How one `outboxd run` is configured.
 #[derive(Clone, Copy)]
 pub struct Relay<'a> {
@@ -26,6 +41,7 @@ pub struct Relay<'a> {
     pub slot: &'a str,
     pub mode: Mode,
     pub mark: &'a str,
+    pub retention: &'a str,
     pub transport: Transport,
     /// For its configuration and its log.
     pub folder: &'a Path,
@@ -109,7 +125,7 @@ impl Relay<'_> {
     fn command(&self, name: &str, topic: &Broker) -> anyhow::Result<Command> {
         let config = self.folder.join("outboxd.toml");
         std::fs::write(&config, self.configuration(topic)?)?;
-        let mut command = Command::new(env!("CARGO_BIN_EXE_outboxd"));
+        let mut command = Command::new(program()?);
         command.arg(name).arg("--config").arg(config);
         for (variable, _) in std::env::vars_os() {
             if variable.to_string_lossy().starts_with("OUTBOXD_") {
@@ -127,6 +143,7 @@ impl Relay<'_> {
 url = "{url}"
 {source_keys}
 mark = "{mark}"
+retention = "{retention}"
 [source.replication]
 {replication_keys}
 slot = "{slot}"
@@ -143,6 +160,7 @@ listen = "127.0.0.1:{port}"
 "#,
             url = self.transport.url(self.server, self.database),
             mark = self.mark,
+            retention = self.retention,
             slot = self.slot,
             template = topic.template,
             allow = topic.allow,

@@ -35,8 +35,8 @@ impl Run {
         )
     }
 
-    /// Writes `target/bench/DATE.json`.
-    pub fn write_json(&self) -> anyhow::Result<PathBuf> {
+    /// Writes `target/bench/DATE.json`, and the document beside it as `.md`; gives the latter's path.
+    pub fn write(&self) -> anyhow::Result<PathBuf> {
         let sections: Map<_, _> = self
             .sections
             .iter()
@@ -53,8 +53,10 @@ impl Run {
         });
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench");
         fs::create_dir_all(&folder)?;
-        let path = folder.join(format!("{}.json", self.date.replace(':', "")));
-        fs::write(&path, format!("{document:#}\n"))?;
+        let path = folder.join(self.date.replace(':', ""));
+        fs::write(path.with_extension("json"), format!("{document:#}\n"))?;
+        let path = path.with_extension("md");
+        fs::write(&path, self.markdown())?;
         Ok(path)
     }
 }

@@ -54,6 +54,7 @@ impl Stand {
             slot: database,
             mode,
             mark,
+            retention: "none",
             transport: Transport::Tcp,
             folder: self.folder(),
         }

@@ -10,6 +10,8 @@ pub struct Workload {
     pub rows: usize,
     pub rows_per_transaction: u32,
     pub aggregates: u32,
+    /// Each has a topic.
+    pub types: u32,
     /// Smallest and largest row; sizes between them are spread evenly over their orders of magnitude.
     pub row_bytes: (u32, u32),
     /// The share of transactions that are rolled back, whose numbers are missing.
@@ -24,12 +26,13 @@ const ONE_ROW: Workload = Workload {
     rows: 400_000,
     rows_per_transaction: 1,
     aggregates: 10_000,
+    types: 1,
     row_bytes: (250, 250),
     rolled_back: 0.0,
     is_usual: true,
 };
 
-pub const WORKLOADS: [Workload; 8] = [
+pub const WORKLOADS: [Workload; 9] = [
     ONE_ROW,
     Workload {
         name: "thousand-row",
@@ -83,6 +86,13 @@ pub const WORKLOADS: [Workload; 8] = [
         is_usual: false,
         ..ONE_ROW
     },
+    Workload {
+        name: "types",
+        about: "one-row transactions of 250 B, of 1,000 aggregate types with a topic each",
+        types: 1_000,
+        is_usual: false,
+        ..ONE_ROW
+    },
 ];
 
 /// What marks are measured with: every seventh number is missing.
@@ -93,6 +103,24 @@ pub const MARKED: Workload = Workload {
     rolled_back: 0.15,
     ..ONE_ROW
 };
+
+/// What comes on top of an outbox that keeps many rows, fifty times as many.
+pub const NEW: Workload = Workload {
+    name: "new",
+    rows: 200_000,
+    ..ONE_ROW
+};
+
+/// What such an outbox keeps.
+pub fn kept_below(new: &Workload) -> Workload {
+    Workload {
+        name: "kept",
+        about: "1,000-row transactions of 250 B",
+        rows: 50 * new.rows,
+        rows_per_transaction: 1_000,
+        ..*new
+    }
+}
 
 impl Workload {
     /// The workloads of `names`, separated by commas; the usual ones for none, or all of them.
@@ -117,8 +145,8 @@ impl Workload {
     pub fn fill(&self) -> String {
         let (smallest, largest) = self.row_bytes;
         format!(
-            "CALL fill({}, {}, {}, {smallest}, {largest}, {})",
-            self.rows, self.rows_per_transaction, self.aggregates, self.rolled_back
+            "CALL fill({}, {}, {}, {}, {smallest}, {largest}, {})",
+            self.rows, self.rows_per_transaction, self.aggregates, self.types, self.rolled_back
         )
     }
 }
@@ -127,7 +155,8 @@ impl Workload {
 ///
 /// The note is random digits: PostgreSQL would store a large one that repeats itself in a few bytes.
 pub const PROCEDURE: &str = "
-    CREATE PROCEDURE fill(rows int, transaction_rows int, aggregates int, smallest int, largest int, rolled_back float)
+    CREATE OR REPLACE PROCEDURE fill(
+        rows int, transaction_rows int, aggregates int, types int, smallest int, largest int, rolled_back float)
     LANGUAGE plpgsql AS $$
     DECLARE
         noise text := (SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 1 + largest / 16));
@@ -135,7 +164,7 @@ pub const PROCEDURE: &str = "
         FOR lowest IN 1..rows BY transaction_rows LOOP
             LOOP
                 INSERT INTO public.outbox (aggregatetype, aggregateid, type, payload)
-                SELECT 'order', 'o-' || version % aggregates, 'OrderPlaced',
+                SELECT CASE types WHEN 1 THEN 'order' ELSE 'type-' || version % types END, 'o-' || version % aggregates, 'OrderPlaced',
                     json_build_object('order', version % aggregates, 'version', version, 'note',
                         substr(noise, (random() * largest)::int, greatest(1, row_bytes - 145)))
                 FROM generate_series(lowest, least(lowest + transaction_rows - 1, rows)) AS version,

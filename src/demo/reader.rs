@@ -188,13 +188,21 @@ fn assigned(broker: &Broker) -> Result<BaseConsumer, KafkaError> {
     Ok(consumer)
 }
 
+/// A header's text without the quotes that Debezium puts around it.
+fn bare(value: &[u8]) -> &[u8] {
+    let inner = value
+        .strip_prefix(b"\"")
+        .and_then(|value| value.strip_suffix(b"\""));
+    inner.unwrap_or(value)
+}
+
 fn held(message: &BorrowedMessage<'_>) -> Held {
     let id = message
         .headers()
         .and_then(|headers| headers.iter().find(|header| header.key == "id"));
     let id = id
         .and_then(|header| header.value)
-        .and_then(|value| Uuid::try_parse_ascii(value).ok());
+        .and_then(|value| Uuid::try_parse_ascii(bare(value)).ok());
     let aggregate = message
         .key()
         .map(|key| String::from_utf8_lossy(key).into_owned());
