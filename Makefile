@@ -47,11 +47,10 @@ bench: servers ## Measures speed, latency and cost (FULL=1 PEERS=1 SOAK=1 PART=d
 bench-quote: ## Puts the newest run of `make bench` into docs/performance.md, and what holds into README.md
 	@benches/quote.sh
 
-# Built without link-time optimisation: the pieces are in one crate, and it takes minutes.
-MICRO = CARGO_PROFILE_BENCH_LTO=off $(CARGO) bench --locked --bench micro --
+MICRO = $(CARGO) run --release --locked --quiet --example micro --
 
 bench-micro: ## Times what every row passes, piece by piece (CASE=decode)
-	$(MICRO) $(CASE)
+	$(MICRO) --bench $(CASE)
 
 bench-check: ## Fails where a piece takes a tenth more instructions than recorded; needs valgrind
 	$(MICRO) --check

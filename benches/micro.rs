@@ -29,8 +29,9 @@ fn main() -> ExitCode {
             time();
             Ok(())
         }
-        // `cargo test --all-targets` starts benches too, without that argument.
-        _ => Ok(()),
+        _ => Err(anyhow::anyhow!(
+            "one of --check, --record and --bench says what to do"
+        )),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
