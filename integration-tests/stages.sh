@@ -44,7 +44,7 @@ integration() {
     attempt=0
     until rmdir "$folder" 2>/dev/null; do
         attempt=$((attempt + 1))
-        if [ "$attempt" -gt 200 ]; then
+        if [ "$attempt" -gt 1200 ]; then
             echo "error: the tests left something in $folder" >&2
             return 1
         fi
