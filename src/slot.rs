@@ -146,11 +146,7 @@ impl Standing {
 /// Cancel-safe: yes.
 pub async fn standing(client: &Client, name: &str) -> Result<Standing, SlotError> {
     let row = client.query_opt(STANDING, &[&name]).await;
-    let row = row.map_err(|error| SlotError::Query {
-        action: "look at",
-        name: name.to_owned(),
-        source: error.into(),
-    })?;
+    let row = row.map_err(failed("look at", name))?;
     let row = row.ok_or_else(|| SlotError::NotFound {
         name: name.to_owned(),
     })?;
@@ -172,11 +168,7 @@ pub async fn advance(client: &Client, name: &str, upto: Lsn) -> Result<(), SlotE
         client.batch_execute("SET statement_timeout = 0").await?;
         client.execute(ADVANCE, &[&name, &upto]).await
     };
-    moved.await.map(drop).map_err(|error| SlotError::Query {
-        action: "advance",
-        name: name.to_owned(),
-        source: error.into(),
-    })
+    moved.await.map(drop).map_err(failed("advance", name))
 }
 
 /// Takes a slot that nobody has read for so long, and leaves it where it is: the server counts its idle time anew.
@@ -187,11 +179,7 @@ pub async fn advance(client: &Client, name: &str, upto: Lsn) -> Result<(), SlotE
 pub async fn step_on(client: &Client, name: &str, unread_for: Duration) -> Result<(), SlotError> {
     let seconds = unread_for.as_secs_f64();
     let done = client.execute(STEP_ON, &[&name, &seconds]).await;
-    done.map(drop).map_err(|error| SlotError::Query {
-        action: "step on",
-        name: name.to_owned(),
-        source: error.into(),
-    })
+    done.map(drop).map_err(failed("step on", name))
 }
 
 /// Reads a slot, `None` if there is none of that name.
@@ -199,11 +187,7 @@ pub async fn step_on(client: &Client, name: &str, unread_for: Duration) -> Resul
 /// Cancel-safe: yes.
 pub async fn status(client: &Client, name: &str) -> Result<Option<Slot>, SlotError> {
     let row = client.query_opt(STATUS, &[&name]).await;
-    let row = row.map_err(|error| SlotError::Query {
-        action: "look at",
-        name: name.to_owned(),
-        source: error.into(),
-    })?;
+    let row = row.map_err(failed("look at", name))?;
     let lsn = |lsn: Option<PgLsn>| lsn.map(|lsn| lsn.to_string());
     Ok(row.map(|row| Slot {
         name: name.to_owned(),
@@ -245,11 +229,15 @@ pub async fn drop_slot(client: &Client, name: &str, consent: Consent) -> Result<
     let dropped = client
         .execute("SELECT pg_catalog.pg_drop_replication_slot($1)", &[&name])
         .await;
-    dropped.map(drop).map_err(|error| SlotError::Query {
-        action: "drop",
-        name,
+    dropped.map(drop).map_err(failed("drop", &name))
+}
+
+fn failed(action: &'static str, name: &str) -> impl FnOnce(tokio_postgres::Error) -> SlotError {
+    move |error| SlotError::Query {
+        action,
+        name: name.to_owned(),
         source: error.into(),
-    })
+    }
 }
 
 impl fmt::Display for Slot {
