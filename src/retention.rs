@@ -26,8 +26,7 @@ use statement::Statements;
 
 /// A statement waits for no row that somebody has locked, for it holds the lease's row meanwhile.
 const SETTINGS: &str = "\
-    SET lock_timeout = '100ms'; SET statement_timeout = '2s'; SET enable_seqscan = off; \
-    SET max_parallel_workers_per_gather = 0; SET jit = off";
+    SET lock_timeout = '100ms'; SET statement_timeout = '2s'; SET max_parallel_workers_per_gather = 0";
 
 /// What one outbox's retention works with.
 pub struct Retention {

@@ -137,7 +137,7 @@ impl Run<'_> {
             Marks::Rows(_) => {
                 let step = self.removal.pass.next(&Scope {
                     settled: &std::iter::once(i64::MIN / 2..=i64::MAX / 2).collect(),
-                    spared: &[spared],
+                    spared: &[&spared],
                 });
                 step.map(Task::Step)
             }
@@ -155,7 +155,7 @@ impl Run<'_> {
                 };
                 let step = self.removal.pass.next(&Scope {
                     settled: &settled,
-                    spared: &[spared, ledger.unsent().clone()],
+                    spared: &[&spared, ledger.unsent()],
                 });
                 step.map(Task::Step)
             }

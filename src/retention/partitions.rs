@@ -10,7 +10,8 @@ use tokio_postgres::{Client, Transaction};
 use tracing::debug;
 
 use super::plan::{Bounds, Partition, may_go, to_make};
-use crate::inspect::Table;
+use crate::inspect::{Table, qualified};
+use crate::mark::ledger::{LEASE, SEGMENT_ROWS};
 use crate::mark::{MarkError, Tenure};
 use crate::migrate::suffixed;
 use crate::postgres::PostgresError;
@@ -148,7 +149,7 @@ impl Partitions {
         let (schema, table) = (&self.table.layout.schema, self.table.name());
         let from = bounds.from.unwrap_or_default();
         let name = suffixed(&self.table.layout.table, &format!("_p{from}"));
-        let name = format!("{}.{}", escape_identifier(schema), escape_identifier(&name));
+        let name = qualified(schema, &name);
         let owner = escape_identifier(&self.table.owner);
         let sql = format!(
             "CREATE TABLE {name} (LIKE {table} INCLUDING ALL EXCLUDING IDENTITY); \
@@ -254,7 +255,7 @@ impl Partitions {
         let sql = format!(
             "WITH sent AS MATERIALIZED (SELECT coalesce(range_agg(r), '{{}}') AS numbers \
                FROM outboxd.ledger l, unnest(l.sent) r WHERE l.outbox = $1 AND l.generation = $2 \
-               AND (l.segment + 1) * 1000000 > $3 AND l.segment * 1000000 < $4) \
+               AND (l.segment + 1) * {SEGMENT_ROWS} > $3 AND l.segment * {SEGMENT_ROWS} < $4) \
              SELECT count(*), coalesce(range_agg(int8range(seq, seq, '[]')) \
                FILTER (WHERE NOT sent.numbers @> seq), '{{}}')::text FROM {}, sent",
             partition.name
@@ -337,10 +338,9 @@ async fn long(client: &mut Client) -> Result<Transaction<'_>, MarkError> {
 
 /// Holds the lease against a taker until the transaction ends.
 async fn hold_lease(transaction: &Transaction<'_>, tenure: &Tenure) -> Result<(), MarkError> {
-    let sql =
-        "SELECT FROM outboxd.lease WHERE outbox = $1 AND epoch = $2 AND NOT released FOR SHARE";
+    let sql = format!("WITH {LEASE} SELECT FROM lease");
     let held = transaction
-        .query_opt(sql, &[&tenure.outbox, &tenure.epoch])
+        .query_opt(&sql, &[&tenure.outbox, &tenure.epoch])
         .await;
     held.map_err(failed)?
         .map(drop)

@@ -22,7 +22,7 @@ pub struct Scope<'a> {
     /// Of which it is known what became of them.
     pub settled: &'a RangeSet,
     /// Of these, the ones whose rows stay, whatever their age.
-    pub spared: &'a [RangeSet],
+    pub spared: &'a [&'a RangeSet],
 }
 
 impl Scope<'_> {
@@ -201,7 +201,7 @@ mod tests {
     fn a_batch_is_the_lowest_settled_numbers_that_nothing_spares() {
         let scope = Scope {
             settled: &set("{[1,10),[20,30)}"),
-            spared: &[set("{[3,5)}"), set("{[1,2),[22,100)}")],
+            spared: &[&set("{[3,5)}"), &set("{[1,2),[22,100)}")],
         };
         let take = |width| {
             scope
@@ -260,7 +260,7 @@ mod tests {
         loop {
             let scope = Scope {
                 settled,
-                spared: std::slice::from_ref(&held),
+                spared: &[&held],
             };
             match pass.next(&scope) {
                 None => return,

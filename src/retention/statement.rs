@@ -2,7 +2,7 @@
 
 use super::fit::Age;
 use crate::inspect::Table;
-use crate::mark::ledger::LEASE;
+use crate::mark::ledger::{LEASE, SEGMENT_ROWS};
 
 /// Written once: names and types don't change while a session runs.
 #[derive(Clone, Debug)]
@@ -24,8 +24,8 @@ impl Statements {
             _ => "SELECT".to_owned(),
         };
         let sent = match age {
-            Age::Created => SENT,
-            Age::Sent => "SELECT NULL::int8multirange AS numbers",
+            Age::Created => sent_numbers(),
+            Age::Sent => "SELECT NULL::int8multirange AS numbers".to_owned(),
         };
         let aged = age.column();
         Self {
@@ -52,7 +52,7 @@ impl Statements {
             reopen: format!(
                 "WITH {LEASE} UPDATE outboxd.ledger l SET closed = false FROM lease \
                  WHERE l.outbox = $1 AND l.generation = $3 AND l.closed AND $4::text::int8multirange && \
-                 int8range(l.segment * 1000000, (l.segment + 1) * 1000000)"
+                 int8range(l.segment * {SEGMENT_ROWS}, (l.segment + 1) * {SEGMENT_ROWS})"
             ),
         }
     }
@@ -64,6 +64,10 @@ const NUMBERS: &str = "coalesce(range_agg(int8range(o.seq::int8, o.seq::int8, '[
 const KEPT: &str = "SELECT coalesce(range_agg(int8range(seq, seq, '[]')), '{}') AS numbers FROM outboxd.kept \
     WHERE outbox = $1 AND generation = $3 AND state IN ('held', 'dead', 'replay', 'discarded') AND seq BETWEEN $5 AND $6";
 
-const SENT: &str = "SELECT coalesce(range_agg(r), '{}') AS numbers FROM asked, outboxd.ledger l, \
-    unnest(l.sent * asked.numbers) r WHERE l.outbox = $1 AND l.generation = $3 \
-    AND l.segment BETWEEN $5 / 1000000 - 1 AND $6 / 1000000";
+fn sent_numbers() -> String {
+    format!(
+        "SELECT coalesce(range_agg(r), '{{}}') AS numbers FROM asked, outboxd.ledger l, \
+         unnest(l.sent * asked.numbers) r WHERE l.outbox = $1 AND l.generation = $3 \
+         AND l.segment BETWEEN $5 / {SEGMENT_ROWS} - 1 AND $6 / {SEGMENT_ROWS}"
+    )
+}

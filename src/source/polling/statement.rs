@@ -7,10 +7,9 @@ use super::PollError;
 use crate::postgres::Session;
 
 /// The plans must not depend on statistics, which a new or emptied outbox has none of: every statement here is an index scan
-/// in the index's order. Costs that are high on purpose must not start workers or a compiler.
+/// in the index's order. Costs that are high on purpose must not start workers.
 pub(in crate::source) const PLANNER: &str = "\
-    SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off; \
-    SET max_parallel_workers_per_gather = 0; SET jit = off";
+    SET enable_bitmapscan = off; SET enable_sort = off; SET max_parallel_workers_per_gather = 0";
 
 pub(in crate::source) async fn prepare(
     session: &Session,

@@ -110,8 +110,8 @@ impl Turns {
             ..
         } = polling;
         // The statistics of a table whose rows come and go say little about the next minute.
-        let settings = "SET plan_cache_mode = force_custom_plan; SET jit = off; \
-             SET max_parallel_workers_per_gather = 0";
+        let settings =
+            "SET plan_cache_mode = force_custom_plan; SET max_parallel_workers_per_gather = 0";
         let settings = session.client.batch_execute(settings).await;
         PollError::check(&session, "set the planner up", settings).await?;
         let selection = select_columns(&layout, value_bytes_max);
