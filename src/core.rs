@@ -235,7 +235,7 @@ impl Core {
 
     /// Takes the rows to mark next, in publishing order; they stay in flight until `marked` or `mark_failed`.
     pub fn take_delivered(&mut self, extent: Extent) -> Vec<Delivered> {
-        self.delivered.sort();
+        self.delivered.sort_unstable();
         let end = match extent {
             Extent::All => self.delivered.len(),
             Extent::InOrder => self.delivered_in_order(),

@@ -267,7 +267,7 @@ impl Ledger {
     /// Writes down what one checkpoint adds: a row for each segment that it touches.
     pub(crate) fn checkpoint(&self, rows: &[Delivered]) -> Checkpoint {
         let sent = rows.iter().filter_map(|row| row.seq).collect();
-        let row = |segment| (segment, statements::CheckpointRow::of(segment, rows));
+        let row = |segment| (segment, statements::CheckpointRow::of(segment, &sent, rows));
         Checkpoint {
             tenure: self.tenure.clone(),
             generation: self.generation,

@@ -97,7 +97,7 @@ pub struct CheckpointRow {
 
 impl CheckpointRow {
     /// Of the delivered rows those of one segment.
-    pub(super) fn of(segment: i64, rows: &[Delivered]) -> Self {
+    pub(super) fn of(segment: i64, sent: &RangeSet, rows: &[Delivered]) -> Self {
         let numbers = numbers_of(segment);
         let number = |row: &Delivered| row.seq.filter(|seq| numbers.contains(seq));
         let last = rows.iter().max_by_key(|row| number(row));
@@ -107,7 +107,7 @@ impl CheckpointRow {
             .map(|row| row.lsn)
             .max();
         Self {
-            sent: rows.iter().filter_map(number).collect(),
+            sent: sent.within(numbers.clone()).collect(),
             high_lsn: high_lsn.unwrap_or_default(),
             last_seq: last.and_then(number).unwrap_or_default(),
             last_id: last.map(|row| row.id.to_string()).unwrap_or_default(),
