@@ -7,6 +7,7 @@ mod error;
 mod guard;
 mod options;
 mod socket;
+pub mod time;
 mod tls;
 
 use std::fmt::Write as _;

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::ReplicationConfig;
 use crate::outbox::{Lsn, OutboxRow};
@@ -21,6 +21,7 @@ use crate::ranges::RangeSet;
 use crate::slot::{SlotError, Standing};
 pub use mover::{LAG_BYTES_MAX, SlotMover};
 use polling::{Known, Polling, Unsent, UnsentMark};
+use replication::Subscription;
 use replication::pgoutput::Described;
 
 /// How long a source may take to end in order: the final acknowledgement of a stream.
@@ -101,7 +102,14 @@ pub struct Source {
     asked: Arc<Notify>,
     stop: CancellationToken,
     /// `None` once its end was told.
-    task: Option<JoinHandle<Result<(), SourceError>>>,
+    task: Option<Task>,
+}
+
+/// What hands out the rows; ends where it is dropped.
+type Task = AbortOnDropHandle<Result<(), SourceError>>;
+
+fn spawn(task: impl Future<Output = Result<(), SourceError>> + Send + 'static) -> Task {
+    AbortOnDropHandle::new(tokio::spawn(task))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,11 +127,6 @@ impl Source {
         outbox: Described,
         value_bytes_max: usize,
     ) -> Result<Self, SourceError> {
-        let ReplicationConfig {
-            slot, publication, ..
-        } = replication;
-        let stream =
-            replication::Stream::start(options, slot, publication, outbox, value_bytes_max).await?;
         let (source, batches, stop) = Self::polled();
         let confirmed = source.confirm.subscribe();
         let (told, server) = watch::channel(Lsn(0));
@@ -134,11 +137,17 @@ impl Source {
             asked: Arc::clone(&source.asked),
             stop,
         };
-        let task = tokio::spawn(async move { stream.run(ends).await.map_err(SourceError::from) });
+        let subscription = Subscription {
+            options: options.clone(),
+            slot: replication.slot.clone(),
+            publication: replication.publication.clone(),
+            outbox,
+            value_bytes_max,
+        };
         Ok(Self {
             kind: Kind::Stream,
             server,
-            task: Some(task),
+            task: Some(subscription.start(ends).await?),
             ..source
         })
     }
@@ -149,7 +158,7 @@ impl Source {
         let task = polling::poll_by_seq(polling, known, batches, stop);
         Self {
             kind: Kind::Numbers,
-            task: Some(tokio::spawn(async move { Ok(task.await?) })),
+            task: Some(spawn(async move { Ok(task.await?) })),
             ..ends
         }
     }
@@ -168,7 +177,7 @@ impl Source {
         };
         Self {
             moved: Some(moved),
-            task: Some(tokio::spawn(task)),
+            task: Some(spawn(task)),
             ..ends
         }
     }
@@ -188,7 +197,7 @@ impl Source {
             Ok(())
         };
         Self {
-            task: Some(tokio::spawn(task)),
+            task: Some(spawn(task)),
             ..ends
         }
     }
@@ -210,7 +219,7 @@ impl Source {
         );
         Self {
             kind: Kind::Unsent,
-            task: Some(tokio::spawn(async move { Ok(task.await?) })),
+            task: Some(spawn(async move { Ok(task.await?) })),
             ..ends
         }
     }

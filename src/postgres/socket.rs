@@ -3,6 +3,7 @@
 //! Never reads or writes by itself.
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -58,8 +59,9 @@ impl Socket {
                 (ReadHalf::Unix(read), WriteHalf::Unix(write))
             }
             Self::Tls(socket) => {
+                let handle = socket.stream.get_ref().as_fd().try_clone_to_owned();
                 let (read, write) = tokio::io::split(socket.stream);
-                (ReadHalf::Tls(read), WriteHalf::Tls(write))
+                (ReadHalf::Tls(read, handle.ok()), WriteHalf::Tls(write))
             }
         }
     }
@@ -89,7 +91,8 @@ impl Socket {
 pub enum ReadHalf {
     Tcp(tcp::OwnedReadHalf),
     Unix(unix::OwnedReadHalf),
-    Tls(tokio::io::ReadHalf<SslStream<TcpStream>>),
+    /// With another handle on the TCP connection under it.
+    Tls(tokio::io::ReadHalf<SslStream<TcpStream>>, Option<OwnedFd>),
 }
 
 /// The side of a socket that writes.
@@ -108,8 +111,23 @@ impl ReadHalf {
         match self {
             Self::Tcp(half) => half.read_buf(buffer).await,
             Self::Unix(half) => half.read_buf(buffer).await,
-            Self::Tls(half) => std::future::poll_fn(|cx| poll_read_records(half, cx, buffer)).await,
+            Self::Tls(half, _) => {
+                std::future::poll_fn(|cx| poll_read_records(half, cx, buffer)).await
+            }
         }
+    }
+
+    /// Bounds what the kernel keeps that was not read yet, and tells how much that is now.
+    ///
+    /// Errors: the operating system's; `Unsupported` where the sender's side holds it, as with a unix socket.
+    pub fn bound(&self, bytes: usize) -> io::Result<usize> {
+        let socket = match self {
+            Self::Tcp(half) => SockRef::from(AsRef::<TcpStream>::as_ref(half)),
+            Self::Tls(_, Some(handle)) => SockRef::from(handle),
+            Self::Tls(_, None) | Self::Unix(_) => return Err(io::ErrorKind::Unsupported.into()),
+        };
+        socket.set_recv_buffer_size(bytes)?;
+        socket.recv_buffer_size()
     }
 }
 

@@ -5,21 +5,23 @@ pub mod hole_watch;
 pub mod missed;
 pub mod pgoutput;
 pub mod row_watch;
+mod thread;
 pub mod wire;
 
+use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::{Batch, Boundary};
+use super::{Batch, Boundary, SourceError, Task};
 use crate::outbox::Lsn;
 use crate::postgres::{Class, ConnectOptions, PostgresError};
 use pgoutput::{Change, DecodeError, Decoder, Described};
-use wire::{Frame, ReplicationConnection, Reply, WalReader, WalWriter};
+use wire::{Frame, Haste, ReplicationConnection, Reply, WalReader, WalWriter};
 
 /// After this long without a message from us the server ends the connection; a start-up parameter.
 const WAL_SENDER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -34,6 +36,8 @@ const PARK_AFTER: Duration = Duration::from_secs(20);
 /// nothing waits.
 const HAND_OVER_ROW: Duration = Duration::from_micros(50);
 const HAND_OVER_EVERY: Duration = Duration::from_millis(10);
+/// Rows that the server sends so long after their commit wait for nobody in particular: then speed counts.
+const LATE: Duration = Duration::from_secs(1);
 /// Size of a batch, unless one row is larger.
 const BATCH_ROWS_MAX: usize = 2_048;
 const BATCH_BYTES_MAX: usize = 1 << 20;
@@ -61,6 +65,8 @@ pub enum ReplicationError {
     Silent,
     #[error("PostgreSQL ended the replication stream")]
     Ended,
+    #[error("cannot start a thread for the replication stream")]
+    Thread(#[source] io::Error),
     #[error("the slot was left because nothing could be published for {PARK_AFTER:?}")]
     Parked,
 }
@@ -76,42 +82,72 @@ pub(super) struct Ends {
     pub(super) stop: CancellationToken,
 }
 
+/// What is streamed, and from where.
+pub(super) struct Subscription {
+    pub(super) options: ConnectOptions,
+    pub(super) slot: String,
+    pub(super) publication: String,
+    pub(super) outbox: Described,
+    /// Larger values may be left out of their rows.
+    pub(super) value_bytes_max: usize,
+}
+
+impl Subscription {
+    /// Waits until the stream has started, on a thread of its own; the task ends with it.
+    ///
+    /// Cancel-safe: yes, a stream that is being opened is dropped.
+    pub(super) async fn start(self, ends: Ends) -> Result<Task, SourceError> {
+        let (tell, is_open) = oneshot::channel();
+        let streaming = thread::alone(async move {
+            let stream = self.open().await?;
+            // Whoever no longer waits for it drops this too.
+            let _ = tell.send(());
+            stream.run(ends).await
+        });
+        let task = super::spawn(async {
+            let ended = streaming.await.map_err(ReplicationError::Thread)?;
+            Ok(ended?)
+        });
+        if is_open.await.is_ok() {
+            return Ok(task);
+        }
+        match task.await {
+            Ok(Err(failure)) => Err(failure),
+            Ok(Ok(())) | Err(_) => Err(SourceError::Ended),
+        }
+    }
+
+    /// Connects and starts at the slot's confirmed position, which the server knows best (design 4).
+    async fn open(self) -> Result<Stream, ReplicationError> {
+        let failed = |source| ReplicationError::Start {
+            slot: self.slot.clone(),
+            source,
+        };
+        let connection = ReplicationConnection::connect(&self.options, WAL_SENDER_TIMEOUT)
+            .await
+            .map_err(failed)?;
+        // `bytea` comes as two digits a byte.
+        let text_bytes_max = self.value_bytes_max.saturating_mul(2).saturating_add(2);
+        let started = connection.start(&self.slot, &self.publication, text_bytes_max);
+        let (reader, writer) = started.await.map_err(failed)?;
+        Ok(Stream {
+            reader,
+            writer,
+            decoder: Decoder::new(self.outbox),
+        })
+    }
+}
+
 /// A started stream, before its first byte is read.
-pub struct Stream {
+struct Stream {
     reader: WalReader,
     writer: WalWriter,
     decoder: Decoder,
 }
 
 impl Stream {
-    /// Connects and starts at the slot's confirmed position, which the server knows best (design 4).
-    pub async fn start(
-        options: &ConnectOptions,
-        slot: &str,
-        publication: &str,
-        outbox: Described,
-        value_bytes_max: usize,
-    ) -> Result<Self, ReplicationError> {
-        let failed = |source| ReplicationError::Start {
-            slot: slot.to_owned(),
-            source,
-        };
-        let connection = ReplicationConnection::connect(options, WAL_SENDER_TIMEOUT)
-            .await
-            .map_err(failed)?;
-        // `bytea` comes as two digits a byte.
-        let text_bytes_max = value_bytes_max.saturating_mul(2).saturating_add(2);
-        let started = connection.start(slot, publication, text_bytes_max).await;
-        let (reader, writer) = started.map_err(failed)?;
-        Ok(Self {
-            reader,
-            writer,
-            decoder: Decoder::new(outbox),
-        })
-    }
-
     /// Streams until it is told to stop or the connection ends.
-    pub(super) async fn run(self, ends: Ends) -> Result<(), ReplicationError> {
+    async fn run(self, ends: Ends) -> Result<(), ReplicationError> {
         let mut status = interval(STATUS_EVERY);
         status.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let streaming = Streaming {
@@ -121,6 +157,8 @@ impl Stream {
             bytes: 0,
             waiting_since: None,
             due_at: Instant::now(),
+            committed_at: SystemTime::UNIX_EPOCH,
+            sent_at: SystemTime::UNIX_EPOCH,
         };
         streaming.run(status).await
     }
@@ -135,6 +173,9 @@ struct Streaming {
     waiting_since: Option<Instant>,
     /// When the next batch may follow the last one.
     due_at: Instant,
+    /// When the last transaction was committed and the last message sent, both by the server's clock.
+    committed_at: SystemTime,
+    sent_at: SystemTime,
 }
 
 /// What the loop woke up for.
@@ -169,7 +210,7 @@ impl Streaming {
         let is_ready = !self.batch.rows.is_empty() || self.batch.boundary.is_some();
         let is_full = self.is_full();
         let due_at = self.due_at;
-        let is_due = is_full || Instant::now() >= due_at;
+        let is_due = is_full || self.stream.reader.is_resting() || Instant::now() >= due_at;
         tokio::select! {
             biased;
             () = self.ends.stop.cancelled() => Ok(Wake::Stop),
@@ -206,7 +247,10 @@ impl Streaming {
                 Err(error) => return Err(self.failed(error).await),
             };
             match frame {
-                Frame::Wal { data, .. } => self.take(data)?,
+                Frame::Wal { sent_at, data, .. } => {
+                    self.take(data)?;
+                    self.sent_at = sent_at;
+                }
                 Frame::Keepalive {
                     end,
                     reply_requested,
@@ -224,6 +268,10 @@ impl Streaming {
         if !self.batch.rows.is_empty() {
             self.waiting_since.get_or_insert_with(Instant::now);
         }
+        let since_commit = self.sent_at.duration_since(self.committed_at);
+        let is_late = since_commit.is_ok_and(|since| since >= LATE);
+        let haste = if is_late { Haste::Late } else { Haste::Prompt };
+        self.stream.reader.set_haste(haste);
         let received = self.stream.reader.received();
         self.ends
             .server
@@ -253,7 +301,8 @@ impl Streaming {
                 self.batch.rows.push(row);
             }
             Change::Commit { end_lsn, .. } => self.boundary(end_lsn),
-            Change::Begin { .. } | Change::Skipped => {}
+            Change::Begin { commit_time, .. } => self.committed_at = commit_time,
+            Change::Skipped => {}
         }
         Ok(())
     }

@@ -86,9 +86,9 @@ fn of_source(failure: &SourceError, mark: Mark) -> Verdict {
         }
         SourceError::Replication(ReplicationError::CannotSend { .. }) => Verdict::Again,
         SourceError::Replication(ReplicationError::Decode(_)) => Verdict::Halt,
-        SourceError::Replication(ReplicationError::Silent | ReplicationError::Ended) => {
-            Verdict::Retry
-        }
+        SourceError::Replication(
+            ReplicationError::Silent | ReplicationError::Ended | ReplicationError::Thread(_),
+        ) => Verdict::Retry,
         // The next opening looks at the slot itself.
         SourceError::Slot(_) => Verdict::Retry,
         SourceError::Polling(PollError::NoOrder) => Verdict::Halt,

@@ -10,12 +10,13 @@ pub(super) mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use bytes::BytesMut;
 
 use crate::inspect::Table;
 use crate::outbox::{Field, Layout, Lsn, OutboxRow};
+use crate::postgres::time::from_micros;
 use cursor::{Cursor, Value};
 
 /// `bytea` in every PostgreSQL.
@@ -24,8 +25,6 @@ const BYTEA_OID: u32 = 17;
 const DESCRIBED_MAX: usize = 1 << 20;
 /// Types below it are PostgreSQL's own; a domain over `bytea` stands above.
 const FIRST_USER_OID: u32 = 16_384;
-/// Between the epochs of Unix and of PostgreSQL.
-const EPOCH: Duration = Duration::from_secs(946_684_800);
 
 /// What one message says.
 #[derive(Debug)]
@@ -167,7 +166,7 @@ impl Decoder {
         let final_lsn = Lsn(cursor.u64()?);
         let change = Change::Begin {
             final_lsn,
-            commit_time: time(cursor.u64()?),
+            commit_time: from_micros(cursor.u64()? as i64),
             xid: cursor.u32()?,
         };
         self.open = Some(final_lsn);
@@ -183,7 +182,7 @@ impl Decoder {
         let change = Change::Commit {
             commit_lsn,
             end_lsn: Lsn(cursor.u64()?),
-            commit_time: time(cursor.u64()?),
+            commit_time: from_micros(cursor.u64()? as i64),
         };
         self.open = None;
         Ok(change)
@@ -383,17 +382,4 @@ const HEX: [u8; 256] = {
 
 fn out_of_place(message: char, what: &'static str) -> DecodeError {
     DecodeError::OutOfPlace { message, what }
-}
-
-/// A PostgreSQL timestamp: signed microseconds; the Unix epoch where it can't be represented.
-fn time(micros: u64) -> SystemTime {
-    let micros = micros as i64;
-    let epoch = SystemTime::UNIX_EPOCH + EPOCH;
-    let distance = Duration::from_micros(micros.unsigned_abs());
-    let time = if micros < 0 {
-        epoch.checked_sub(distance)
-    } else {
-        epoch.checked_add(distance)
-    };
-    time.unwrap_or(SystemTime::UNIX_EPOCH)
 }

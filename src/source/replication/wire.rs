@@ -9,10 +9,11 @@
 pub mod exercise;
 mod framing;
 mod handshake;
+mod pace;
 mod skim;
 mod stream;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fallible_iterator::FallibleIterator;
 use postgres_protocol::message::backend::{DataRowBody, Message};
@@ -22,7 +23,9 @@ use crate::outbox::Lsn;
 use crate::postgres::{Attempt, ConnectOptions, PostgresError, ServerError};
 use framing::{Reader, Writer};
 use handshake::Channel;
+use pace::{NEAR, Pace, WINDOW_BYTES, WINDOW_BYTES_MIN};
 
+pub use pace::Haste;
 pub(in crate::source::replication) use skim::LEFT_OUT;
 pub use stream::{Frame, Reply, WalReader, WalWriter, finish};
 
@@ -188,6 +191,7 @@ impl ReplicationConnection {
         publication: &str,
         value_bytes_max: usize,
     ) -> Result<(WalReader, WalWriter), PostgresError> {
+        let pace = self.pace().await?;
         let names = quote_literal(&quote_identifier(publication));
         // A position of our own could only skip rows silently (design decision 4).
         let command = format!(
@@ -199,7 +203,19 @@ impl ReplicationConnection {
         started.map_err(|_| PostgresError::Timeout(COMMAND_TIMEOUT))??;
         self.reader.arrived.copy_bytes_max = STREAM_BYTES_MAX;
         self.reader.arrived.value_bytes_max = value_bytes_max;
-        Ok((WalReader::new(self.reader), WalWriter::new(self.writer)))
+        Ok((
+            WalReader::new(self.reader, pace),
+            WalWriter::new(self.writer),
+        ))
+    }
+
+    /// Bounds the receive window where the server is near; far away, what the kernel chooses is faster.
+    async fn pace(&mut self) -> Result<Pace, PostgresError> {
+        let asked_at = Instant::now();
+        self.identify_system().await?;
+        let is_near = asked_at.elapsed() < NEAR;
+        let has_window = is_near && self.reader.bound(WINDOW_BYTES, WINDOW_BYTES_MIN);
+        Ok(Pace::new(has_window))
     }
 
     async fn await_copy_both(&mut self) -> Result<(), PostgresError> {

@@ -73,6 +73,12 @@ impl Reader {
         }
     }
 
+    /// Chooses how much the kernel keeps that was not read yet; false where it grants less than `bytes_min`.
+    pub(super) fn bound(&self, bytes: usize, bytes_min: usize) -> bool {
+        let granted = self.socket.bound(bytes);
+        granted.is_ok_and(|granted| granted >= bytes_min)
+    }
+
     /// Cuts the next message off, header included, if all of it has been read.
     pub(super) fn try_message(&mut self) -> Result<Option<BytesMut>, PostgresError> {
         self.arrived.try_message()

@@ -13,9 +13,11 @@ use postgres_protocol::message::frontend;
 use tokio::time::Instant;
 
 use super::framing::{self, Reader, Writer};
+use super::pace::{Found, Haste, Pace, REST};
 use super::server_error;
 use crate::outbox::Lsn;
 use crate::postgres::PostgresError;
+use crate::postgres::time::{from_micros, to_micros};
 
 /// Tag and length of a message, and the tag of what CopyData holds.
 const FRAME_TAG_AT: usize = 5;
@@ -23,17 +25,6 @@ const FRAME_TAG_AT: usize = 5;
 const WAL_HEADER_BYTES: usize = FRAME_TAG_AT + 1 + 24;
 /// End and clock, then one byte: is a reply wanted.
 const KEEPALIVE_BYTES: usize = FRAME_TAG_AT + 1 + 17;
-/// A read that brought this much shows that the walsender is busy; waiting for more saves both sides
-/// one wake-up per WAL record.
-const COALESCE_BYTES_MIN: usize = 1 << 10;
-/// Reads that follow each other so closely would each wake us for a row or two.
-const COALESCE_WITHIN: Duration = Duration::from_millis(1);
-/// How long the next read then waits, counted from the last one; the kernel adds about 50 µs.
-///
-/// One-row transactions by TCP: a C prototype read 123k to 146k rows/s with a pause of 50 to 100 µs, 65k to
-/// 75k without. 1 ms, the shortest sleep of tokio's clock, fills the socket's buffer: 45k by TCP, 30k by
-/// unix socket.
-const COALESCE_PAUSE: Duration = Duration::from_micros(60);
 /// Within a transaction the walsender reads our messages only when its own can't be written, or after half
 /// of `wal_sender_timeout`. So what follows the last status is read for a while and then left standing for
 /// a while, which fills the buffers between us (a few MB, at 15 MB/s on a busy machine).
@@ -41,16 +32,15 @@ const READING_SPELL: Duration = Duration::from_millis(200);
 const SILENT_SPELL: Duration = Duration::from_millis(800);
 /// How long the server may take to end the command; in a long transaction the close ends it.
 const LEAVE_TIMEOUT: Duration = Duration::from_millis(500);
-/// Between the epochs of Unix and of PostgreSQL.
-const EPOCH: Duration = Duration::from_secs(946_684_800);
 
 /// What the server sends while it streams.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Frame {
-    /// One message of the output plugin. `start` is 0/0 for descriptions of relations.
+    /// One message of the output plugin. `start` is 0/0 for descriptions of relations; `sent_at` is by the server's clock.
     Wal {
         start: Lsn,
         end: Lsn,
+        sent_at: SystemTime,
         data: BytesMut,
     },
     /// How far the server has looked, published tables or not.
@@ -71,16 +61,21 @@ pub struct WalReader {
     reader: Reader,
     received: Lsn,
     read_at: Instant,
-    is_busy: bool,
+    pace: Pace,
+    haste: Haste,
+    /// How long after the last read the next one may come.
+    wait: Duration,
 }
 
 impl WalReader {
-    pub(super) fn new(reader: Reader) -> Self {
+    pub(super) fn new(reader: Reader, pace: Pace) -> Self {
         Self {
             reader,
             received: Lsn(0),
             read_at: Instant::now(),
-            is_busy: false,
+            pace,
+            haste: Haste::default(),
+            wait: Duration::ZERO,
         }
     }
 
@@ -99,18 +94,30 @@ impl WalReader {
 
     /// Waits for bytes from the server; under load a little longer, so that there are many.
     ///
-    /// Under load it blocks its thread for about 100 µs, which no timer of tokio's can wait.
+    /// Blocks its thread for as long as [`Pace`] says: while a driver waits for the socket, each message wakes it.
     /// Errors: `Closed` or `Lost` when the connection has ended.
     /// Cancel-safe: yes.
     pub async fn fill(&mut self) -> Result<(), PostgresError> {
-        if std::mem::take(&mut self.is_busy) {
-            std::thread::sleep(COALESCE_PAUSE.saturating_sub(self.read_at.elapsed()));
-        }
+        std::thread::sleep(self.wait.saturating_sub(self.read_at.elapsed()));
+        self.wait = Duration::ZERO;
         let fill = self.reader.fill().await?;
-        let since_last = std::mem::replace(&mut self.read_at, Instant::now()).elapsed();
-        let is_dense = fill.bytes > COALESCE_BYTES_MIN || since_last < COALESCE_WITHIN;
-        self.is_busy = is_dense && !fill.is_full;
+        let found = Found {
+            bytes: fill.bytes,
+            is_full: fill.is_full,
+            after: std::mem::replace(&mut self.read_at, Instant::now()).elapsed(),
+        };
+        self.wait = self.pace.next_after(found, self.haste);
         Ok(())
+    }
+
+    /// Whether the next read waits so long that nothing should wait for it.
+    pub fn is_resting(&self) -> bool {
+        self.wait >= REST
+    }
+
+    /// Says what the next reads are after.
+    pub fn set_haste(&mut self, haste: Haste) {
+        self.haste = haste;
     }
 
     /// Waits for the next frame.
@@ -249,9 +256,14 @@ fn copy_frame(mut message: BytesMut) -> Result<Frame, PostgresError> {
     match tag {
         b'w' if message.len() >= WAL_HEADER_BYTES => {
             let (start, end) = (Lsn(body.get_u64()), Lsn(body.get_u64()));
+            let sent_at = from_micros(body.get_i64());
             message.advance(WAL_HEADER_BYTES);
-            let data = message;
-            Ok(Frame::Wal { start, end, data })
+            Ok(Frame::Wal {
+                start,
+                end,
+                sent_at,
+                data: message,
+            })
         }
         b'k' if message.len() == KEEPALIVE_BYTES => Ok(Frame::Keepalive {
             end: Lsn(body.get_u64()),
@@ -267,14 +279,12 @@ fn unexpected(tag: u8) -> PostgresError {
 
 /// The body of a standby status update.
 fn status(write: Lsn, flush: Lsn, reply: Reply) -> BytesMut {
-    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + EPOCH);
-    let clock = since_epoch.map_or(0, |since| since.as_micros() as i64);
     let mut status = BytesMut::with_capacity(34);
     status.put_u8(b'r');
     for lsn in [write, flush, flush] {
         status.put_u64(lsn.0);
     }
-    status.put_i64(clock);
+    status.put_i64(to_micros(SystemTime::now()));
     status.put_u8(u8::from(reply == Reply::Requested));
     status
 }
@@ -295,6 +305,7 @@ mod tests {
         let expected = Frame::Wal {
             start: Lsn(7),
             end: Lsn(9),
+            sent_at: from_micros(0),
             data: BytesMut::from(&b"Ixyz"[..]),
         };
         assert_eq!(frame(message(b'd', &wal)).unwrap(), Some(expected));
