@@ -28,7 +28,7 @@ const TURN: Duration = Duration::from_millis(1);
 const TURN_QUIET: Duration = Duration::from_millis(10);
 const QUIET_AFTER: Duration = Duration::from_millis(500);
 /// The same when nothing is in flight: only errors and logs can come.
-const TURN_IDLE: Duration = Duration::from_millis(100);
+const TURN_IDLE: Duration = Duration::from_millis(500);
 /// How long requests in flight may still be answered once the session has failed: a round trip.
 const HARVEST_MAX: Duration = Duration::from_millis(300);
 /// How long the records before one that was never sent may take; a frozen broker's `socket.timeout.ms`.
