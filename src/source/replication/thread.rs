@@ -18,25 +18,25 @@ where
     F::Output: Send + 'static,
 {
     let (mut tell, told) = oneshot::channel();
-    let runtime = Builder::new_current_thread().enable_all().build()?;
-    let work = async move {
-        tokio::select! {
-            () = tell.closed() => {}
-            output = work => {
-                // Whoever no longer listens has dropped it.
-                let _ = tell.send(output);
-            }
-        }
-    };
     let run = move || {
-        runtime.block_on(work);
+        // Built here, because a runtime must not be dropped inside another one.
+        let runtime = match Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => return drop(tell.send(Err(error))),
+        };
+        runtime.block_on(async {
+            tokio::select! {
+                () = tell.closed() => {}
+                output = work => drop(tell.send(Ok(output))),
+            }
+        });
         // A look-up of a host's name may still wait.
         runtime.shutdown_background();
     };
     std::thread::Builder::new()
         .name("stream".into())
         .spawn(run)?;
-    told.await.map_err(io::Error::other)
+    told.await.map_err(io::Error::other)?
 }
 
 #[cfg(test)]

@@ -186,6 +186,7 @@ pub async fn finish(
     flush: Lsn,
     patience: Duration,
 ) -> Result<(), PostgresError> {
+    reader.set_haste(Haste::Prompt);
     let confirmed = async {
         writer
             .status_update(reader.received, flush, Reply::Requested)
