@@ -18,8 +18,12 @@ const GATHER_PROMPT: Duration = Duration::from_micros(60);
 /// How much longer a late reader waits after each read that found less than it had room for, at first and at most.
 const GATHER_STEP: Duration = Duration::from_micros(50);
 const GATHER_MAX: Duration = Duration::from_millis(1);
-/// How long a late reader that has emptied the window lets it fill: packet by packet, [`WINDOW_BYTES`] take 40 ms.
-pub(super) const REST: Duration = Duration::from_millis(50);
+/// How long a late reader that has emptied the window lets it fill, at most: packet by packet, [`WINDOW_BYTES`] take
+/// 40 ms with rows of 250 B.
+const REST_MAX: Duration = Duration::from_millis(50);
+pub(super) const REST_MIN: Duration = Duration::from_millis(5);
+/// What should come between two rests: less than the 4 MiB that Linux lets a sender queue, or the walsender waits for us.
+const CYCLE_BYTES: usize = 3_500_000;
 /// What was read since the last rest is worth the next one.
 const REST_BYTES: usize = 256 << 10;
 /// The receive window, where we choose it: large enough to read from while the walsender works, small enough to be full
@@ -56,6 +60,7 @@ pub(super) struct Pace {
     /// There is a window that a rest fills.
     has_window: bool,
     gather: Duration,
+    rest: Duration,
     since_rest: usize,
 }
 
@@ -64,6 +69,7 @@ impl Pace {
         Self {
             has_window,
             gather: Duration::ZERO,
+            rest: REST_MAX,
             since_rest: 0,
         }
     }
@@ -87,9 +93,11 @@ impl Pace {
         if self.since_rest < REST_BYTES {
             return prompt(found);
         }
+        let share = CYCLE_BYTES as f64 / self.since_rest as f64;
+        self.rest = self.rest.mul_f64(share).clamp(REST_MIN, REST_MAX);
         self.since_rest = 0;
         self.gather = (self.gather * 2 + GATHER_STEP).min(GATHER_MAX);
-        REST
+        self.rest
     }
 }
 
@@ -131,15 +139,33 @@ mod tests {
     fn a_late_reader_rests_when_it_has_emptied_a_window_that_was_worth_it() {
         let mut pace = Pace::new(true);
         for _ in 0..3 {
-            assert!(pace.next_after(found(ROOM, LONG), Haste::Late) < REST);
+            assert!(pace.next_after(found(ROOM, LONG), Haste::Late) < REST_MIN);
         }
         assert_eq!(
             pace.next_after(found(100, LONG), Haste::Late),
             Duration::ZERO
         );
         pace.next_after(found(ROOM, LONG), Haste::Late);
-        assert_eq!(pace.next_after(found(100, LONG), Haste::Late), REST);
-        assert!(pace.next_after(found(100, LONG), Haste::Late) < REST);
+        let rest = pace.next_after(found(100, LONG), Haste::Late);
+        assert_eq!(rest, REST_MAX);
+        assert!(pace.next_after(found(100, LONG), Haste::Late) < REST_MIN);
+    }
+
+    #[test]
+    fn a_late_reader_rests_less_where_more_comes_meanwhile() {
+        let mut pace = Pace::new(true);
+        let mut cycle = |bytes: usize| {
+            for _ in 0..bytes / ROOM {
+                pace.next_after(found(ROOM, LONG), Haste::Late);
+            }
+            pace.next_after(found(100, LONG), Haste::Late)
+        };
+        assert_eq!(cycle(CYCLE_BYTES / 2), REST_MAX);
+        let shorter = cycle(CYCLE_BYTES * 2);
+        assert!(shorter > REST_MIN && shorter < REST_MAX * 6 / 10);
+        assert!((0..10).all(|_| cycle(CYCLE_BYTES * 2) >= REST_MIN));
+        assert_eq!(cycle(CYCLE_BYTES * 2), REST_MIN);
+        assert!(cycle(CYCLE_BYTES / 4) > REST_MIN);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use postgres_protocol::message::frontend;
 use tokio::time::Instant;
 
 use super::framing::{self, Reader, Writer};
-use super::pace::{Found, Haste, Pace, REST};
+use super::pace::{Found, Haste, Pace, REST_MIN};
 use super::server_error;
 use crate::outbox::Lsn;
 use crate::postgres::PostgresError;
@@ -112,7 +112,7 @@ impl WalReader {
 
     /// Whether the next read waits so long that nothing should wait for it.
     pub fn is_resting(&self) -> bool {
-        self.wait >= REST
+        self.wait >= REST_MIN
     }
 
     /// Says what the next reads are after.
