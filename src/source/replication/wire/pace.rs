@@ -76,7 +76,6 @@ impl Pace {
 
     /// How long after this read the next one may come.
     pub(super) fn next_after(&mut self, found: Found, haste: Haste) -> Duration {
-        self.since_rest = self.since_rest.saturating_add(found.bytes);
         match haste {
             Haste::Late if self.has_window => self.late(found),
             Haste::Late | Haste::Prompt => prompt(found),
@@ -86,6 +85,7 @@ impl Pace {
     /// Waits longer after each read that emptied the window and shorter after each that did not, and so ends up a little
     /// behind the walsender.
     fn late(&mut self, found: Found) -> Duration {
+        self.since_rest = self.since_rest.saturating_add(found.bytes);
         if found.is_full {
             self.gather = self.gather * 15 / 16;
             return self.gather;
@@ -166,6 +166,19 @@ mod tests {
         assert!((0..10).all(|_| cycle(CYCLE_BYTES * 2) >= REST_MIN));
         assert_eq!(cycle(CYCLE_BYTES * 2), REST_MIN);
         assert!(cycle(CYCLE_BYTES / 4) > REST_MIN);
+    }
+
+    #[test]
+    fn what_was_read_in_time_counts_for_no_rest() {
+        let mut pace = Pace::new(true);
+        for _ in 0..1_000 {
+            pace.next_after(found(ROOM, LONG), Haste::Prompt);
+        }
+        assert!(pace.next_after(found(100, LONG), Haste::Late) < REST_MIN);
+        for _ in 0..4 {
+            pace.next_after(found(ROOM, LONG), Haste::Late);
+        }
+        assert_eq!(pace.next_after(found(100, LONG), Haste::Late), REST_MAX);
     }
 
     #[test]
