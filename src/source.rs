@@ -112,6 +112,14 @@ fn spawn(task: impl Future<Output = Result<(), SourceError>> + Send + 'static) -
     AbortOnDropHandle::new(tokio::spawn(task))
 }
 
+/// Why a task ended that nobody asked to.
+async fn failure(task: &mut Task) -> SourceError {
+    match task.await {
+        Ok(Err(failure)) => failure,
+        Ok(Ok(())) | Err(_) => SourceError::Ended,
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Stream,
@@ -266,12 +274,9 @@ impl Source {
         let Some(task) = &mut self.task else {
             return Err(SourceError::Ended);
         };
-        let ended = task.await;
+        let failure = failure(task).await;
         self.task = None;
-        match ended {
-            Ok(Err(failure)) => Err(failure),
-            Ok(Ok(())) | Err(_) => Err(SourceError::Ended),
-        }
+        Err(failure)
     }
 
     /// Confirms a position to the server; it never goes back.

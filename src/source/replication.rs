@@ -104,16 +104,13 @@ impl Subscription {
             let _ = tell.send(());
             stream.run(ends).await
         });
-        let task = super::spawn(async {
+        let mut task = super::spawn(async {
             let ended = streaming.await.map_err(ReplicationError::Thread)?;
             Ok(ended?)
         });
-        if is_open.await.is_ok() {
-            return Ok(task);
-        }
-        match task.await {
-            Ok(Err(failure)) => Err(failure),
-            Ok(Ok(())) | Err(_) => Err(SourceError::Ended),
+        match is_open.await {
+            Ok(()) => Ok(task),
+            Err(_) => Err(super::failure(&mut task).await),
         }
     }
 
