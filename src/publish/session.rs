@@ -27,7 +27,7 @@ const TURN: Duration = Duration::from_millis(1);
 /// The same when no report has come for `QUIET_AFTER`: a broker is away.
 const TURN_QUIET: Duration = Duration::from_millis(10);
 const QUIET_AFTER: Duration = Duration::from_millis(500);
-/// The same when nothing is in flight: only errors and logs can come.
+/// The same when nothing waits and nothing is in flight: only errors and logs can come.
 const TURN_IDLE: Duration = Duration::from_millis(500);
 /// How long requests in flight may still be answered once the session has failed: a round trip.
 const HARVEST_MAX: Duration = Duration::from_millis(300);
@@ -173,14 +173,12 @@ impl Session {
 
     fn pause(&self) -> Duration {
         let can_feed = !self.pending.is_empty() && !self.must_wait && self.refused.is_none();
-        if can_feed {
-            Duration::ZERO
-        } else if self.outstanding == 0 {
-            TURN_IDLE
-        } else if self.reported_at.elapsed() < QUIET_AFTER {
-            TURN
-        } else {
-            TURN_QUIET
+        match can_feed {
+            true => Duration::ZERO,
+            false => pause(
+                self.pending.len() + self.outstanding,
+                self.reported_at.elapsed(),
+            ),
         }
     }
 
@@ -345,6 +343,15 @@ impl Session {
     }
 }
 
+/// How long the thread rests that can hand nothing over, with so many records that wait or are not reported.
+fn pause(unreported: usize, since_report: Duration) -> Duration {
+    match unreported {
+        0 => TURN_IDLE,
+        _ if since_report < QUIET_AFTER => TURN,
+        _ => TURN_QUIET,
+    }
+}
+
 /// Hands one record to librdkafka, which copies it.
 fn send(producer: &BaseProducer<Reports>, outgoing: &Outgoing) -> Result<(), RDKafkaErrorCode> {
     let Outgoing { ticket, record, .. } = outgoing;
@@ -371,4 +378,17 @@ fn headers(record: &Record) -> Option<OwnedHeaders> {
         });
     }
     Some(headers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_rests_long_while_a_record_waits() {
+        // The last one ahead of it was just reported.
+        assert_eq!(pause(1, Duration::ZERO), TURN);
+        assert_eq!(pause(1, QUIET_AFTER), TURN_QUIET);
+        assert_eq!(pause(0, QUIET_AFTER), TURN_IDLE);
+    }
 }
