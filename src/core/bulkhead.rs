@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use super::Aggregate;
+use super::row::ByAggregate;
 
 /// Fewer failing aggregates than this are never an outage (design §6, `faults.halt_share`).
 const FAILING_MIN: usize = 100;
@@ -20,8 +21,8 @@ pub(super) struct Bulkhead {
 
 #[derive(Debug, Default)]
 struct Half {
-    seen: HashSet<Aggregate>,
-    failing: HashSet<Aggregate>,
+    seen: HashSet<Aggregate, ByAggregate>,
+    failing: HashSet<Aggregate, ByAggregate>,
 }
 
 impl Bulkhead {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::row::ByAggregate;
 use super::{Aggregate, RowFacts};
 use crate::outbox::RowId;
 use crate::publish::TopicState;
@@ -72,7 +73,7 @@ pub struct Recorded {
 /// Everything that is held back.
 #[derive(Debug, Default)]
 pub struct Held {
-    aggregates: HashMap<Aggregate, HeldAggregate>,
+    aggregates: HashMap<Aggregate, HeldAggregate, ByAggregate>,
     topics: HashMap<Arc<str>, Topic>,
     /// The numbers of the rows whose hold is durable.
     numbers: RangeSet,

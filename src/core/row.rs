@@ -1,6 +1,6 @@
 //! The words in which the core speaks: what it is told of a row, and what it answers.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{BuildHasherDefault, DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use crate::config::FaultPolicy;
@@ -17,6 +17,29 @@ impl Aggregate {
         let mut hasher = DefaultHasher::new();
         (aggregate_type, id).hash(&mut hasher);
         Self(hasher.finish())
+    }
+}
+
+/// For sets of aggregates, which are hashes already: 4 % of the relay's CPU in a drain by polling.
+pub(super) type ByAggregate = BuildHasherDefault<Taken>;
+
+/// Takes the number that it is given for its hash.
+#[derive(Debug, Default)]
+pub(super) struct Taken(u64);
+
+impl Hasher for Taken {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes
+            .iter()
+            .for_each(|byte| self.0 = self.0.rotate_left(8) ^ u64::from(*byte));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = number;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
     }
 }
 
