@@ -15,6 +15,9 @@ const DENSE_BYTES: usize = 1 << 10;
 const DENSE_WITHIN: Duration = Duration::from_millis(1);
 /// How long a prompt reader lets rows gather; the kernel adds about 50 µs.
 const GATHER_PROMPT: Duration = Duration::from_micros(60);
+/// How long a late one does where no window fills: a unix socket holds 90 rows of 250 B, which come in 0.8 ms. Relay 6.0 and
+/// walsender 9.4 µs a row become 5.4 and 8.9.
+const GATHER_LATE: Duration = Duration::from_micros(300);
 /// How much longer a late reader waits after each read that found less than it had room for, at first and at most.
 const GATHER_STEP: Duration = Duration::from_micros(50);
 const GATHER_MAX: Duration = Duration::from_millis(1);
@@ -78,6 +81,7 @@ impl Pace {
     pub(super) fn next_after(&mut self, found: Found, haste: Haste) -> Duration {
         match haste {
             Haste::Late if self.has_window => self.late(found),
+            Haste::Late if !found.is_full => GATHER_LATE,
             Haste::Late | Haste::Prompt => prompt(found),
         }
     }
@@ -187,10 +191,7 @@ mod tests {
         for _ in 0..10 {
             pace.next_after(found(ROOM, LONG), Haste::Late);
         }
-        assert_eq!(
-            pace.next_after(found(100, LONG), Haste::Late),
-            Duration::ZERO
-        );
+        assert_eq!(pace.next_after(found(100, LONG), Haste::Late), GATHER_LATE);
     }
 
     #[test]
