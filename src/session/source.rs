@@ -73,6 +73,7 @@ impl Opening<'_> {
         Ok(Polling {
             session: connect(&self.options, "polling").await?,
             layout: Arc::new(table.layout.clone()),
+            outbox: table.layout.outbox(),
             table: table.layout.sql_name(),
             oid: table.oid,
             shape: table.shape.clone(),

@@ -34,6 +34,8 @@ pub struct Polling {
     /// A connection of its own, with the settings of [`postgres::connect`](crate::postgres::connect).
     pub session: Session,
     pub layout: Arc<Layout>,
+    /// The name that the state tables know the table by.
+    pub outbox: String,
     /// The table's name for SQL, qualified and quoted.
     pub table: String,
     pub oid: u32,

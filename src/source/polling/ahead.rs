@@ -37,6 +37,7 @@ pub async fn read_ahead(
     let Polling {
         session,
         layout,
+        outbox,
         batch_rows,
         value_bytes_max,
         ..
@@ -56,7 +57,8 @@ pub async fn read_ahead(
     if page.rows.is_empty() {
         return Ok(RowsAhead::default());
     }
-    let lsn = Gate::prepare(session).await?.pass(session).await?;
+    let gate = Gate::prepare(session, outbox).await?;
+    let lsn = gate.pass(session).await?;
     Ok(RowsAhead {
         is_cut: !page.is_whole || page.rows.len() >= limit,
         rows: at(page.rows, lsn),

@@ -16,6 +16,9 @@ use crate::postgres::Session;
 const PAUSE_MIN: Duration = Duration::from_millis(1);
 /// Well below `wal_writer_delay`, 200 ms, which is what an asynchronous commit waits for.
 const PAUSE_MAX: Duration = Duration::from_millis(20);
+/// The lock is written to the log, so that its commit waits for all that was written before; it stops nobody: an UPDATE of
+/// the lease changes no key.
+const FLUSH: &str = "SELECT FROM outboxd.lease WHERE outbox = $1 FOR KEY SHARE";
 /// A server that does not flush for so long has trouble of its own.
 const LONG: Duration = Duration::from_secs(1);
 
@@ -47,11 +50,20 @@ impl WalGeometry {
 /// Waits until what was read is durable.
 pub(super) struct Gate {
     geometry: WalGeometry,
+    outbox: String,
     position: Statement,
+    flush: Statement,
+}
+
+/// Where the log stood.
+#[derive(Clone, Copy)]
+pub(super) struct Standing {
+    insert: Lsn,
+    flushed: Lsn,
 }
 
 impl Gate {
-    pub(super) async fn prepare(session: &Session) -> Result<Self, PollError> {
+    pub(super) async fn prepare(session: &Session, outbox: &str) -> Result<Self, PollError> {
         let what = "read the size of WAL pages";
         let query = "SELECT pg_catalog.current_setting('wal_block_size')::int8, \
              pg_catalog.pg_size_bytes(pg_catalog.current_setting('wal_segment_size'))";
@@ -65,33 +77,67 @@ impl Gate {
              pg_catalog.pg_current_wal_flush_lsn()";
         let position = session.client.prepare(query).await;
         let position = PollError::check(session, "prepare the WAL positions", position).await?;
-        Ok(Self { geometry, position })
+        let flush = session.client.prepare(FLUSH).await;
+        let flush = PollError::check(session, "prepare a flush of the WAL", flush).await?;
+        Ok(Self {
+            geometry,
+            outbox: outbox.to_owned(),
+            position,
+            flush,
+        })
     }
 
     /// Waits until every row that an earlier statement saw is flushed; returns the insert position, which bounds their commits.
     ///
+    /// Lets the server flush at once what nobody waits for: it would take up to two rounds of its writer, 0.4 s. Not for an
+    /// open transaction, which flushes nothing before it ends.
     /// Cancel-safe: yes.
     pub(super) async fn pass(&self, session: &Session) -> Result<Lsn, PollError> {
-        let (insert, mut flushed) = self.positions(session).await?;
-        let needed = self.geometry.flushed_at(insert);
-        let (began, mut pause, mut is_told) = (Instant::now(), PAUSE_MIN, false);
-        while flushed < needed {
+        let standing = self.look(session).await?;
+        if !self.is_open(standing) {
+            let flushed = session.client.execute(&self.flush, &[&self.outbox]).await;
+            PollError::check(session, "flush the WAL", flushed).await?;
+        }
+        self.wait(session, standing).await
+    }
+
+    /// Where the log stands: every row that an earlier statement saw was committed before.
+    pub(super) async fn look(&self, session: &Session) -> Result<Standing, PollError> {
+        let row = session.client.query_one(&self.position, &[]).await;
+        let row = PollError::check(session, "read the WAL positions", row).await?;
+        let lsn = |column| Lsn(u64::from(row.get::<_, PgLsn>(column)));
+        Ok(Standing {
+            insert: lsn(0),
+            flushed: lsn(1),
+        })
+    }
+
+    /// Waits until the log is flushed as far as it was written at that moment; returns that position.
+    ///
+    /// Cancel-safe: yes.
+    pub(super) async fn wait(
+        &self,
+        session: &Session,
+        standing: Standing,
+    ) -> Result<Lsn, PollError> {
+        let Standing { insert, .. } = standing;
+        let mut now = standing;
+        let (began, mut pause, mut is_told) = (Instant::now(), Duration::ZERO, false);
+        while !self.is_open(Standing { insert, ..now }) {
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(PAUSE_MAX);
-            flushed = self.positions(session).await?.1;
+            pause = (pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
+            now = self.look(session).await?;
             if !is_told && began.elapsed() > LONG {
-                debug!(lsn = %needed, %flushed, "rows wait for the server to flush its WAL");
+                let flushed = now.flushed;
+                debug!(lsn = %insert, %flushed, "rows wait for the server to flush its WAL");
                 is_told = true;
             }
         }
         Ok(insert)
     }
 
-    async fn positions(&self, session: &Session) -> Result<(Lsn, Lsn), PollError> {
-        let row = session.client.query_one(&self.position, &[]).await;
-        let row = PollError::check(session, "read the WAL positions", row).await?;
-        let lsn = |column| Lsn(u64::from(row.get::<_, PgLsn>(column)));
-        Ok((lsn(0), lsn(1)))
+    fn is_open(&self, Standing { insert, flushed }: Standing) -> bool {
+        flushed >= self.geometry.flushed_at(insert)
     }
 }
 

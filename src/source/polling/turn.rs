@@ -56,6 +56,7 @@ impl Turns {
         let Polling {
             session,
             layout,
+            outbox,
             table,
             oid,
             shape,
@@ -75,7 +76,7 @@ impl Turns {
             rows: RowReader::new(Arc::clone(&layout), &selection, value_bytes_max),
             shape: Shape::prepare(&session, oid, shape).await?,
             locks: Locks::prepare(&session, &table).await?,
-            gate: Gate::prepare(&session).await?,
+            gate: Gate::prepare(&session, &outbox).await?,
             look_up: LookUp::prepare(&session, &layout, &table).await?,
             session,
             batch_rows,

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::gate::Gate;
 use super::rows::{PAGE_BYTES, Page, RowReader};
 use super::shape::Shape;
-use super::statement::{prepare, stream};
+use super::statement::{PLANNER, prepare, stream};
 use super::turn::at;
 use super::writers::Writers;
 use super::{Ended, Next, PollError, Polling, jittered, send, until_stopped};
@@ -101,6 +101,7 @@ impl Turns {
         let Polling {
             session,
             layout,
+            outbox,
             table,
             oid,
             shape,
@@ -109,17 +110,15 @@ impl Turns {
             caught_up,
             ..
         } = polling;
-        // The statistics of a table whose rows come and go say little about the next minute.
-        let settings =
-            "SET plan_cache_mode = force_custom_plan; SET max_parallel_workers_per_gather = 0";
-        let settings = session.client.batch_execute(settings).await;
+        let settings = format!("SET plan_cache_mode = force_custom_plan; {PLANNER}");
+        let settings = session.client.batch_execute(&settings).await;
         PollError::check(&session, "set the planner up", settings).await?;
         let selection = select_columns(&layout, value_bytes_max);
         let query = query(&layout, &table, &unsent, &selection)?;
         Ok(Self {
             statement: prepare(&session, &format!("{query} LIMIT $1::int8")).await?,
             query,
-            gate: Gate::prepare(&session).await?,
+            gate: Gate::prepare(&session, &outbox).await?,
             writers: Writers::prepare(&session, &table, caught_up).await?,
             rows: RowReader::new(layout, &selection, value_bytes_max),
             shape: Shape::prepare(&session, oid, shape).await?,
@@ -162,6 +161,8 @@ impl Turns {
             self.query
         );
         self.execute(&declare).await?;
+        // The cursor's snapshot is older, and what reading its rows writes to the log is newer: nobody would flush that soon.
+        let standing = self.gate.look(&self.session).await?;
         let fetch = format!("FETCH FORWARD {limit} FROM {CURSOR}");
         let fetch = prepare(&self.session, &fetch).await?;
         let mut position = None;
@@ -178,7 +179,7 @@ impl Turns {
                 Some(lsn) => lsn,
                 None => {
                     self.shape.check(&self.session).await?;
-                    self.gate.pass(&self.session).await?
+                    self.gate.wait(&self.session, standing).await?
                 }
             };
             position = Some(lsn);
