@@ -39,7 +39,7 @@ servers: ## Fetches the Kafka and PostgreSQL that tests run on into .servers/
 	@integration-tests/servers/fetch.sh
 
 # What is set on the command line, make hands on: benches/measure/plan.rs reads it.
-bench: servers ## Measures speed, latency and cost (FULL=1 PEERS=1 SOAK=1 PART=drain,idle WORKLOAD=one-row ROUNDS=3 ROWS= WATCH=)
+bench: servers ## Measures speed, latency and cost (FULL=1 PEERS=1 SOAK=1 PART=drain,idle WORKLOAD=one-row ONLY=unix ROUNDS=3 ROWS= WATCH=)
 	$(if $(PEERS),@benches/peers/fetch.sh)
 	$(CARGO) build --release --locked --bin outboxd
 	$(CARGO) run --release --locked --quiet --example measure

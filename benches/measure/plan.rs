@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
+use crate::contender::Contender;
 use crate::debezium;
 use crate::workload::{MARKED, NEW, Workload};
 
@@ -44,6 +45,8 @@ pub struct Plan {
     pub rounds: usize,
     /// Debezium Server drains the same backlogs.
     pub has_peers: bool,
+    /// Parts of the names of those who drain; all of them where there are none.
+    only: Vec<String>,
     /// Rows per second at which latency is measured.
     pub rates: Vec<u32>,
     /// How long latency, commits, an idle relay and a soaked one are watched.
@@ -53,8 +56,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Reads `FULL`, `SOAK`, `PART`, `WORKLOAD`, `ROUNDS`, `ROWS`, `RATES`, `WATCH` and `PEERS`; an empty variable is
-    /// not set.
+    /// Reads `FULL`, `SOAK`, `PART`, `WORKLOAD`, `ONLY`, `ROUNDS`, `ROWS`, `RATES`, `WATCH` and `PEERS`; an empty
+    /// variable is not set.
     pub fn from_environment() -> anyhow::Result<Self> {
         let is_full = variable("FULL").is_some();
         let mut workloads = Workload::choose(variable("WORKLOAD").as_deref(), is_full)?;
@@ -71,11 +74,31 @@ impl Plan {
             new,
             rounds: number("ROUNDS")?.unwrap_or(3),
             has_peers: has_peers()?,
+            only: only(),
             rates: rates(is_full)?,
             watched: number("WATCH")?.map(|seconds| Duration::from_secs(seconds as u64)),
             command: command(),
         })
     }
+
+    /// Those who drain a backlog.
+    pub fn contenders(&self) -> Vec<Contender> {
+        let is_wanted = |contender: &Contender| {
+            let name = contender.name();
+            self.only.is_empty() || self.only.iter().any(|part| name.contains(part))
+        };
+        Contender::all(self.has_peers).filter(is_wanted).collect()
+    }
+}
+
+/// What `ONLY` names, separated by commas.
+fn only() -> Vec<String> {
+    let names = variable("ONLY").unwrap_or_default();
+    names
+        .split(',')
+        .filter(|name| !name.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 /// The parts of `PART`, separated by commas; for none those that fit into half an hour, and what else is asked for.
@@ -124,7 +147,7 @@ fn rates(is_full: bool) -> anyhow::Result<Vec<u32>> {
 
 fn command() -> String {
     let names = [
-        "FULL", "SOAK", "PART", "WORKLOAD", "ROUNDS", "ROWS", "RATES", "WATCH", "PEERS",
+        "FULL", "SOAK", "PART", "WORKLOAD", "ONLY", "ROUNDS", "ROWS", "RATES", "WATCH", "PEERS",
     ];
     let set = |name: &&str| Some(format!(" {name}={}", variable(name)?));
     let arguments: String = names.iter().filter_map(set).collect();
