@@ -7,6 +7,7 @@
 mod bootstrap;
 mod clocks;
 mod fault;
+mod handles;
 mod look_up;
 mod openings;
 mod place;

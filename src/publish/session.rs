@@ -7,17 +7,16 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
-use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer, PurgeConfig};
+use rdkafka::producer::{BaseProducer, Producer, PurgeConfig};
 use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 use tracing::debug;
 
+use super::handles::Handles;
 use super::look_up::ASK_MAX;
 use super::openings::Openings;
 use super::reports::{Broker, Failure, Reports};
 use super::{Fault, Outgoing, PublisherEvent, SessionEnd, Ticket, bootstrap, fault};
-use crate::encode::Record;
 use crate::kafka::KafkaError;
 
 /// Records handed to librdkafka between two polls.
@@ -61,6 +60,8 @@ struct Refused {
 
 /// One producer and what it has in flight.
 pub(super) struct Session {
+    // First, for it must be dropped before the producer.
+    handles: Handles,
     producer: BaseProducer<Reports>,
     broker: Broker,
     commands: Receiver<Command>,
@@ -97,6 +98,7 @@ impl Session {
         let bootstrap_servers = bootstrap_servers.to_owned();
         let producer = config.create_with_context(Reports::new(broker.clone()))?;
         Ok(Self {
+            handles: Handles::default(),
             producer,
             broker,
             commands,
@@ -199,7 +201,7 @@ impl Session {
                 self.must_wait = true;
                 return;
             }
-            match send(&self.producer, outgoing) {
+            match self.handles.send(&self.producer, outgoing) {
                 Ok(()) => {
                     self.outstanding += 1;
                     self.openings.sent(outgoing, now);
@@ -350,34 +352,6 @@ fn pause(unreported: usize, since_report: Duration) -> Duration {
         _ if since_report < QUIET_AFTER => TURN,
         _ => TURN_QUIET,
     }
-}
-
-/// Hands one record to librdkafka, which copies it.
-fn send(producer: &BaseProducer<Reports>, outgoing: &Outgoing) -> Result<(), RDKafkaErrorCode> {
-    let Outgoing { ticket, record, .. } = outgoing;
-    // The supported platforms have 64 bits; a ticket never exceeds the rows of one process.
-    let mut message =
-        BaseRecord::<[u8], [u8], usize>::with_opaque_to(&record.topic, *ticket as usize);
-    message.key = record.key.as_deref();
-    message.payload = record.value.as_deref();
-    message.headers = headers(record);
-    producer
-        .send(message)
-        .map_err(|(error, _)| error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail))
-}
-
-fn headers(record: &Record) -> Option<OwnedHeaders> {
-    if record.headers.is_empty() {
-        return None;
-    }
-    let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
-    for header in &record.headers {
-        headers = headers.insert(Header {
-            key: &header.name,
-            value: header.value.as_deref(),
-        });
-    }
-    Some(headers)
 }
 
 #[cfg(test)]
