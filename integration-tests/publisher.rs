@@ -1,7 +1,7 @@
 //! The publisher against real Kafka, without the relay around it: prefixes, partitions, freezes, look-ups.
 
 use std::collections::{BTreeMap, HashSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use outboxd::config::{KafkaConfig, LimitsConfig, TopicsConfig};
@@ -17,6 +17,8 @@ use crate::harness::kafka::Kafka;
 use crate::harness::murmur2::partition_of;
 use crate::harness::topic::Read;
 
+/// A producer that says nothing for so long asks for its brokers again.
+const SILENT: Duration = Duration::from_secs(5);
 const LIMITS: LimitsConfig = LimitsConfig {
     in_flight_rows_max: 10_000,
     in_flight_bytes_max: 32 << 20,
@@ -170,7 +172,7 @@ async fn a_frozen_broker_makes_no_duplicates() {
     kafka.thaw();
     let mut delivered = HashSet::new();
     while delivered.len() < 2_900 {
-        match next(&mut events).await {
+        match next_of_silent(&publisher, &mut events, &topic).await {
             PublisherEvent::Delivered(tickets) => delivered.extend(tickets),
             other => panic!("{other:?}"),
         }
@@ -266,6 +268,22 @@ fn tickets(reads: &[Read]) -> Vec<Ticket> {
 async fn next(events: &mut UnboundedReceiver<PublisherEvent>) -> PublisherEvent {
     let event = timeout(SOON, events.recv()).await;
     event.expect("an event in time").expect("an open channel")
+}
+
+/// The next event of a producer that may have lost all brokers while they were fenced: it is told of them, as the relay does.
+async fn next_of_silent(
+    publisher: &Publisher,
+    events: &mut UnboundedReceiver<PublisherEvent>,
+    topic: &str,
+) -> PublisherEvent {
+    let deadline = Instant::now() + SOON;
+    while Instant::now() < deadline {
+        match timeout(SILENT, events.recv()).await {
+            Ok(event) => return event.expect("an open channel"),
+            Err(_) => publisher.refresh(topic.into()),
+        }
+    }
+    panic!("no event in time");
 }
 
 async fn look_up(
