@@ -13,6 +13,7 @@ mod wait;
 use std::sync::Arc;
 
 use tokio_postgres::Client;
+use tokio_postgres::types::Type;
 
 pub use history::forget_history;
 pub use record::{Entry, Keep, KeptRow, What, Whole};
@@ -138,10 +139,12 @@ pub async fn requests(client: &Client, outbox: &str) -> Result<Requests, MarkErr
                OR EXISTS (SELECT FROM outboxd.kept WHERE outbox = $1 AND state = 'replay'), \
                (SELECT count(*) FROM (SELECT FROM outboxd.kept WHERE outbox = $1 AND state = 'dead' \
                LIMIT 100000) dead)";
-    let row = client
-        .query_one(sql, &[&outbox])
+    // In one round trip: an idle relay asks, too.
+    let rows = client
+        .query_typed(sql, &[(&outbox, Type::TEXT)])
         .await
         .map_err(MarkError::sql("read what is blocked"))?;
+    let row = rows.first().expect("a SELECT without FROM gives one row");
     Ok(Requests {
         is_asked_for: row.get(0),
         dead_letters: u64::try_from(row.get::<_, i64>(1)).unwrap_or(0),
