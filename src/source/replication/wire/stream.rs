@@ -65,6 +65,8 @@ pub struct WalReader {
     haste: Haste,
     /// How long after the last read the next one may come.
     wait: Duration,
+    /// The last read left something in the socket.
+    has_more: bool,
 }
 
 impl WalReader {
@@ -76,6 +78,7 @@ impl WalReader {
             pace,
             haste: Haste::default(),
             wait: Duration::ZERO,
+            has_more: false,
         }
     }
 
@@ -106,8 +109,18 @@ impl WalReader {
             is_full: fill.is_full,
             after: std::mem::replace(&mut self.read_at, Instant::now()).elapsed(),
         };
+        self.has_more = fill.is_full;
         self.wait = self.pace.next_after(found, self.haste);
         Ok(())
+    }
+
+    /// Lets the next read wait until then where nobody needs it earlier: what comes is read at once, not message by message.
+    ///
+    /// For as long as the server can go on sending, a few milliseconds.
+    pub fn gather_until(&mut self, at: Instant) {
+        if self.haste == Haste::Prompt && !self.has_more {
+            self.wait = self.wait.max(at.saturating_duration_since(self.read_at));
+        }
     }
 
     /// Whether the next read waits so long that nothing should wait for it.
