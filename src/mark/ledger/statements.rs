@@ -1,6 +1,7 @@
 //! Every SQL statement on the ledger; each that writes checks the lease's epoch itself.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use tokio_postgres::Client;
 
@@ -193,6 +194,15 @@ pub async fn compact(client: &Client, tenure: &Tenure) -> Result<u64, MarkError>
         .map_err(MarkError::sql("compact the ledger"))
 }
 
+/// Numbers that one statement of an audit compares: 10 ms, for which marks wait.
+const SLICE_ROWS: i64 = 20_000;
+
+fn slices(numbers: RangeInclusive<i64>) -> impl Iterator<Item = RangeInclusive<i64>> {
+    let end = *numbers.end();
+    let slice = move |start: i64| start..=end.min(start.saturating_add(SLICE_ROWS - 1));
+    numbers.step_by(SLICE_ROWS as usize).map(slice)
+}
+
 /// The comparison of one segment with the table, before it is closed.
 #[derive(Debug)]
 pub struct Audit {
@@ -206,24 +216,29 @@ pub struct Audit {
 impl Audit {
     /// Closes the segment if the table holds no number that was neither sent nor skipped.
     ///
+    /// Compares it in slices, between which marks go out on the same connection.
     /// Returns the missed numbers: empty when the segment was closed.
     pub async fn run(&self, client: &Client) -> Result<RangeSet, MarkError> {
-        let numbers = super::numbers_of(self.segment);
         let sql = format!(
             "SELECT coalesce(range_agg(int8range(seq, seq, '[]')), '{{}}')::text FROM {} \
              WHERE seq BETWEEN $1 AND $2",
             self.table
         );
-        let row = client
-            .query_one(&sql, &[numbers.start(), numbers.end()])
-            .await
-            .map_err(MarkError::sql("compare a segment with the table"))?;
-        let unreadable = |source| MarkError::Unreadable {
-            outbox: self.tenure.outbox.clone(),
-            source,
-        };
-        let standing = RangeSet::parse_multirange(row.get(0)).map_err(unreadable)?;
-        let missed = self.missed(&standing);
+        let failed = MarkError::sql("prepare the comparison of a segment");
+        let statement = client.prepare(&sql).await.map_err(failed)?;
+        let mut missed = RangeSet::new();
+        for slice in slices(super::numbers_of(self.segment)) {
+            let row = client
+                .query_one(&statement, &[slice.start(), slice.end()])
+                .await
+                .map_err(MarkError::sql("compare a segment with the table"))?;
+            let unreadable = |source| MarkError::Unreadable {
+                outbox: self.tenure.outbox.clone(),
+                source,
+            };
+            let standing = RangeSet::parse_multirange(row.get(0)).map_err(unreadable)?;
+            missed.extend(&self.missed(&standing));
+        }
         if missed.is_empty() {
             self.close(client).await?;
         }
@@ -246,5 +261,23 @@ impl Audit {
             .await
             .map_err(MarkError::sql("close a segment"))?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slices_of_a_segment_are_all_of_its_numbers_once() {
+        let numbers = numbers_of(3);
+        let mut next = *numbers.start();
+        for slice in slices(numbers.clone()) {
+            assert_eq!(*slice.start(), next);
+            assert!(slice.end() - slice.start() < SLICE_ROWS);
+            next = slice.end() + 1;
+        }
+        assert_eq!(next, numbers.end() + 1);
+        assert_eq!(slices(5..=7).collect::<Vec<_>>(), [5..=7]);
     }
 }
