@@ -94,7 +94,7 @@ impl Gate {
     /// Cancel-safe: yes.
     pub(super) async fn pass(&self, session: &Session) -> Result<Lsn, PollError> {
         let standing = self.look(session).await?;
-        if !self.is_open(standing) {
+        if standing.flushed < self.geometry.flushed_at(standing.insert) {
             let flushed = session.client.execute(&self.flush, &[&self.outbox]).await;
             PollError::check(session, "flush the WAL", flushed).await?;
         }
@@ -120,24 +120,22 @@ impl Gate {
         session: &Session,
         standing: Standing,
     ) -> Result<Lsn, PollError> {
-        let Standing { insert, .. } = standing;
-        let mut now = standing;
+        let Standing {
+            insert,
+            mut flushed,
+        } = standing;
+        let needed = self.geometry.flushed_at(insert);
         let (began, mut pause, mut is_told) = (Instant::now(), Duration::ZERO, false);
-        while !self.is_open(Standing { insert, ..now }) {
+        while flushed < needed {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
-            now = self.look(session).await?;
+            flushed = self.look(session).await?.flushed;
             if !is_told && began.elapsed() > LONG {
-                let flushed = now.flushed;
-                debug!(lsn = %insert, %flushed, "rows wait for the server to flush its WAL");
+                debug!(lsn = %needed, %flushed, "rows wait for the server to flush its WAL");
                 is_told = true;
             }
         }
         Ok(insert)
-    }
-
-    fn is_open(&self, Standing { insert, flushed }: Standing) -> bool {
-        flushed >= self.geometry.flushed_at(insert)
     }
 }
 

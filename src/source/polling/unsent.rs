@@ -110,6 +110,7 @@ impl Turns {
             caught_up,
             ..
         } = polling;
+        // The statistics of a table whose rows come and go say little about the next minute.
         let settings = format!("SET plan_cache_mode = force_custom_plan; {PLANNER}");
         let settings = session.client.batch_execute(&settings).await;
         PollError::check(&session, "set the planner up", settings).await?;
