@@ -224,9 +224,9 @@ impl Streaming {
                 let Ok(permit) = permit else { return Ok(Wake::Gone) };
                 let batch = std::mem::take(&mut self.batch);
                 let worth = HAND_OVER_ROW.saturating_mul(batch.rows.len() as u32);
-                let at_most = match self.is_late() {
-                    true => HAND_OVER_LATE,
-                    false => HAND_OVER_EVERY,
+                let at_most = match self.haste() {
+                    Haste::Late => HAND_OVER_LATE,
+                    Haste::Prompt => HAND_OVER_EVERY,
                 };
                 self.due_at = Instant::now() + worth.min(at_most);
                 permit.send(batch);
@@ -275,11 +275,7 @@ impl Streaming {
         if !self.batch.rows.is_empty() {
             self.waiting_since.get_or_insert_with(Instant::now);
         }
-        let haste = match self.is_late() {
-            true => Haste::Late,
-            false => Haste::Prompt,
-        };
-        self.stream.reader.set_haste(haste);
+        self.stream.reader.set_haste(self.haste());
         let received = self.stream.reader.received();
         self.ends
             .server
@@ -287,9 +283,12 @@ impl Streaming {
         Ok(())
     }
 
-    fn is_late(&self) -> bool {
+    fn haste(&self) -> Haste {
         let since_commit = self.sent_at.duration_since(self.committed_at);
-        since_commit.is_ok_and(|since| since >= LATE)
+        match since_commit {
+            Ok(since) if since >= LATE => Haste::Late,
+            _ => Haste::Prompt,
+        }
     }
 
     /// Explains the stream's end. Where the server gave up on a row, what it sent before is handed over: the slot will not
