@@ -1,6 +1,6 @@
 //! What a new row costs in an outbox that keeps many sent ones, beside one that keeps none.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio_postgres::Client;
 
@@ -18,8 +18,8 @@ const MARKED_AT_ONCE: &str =
     "ALTER TABLE public.outbox ALTER COLUMN sent_at SET DEFAULT clock_timestamp()";
 const MARKED_LATER: &str = "ALTER TABLE public.outbox ALTER COLUMN sent_at DROP DEFAULT";
 
-/// Segments of the ledger that are not closed; the last one stays open.
-const OPEN: &str = "SELECT count(DISTINCT segment) FROM outboxd.ledger WHERE NOT closed";
+/// Every segment of the ledger is, but the last.
+const ARE_CLOSED: &str = "SELECT count(DISTINCT segment) <= 1 FROM outboxd.ledger WHERE NOT closed";
 const CLOSED_MAX: Duration = Duration::from_secs(120);
 
 /// The marks that keep rows.
@@ -76,23 +76,13 @@ impl Stand {
         } else {
             fill(client, kept).await?;
             relay.drain(client, &self.kafka, kept).await?;
-            self.close_segments(relay, client).await?;
+            // Each kept row is compared with the ledger once, and not for each new one.
+            let topic = self.kafka.topic().await?;
+            relay
+                .run_until(client, topic, ARE_CLOSED, CLOSED_MAX)
+                .await?;
         }
         client.batch_execute("CHECKPOINT").await?;
-        Ok(())
-    }
-
-    /// Lets a relay compare the kept rows' segments with the table: once for each of their rows, not for each new one.
-    async fn close_segments(&self, relay: &Relay<'_>, client: &Client) -> anyhow::Result<()> {
-        let topic = self.kafka.topic().await?;
-        let mut process = relay.start(&topic)?;
-        let deadline = Instant::now() + CLOSED_MAX;
-        while client.query_one(OPEN, &[]).await?.get::<_, i64>(0) > 1 {
-            relay.ensure_runs(&mut process, deadline)?;
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        process.stop()?;
-        topic.remove().await;
         Ok(())
     }
 }

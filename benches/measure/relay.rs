@@ -10,7 +10,7 @@ use outboxd::demo::postgres::{Server, free_port, tail};
 use tokio_postgres::Client;
 
 use crate::contender::{Mode, Transport};
-use crate::kafka::Kafka;
+use crate::kafka::{Kafka, Topics};
 use crate::process::Process;
 
 /// In every database.
@@ -65,16 +65,30 @@ impl Relay<'_> {
             .output()?;
         let said = String::from_utf8_lossy(&migrated.stderr);
         anyhow::ensure!(migrated.status.success(), "migrate: {said}");
-        let mut process = first.start(&topic)?;
-        let deadline = Instant::now() + START_MAX;
         let is_caught_up = "SELECT EXISTS (SELECT FROM outboxd.outbox WHERE caught_up)";
-        while !client.query_one(is_caught_up, &[]).await?.get::<_, bool>(0) {
+        first
+            .run_until(&client, topic, is_caught_up, START_MAX)
+            .await?;
+        Ok(client)
+    }
+
+    /// Starts the relay and stops it when a query answers true; removes the topic.
+    pub async fn run_until(
+        &self,
+        client: &Client,
+        topic: Topics,
+        query: &str,
+        patience: Duration,
+    ) -> anyhow::Result<()> {
+        let mut process = self.start(&topic)?;
+        let deadline = Instant::now() + patience;
+        while !client.query_one(query, &[]).await?.get::<_, bool>(0) {
             self.ensure_runs(&mut process, deadline)?;
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         process.stop()?;
         topic.remove().await;
-        Ok(client)
+        Ok(())
     }
 
     /// Removes its database and its slot, and what WAL that has kept.
