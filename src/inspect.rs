@@ -10,7 +10,7 @@ use tokio_postgres::{Client, Row};
 use crate::outbox::{Layout, Lsn};
 use crate::postgres::PostgresError;
 
-pub use columns::{SHAPE, Selection, WrongType, select_columns};
+pub use columns::{SHAPE, Selection, WrongType, select_column, select_columns};
 pub use trust::{Distrust, seq_trusted};
 
 /// What the catalog says of an outbox table.

@@ -224,7 +224,7 @@ pub struct Selection {
 pub fn select_columns(layout: &Layout, value_bytes_max: usize) -> Selection {
     let (mut columns, mut sizes, mut measured) = (Vec::new(), Vec::new(), Vec::new());
     for (index, column) in layout.columns.iter().enumerate() {
-        let value = selected(column);
+        let value = select_column(column);
         match size(column, value_bytes_max) {
             Some(size) => {
                 columns.push(format!(
@@ -249,7 +249,8 @@ fn base_type(column: &Column) -> &str {
     column.type_name.split('(').next().unwrap_or_default()
 }
 
-fn selected(column: &Column) -> String {
+/// A column of `o` as the relay reads it: the text that PostgreSQL prints, or bytes.
+pub fn select_column(column: &Column) -> String {
     let name = format!("o.{}", escape_identifier(&column.name));
     match base_type(column) {
         "bytea" => name,
@@ -375,7 +376,8 @@ mod tests {
 
     #[test]
     fn the_select_list_keeps_bytes_and_prints_all_else_as_pgoutput_does() {
-        let texts = ["uuid", "character(8)", "text", "bytea"].map(|name| selected(&typed(name)));
+        let texts =
+            ["uuid", "character(8)", "text", "bytea"].map(|name| select_column(&typed(name)));
         assert_eq!(
             texts,
             [

@@ -40,7 +40,7 @@ pub(super) struct RowReader {
 }
 
 /// A column's bytes, whatever its type.
-struct RawColumn<'a>(Option<&'a [u8]>);
+pub(super) struct RawColumn<'a>(pub(super) Option<&'a [u8]>);
 
 impl<'a> FromSql<'a> for RawColumn<'a> {
     fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {

@@ -13,12 +13,12 @@ use tokio_postgres::types::ToSql;
 use super::gate::Gate;
 use super::locks::Locks;
 use super::look_up::{LookUp, RANGES, bounds};
-use super::rows::{PAGE_BYTES, Page, RowReader};
+use super::rows::{PAGE_BYTES, Page, RawColumn, RowReader};
 use super::shape::Shape;
 use super::statement::{PLANNER, prepare, stream};
 use super::writers::Writers;
 use super::{Ended, Known, Next, PollError, Polling, TopRow, send};
-use crate::inspect::{Selection, select_columns};
+use crate::inspect::{Selection, select_column, select_columns};
 use crate::outbox::{Layout, Lsn, OutboxRow, RowId};
 use crate::postgres::Session;
 use crate::ranges::RangeSet;
@@ -40,11 +40,15 @@ pub(super) struct Turns {
     first: i64,
     top: i64,
     top_id: Option<RowId>,
+    /// The turn before found no new row.
+    is_quiet: bool,
     /// Nothing was said of having caught up since rows were left in the table.
     is_behind: bool,
 }
 
 struct Statements {
+    /// Numbers and ids from a number upwards, as many as tell whether a row is new.
+    probe: Statement,
     /// Rows from a number upwards.
     new: Statement,
     /// The rows of some ranges.
@@ -84,6 +88,7 @@ impl Turns {
             first: known.first,
             top: known.top,
             top_id: known.top_id,
+            is_quiet: false,
             is_behind: true,
         })
     }
@@ -100,6 +105,7 @@ impl Turns {
         } else {
             Arrivals::Rows
         };
+        self.is_quiet = new.is_empty();
         self.note(&new);
         let (found, dead) = self.fill_holes(arrivals).await?;
         let has_caught_up = !is_behind && self.is_behind;
@@ -131,6 +137,9 @@ impl Turns {
 
     /// Step 1: the rows above the highest seen, which is read again to see that it is still the same.
     async fn read_new(&mut self) -> Result<(Vec<OutboxRow>, Next), PollError> {
+        if self.is_quiet && self.is_top_the_last().await? {
+            return Ok((Vec::new(), Next::AfterInterval));
+        }
         let has_top = self.top >= self.first;
         let from = self.top.max(self.first);
         let limit = self.rows.limit(self.batch_rows) + usize::from(has_top);
@@ -154,6 +163,19 @@ impl Turns {
             Next::AfterInterval
         };
         Ok((rows, next))
+    }
+
+    /// Whether the highest row is the one that is known: then nothing is new, and no payload was read to see that.
+    async fn is_top_the_last(&self) -> Result<bool, PollError> {
+        let client = &self.session.client;
+        let rows = client.query(&self.statements.probe, &[&self.top]).await;
+        let rows = PollError::check(&self.session, "look for new rows", rows).await?;
+        let [row] = rows.as_slice() else {
+            return Ok(false);
+        };
+        let (seq, RawColumn(id)): (i64, _) = (row.get(0), row.get(1));
+        let id = id.map(RowId::from_text);
+        Ok(seq == self.top && id.is_some() && id == self.top_id)
     }
 
     /// Compares the row that stands at the highest number with the one that stood there, if that is known.
@@ -277,8 +299,13 @@ impl Statements {
     ) -> Result<Self, PollError> {
         let seq = layout.seq.and_then(|column| layout.columns.get(column));
         let seq = escape_identifier(&seq.ok_or(PollError::NoOrder)?.name);
+        let id = select_column(&layout.columns[layout.id]);
         let Selection { columns, sizes, .. } = selection;
         // `o.` throughout: a bare name in ORDER BY means the selected text.
+        let probe = format!(
+            "SELECT o.{seq}::int8, {id} FROM {table} AS o WHERE o.{seq} >= $1::int8 \
+             ORDER BY o.{seq} LIMIT 2"
+        );
         let new = format!(
             "SELECT {columns} FROM {table} AS o {sizes} WHERE o.{seq} >= $1::int8 \
              ORDER BY o.{seq} LIMIT $2::int8"
@@ -290,6 +317,7 @@ impl Statements {
              ORDER BY filled.outboxd_seq"
         );
         Ok(Self {
+            probe: prepare(session, &probe).await?,
             new: prepare(session, &new).await?,
             contents: prepare(session, &contents).await?,
         })
