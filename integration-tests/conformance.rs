@@ -172,6 +172,7 @@ cases! { polled_pairs, super::USUAL;
     idle::an_idle_table_costs_next_to_nothing,
     idle::an_idle_table_with_a_large_row_is_not_read,
     durability::a_commit_that_a_crash_undoes_is_never_published,
+    durability::a_commit_that_nobody_flushes_is_published,
 }
 
 cases! { shared_marks, super::USUAL;

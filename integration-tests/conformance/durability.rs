@@ -1,10 +1,11 @@
 //! Commits that are visible before they are durable are not published before they are.
 
+use std::process::Command;
 use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::scene::{Pair, SOON, Scene, count};
+use super::scene::{Pair, SOON, Scene, count, execute, insert};
 use crate::harness::oracle::{Truth, payload};
 use crate::harness::postgres::{Postgres, Stop, USUAL, try_connect};
 
@@ -37,6 +38,40 @@ pub async fn a_commit_that_a_crash_undoes_is_never_published(pair: Pair) {
     println!("{pair:?}: kept {kept} of {version} rows in {written} crashes");
     assert!(kept < version, "no crash lost a row: nothing was shown");
     scene.judge_to_the_end(&mut relay).await;
+}
+
+/// The log's writer is frozen, and the lease is locked against renewals, which would flush: nobody but the relay has a
+/// commit flushed that did not wait for it.
+pub async fn a_commit_that_nobody_flushes_is_published(pair: Pair) {
+    let postgres = Postgres::start_with(USUAL, &[("autovacuum", "off")]);
+    let mut scene = Scene::on(&postgres, pair).await;
+    scene.config = scene.config.clone().set("lease.ttl", "10m");
+    scene.config.migrate();
+    let mut relay = scene.start_steady().await;
+    insert(&scene.client, "order-1", 1).await;
+    scene.wait_until_marked().await;
+    let writer = "SELECT pid::bigint FROM pg_stat_activity WHERE backend_type = 'walwriter'";
+    let writer = count(&scene.client, writer).await;
+    let mut holder = scene.database.client().await;
+    let lock = holder.transaction().await.expect("open a transaction");
+    execute(lock.client(), "SELECT FROM outboxd.lease FOR NO KEY UPDATE").await;
+    signal(writer, "STOP");
+    execute(&scene.client, "SET synchronous_commit = off").await;
+    let id = insert(&scene.client, "order-1", 2).await;
+    scene.wait_for_row(&mut scene.reader(), id).await;
+    signal(writer, "CONT");
+    lock.rollback().await.expect("give the lease back");
+    scene.judge_to_the_end(&mut relay).await;
+}
+
+fn signal(pid: i64, name: &str) {
+    let sent = Command::new("kill")
+        .args([format!("-{name}"), pid.to_string()])
+        .status();
+    assert!(
+        sent.is_ok_and(|status| status.success()),
+        "send {name} to process {pid}"
+    );
 }
 
 /// The newest version that is visible, durable or not.
