@@ -50,6 +50,8 @@ mod soak;
 mod stand;
 #[path = "measure/workload.rs"]
 mod workload;
+#[path = "measure/writer.rs"]
+mod writer;
 
 use std::process::ExitCode;
 use std::time::SystemTime;

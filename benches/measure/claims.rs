@@ -305,7 +305,11 @@ impl Found<'_> {
     }
 
     fn latency(&self, contender: Contender, rate: u32, figure: &str) -> Option<f64> {
-        self.median(latency::SECTION, &latency::line(contender, rate), figure)
+        self.median(
+            latency::SECTION,
+            &latency::line(Some(contender), rate),
+            figure,
+        )
     }
 
     fn commits(&self, beside: &str, against: &str) -> Option<f64> {

@@ -1,15 +1,11 @@
 //! From commit to Kafka at a steady pace: rows are sent when they are due, however long earlier ones take.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use outboxd::demo::postgres::tail;
 use outboxd::demo::reader::Reader;
-use tokio::task::JoinSet;
-use tokio_postgres::{Client, Statement};
-use uuid::Uuid;
 
 use crate::contender::{Contender, Mode, Transport};
 use crate::kafka::Topics;
@@ -17,6 +13,7 @@ use crate::process::Process;
 use crate::relay::Relay;
 use crate::report::{Figure, Section};
 use crate::stand::Stand;
+use crate::writer::{Writer, Written};
 
 pub const SECTION: &str = "latency";
 pub const P50: &str = "p50 ms";
@@ -27,55 +24,50 @@ const WARM_UP: Duration = Duration::from_secs(2);
 /// A virtual machine compiles what it runs meanwhile.
 const WARM_UP_JAVA: Duration = Duration::from_secs(10);
 const COUNTED_USUALLY: Duration = Duration::from_secs(10);
-/// Commits wait for the disk in each of these at once.
-const CONNECTIONS: usize = 16;
 const ARRIVED_MAX: Duration = Duration::from_secs(60);
-const INSERT: &str = "INSERT INTO public.outbox (id, aggregatetype, aggregateid, type, payload)
-    VALUES ($1, 'order', $2, 'OrderPlaced', json_build_object('version', 1, 'note', repeat('x', 125)))";
 
-/// The times of one row at its writer.
-struct Written {
-    id: Uuid,
-    due_at: Instant,
-    committed_at: Instant,
-}
+/// The line of a writer that publishes its rows itself once they are committed: what Kafka alone takes.
+const ALONE: &str = "the writer itself, no relay";
 
 /// Who is measured, and on which database.
-const PACED: [(Contender, &str); 3] = [
+const PACED: [(Option<Contender>, &str); 4] = [
+    (None, "paced_writer"),
     (
-        Contender::Relay(Mode::Replication, Transport::Tcp),
+        Some(Contender::Relay(Mode::Replication, Transport::Tcp)),
         "paced_replication",
     ),
     (
-        Contender::Relay(Mode::Polling, Transport::Tcp),
+        Some(Contender::Relay(Mode::Polling, Transport::Tcp)),
         "paced_polling",
     ),
-    (Contender::Debezium, "paced_debezium"),
+    (Some(Contender::Debezium), "paced_debezium"),
 ];
 
 /// The line of a contender at a pace.
-pub fn line(contender: Contender, rate: u32) -> String {
-    format!("{} at {rate} rows/s", contender.name())
+pub fn line(contender: Option<Contender>, rate: u32) -> String {
+    let name = contender.map_or_else(|| ALONE.into(), Contender::name);
+    format!("{name} at {rate} rows/s")
 }
 
 /// One that is measured.
 struct Paced<'a> {
-    contender: Contender,
+    contender: Option<Contender>,
     relay: Relay<'a>,
 }
 
 impl Paced<'_> {
-    /// Starts it; with its log.
-    fn start(&self, topic: &Topics) -> anyhow::Result<(Process, PathBuf)> {
+    /// Starts who publishes beside the writer, if somebody does; with its log.
+    fn start(&self, topic: &Topics) -> anyhow::Result<Option<(Process, PathBuf)>> {
         match self.contender {
-            Contender::Debezium => self.relay.start_debezium(topic),
-            _ => Ok((self.relay.start(topic)?, self.relay.log())),
+            None => Ok(None),
+            Some(Contender::Debezium) => self.relay.start_debezium(topic).map(Some),
+            Some(_) => Ok(Some((self.relay.start(topic)?, self.relay.log()))),
         }
     }
 
     fn warm_up(&self) -> Duration {
         match self.contender {
-            Contender::Debezium => WARM_UP_JAVA,
+            Some(Contender::Debezium) => WARM_UP_JAVA,
             _ => WARM_UP,
         }
     }
@@ -90,9 +82,9 @@ impl Stand {
         let mut all = Vec::new();
         for (contender, database) in PACED {
             let mode = match contender {
-                Contender::Relay(mode, _) => mode,
-                _ if self.plan.has_peers => Mode::Replication,
-                _ => continue,
+                Some(Contender::Relay(mode, _)) => mode,
+                Some(Contender::Debezium) if !self.plan.has_peers => continue,
+                _ => Mode::Replication,
             };
             let relay = self.relay(database, mode, "ledger");
             relay.prepare(&self.kafka).await?;
@@ -117,14 +109,19 @@ impl Stand {
         let (relay, warm_up) = (&paced.relay, paced.warm_up());
         let topic = self.kafka.topic().await?;
         let reader = Reader::start(&topic)?;
-        let (mut process, log) = paced.start(&topic)?;
-        let writer = Writer::connect(relay).await?;
+        let mut process = paced.start(&topic)?;
+        let writer = match process {
+            Some(_) => Writer::connect(relay).await?,
+            None => Writer::connect(relay).await?.publishing(relay, &topic)?,
+        };
         let first = writer.insert(0, Instant::now()).await?;
-        wait_for(&reader, (&mut process, &log), &[first]).await?;
+        wait_for(&reader, &mut process, &[first]).await?;
         let counted = self.plan.watched.unwrap_or(COUNTED_USUALLY);
         let written = writer.write(rate, warm_up + counted).await?;
-        wait_for(&reader, (&mut process, &log), &written).await?;
-        process.stop()?;
+        wait_for(&reader, &mut process, &written).await?;
+        if let Some((process, _)) = process {
+            process.stop()?;
+        }
         let seen = reader.finish().await?;
         topic.remove().await;
         let since = written.iter().map(|row| row.due_at).min();
@@ -148,72 +145,19 @@ impl Stand {
     }
 }
 
-/// Connections that commit rows side by side.
-#[derive(Clone)]
-struct Writer {
-    connections: Arc<Vec<(Client, Statement)>>,
-}
-
-impl Writer {
-    async fn connect(relay: &Relay<'_>) -> anyhow::Result<Self> {
-        let mut connections = Vec::new();
-        for _ in 0..CONNECTIONS {
-            let client = relay.server.connect(relay.database).await?;
-            let insert = client.prepare(INSERT).await?;
-            connections.push((client, insert));
-        }
-        Ok(Self {
-            connections: Arc::new(connections),
-        })
-    }
-
-    /// Sends each row when it is due; a connection whose commit takes long is sent the next ones behind it.
-    async fn write(&self, rate: u32, length: Duration) -> anyhow::Result<Vec<Written>> {
-        let (writer, runtime) = (self.clone(), tokio::runtime::Handle::current());
-        // A thread of its own: the runtime's timers are a millisecond coarse.
-        let paced = tokio::task::spawn_blocking(move || {
-            let mut rows = JoinSet::new();
-            let started_at = Instant::now();
-            let count = length.as_secs() * u64::from(rate);
-            for row in 0..count {
-                let due_at = started_at + Duration::from_secs_f64(row as f64 / f64::from(rate));
-                std::thread::sleep(due_at.saturating_duration_since(Instant::now()));
-                let writer = writer.clone();
-                let insert = async move { writer.insert(row as usize, due_at).await };
-                rows.spawn_on(insert, &runtime);
-            }
-            rows
-        });
-        let mut rows = paced.await?;
-        let mut written = Vec::new();
-        while let Some(row) = rows.join_next().await {
-            written.push(row??);
-        }
-        Ok(written)
-    }
-
-    async fn insert(&self, row: usize, due_at: Instant) -> Result<Written, tokio_postgres::Error> {
-        let (client, insert) = &self.connections[row % self.connections.len()];
-        let id = Uuid::new_v4();
-        let aggregate = format!("o-{}", fastrand::u32(..1000));
-        client.execute(insert, &[&id, &aggregate]).await?;
-        Ok(Written {
-            id,
-            due_at,
-            committed_at: Instant::now(),
-        })
-    }
-}
-
 async fn wait_for(
     reader: &Reader,
-    (process, log): (&mut Process, &Path),
+    process: &mut Option<(Process, PathBuf)>,
     rows: &[Written],
 ) -> anyhow::Result<()> {
     let deadline = Instant::now() + ARRIVED_MAX;
     while !reader.has_all(rows.iter().map(|row| &row.id)) {
-        process.ensure_runs().with_context(|| tail(log))?;
-        anyhow::ensure!(Instant::now() < deadline, "rows are late: {}", tail(log));
+        if let Some((process, log)) = process {
+            process.ensure_runs().with_context(|| tail(log))?;
+        }
+        let said = || process.as_ref().map(|(_, log)| tail(log));
+        let is_early = Instant::now() < deadline;
+        anyhow::ensure!(is_early, "rows are late: {}", said().unwrap_or_default());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Ok(())

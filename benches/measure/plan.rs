@@ -45,8 +45,8 @@ pub struct Plan {
     pub rounds: usize,
     /// Debezium Server drains the same backlogs.
     pub has_peers: bool,
-    /// Parts of the names of those who drain; all of them where there are none.
-    only: Vec<String>,
+    /// Those who drain a backlog.
+    pub contenders: Vec<Contender>,
     /// Rows per second at which latency is measured.
     pub rates: Vec<u32>,
     /// How long latency, commits, an idle relay and a soaked one are watched.
@@ -67,38 +67,36 @@ impl Plan {
                 workload.rows = rows;
             }
         }
+        let has_peers = has_peers()?;
         Ok(Self {
             parts: parts(variable("PART").as_deref(), is_full)?,
             workloads,
             marked,
             new,
             rounds: number("ROUNDS")?.unwrap_or(3),
-            has_peers: has_peers()?,
-            only: only(),
+            has_peers,
+            contenders: contenders(variable("ONLY").as_deref(), has_peers)?,
             rates: rates(is_full)?,
             watched: number("WATCH")?.map(|seconds| Duration::from_secs(seconds as u64)),
             command: command(),
         })
     }
-
-    /// Those who drain a backlog.
-    pub fn contenders(&self) -> Vec<Contender> {
-        let is_wanted = |contender: &Contender| {
-            let name = contender.name();
-            self.only.is_empty() || self.only.iter().any(|part| name.contains(part))
-        };
-        Contender::all(self.has_peers).filter(is_wanted).collect()
-    }
 }
 
-/// What `ONLY` names, separated by commas.
-fn only() -> Vec<String> {
-    let names = variable("ONLY").unwrap_or_default();
-    names
-        .split(',')
-        .filter(|name| !name.is_empty())
-        .map(str::to_owned)
-        .collect()
+/// Those whose names contain a part that `ONLY` names, separated by commas; all of them where it names none.
+fn contenders(only: Option<&str>, has_peers: bool) -> anyhow::Result<Vec<Contender>> {
+    let all: Vec<Contender> = Contender::all(has_peers).collect();
+    let Some(only) = only else { return Ok(all) };
+    let parts: Vec<&str> = only.split(',').map(str::trim).collect();
+    let names = || all.iter().map(|known| known.name()).collect::<Vec<_>>();
+    for part in &parts {
+        let is_known = names().iter().any(|name| name.contains(part));
+        let known = || names().join("; ");
+        anyhow::ensure!(is_known, "nobody is called `{part}`; there are {}", known());
+    }
+    let is_wanted =
+        |contender: &Contender| parts.iter().any(|part| contender.name().contains(part));
+    Ok(all.iter().copied().filter(is_wanted).collect())
 }
 
 /// The parts of `PART`, separated by commas; for none those that fit into half an hour, and what else is asked for.

@@ -149,7 +149,8 @@ impl Relay<'_> {
         Ok(command)
     }
 
-    fn configuration(&self, topic: &Broker) -> anyhow::Result<String> {
+    /// Its whole configuration.
+    pub fn configuration(&self, topic: &Broker) -> anyhow::Result<String> {
         let brokers: Vec<&str> = topic.servers.split(',').collect();
         let (source_keys, replication_keys) = self.mode.keys();
         Ok(format!(
