@@ -1,14 +1,36 @@
 #!/bin/sh
-# Quotes the newest run of `make bench` between the marks: whole in docs/performance.md, what holds in README.md.
+# Quotes a run of `make bench` between the marks: whole in docs/performance.md, what holds in README.md.
+#
+# quote.sh [RUN [OTHER...]]: RUN is the newest in target/bench where none is named. Of the OTHERs come the lines that RUN
+# did not measure, with their date.
 set -eu
 cd "$(dirname "$0")/.."
 
-run=
-for file in target/bench/*.md; do run=$file; done
-if [ ! -f "$run" ]; then
-    echo "error: no run to quote: make bench writes one to target/bench" >&2
-    exit 1
+if [ $# -eq 0 ]; then
+    for file in target/bench/*.md; do set -- "$file"; done
 fi
+for file in "$@"; do
+    if [ ! -f "$file" ]; then
+        echo "error: no run \`$file\` to quote: make bench writes them to target/bench" >&2
+        exit 1
+    fi
+done
+
+# The first run, with what only the others measured.
+filled() {
+    awk '
+        FNR == 1 { claim = 0; files++ }
+        FNR == 3 { date = substr($0, 1, index($0, ",") - 1) }
+        /^### / { is_claims = $0 == "### What holds" }
+        { is_claim = is_claims && /^\| [^|]/; claim += is_claim }
+        files == 1 { line[FNR] = $0; lines = FNR; if (is_claim) at[claim] = FNR; next }
+        is_claim && !/not measured \|$/ && line[at[claim]] ~ /not measured \|$/ {
+            split($0, said, " [|] "); split(line[at[claim]], asked, " [|] ")
+            if (said[1] == asked[1]) line[at[claim]] = substr($0, 1, length($0) - 2) ", " date " |"
+        }
+        END { for (number = 1; number <= lines; number++) print line[number] }
+    ' "$@"
+}
 
 # Puts standard input between the marks of a file.
 quote() {
@@ -22,7 +44,7 @@ quote() {
     mv "$1.new" "$1"
 }
 
-quote docs/performance.md <"$run"
+filled "$@" | quote docs/performance.md
 # Up to the second table: the head and what holds.
-awk '/^### / { tables++ } tables < 2' "$run" | sed 's/^## .*//; s/^### /#### /' | quote README.md
-echo "quoted $run"
+filled "$@" | awk '/^### / { tables++ } tables < 2' | sed 's/^## .*//; s/^### /#### /' | quote README.md
+echo "quoted $*"
