@@ -1,8 +1,8 @@
 #!/bin/sh
 # Quotes a run of `make bench` between the marks: whole in docs/performance.md, what holds in README.md.
 #
-# quote.sh [RUN [OTHER...]]: RUN is the newest in target/bench where none is named. Of the OTHERs come the lines that RUN
-# did not measure, with their date.
+# quote.sh [RUN [OTHER...]]: RUN is the newest in target/bench where none is named. Of the OTHERs come the lines and tables
+# that RUN did not measure, with their date.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -20,15 +20,23 @@ done
 filled() {
     awk '
         FNR == 1 { claim = 0; files++ }
+        FNR == 3 && files > 1 { heads = heads "\n- " $0 }
         FNR == 3 { date = substr($0, 1, index($0, ",") - 1) }
-        /^### / { is_claims = $0 == "### What holds" }
+        /^### / { is_claims = $0 == "### What holds"; is_new = !($0 in known); known[$0]; if (files > 1) $0 = $0 "; " date }
         { is_claim = is_claims && /^\| [^|]/; claim += is_claim }
         files == 1 { line[FNR] = $0; lines = FNR; if (is_claim) at[claim] = FNR; next }
         is_claim && !/not measured \|$/ && line[at[claim]] ~ /not measured \|$/ {
             split($0, said, " [|] "); split(line[at[claim]], asked, " [|] ")
             if (said[1] == asked[1]) line[at[claim]] = substr($0, 1, length($0) - 2) ", " date " |"
         }
-        END { for (number = 1; number <= lines; number++) print line[number] }
+        is_new { line[++lines] = $0 }
+        END {
+            for (number = 1; number <= lines; number++) {
+                if (heads && line[number] ~ /^What was not measured here/)
+                    line[number] = "Lines and tables with a date are of the run of that date:\n" heads
+                print line[number]
+            }
+        }
     ' "$@"
 }
 

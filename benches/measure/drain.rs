@@ -30,7 +30,7 @@ pub const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// CPU time is counted in steps of 10 ms, which a walsender needs for fewer rows than these.
 const TOLD_FROM: usize = 20_000;
 /// Drains that warm Kafka up and are not counted: while its compilers work they take a quarter of both processors.
-const WARMING: usize = 6;
+const WARMING: usize = 20;
 const COPY: &str = "outboxd_bench_round";
 /// Rows in the ledger, however they are marked.
 const LEDGER: &str = "SELECT coalesce(sum(upper(part) - lower(part)), 0)::bigint
