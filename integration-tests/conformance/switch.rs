@@ -15,28 +15,18 @@ fn endless() -> Load {
     }
 }
 
-const RESTARTS: usize = 3;
-
-/// Without marks only a position is remembered, which stands behind whole transactions: one that a stop cuts comes again.
 pub async fn graceful_restarts_repeat_nothing(pair: Pair) {
     let scene = Scene::new(pair).await;
     let mut relay = scene.start_steady().await;
-    let load = endless();
-    let duplicates_max = match pair.mark {
-        "none" => RESTARTS * (load.rows.end - 1),
-        _ => 0,
-    };
-    let load = load.start(&scene.database.url).await;
-    for _ in 0..RESTARTS {
+    let load = endless().start(&scene.database.url).await;
+    for _ in 0..3 {
         load.progress(40, SOON).await;
         stop(&mut relay);
         load.progress(10, SOON).await;
         relay.restart();
     }
     load.stop().await;
-    scene
-        .judge_to_the_end_with(&mut relay, duplicates_max)
-        .await;
+    scene.judge_to_the_end(&mut relay).await;
 }
 
 /// From replication to polling and back, while writers go on.
