@@ -102,7 +102,7 @@ impl Stand {
                 }
             }
             for _ in 0..self.plan.rounds {
-                for contender in self.plan.contenders.iter().copied() {
+                for &contender in &self.plan.contenders {
                     let drain = backlog.drain(contender).await?;
                     section.add(&contender.name(), &drain.figures());
                 }
