@@ -100,7 +100,7 @@ macro_rules! shared_marks {
     };
 }
 
-/// Rows that the application deletes itself can only be seen in the stream.
+/// Only a stream brings rows that the application deletes itself, and cuts transactions.
 macro_rules! stream_alone {
     ($file:ident::$case:ident, $major:expr) => {
         pair!(
@@ -195,6 +195,7 @@ cases! { ledger_pairs, super::USUAL;
 cases! { stream_alone, super::USUAL;
     golden::golden_insert_and_delete_in_one_transaction,
     golden::golden_update_and_delete,
+    switch::a_stop_within_a_transaction_repeats_nothing,
 }
 
 mod a_commit_that_a_crash_undoes_is_never_streamed {

@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::config::{Config, KafkaConfig};
 use crate::core::{Core, Faults, Recorded, Window};
@@ -266,7 +266,7 @@ struct Run<'a> {
     keeping: Keeping,
     mark_again_at: Option<Instant>,
     last_mark_at: Instant,
-    /// Set while we stop: nothing is fed, everything in flight is settled until then.
+    /// Set while we stop: everything in flight is settled until then.
     drain_until: Option<Instant>,
     maintenance: Option<JoinHandle<Result<Vec<Finding>, MarkError>>>,
     sweep: Sweep,
@@ -398,7 +398,7 @@ impl Run<'_> {
         }
         let may_publish = lease.may_publish(self.session.tenure.epoch);
         drop(lease);
-        if may_publish && self.drain_until.is_none() && self.successor.is_none() {
+        if may_publish && self.feeds() && self.successor.is_none() {
             let end = self.too_much_is_kept().or_else(|| self.feed_rows());
             if end.is_some() {
                 return end;
@@ -417,7 +417,17 @@ impl Run<'_> {
             self.session.source.resolved();
         }
         let deadline = self.drain_until?;
-        (is_settled || Instant::now() >= deadline).then_some(End::Stopped)
+        let is_drained = is_settled && !self.is_within_transaction();
+        if !is_drained && Instant::now() < deadline {
+            return None;
+        }
+        if !is_drained {
+            warn!(
+                rows = self.relay.core.rows(),
+                "`shutdown.grace` is over and not everything is settled: rows may be sent again"
+            );
+        }
+        Some(End::Stopped)
     }
 
     fn confirm(&self) {

@@ -2,8 +2,13 @@
 
 use super::order::busy;
 use super::scene::{Pair, SOON, Scene, stop};
-use crate::harness::load::Load;
+use crate::harness::load::{Load, write_rows};
+use crate::harness::order_writer::Fate;
+use crate::harness::proxy::Proxy;
 use crate::harness::relay::Relay;
+
+/// Of a transaction that is cut: some batches of the stream.
+const ROWS: usize = 10_000;
 
 /// Writers that go on until they are stopped, slowly enough to leave the processors to the relay.
 fn endless() -> Load {
@@ -26,6 +31,31 @@ pub async fn graceful_restarts_repeat_nothing(pair: Pair) {
         relay.restart();
     }
     load.stop().await;
+    scene.judge_to_the_end(&mut relay).await;
+}
+
+/// A transaction comes slowly, and stands still when some of its rows are in Kafka: the relay is asked to stop there.
+pub async fn a_stop_within_a_transaction_repeats_nothing(pair: Pair) {
+    let mut scene = Scene::new(pair).await;
+    let proxy = Proxy::start(scene.database.port()).await;
+    let url = scene.database.url_through(&proxy);
+    scene.config = scene.config.clone().set("source.url", url);
+    let mut relay = scene.start_steady().await;
+    proxy.set(|weather| {
+        weather.is_for_replication = true;
+        weather.to_client.bytes_per_second = 100_000;
+    });
+    let written = write_rows(&scene.client, 1, ROWS, Fate::Commit).await;
+    written.expect("write rows");
+    let published = scene.wait_for(&mut scene.reader(), 1).await.len();
+    proxy.set(|weather| weather.to_client.is_held = true);
+    relay.signal("TERM");
+    relay.wait_for_log("draining", SOON).await;
+    assert!(published < ROWS, "the transaction was not cut");
+    proxy.clear();
+    let status = relay.wait_exit(SOON).expect("the relay ends");
+    assert!(status.success(), "the relay ended with {status}");
+    relay.restart();
     scene.judge_to_the_end(&mut relay).await;
 }
 

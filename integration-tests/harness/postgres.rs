@@ -15,6 +15,7 @@ use tokio::sync::OnceCell;
 use tokio_postgres::{Client, NoTls};
 
 use super::certificates::Identity;
+use super::proxy::Proxy;
 use super::workspace::{self, Process};
 
 /// Every major version that is supported.
@@ -81,6 +82,12 @@ impl Database {
         let (_, rest) = self.url.split_once("@127.0.0.1:").expect("a URL over TCP");
         let (port, _) = rest.split_once('/').expect("a URL with a database");
         port.parse().expect("a port")
+    }
+
+    /// The way to it through a proxy that can tell which connection replicates.
+    pub fn url_through(&self, proxy: &Proxy) -> String {
+        let (port, name) = (proxy.port, &self.name);
+        format!("postgres://postgres@127.0.0.1:{port}/{name}?sslmode=disable")
     }
 }
 

@@ -122,12 +122,7 @@ impl Rig {
     /// Leads the relay to PostgreSQL through a proxy.
     pub async fn through_proxy(&mut self) -> Proxy {
         let proxy = Proxy::start(self.database.port()).await;
-        let name = &self.database.name;
-        let url = format!(
-            "postgres://postgres@127.0.0.1:{}/{name}?sslmode=disable",
-            proxy.port
-        );
-        self.set("source.url", url.as_str());
+        self.set("source.url", self.database.url_through(&proxy));
         proxy
     }
 

@@ -95,6 +95,9 @@ impl Run<'_> {
             if let Some(lsn) = self.feed.boundary_reached() {
                 self.relay.core.boundary(lsn);
             }
+            if !self.feeds() {
+                break;
+            }
             let encoder = &self.session.encoder;
             let Some((row, encoded)) = self.feed.next(|row| encoder.encode(row)) else {
                 break;
@@ -181,9 +184,21 @@ impl Run<'_> {
         }
     }
 
+    /// Whether rows go out: all of them, or in a drain the rest of a transaction.
+    pub(super) fn feeds(&self) -> bool {
+        self.drain_until.is_none() || self.is_within_transaction()
+    }
+
+    /// Whether rows went out of a transaction that is not read to its end, and no mark would say so to the next relay:
+    /// all it begins with is a position, which can't stand in the middle.
+    pub(super) fn is_within_transaction(&self) -> bool {
+        let has_marks = !matches!(self.session.marks, Marks::None);
+        !has_marks && self.session.source.is_stream() && self.feed.is_within_transaction()
+    }
+
     /// Whether the next batch may be read: when this one is fed, unless we drain or the stream is about to take over.
     pub(super) fn wants_batch(&self) -> bool {
-        self.feed.is_empty() && self.drain_until.is_none() && !self.has_read_all()
+        self.feed.is_empty() && self.feeds() && !self.has_read_all()
     }
 
     fn has_read_all(&self) -> bool {

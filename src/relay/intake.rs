@@ -10,6 +10,8 @@ pub(crate) struct Intake<E> {
     waiting: Option<(OutboxRow, E)>,
     /// Rows still to be fed before the batch's boundary, and its position.
     boundary: Option<(usize, Lsn)>,
+    /// Rows were taken since the last boundary: their transaction is not read to its end.
+    is_within_transaction: bool,
     /// A turn found no more: what stood in the table before the slot was read, and the rest comes through the slot.
     caught_up: bool,
 }
@@ -20,6 +22,7 @@ impl<E> Default for Intake<E> {
             rows: Vec::new().into_iter(),
             waiting: None,
             boundary: None,
+            is_within_transaction: false,
             caught_up: false,
         }
     }
@@ -32,6 +35,7 @@ impl<E> Intake<E> {
             rows: batch.rows.into_iter(),
             waiting: None,
             boundary: batch.boundary.map(|boundary| (boundary.rows, boundary.lsn)),
+            is_within_transaction: self.is_within_transaction,
             caught_up: self.caught_up || batch.caught_up,
         };
     }
@@ -59,8 +63,14 @@ impl<E> Intake<E> {
         self.waiting = Some((row, encoded));
     }
 
+    /// Whether rows of a transaction were taken whose end was not.
+    pub(crate) fn is_within_transaction(&self) -> bool {
+        self.is_within_transaction
+    }
+
     /// A row was taken by the core.
     pub(crate) fn row_left(&mut self) {
+        self.is_within_transaction = true;
         if let Some((rows, _)) = &mut self.boundary {
             *rows -= 1;
         }
@@ -70,6 +80,7 @@ impl<E> Intake<E> {
     pub(crate) fn boundary_reached(&mut self) -> Option<Lsn> {
         let (_, lsn) = self.boundary.filter(|(rows, _)| *rows == 0)?;
         self.boundary = None;
+        self.is_within_transaction = false;
         Some(lsn)
     }
 }

@@ -4,7 +4,6 @@ use super::broker::Outgoing;
 use super::event::id_of;
 use super::mutations::Mutation;
 use super::relay::Told;
-use super::server::Commit;
 use super::session::{End, Session};
 use super::world::{World, tell};
 use crate::config::FaultPolicy;
@@ -20,7 +19,7 @@ impl World {
     pub fn take_batch(&mut self, relay: usize) -> Option<End> {
         let has_read_all = self.has_read_all(relay);
         let session = self.relays[relay].session.as_mut()?;
-        if !session.intake.is_empty() || session.is_draining || has_read_all {
+        if !session.intake.is_empty() || !session.feeds() || has_read_all {
             return None;
         }
         if session.lost.is_some() && self.rng.bool() {
@@ -81,11 +80,9 @@ impl World {
             let session = process.session.as_mut()?;
             if let Some(lsn) = session.intake.boundary_reached() {
                 process.core.boundary(lsn);
-                let begins_here = |commit: &&Commit| {
-                    self.mutation == Mutation::ConfirmCommitLsn && commit.lsn == lsn.0
-                };
-                let commit = self.server.commits.iter().find(begins_here);
-                session.reached = commit.map_or(lsn.0, |commit| commit.end);
+            }
+            if !session.feeds() {
+                break;
             }
             let mended = &self.broker.mended;
             let judge = &self.judge;

@@ -32,10 +32,12 @@ pub enum Mutation {
     PositionWithoutWriters,
     /// What was kept whole is replayed before older rows that stand in the table.
     ReplayPassesTheTable,
+    /// Without marks, a drain ends within a transaction.
+    StopWithinTransaction,
 }
 
 /// Every planted defect.
-pub const ALL: [Mutation; 14] = [
+pub const ALL: [Mutation; 15] = [
     Mutation::ConfirmBeforeMark,
     Mutation::ConfirmCommitLsn,
     Mutation::KeepaliveTooEarly,
@@ -50,4 +52,5 @@ pub const ALL: [Mutation; 14] = [
     Mutation::NumbersOutliveCrash,
     Mutation::PositionWithoutWriters,
     Mutation::ReplayPassesTheTable,
+    Mutation::StopWithinTransaction,
 ];

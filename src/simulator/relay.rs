@@ -174,7 +174,7 @@ impl World {
             return Some(End::Deposed);
         }
         if process.keeper.publishes(now)
-            && !session.is_draining
+            && session.feeds()
             && let Some(end) = self.feed_rows(relay)
         {
             return Some(end);
@@ -190,12 +190,18 @@ impl World {
         let session = process.session.as_mut()?;
         session.is_draining |= process.is_stopping;
         let core = &process.core;
-        let is_settled = !session.has_statement()
+        let is_whole =
+            !session.is_within_transaction() || self.mutation == Mutation::StopWithinTransaction;
+        let is_settled = is_whole
+            && !session.has_statement()
             && core.sent() == 0
             && core.unmarked() == 0
             && core.aside() == 0;
-        let is_over = session.is_draining && (is_settled || self.rng.u8(..60) == 0);
-        is_over.then_some(End::Stopped)
+        if !session.is_draining {
+            return None;
+        }
+        session.is_out_of_grace = !is_settled && self.rng.u8(..60) == 0;
+        (is_settled || session.is_out_of_grace).then_some(End::Stopped)
     }
 
     /// A connection that ended is noticed sooner or later.

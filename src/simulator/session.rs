@@ -75,9 +75,9 @@ pub struct Session {
     pub confirm: u64,
     /// What an earlier session found that could be confirmed.
     pub confirmed_before: u64,
-    /// The end of the last transaction that was fed whole.
-    pub reached: u64,
     pub is_draining: bool,
+    /// The drain ended with something in flight.
+    pub is_out_of_grace: bool,
     pub lost: Option<Loss>,
     /// Dead numbers that no checkpoint covers.
     pub dead: RangeSet,
@@ -92,6 +92,16 @@ impl Session {
 
     pub fn is_stream(&self) -> bool {
         matches!(self.source, Source::Stream(_))
+    }
+
+    /// Whether rows went out of a transaction that is not read to its end, and nothing marks them.
+    pub fn is_within_transaction(&self) -> bool {
+        self.ledger.is_none() && self.is_stream() && self.intake.is_within_transaction()
+    }
+
+    /// Whether rows go out: all of them, or in a drain the rest of a transaction.
+    pub fn feeds(&self) -> bool {
+        !self.is_draining || self.is_within_transaction()
     }
 
     pub fn is_catch_up(&self) -> bool {
@@ -236,8 +246,8 @@ impl World {
             top: 0,
             confirm: 0,
             confirmed_before: process.core.confirmable().map_or(0, |lsn| lsn.0),
-            reached: 0,
             is_draining: false,
+            is_out_of_grace: false,
             lost: None,
             dead: RangeSet::new(),
             swept: VecDeque::new(),
@@ -361,15 +371,15 @@ impl World {
         self.finish_statements(relay);
         self.leave_source(relay, &end);
         let session = self.relays[relay].session.as_ref();
-        let (reached, is_lost) = session.map_or((0, true), |s| (s.reached, s.lost.is_some()));
-        let is_forced = end == End::Stopped && !self.relays[relay].core.is_empty();
-        if is_forced {
+        let is_out_of_grace = session.is_some_and(|session| session.is_out_of_grace);
+        let is_told = session.is_some_and(|s| s.is_stream() && s.lost.is_none());
+        if is_out_of_grace {
             self.grant_in_flight(relay);
             self.grant_replay(relay);
         }
         if !self.setting.has_marks {
             match end {
-                End::Stopped if !is_forced && !is_lost => self.judge.grant_behind(reached),
+                End::Stopped if is_told && !is_out_of_grace => {}
                 _ => {
                     self.grant_without_marks(relay);
                     self.grant_replay(relay);

@@ -69,7 +69,7 @@ impl World {
     /// Reads from the source; what it hands over waits for the relay.
     pub fn read_source(&mut self, relay: usize) -> Option<End> {
         let session = self.relays[relay].session.as_ref()?;
-        if session.batches.len() >= BATCHES_WAITING || session.is_draining {
+        if session.batches.len() >= BATCHES_WAITING || !session.feeds() {
             return None;
         }
         if session.lost.is_some() {
