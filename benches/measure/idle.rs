@@ -63,10 +63,11 @@ impl Stand {
         let topic = self.kafka.topic().await?;
         let mut process = relay.start(&topic)?;
         tokio::time::sleep(SETTLED).await;
-        let before = process.cpu();
+        let before = process.cpu_of_threads()?;
         tokio::time::sleep(watched).await;
         process.ensure_runs()?;
-        let used = (process.cpu() - before).as_secs_f64() / watched.as_secs_f64();
+        let used = process.cpu_of_threads()?.saturating_sub(before);
+        let used = used.as_secs_f64() / watched.as_secs_f64();
         let resident = process.resident_bytes() as f64 / 1e6;
         process.stop()?;
         topic.remove().await;
