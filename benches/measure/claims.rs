@@ -331,6 +331,11 @@ impl Bound {
         }
     }
 
+    fn limit(self) -> f64 {
+        let (Self::AtLeast(limit, _) | Self::AtMost(limit, _)) = self;
+        limit
+    }
+
     fn unit(self) -> &'static str {
         let (Self::AtLeast(_, unit) | Self::AtMost(_, unit)) = self;
         unit
@@ -376,6 +381,14 @@ pub fn json(sections: &[Section]) -> Value {
     CLAIMS.iter().map(line).collect()
 }
 
+/// A value; one that misses its bound by less than its digits show has one more.
 fn said(claim: &Claim, value: f64) -> String {
-    format!("{}{}", number(value), claim.bound.unit())
+    let (bound, usual) = (claim.bound, number(value));
+    let is_hidden = !bound.holds(value) && usual == number(bound.limit());
+    let text = if is_hidden {
+        format!("{value:.3}")
+    } else {
+        usual
+    };
+    format!("{text}{}", bound.unit())
 }
