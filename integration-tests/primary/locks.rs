@@ -10,12 +10,13 @@ use crate::matrix::rig::{POLLED, Pair, Rig, SOON, STREAMED, await_publishing};
 const TRANSACTION_MAX: f64 = 5.0;
 
 /// The longest transaction of any of our SQL sessions, in seconds, whether one is idle in it, and how strong a lock
-/// on the outbox was.
+/// on the outbox was. Locks that PostgreSQL takes for an instant to extend a file or to queue for a row, as for any writer,
+/// are not locks of the table.
 const SAMPLE: &str = "
     SELECT coalesce(max(extract(epoch FROM clock_timestamp() - a.xact_start)), 0)::float8,
            coalesce(bool_or(a.state LIKE 'idle in transaction%' AND clock_timestamp() - a.state_change > interval '3 s'), false),
            coalesce((SELECT string_agg(DISTINCT l.mode, ', ') FROM pg_locks l JOIN pg_stat_activity o USING (pid)
-                     WHERE l.relation = 'outbox'::regclass AND o.application_name LIKE 'outboxd%'
+                     WHERE l.locktype = 'relation' AND l.relation = 'outbox'::regclass AND o.application_name LIKE 'outboxd%'
                        AND l.mode NOT IN ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock')), '')
     FROM pg_stat_activity a
     WHERE a.datname = current_database() AND a.application_name LIKE 'outboxd%' AND a.backend_type = 'client backend'";
