@@ -417,16 +417,16 @@ impl Run<'_> {
             self.session.source.resolved();
         }
         let deadline = self.drain_until?;
-        let is_drained = is_settled && !self.is_within_transaction();
-        if !is_drained && Instant::now() < deadline {
+        if is_settled && !self.is_within_transaction() {
+            return Some(End::Stopped);
+        }
+        if Instant::now() < deadline {
             return None;
         }
-        if !is_drained {
-            warn!(
-                rows = self.relay.core.rows(),
-                "`shutdown.grace` is over and not everything is settled: rows may be sent again"
-            );
-        }
+        warn!(
+            rows = self.relay.core.rows(),
+            "`shutdown.grace` is over and not everything is settled: rows may be sent again"
+        );
         Some(End::Stopped)
     }
 

@@ -192,8 +192,9 @@ impl Run<'_> {
     /// Whether rows went out of a transaction that is not read to its end, and no mark would say so to the next relay:
     /// all it begins with is a position, which can't stand in the middle.
     pub(super) fn is_within_transaction(&self) -> bool {
-        let has_marks = !matches!(self.session.marks, Marks::None);
-        !has_marks && self.session.source.is_stream() && self.feed.is_within_transaction()
+        matches!(self.session.marks, Marks::None)
+            && self.session.source.is_stream()
+            && self.feed.is_within_transaction()
     }
 
     /// Whether the next batch may be read: when this one is fed, unless we drain or the stream is about to take over.

@@ -377,14 +377,10 @@ impl World {
             self.grant_in_flight(relay);
             self.grant_replay(relay);
         }
-        if !self.setting.has_marks {
-            match end {
-                End::Stopped if is_told && !is_out_of_grace => {}
-                _ => {
-                    self.grant_without_marks(relay);
-                    self.grant_replay(relay);
-                }
-            }
+        let is_in_order = end == End::Stopped && is_told && !is_out_of_grace;
+        if !self.setting.has_marks && !is_in_order {
+            self.grant_without_marks(relay);
+            self.grant_replay(relay);
         }
         let Some(session) = self.relays[relay].session.take() else {
             return;
