@@ -36,7 +36,7 @@ pub struct ParseLsnError;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RowId {
     /// A uuid as PostgreSQL prints it, whatever the column's type.
-    Uuid(u128),
+    Uuid(uuid::Uuid),
     /// Any other text.
     Text(Box<str>),
 }
@@ -47,7 +47,7 @@ impl RowId {
         match uuid::Uuid::try_parse_ascii(text) {
             // A column of text may hold capitals, which a uuid does not print.
             Ok(uuid) if text.len() == 36 && !text.iter().any(u8::is_ascii_uppercase) => {
-                Self::Uuid(uuid.as_u128())
+                Self::Uuid(uuid)
             }
             _ => Self::Text(String::from_utf8_lossy(text).into()),
         }
@@ -57,7 +57,7 @@ impl RowId {
 impl fmt::Display for RowId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Uuid(value) => uuid::Uuid::from_u128(*value).fmt(f),
+            Self::Uuid(uuid) => uuid.fmt(f),
             Self::Text(text) => f.write_str(text),
         }
     }

@@ -182,7 +182,7 @@ pub fn delivered(seq: i64, lsn: u64) -> Delivered {
     Delivered {
         ticket: 0,
         seq: Some(seq),
-        id: RowId::Uuid(seq as u128),
+        id: RowId::Uuid(uuid::Uuid::from_u128(seq as u128)),
         lsn: Lsn(lsn),
     }
 }

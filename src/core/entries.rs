@@ -102,11 +102,15 @@ mod tests {
     use super::*;
     use crate::outbox::{Lsn, RowId};
 
+    fn id(ticket: Ticket) -> RowId {
+        RowId::Uuid(uuid::Uuid::from_u128(u128::from(ticket)))
+    }
+
     fn entry(ticket: Ticket) -> Entry {
         Entry {
             state: State::Sent,
             seq: None,
-            id: RowId::Uuid(u128::from(ticket)),
+            id: id(ticket),
             lsn: Lsn(0),
             aggregate: Aggregate(0),
             bytes: 1,
@@ -131,7 +135,7 @@ mod tests {
             }
             assert!(entries.recent.len() <= RECENT_MAX);
         }
-        let left = [7, behind].map(|ticket| (ticket, RowId::Uuid(u128::from(ticket))));
+        let left = [7, behind].map(|ticket| (ticket, id(ticket)));
         assert_eq!(listed(entries.iter()), left);
         assert!(entries.get(7).is_some() && entries.get_mut(7).is_some());
         assert!(entries.remove(7).is_some() && entries.remove(7).is_none());

@@ -346,7 +346,7 @@ mod tests {
         Delivered {
             ticket: 0,
             seq: Some(seq),
-            id: RowId::Uuid(seq as u128),
+            id: RowId::Uuid(uuid::Uuid::from_u128(seq as u128)),
             lsn: Lsn(lsn),
         }
     }

@@ -215,7 +215,7 @@ mod tests {
         Delivered {
             ticket: 0,
             seq,
-            id: RowId::Uuid(0),
+            id: RowId::Uuid(uuid::Uuid::nil()),
             lsn: Lsn(0),
         }
     }
