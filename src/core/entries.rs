@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use super::entry::Entry;
 use crate::publish::Ticket;
 
-/// Tickets between the oldest and the newest row that are found by index: bounds the empty places at about 4 MB. An
+/// Tickets between the oldest and the newest row that are found by index: bounds the empty places at about 3 MB. An
 /// older row is rare, one whose partition waits for its leader, and moves to a tree.
 const RECENT_MAX: usize = 1 << 15;
 
