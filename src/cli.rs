@@ -3,7 +3,6 @@
 mod blocked;
 mod commands;
 mod letters;
-mod memory;
 mod wish;
 
 use std::io::Write as _;
@@ -141,7 +140,6 @@ impl From<Outcome> for ExitCode {
 
 /// Parses the arguments, runs the command and says on stderr why it failed.
 pub fn main() -> ExitCode {
-    memory::share_one_arena();
     let cli = Cli::parse();
     // The loop that publishes runs on this thread, all else on one worker; with two, rows by polling took 2 MB more and
     // went no faster.
