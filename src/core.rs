@@ -163,6 +163,7 @@ impl Core {
             seq: row.seq,
             id: row.id.clone(),
             lsn: row.lsn,
+            origin: row.origin,
             aggregate: row.aggregate,
             bytes: row.bytes,
             topic,
@@ -250,6 +251,7 @@ impl Core {
                 seq: entry.seq,
                 id: entry.id.clone(),
                 lsn: entry.lsn,
+                origin: entry.origin,
             })
         };
         tickets.into_iter().filter_map(take).collect()

@@ -2,6 +2,7 @@
 //!
 //! A mark is written only for rows that the broker acknowledged, and only under the lease.
 
+pub mod evidence;
 pub mod ledger;
 mod rows;
 

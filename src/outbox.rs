@@ -207,12 +207,27 @@ pub enum LeftOut {
     NoColumn,
 }
 
+/// Who wrote what was read of a row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Origin {
+    /// A copy of ours, or a row whose version nobody asks for.
+    #[default]
+    Unknown,
+    /// The stream brought it: the top-level transaction that inserted it, which a snapshot may not show yet.
+    Stream { xid: u32 },
+    /// It was read from the table: the `xmin` of the version that was read.
+    Table { xmin: u32 },
+    /// Somebody whose transaction began before this one wrote it.
+    Before { xmax: u32 },
+}
+
 /// A committed outbox row: text as PostgreSQL prints it, `bytea` as its raw bytes.
 #[derive(Clone, Debug)]
 pub struct OutboxRow {
     /// The largest LSN at which the row's commit can stand: its commit when streamed, the insert
     /// position read after it when polled.
     pub lsn: Lsn,
+    pub origin: Origin,
     /// The number that the table's identity column gave it.
     pub seq: Option<i64>,
     /// Its `id`; `None` for SQL NULL, which is a fault of the row.
@@ -228,6 +243,7 @@ impl OutboxRow {
     pub fn new(layout: &Layout, lsn: Lsn, bytes: Bytes, fields: Box<[Field]>) -> Self {
         let mut row = Self {
             lsn,
+            origin: Origin::Unknown,
             seq: None,
             id: None,
             bytes,

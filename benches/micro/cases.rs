@@ -146,6 +146,7 @@ fn statement() -> Box<dyn FnMut()> {
             seq: row.seq,
             id: row.id.expect("every row has an id"),
             lsn: row.lsn,
+            origin: row.origin,
         })
         .collect();
     Box::new(move || {

@@ -148,6 +148,7 @@ impl Outbox {
                 seq: Some(row.get(0)),
                 id: RowId::from_text(row.get::<_, &str>(1).as_bytes()),
                 lsn: Lsn(100),
+                origin: outboxd::outbox::Origin::Unknown,
             })
             .collect()
     }
@@ -184,6 +185,7 @@ pub fn delivered(seq: i64, lsn: u64) -> Delivered {
         seq: Some(seq),
         id: RowId::Uuid(uuid::Uuid::from_u128(seq as u128)),
         lsn: Lsn(lsn),
+        origin: outboxd::outbox::Origin::Unknown,
     }
 }
 

@@ -79,6 +79,7 @@ impl Core {
             seq: row.seq,
             id: row.id.clone(),
             lsn: row.lsn,
+            origin: row.origin,
             fate,
         });
         ticket

@@ -100,7 +100,7 @@ mod tests {
 
     use super::super::{Aggregate, State};
     use super::*;
-    use crate::outbox::{Lsn, RowId};
+    use crate::outbox::{Lsn, Origin, RowId};
 
     fn id(ticket: Ticket) -> RowId {
         RowId::Uuid(uuid::Uuid::from_u128(u128::from(ticket)))
@@ -112,6 +112,7 @@ mod tests {
             seq: None,
             id: id(ticket),
             lsn: Lsn(0),
+            origin: Origin::Unknown,
             aggregate: Aggregate(0),
             bytes: 1,
             topic: None,

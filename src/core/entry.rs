@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Aggregate;
-use crate::outbox::{Lsn, RowId};
+use crate::outbox::{Lsn, Origin, RowId};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
@@ -22,6 +22,7 @@ pub(super) struct Entry {
     pub(super) seq: Option<i64>,
     pub(super) id: RowId,
     pub(super) lsn: Lsn,
+    pub(super) origin: Origin,
     pub(super) aggregate: Aggregate,
     pub(super) bytes: usize,
     /// `None` where it is put aside.

@@ -4,7 +4,7 @@ use std::hash::{BuildHasherDefault, DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use crate::config::FaultPolicy;
-use crate::outbox::{Layout, Lsn, OutboxRow, RowId};
+use crate::outbox::{Layout, Lsn, Origin, OutboxRow, RowId};
 use crate::publish::Ticket;
 
 /// An aggregate, by a hash of its type and id.
@@ -49,6 +49,7 @@ pub struct RowFacts<'a> {
     pub seq: Option<i64>,
     pub id: RowId,
     pub lsn: Lsn,
+    pub origin: Origin,
     pub bytes: usize,
     pub aggregate: Aggregate,
     pub aggregate_type: &'a [u8],
@@ -64,6 +65,7 @@ impl<'a> RowFacts<'a> {
             seq: row.seq,
             id: row.id.clone().unwrap_or(RowId::Text("".into())),
             lsn: row.lsn,
+            origin: row.origin,
             bytes: row.size(),
             aggregate: Aggregate::of(aggregate_type, row.field(layout.aggregate_id)),
             aggregate_type: aggregate_type.unwrap_or_default(),
@@ -133,6 +135,7 @@ pub struct Delivered {
     pub seq: Option<i64>,
     pub id: RowId,
     pub lsn: Lsn,
+    pub origin: Origin,
 }
 
 /// Which delivered rows are marked next.
@@ -166,5 +169,6 @@ pub struct Aside {
     pub seq: Option<i64>,
     pub id: RowId,
     pub lsn: Lsn,
+    pub origin: Origin,
     pub fate: Fate,
 }

@@ -11,7 +11,7 @@ use super::{Topics, kept_key};
 use crate::core::Delivered;
 use crate::mark::ledger::{LEASE, SEGMENT_ROWS};
 use crate::mark::{MarkError, Tenure};
-use crate::outbox::{Layout, Lsn, RowId};
+use crate::outbox::{Layout, Lsn, Origin, RowId};
 
 /// One entry that was released.
 #[derive(Clone, Debug)]
@@ -36,6 +36,7 @@ pub async fn to_skip(client: &Client, outbox: &str) -> Result<Vec<Delivered>, Ma
         seq: row.get(0),
         id: RowId::from_text(row.get::<_, &str>(1).as_bytes()),
         lsn: Lsn(0),
+        origin: Origin::Unknown,
     };
     Ok(rows.iter().map(skip).collect())
 }

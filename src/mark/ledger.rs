@@ -348,6 +348,7 @@ mod tests {
             seq: Some(seq),
             id: RowId::Uuid(uuid::Uuid::from_u128(seq as u128)),
             lsn: Lsn(lsn),
+            origin: crate::outbox::Origin::Unknown,
         }
     }
 

@@ -217,6 +217,7 @@ mod tests {
             seq,
             id: RowId::Uuid(uuid::Uuid::nil()),
             lsn: Lsn(0),
+            origin: crate::outbox::Origin::Unknown,
         }
     }
 

@@ -127,6 +127,7 @@ impl Run<'_> {
                 seq: aside.seq,
                 id: aside.id.clone(),
                 lsn: aside.lsn,
+                origin: aside.origin,
             })
             .collect();
         self.session.marks.statement(&dead)

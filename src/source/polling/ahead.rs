@@ -81,8 +81,8 @@ fn query(
     };
     let Selection { columns, sizes, .. } = selection;
     Ok(format!(
-        "SELECT {columns} FROM {RANGES} CROSS JOIN LATERAL (\
-           SELECT r.* FROM {} AS r WHERE r.{seq} BETWEEN hole.low AND hole.high \
+        "SELECT {columns}, o.\"outboxd xmin\" FROM {RANGES} CROSS JOIN LATERAL (\
+           SELECT r.*, r.xmin AS \"outboxd xmin\" FROM {} AS r WHERE r.{seq} BETWEEN hole.low AND hole.high \
              AND ({kind}, {id}) IN (SELECT * FROM ROWS FROM (\
                pg_catalog.unnest($3::text[]), pg_catalog.unnest($4::text[])) AS kept(kind, id)) {unsent} \
            OFFSET 0) AS o {sizes} ORDER BY o.{seq} LIMIT $5::int8",

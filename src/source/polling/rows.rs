@@ -12,7 +12,7 @@ use tokio_postgres::{Row, RowStream};
 
 use super::PollError;
 use crate::inspect::Selection;
-use crate::outbox::{Field, Layout, Lsn, OutboxRow};
+use crate::outbox::{Field, Layout, Lsn, Origin, OutboxRow};
 use crate::postgres::Session;
 
 /// Bytes of rows that one statement's result may hold in memory.
@@ -53,6 +53,19 @@ impl<'a> FromSql<'a> for RawColumn<'a> {
 
     fn accepts(_: &Type) -> bool {
         true
+    }
+}
+
+/// Which version was read, where the statement asked for its `xmin` behind all else.
+fn version(row: &Row, place: usize) -> Origin {
+    if row.len() <= place {
+        return Origin::Unknown;
+    }
+    match row.try_get::<_, RawColumn<'_>>(place) {
+        Ok(RawColumn(Some(&[a, b, c, d]))) => Origin::Table {
+            xmin: u32::from_be_bytes([a, b, c, d]),
+        },
+        _ => Origin::Unknown,
     }
 }
 
@@ -128,7 +141,9 @@ impl RowReader {
         }
         let bytes = self.chunk.split().freeze();
         let fields = fields.into_boxed_slice();
-        Ok(OutboxRow::new(&self.layout, Lsn(0), bytes, fields))
+        let mut built = OutboxRow::new(&self.layout, Lsn(0), bytes, fields);
+        built.origin = version(row, columns + self.measured.len());
+        Ok(built)
     }
 
     fn append(&mut self, value: Option<&[u8]>) -> Field {

@@ -300,7 +300,7 @@ fn query(
     let Selection { columns, sizes, .. } = selection;
     // `o.`: a bare name in ORDER BY means the selected text.
     Ok(format!(
-        "SELECT {columns} FROM {table} AS o {sizes} {unsent_only} \
+        "SELECT {columns}, o.xmin FROM {table} AS o {sizes} {unsent_only} \
          ORDER BY o.{order_by}, o.{id}"
     ))
 }

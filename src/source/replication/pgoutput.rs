@@ -15,7 +15,7 @@ use std::time::SystemTime;
 use bytes::BytesMut;
 
 use crate::inspect::Table;
-use crate::outbox::{Field, Layout, Lsn, OutboxRow};
+use crate::outbox::{Field, Layout, Lsn, Origin, OutboxRow};
 use crate::postgres::time::from_micros;
 use cursor::{Cursor, Value};
 
@@ -94,8 +94,14 @@ pub struct Decoder {
     relations: HashMap<u32, Relation>,
     /// Relations, and columns of those that are the outbox.
     described: usize,
-    /// The open transaction's `final_lsn`.
-    open: Option<Lsn>,
+    open: Option<Transaction>,
+}
+
+/// A transaction that has begun and whose commit was not read yet.
+#[derive(Clone, Copy)]
+struct Transaction {
+    final_lsn: Lsn,
+    xid: u32,
 }
 
 /// A table that the stream has described.
@@ -140,7 +146,7 @@ impl Decoder {
 
     /// Where the commit of the transaction stands that has begun and whose commit was not read yet.
     pub fn open_transaction(&self) -> Option<Lsn> {
-        self.open
+        Some(self.open?.final_lsn)
     }
 
     /// Understands one message; a row shares the message's bytes, `bytea` decoded in place.
@@ -151,7 +157,7 @@ impl Decoder {
             b'C' => self.commit(&mut cursor),
             b'R' => self.relation(&mut cursor),
             b'I' => match self.tuple(&mut cursor)? {
-                Some(tuple) => row(&self.outbox.layout, tuple, self.row_lsn()?, data),
+                Some(tuple) => row(&self.outbox.layout, tuple, self.transaction()?, data),
                 None => Ok(Change::Skipped),
             },
             b'O' | b'Y' | b'T' | b'U' | b'D' | b'M' => Ok(Change::Skipped),
@@ -164,19 +170,20 @@ impl Decoder {
             return Err(out_of_place('B', "a transaction is open"));
         }
         let final_lsn = Lsn(cursor.u64()?);
-        let change = Change::Begin {
+        let commit_time = from_micros(cursor.u64()? as i64);
+        let xid = cursor.u32()?;
+        self.open = Some(Transaction { final_lsn, xid });
+        Ok(Change::Begin {
             final_lsn,
-            commit_time: from_micros(cursor.u64()? as i64),
-            xid: cursor.u32()?,
-        };
-        self.open = Some(final_lsn);
-        Ok(change)
+            commit_time,
+            xid,
+        })
     }
 
     fn commit(&mut self, cursor: &mut Cursor<'_>) -> Result<Change, DecodeError> {
         cursor.u8()?;
         let commit_lsn = Lsn(cursor.u64()?);
-        if self.open != Some(commit_lsn) {
+        if self.open_transaction() != Some(commit_lsn) {
             return Err(out_of_place('C', "another transaction is open, or none"));
         }
         let change = Change::Commit {
@@ -188,7 +195,7 @@ impl Decoder {
         Ok(change)
     }
 
-    fn row_lsn(&self) -> Result<Lsn, DecodeError> {
+    fn transaction(&self) -> Result<Transaction, DecodeError> {
         self.open.ok_or(out_of_place('I', "no transaction is open"))
     }
 
@@ -259,7 +266,8 @@ impl Decoder {
 
     /// Whether the catalog was read after the open transaction: where it says otherwise, the table has changed since.
     fn is_history(&self) -> bool {
-        self.open.is_some_and(|lsn| lsn < self.outbox.read_at)
+        self.open
+            .is_some_and(|open| open.final_lsn < self.outbox.read_at)
     }
 
     /// What an insert's tuple looks like; `None` where it is not an insert into the outbox.
@@ -278,7 +286,7 @@ const TUPLE_AT: usize = 5;
 fn row(
     layout: &Layout,
     tuple: &Tuple,
-    lsn: Lsn,
+    transaction: Transaction,
     mut data: BytesMut,
 ) -> Result<Change, DecodeError> {
     let mut fields = vec![Field::null(); layout.columns.len()].into_boxed_slice();
@@ -317,7 +325,11 @@ fn row(
         return Err(Cursor::at(&data, offset)?.malformed("bytes behind the last column"));
     }
     let bytes = data.freeze();
-    Ok(Change::Row(OutboxRow::new(layout, lsn, bytes, fields)))
+    let mut row = OutboxRow::new(layout, transaction.final_lsn, bytes, fields);
+    row.origin = Origin::Stream {
+        xid: transaction.xid,
+    };
+    Ok(Change::Row(row))
 }
 
 /// How many bytes a value has whose text is so long.
