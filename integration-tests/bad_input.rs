@@ -3,5 +3,5 @@
 
 mod changes;
 mod large;
-mod rig;
+pub mod rig;
 mod rows;

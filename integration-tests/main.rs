@@ -32,4 +32,5 @@ mod security;
 mod signals;
 mod sweep;
 mod topics;
+mod values;
 mod visible;

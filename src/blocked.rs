@@ -269,10 +269,6 @@ pub(crate) async fn ask_release(
 
 /// The rows of each blocked aggregate that stand in the table and were not sent.
 fn count_sql(layout: &Layout) -> String {
-    let name = |column: usize| {
-        let name = &layout.columns[column].name;
-        format!("o.{}::text", escape_identifier(name))
-    };
     let unsent = match layout.sent_at {
         Some(_) => "o.sent_at IS NULL",
         None => "true",
@@ -282,8 +278,8 @@ fn count_sql(layout: &Layout) -> String {
          FROM {} o WHERE {unsent} LIMIT {ROWS_MAX}) waiting \
          ON waiting.aggregate = jsonb_build_array(b.aggregatetype, b.aggregateid)::text \
          WHERE b.outbox = $1 AND b.kind = 'aggregate' AND b.state <> 'released' GROUP BY b.key",
-        name(layout.aggregate_type),
-        name(layout.aggregate_id),
+        layout.text_of(layout.aggregate_type),
+        layout.text_of(layout.aggregate_id),
         layout.sql_name(),
     )
 }

@@ -357,7 +357,8 @@ async fn gather(
         return Ok(evidence);
     }
     if let Some((last_seq, id)) = tail {
-        let sql = format!("SELECT id::text FROM {name} WHERE seq = $1::int8 LIMIT 1");
+        let text = table.layout.text_of(table.layout.id);
+        let sql = format!("SELECT {text} FROM {name} AS o WHERE o.seq = $1::int8 LIMIT 1");
         let row = client.query_opt(&sql, &[&last_seq]).await?;
         let found = row.map(|row| {
             row.get::<_, Option<&str>>(0)

@@ -105,7 +105,44 @@ impl Column {
             is_bytea: type_name == "bytea",
         }
     }
+
+    /// `format_type()` without what is declared beside it, such as a length.
+    pub fn base_type(&self) -> &str {
+        self.type_name.split('(').next().unwrap_or_default()
+    }
+
+    /// An SQL expression for the column of a table called `o`: the text that pgoutput sends, NULL for NULL.
+    ///
+    /// Wherever a value is compared it is spelt in this way. pgoutput prints with the type's output function; so does
+    /// `format`, and a cast to text only for types that have no cast of their own: that of `character(n)` loses blanks, of
+    /// boolean gives `true` for `t`, of inet adds `/32`, of xml keeps a declaration.
+    pub fn text(&self) -> String {
+        let name = format!("o.{}", escape_identifier(&self.name));
+        let base = self.base_type();
+        if PRINTED_BY_CAST.contains(&base) || base.starts_with("time") {
+            return format!("{name}::text");
+        }
+        // For a composite value IS NOT NULL asks for each of its fields.
+        format!("CASE WHEN {name} IS DISTINCT FROM NULL THEN pg_catalog.format('%s', {name}) END")
+    }
 }
+
+/// Types whose cast to text is their output function, or their very bytes; beside those of times.
+const PRINTED_BY_CAST: [&str; 13] = [
+    "uuid",
+    "text",
+    "character varying",
+    "smallint",
+    "integer",
+    "bigint",
+    "numeric",
+    "real",
+    "double precision",
+    "date",
+    "interval",
+    "json",
+    "jsonb",
+];
 
 impl Layout {
     /// Finds the outbox's columns by their names; `None` where a mandatory one is missing.
@@ -140,6 +177,20 @@ impl Layout {
     /// The name that the state tables know the outbox by.
     pub fn outbox(&self) -> String {
         format!("{}.{}", self.schema, self.table)
+    }
+
+    /// An SQL expression for the text of a column's value, with the table called `o`; see [`Column::text`].
+    pub fn text_of(&self, column: usize) -> String {
+        self.columns[column].text()
+    }
+
+    /// An SQL condition on the table called `o`: its `id` is among the texts of an array, by an index where there is one.
+    ///
+    /// Two ids that are equal to their type may differ in text: who must tell them apart compares `text_of`, too.
+    pub fn id_is_among(&self, texts: &str) -> String {
+        let id = &self.columns[self.id];
+        let (name, type_name) = (escape_identifier(&id.name), &id.type_name);
+        format!("o.{name} = ANY (({texts}::text[])::{type_name}[])")
     }
 
     /// Finds a column by its exact name.

@@ -3,7 +3,6 @@
 
 use std::collections::HashSet;
 
-use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::Client;
 
 use crate::config::Start;
@@ -99,20 +98,19 @@ impl StateTable<'_> {
     /// Decides to skip exactly the rows that are visible in one snapshot: this statement's.
     pub async fn start_now(&self, layout: &Layout) -> Result<(), StateError> {
         let table = layout.sql_name();
-        let id = escape_identifier(&layout.columns[layout.id].name);
         let (skipped, ids) = match layout.seq {
             Some(_) => (
-                "coalesce(range_agg(int8range(seq, seq, '[]')), '{}')",
+                "coalesce(range_agg(int8range(o.seq, o.seq, '[]')), '{}')",
                 "'{}'::text[]".to_owned(),
             ),
             None => (
                 "'{}'::int8multirange",
-                format!("coalesce(array_agg({id}::text), '{{}}')"),
+                format!("coalesce(array_agg({}), '{{}}')", layout.text_of(layout.id)),
             ),
         };
         let statement = format!(
             "INSERT INTO outboxd.outbox (outbox, start, skipped, skipped_ids) \
-             SELECT $1, 'now', {skipped}, {ids} FROM {table} \
+             SELECT $1, 'now', {skipped}, {ids} FROM {table} AS o \
              ON CONFLICT (outbox) DO UPDATE \
              SET start = 'now', skipped = EXCLUDED.skipped, skipped_ids = EXCLUDED.skipped_ids"
         );

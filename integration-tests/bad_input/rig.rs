@@ -76,6 +76,21 @@ impl Rig {
     }
 }
 
+impl Rig {
+    /// Waits until a record with this value is published, and gives everything that is.
+    pub async fn wait_for_payload(&mut self, value: &str) -> Vec<Read> {
+        let reader = &mut self.reader;
+        wait_until(&format!("`{value}` is published"), ARRIVAL, async || {
+            let reads = reader.read_to_end();
+            match reads.iter().any(|read| read.value_text() == Some(value)) {
+                true => Ok(reads.to_vec()),
+                false => Err(format!("{} records", reads.len())),
+            }
+        })
+        .await
+    }
+}
+
 /// How often each id is in the topic.
 pub fn counts(reads: &[Read]) -> BTreeMap<&str, usize> {
     let mut counts = BTreeMap::new();

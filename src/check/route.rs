@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use postgres_protocol::escape::{escape_identifier, escape_literal};
+use postgres_protocol::escape::escape_literal;
 use tokio_postgres::Client;
 
 use super::{Finding, Report, chain};
@@ -47,7 +47,7 @@ pub(super) async fn look(
     };
     let order = table.layout.seq.map_or("", |_| "ORDER BY \"seq\" DESC");
     let sql = format!(
-        "SELECT DISTINCT {topic} AS topic FROM (SELECT * FROM {} {order} LIMIT {ROWS_READ_MAX}) newest \
+        "SELECT DISTINCT {topic} AS topic FROM (SELECT * FROM {} {order} LIMIT {ROWS_READ_MAX}) o \
          WHERE {topic} IS NOT NULL ORDER BY topic LIMIT {TOPICS_MAX}",
         table.name()
     );
@@ -83,17 +83,25 @@ fn topic_expression(template: &str, table: &Table) -> Option<String> {
     let mut rest = template;
     while let Some((text, after)) = rest.split_once("${") {
         let (column, after) = after.split_once('}')?;
-        table.layout.column(column)?;
         parts.push(escape_literal(text));
-        parts.push(format!("{}::text", escape_identifier(column)));
+        parts.push(word(table, table.layout.column(column)?));
         rest = after;
     }
     parts.push(escape_literal(rest));
     let template = parts.join(" || ");
     Some(match table.layout.topic {
-        Some(_) => format!("coalesce(nullif(\"topic\"::text, ''), {template})"),
+        Some(column) => format!("coalesce(nullif({}, ''), {template})", word(table, column)),
         None => template,
     })
+}
+
+/// A column as the relay writes it into a topic.
+fn word(table: &Table, column: usize) -> String {
+    let text = table.layout.text_of(column);
+    match table.layout.columns[column].base_type() {
+        "character" => format!("pg_catalog.rtrim({text}, ' ')"),
+        _ => text,
+    }
 }
 
 #[cfg(test)]
@@ -107,13 +115,13 @@ mod tests {
         let expression = topic_expression("a'.${aggregatetype}.x", &table);
         assert_eq!(
             expression.as_deref(),
-            Some("'a''.' || \"aggregatetype\"::text || '.x'")
+            Some("'a''.' || o.\"aggregatetype\"::text || '.x'")
         );
         table.layout.topic = Some(3);
         let expression = topic_expression("fixed", &table);
         assert_eq!(
             expression.as_deref(),
-            Some("coalesce(nullif(\"topic\"::text, ''), 'fixed')")
+            Some("coalesce(nullif(o.\"type\"::text, ''), 'fixed')")
         );
         assert_eq!(topic_expression("${tenant}", &table), None);
     }

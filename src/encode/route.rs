@@ -10,9 +10,11 @@ use crate::outbox::{Layout, OutboxRow};
 const TOPIC_BYTES_MAX: usize = 249;
 
 /// Where a row's topic comes from and which topics it may reach.
+///
+/// Blanks at the end of a `character(n)` only fill it up, and no topic can have them: they are left out of the name.
 #[derive(Debug)]
 pub(super) struct Route {
-    column: Option<usize>,
+    column: Option<Source>,
     template: Vec<Part>,
     allow: Vec<String>,
 }
@@ -20,7 +22,28 @@ pub(super) struct Route {
 #[derive(Debug)]
 enum Part {
     Literal(String),
-    Column(usize, String),
+    Column(Source, String),
+}
+
+/// A column that a topic may be made of.
+#[derive(Clone, Copy, Debug)]
+struct Source {
+    column: usize,
+    is_padded: bool,
+}
+
+impl Source {
+    fn new(layout: &Layout, column: usize) -> Self {
+        let is_padded = layout.columns[column].base_type() == "character";
+        Self { column, is_padded }
+    }
+
+    fn value(self, row: &OutboxRow) -> Option<&[u8]> {
+        let value = row.field(self.column)?;
+        let is_filling = |byte: &u8| self.is_padded && *byte == b' ';
+        let end = value.iter().rposition(|byte| !is_filling(byte));
+        Some(&value[..end.map_or(0, |last| last + 1)])
+    }
 }
 
 impl Route {
@@ -29,7 +52,7 @@ impl Route {
     /// Errors: an unknown column, an unclosed `${`, a character that no topic may have.
     pub(super) fn new(route: &RouteConfig, layout: &Layout) -> Result<Self, EncodeError> {
         Ok(Self {
-            column: layout.topic,
+            column: layout.topic.map(|column| Source::new(layout, column)),
             template: parse_template(&route.topic, layout)?,
             allow: route.allow.clone(),
         })
@@ -38,10 +61,10 @@ impl Route {
     /// The columns that a topic may come from.
     pub(super) fn columns(&self) -> impl Iterator<Item = usize> {
         let parts = self.template.iter().filter_map(|part| match part {
-            Part::Column(column, _) => Some(*column),
+            Part::Column(source, _) => Some(source.column),
             Part::Literal(_) => None,
         });
-        self.column.into_iter().chain(parts)
+        self.column.map(|own| own.column).into_iter().chain(parts)
     }
 
     /// Writes the row's topic into `topic`, not yet checked.
@@ -53,7 +76,7 @@ impl Route {
         for part in &self.template {
             match part {
                 Part::Literal(text) => topic.push_str(text),
-                Part::Column(column, name) => match row.field(*column) {
+                Part::Column(source, name) => match source.value(row) {
                     Some(value) => append(topic, value)?,
                     None => return Err(invalid(&format!("the column `{name}` is NULL"))),
                 },
@@ -76,7 +99,7 @@ impl Route {
     }
 
     fn own<'a>(&self, row: &'a OutboxRow) -> Option<&'a [u8]> {
-        let own = self.column.and_then(|column| row.field(column));
+        let own = self.column.and_then(|source| source.value(row));
         own.filter(|own| !own.is_empty())
     }
 
@@ -130,7 +153,7 @@ fn parse_template(template: &str, layout: &Layout) -> Result<Vec<Part>, EncodeEr
             .split_once('}')
             .ok_or_else(|| template_error(template, "a `${` has no `}`"))?;
         let column = super::find_column(layout, name, "route.topic")?;
-        parts.push(Part::Column(column, name.to_owned()));
+        parts.push(Part::Column(Source::new(layout, column), name.to_owned()));
         rest = after;
     }
     push_literal(&mut parts, template, rest)?;

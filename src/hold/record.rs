@@ -10,7 +10,6 @@ use crate::core::{Aside, Fate, Followers, Held};
 use crate::mark::{MarkError, Statement, Tenure};
 use crate::outbox::{Layout, LeftOut, OutboxRow};
 use crate::ranges::RangeSet;
-use postgres_protocol::escape::escape_identifier;
 
 /// What is blocked.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -171,18 +170,19 @@ impl Keep {
         if missing.is_empty() {
             return Ok(missing);
         }
-        let id = &self.layout.columns[self.layout.id];
-        let (table, name) = (self.layout.sql_name(), escape_identifier(&id.name));
+        let layout = &self.layout;
+        let (table, id) = (layout.sql_name(), layout.text_of(layout.id));
         let seqs: Vec<i64> = missing.iter().filter_map(|(seq, _)| *seq).collect();
         let found = if seqs.len() == missing.len() {
-            let sql =
-                format!("SELECT seq::int8, {name}::text FROM {table} WHERE seq = ANY ($1::int8[])");
+            let sql = format!(
+                "SELECT o.seq::int8, {id} FROM {table} AS o WHERE o.seq = ANY ($1::int8[])"
+            );
             client.query(&sql, &[&seqs]).await
         } else {
             let ids: Vec<_> = missing.iter().map(|(_, id)| id.as_str()).collect();
             let sql = format!(
-                "SELECT NULL::int8, {name}::text FROM {table} WHERE {name} = ANY (($1::text[])::{}[])",
-                id.type_name
+                "SELECT NULL::int8, {id} FROM {table} AS o WHERE {}",
+                layout.id_is_among("$1")
             );
             client.query(&sql, &[&ids]).await
         };

@@ -4,7 +4,6 @@
 //! follows, before anything newer of their aggregates; rows that are kept whole are replayed first, with what stands
 //! ahead of them in the table.
 
-use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::Client;
 
 use super::{Topics, kept_key};
@@ -107,10 +106,9 @@ pub async fn release(
 /// Whether the row of an entry `k` stands unsent in the table: the stream may bring a row that is not visible yet, and a
 /// dead letter was marked where rows are marked one by one.
 fn stands_in(layout: &Layout) -> String {
-    let id = escape_identifier(&layout.columns[layout.id].name);
     let is_same = match layout.seq {
         Some(_) => "o.seq = k.seq".to_owned(),
-        None => format!("o.{id}::text = k.row_id"),
+        None => format!("{} = k.row_id", layout.text_of(layout.id)),
     };
     let is_unsent = match layout.sent_at {
         Some(_) => "AND o.sent_at IS NULL",

@@ -13,7 +13,7 @@ use crate::outbox::{Column, Layout};
 pub(super) struct Attribute {
     pub name: String,
     pub number: i16,
-    /// `format_type()`, of the base type where it is a domain.
+    /// `format_type()`, of the type below where it is a domain, or one over a domain.
     pub type_name: String,
     pub is_not_null: bool,
     /// `a`, `d` or nothing.
@@ -39,11 +39,15 @@ pub(super) fn shape(attributes: &[Attribute]) -> String {
 
 pub(super) const ATTRIBUTES: &str = "
     SELECT a.attname::text, a.attnum, a.attnotnull, a.attidentity::text, a.attgenerated <> '' AS is_generated,
-           CASE WHEN t.typtype = 'd' THEN pg_catalog.format_type(t.typbasetype, t.typtypmod)
-                ELSE pg_catalog.format_type(a.atttypid, a.atttypmod) END AS type_name,
+           pg_catalog.format_type(base.oid, base.typmod) AS type_name,
            coalesce(pg_catalog.pg_get_expr(d.adbin, d.adrelid), '') AS default_expression, a.atttypid, a.atttypmod
     FROM pg_catalog.pg_attribute a
-    JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+    CROSS JOIN LATERAL (
+        WITH RECURSIVE below (oid, typmod) AS (
+            SELECT a.atttypid, a.atttypmod
+            UNION ALL
+            SELECT t.typbasetype, t.typtypmod FROM below JOIN pg_catalog.pg_type t USING (oid) WHERE t.typtype = 'd')
+        SELECT below.* FROM below JOIN pg_catalog.pg_type t USING (oid) WHERE t.typtype <> 'd') AS base
     LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
     WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
     ORDER BY a.attnum";
@@ -219,8 +223,7 @@ pub struct Selection {
 /// Selects every column of the layout, in its order: the text that the column's output function prints, `bytea` as it
 /// is, NULL as NULL and for a value larger than `value_bytes_max`, whose size comes instead.
 ///
-/// Both sources must give the same text for a row, and pgoutput prints with the output function; a cast to
-/// text differs from it for `character(n)` (loses blanks), boolean (`true` for `t`) and inet (adds `/32`).
+/// Both sources must give the same text for a row, see [`Column::text`].
 pub fn select_columns(layout: &Layout, value_bytes_max: usize) -> Selection {
     let (mut columns, mut sizes, mut measured) = (Vec::new(), Vec::new(), Vec::new());
     for (index, column) in layout.columns.iter().enumerate() {
@@ -245,19 +248,12 @@ pub fn select_columns(layout: &Layout, value_bytes_max: usize) -> Selection {
     }
 }
 
-fn base_type(column: &Column) -> &str {
-    column.type_name.split('(').next().unwrap_or_default()
-}
-
 /// A column of `o` as the relay reads it: the text that PostgreSQL prints, or bytes.
 pub fn select_column(column: &Column) -> String {
-    let name = format!("o.{}", escape_identifier(&column.name));
-    match base_type(column) {
-        "bytea" => name,
-        "character" | "boolean" | "inet" | "cidr" => {
-            format!("CASE WHEN {name} IS NOT NULL THEN pg_catalog.format('%s', {name}) END")
-        }
-        _ => format!("{name}::text"),
+    if column.is_bytea {
+        format!("o.{}", escape_identifier(&column.name))
+    } else {
+        column.text()
     }
 }
 
@@ -267,7 +263,7 @@ pub fn select_column(column: &Column) -> String {
 /// only where its stored size leaves it open: stored larger it is larger still, stored small it can't be too large.
 fn size(column: &Column, value_bytes_max: usize) -> Option<String> {
     let name = format!("o.{}", escape_identifier(&column.name));
-    match base_type(column) {
+    match column.base_type() {
         "uuid" | "smallint" | "integer" | "bigint" | "boolean" | "real" | "double precision"
         | "date" | "inet" | "cidr" => None,
         base if base.starts_with("time") || is_short(column, value_bytes_max) => None,
@@ -276,10 +272,10 @@ fn size(column: &Column, value_bytes_max: usize) -> Option<String> {
         }
         _ => {
             let stored = format!("pg_catalog.pg_column_size({name})");
-            let small = value_bytes_max / GROWTH_MAX;
+            let (small, text) = (value_bytes_max / GROWTH_MAX, column.text());
             Some(format!(
                 "CASE WHEN {stored} <= {small} OR {stored} > {value_bytes_max} THEN {stored} \
-                 ELSE pg_catalog.octet_length({name}::text) END"
+                 ELSE pg_catalog.octet_length({text}) END"
             ))
         }
     }
@@ -382,7 +378,7 @@ mod tests {
             texts,
             [
                 "o.\"c\"::text",
-                "CASE WHEN o.\"c\" IS NOT NULL THEN pg_catalog.format('%s', o.\"c\") END",
+                "CASE WHEN o.\"c\" IS DISTINCT FROM NULL THEN pg_catalog.format('%s', o.\"c\") END",
                 "o.\"c\"::text",
                 "o.\"c\""
             ]

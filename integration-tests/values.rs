@@ -1,0 +1,3 @@
+//! One value is spelt in one way, whoever reads it: the table or the log, with whatever type, table and database it has.
+
+mod spelling;
