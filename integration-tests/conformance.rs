@@ -14,6 +14,7 @@ mod size;
 mod start;
 mod switch;
 mod topics;
+mod unseen;
 mod wire;
 
 use crate::harness::postgres::USUAL;
@@ -100,7 +101,15 @@ macro_rules! shared_marks {
     };
 }
 
-/// Only a stream brings rows that the application deletes itself, and cuts transactions.
+/// The marks in the rows of a table that is polled.
+macro_rules! polled_row_marks {
+    ($file:ident::$case:ident, $major:expr) => {
+        pair!($file::$case, $major, sent_at, "polling", "sent_at");
+        pair!($file::$case, $major, delete, "polling", "delete");
+    };
+}
+
+/// Only a stream cuts transactions.
 macro_rules! stream_alone {
     ($file:ident::$case:ident, $major:expr) => {
         pair!(
@@ -192,9 +201,19 @@ cases! { ledger_pairs, super::USUAL;
     golden::golden_key_null_and_empty,
 }
 
-cases! { stream_alone, super::USUAL;
+cases! { streamed_pairs, super::USUAL;
     golden::golden_insert_and_delete_in_one_transaction,
     golden::golden_update_and_delete,
+    unseen::a_commit_that_nobody_sees_is_published_once,
+    unseen::rows_that_are_deleted_before_they_are_read_are_published,
+    unseen::cut_streams_lose_no_row_that_is_deleted,
+}
+
+cases! { polled_row_marks, super::USUAL;
+    unseen::a_row_that_changes_before_its_mark_is_published_again,
+}
+
+cases! { stream_alone, super::USUAL;
     switch::a_stop_within_a_transaction_repeats_nothing,
 }
 

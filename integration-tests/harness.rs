@@ -14,6 +14,7 @@ pub mod order_writer;
 pub mod postgres;
 pub mod proxy;
 pub mod relay;
+pub mod standby;
 pub mod topic;
 pub mod workspace;
 

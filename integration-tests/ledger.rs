@@ -135,7 +135,7 @@ async fn a_checkpoint_under_a_moved_epoch_writes_nothing() {
     let ledger = outbox.ledger().await;
     let deposed = outbox.database.client().await;
     let waiting = tokio::spawn(async move {
-        let statement = Marks::Ledger(ledger).statement(&rows).unwrap();
+        let statement = Marks::Ledger(ledger).statement(&rows, None).unwrap();
         statement.run(&deposed).await
     });
     outbox.wait_for_a_lock().await;
@@ -156,7 +156,11 @@ async fn a_released_lease_marks_nothing_whatever_the_mark() {
         let rows = outbox.standing().await;
         let marks = outbox.marks(mark).await;
         outbox.run("UPDATE outboxd.lease SET released = true").await;
-        let refused = marks.statement(&rows).unwrap().run(&outbox.client).await;
+        let refused = marks
+            .statement(&rows, None)
+            .unwrap()
+            .run(&outbox.client)
+            .await;
         assert!(
             matches!(refused, Err(MarkError::NotLeader { .. })),
             "{mark:?}: {refused:?}"
@@ -191,7 +195,7 @@ async fn sent_is_exact_so_the_table_minus_the_ledger_is_what_is_unsent() {
         .filter(|row| ![1, 2, 4].contains(&row.seq.unwrap()))
         .collect();
     let mut marks = Marks::Ledger(ledger);
-    let statement = marks.statement(&sent).unwrap();
+    let statement = marks.statement(&sent, None).unwrap();
     statement.run(&outbox.client).await.unwrap();
     marks.committed(&sent);
     assert_eq!(
@@ -359,7 +363,7 @@ async fn the_status_view_says_for_each_mark_which_rows_were_sent() {
             outbox.client.execute(ROWS, &[&3_i64]).await.unwrap();
             let rows = outbox.standing().await;
             let marks = outbox.marks(mark).await;
-            if let Some(statement) = marks.statement(&rows[..2]) {
+            if let Some(statement) = marks.statement(&rows[..2], None) {
                 statement.run(&outbox.client).await.unwrap();
             }
             let sql = "SELECT sent, sent_at IS NOT NULL FROM outbox_status ORDER BY seq";

@@ -52,6 +52,29 @@ CREATE TABLE IF NOT EXISTS outboxd.ledger (
 );
 CREATE INDEX IF NOT EXISTS ledger_by_segment ON outboxd.ledger (outbox, generation, segment);
 
+-- Beside a stream with marks in the rows: which rows were marked, until the position that may be confirmed stands behind
+-- them. That a row does not stand in the table says nothing: it may be invisible, or somebody may have deleted it.
+CREATE TABLE IF NOT EXISTS outboxd.marked (
+    outbox    text NOT NULL,
+    id        bigint GENERATED ALWAYS AS IDENTITY,
+    numbers   int8multirange,                       -- or, where numbers are not unique or there are none:
+    ids       text[],
+    seqs      bigint[],
+    owed_ids  text[],                               -- acknowledged, and their commit was not visible yet
+    owed_seqs bigint[],
+    owed_xids bigint[],
+    high_lsn  pg_lsn NOT NULL,                      -- bounds the commits of these rows
+    resolved  pg_lsn NOT NULL,                      -- every commit before it is marked or held
+    epoch     bigint NOT NULL,
+    PRIMARY KEY (outbox, id)
+);
+
+-- Outboxes whose rows were polled since a slot was read: what the slot still holds of them was published from the table.
+CREATE TABLE IF NOT EXISTS outboxd.polled (
+    outbox text PRIMARY KEY,
+    at     timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
 -- Aggregates and topics none of whose rows is published, and the numbers of the rows that wait.
 CREATE TABLE IF NOT EXISTS outboxd.blocked (
     outbox        text NOT NULL,

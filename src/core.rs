@@ -223,7 +223,9 @@ impl Core {
     }
 
     fn forget(&mut self, ticket: Ticket) {
-        if let Some(entry) = self.entries.remove(ticket) {
+        if let Some(entry) = self.entries.remove(ticket)
+            && entry.state != State::Waiting
+        {
             self.rows -= 1;
             self.bytes -= entry.bytes;
         }
@@ -278,10 +280,28 @@ impl Core {
         self.release_confirmed();
     }
 
+    /// Takes rows out of the window whose commits are not visible yet: they may take long, and hold nobody up. They stay
+    /// in flight until `marked` or `mark_failed`.
+    pub fn mark_waits(&mut self, rows: &[Delivered]) {
+        for row in rows {
+            if let Some(entry) = self.entries.get_mut(row.ticket)
+                && entry.state != State::Waiting
+            {
+                entry.state = State::Waiting;
+                self.rows -= 1;
+                self.bytes -= entry.bytes;
+            }
+        }
+    }
+
     /// Puts rows back whose mark failed or has an unknown outcome: marking twice is harmless.
     pub fn mark_failed(&mut self, rows: &[Delivered]) {
         for row in rows {
             if let Some(entry) = self.entries.get_mut(row.ticket) {
+                if entry.state == State::Waiting {
+                    self.rows += 1;
+                    self.bytes += entry.bytes;
+                }
                 entry.state = State::Delivered;
                 self.delivered.push(row.ticket);
             }
@@ -452,9 +472,11 @@ impl Core {
         self.sent * 2 > self.window.rows_max || self.sent_bytes * 2 > self.window.bytes_max
     }
 
-    /// Nothing waits for the broker, a mark or a record; where nothing is marked rows may still wait for their confirmation.
+    /// Nothing waits for the broker, a mark that can be made, or a record; where nothing is marked rows may still wait for
+    /// their confirmation.
     pub fn is_settled(&self) -> bool {
-        self.first_unresolved() == self.next
+        let is_settled = |entry: &Entry| matches!(entry.state, State::Resolved | State::Waiting);
+        self.entries.iter().all(|(_, entry)| is_settled(entry))
     }
 
     /// Nothing is in flight, delivered or being marked.

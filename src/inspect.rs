@@ -33,6 +33,8 @@ pub struct Table {
     /// Logical subscriptions that feed the table or a partition of it.
     pub subscriptions: Vec<String>,
     pub row_security: bool,
+    /// A unique index on `id` alone: no two rows share one.
+    pub id_is_unique: bool,
     pub replica_identity: ReplicaIdentity,
     /// What stands behind the column `seq`, where there is one.
     pub seq: Option<SeqFacts>,
@@ -207,6 +209,8 @@ pub async fn inspect(client: &Client, schema: &str, table: &str) -> Result<Table
         Some(column) => Some(seq_facts(client, oid, &attributes[column]).await),
         None => None,
     };
+    let id = attributes[layout.id].number;
+    let id_index = client.query_one(UNIQUE_INDEX, &[&oid, &id]).await;
     let tree = client.query(TREE, &[&oid]).await.map_err(catalog)?;
     let triggers = client.query(TRIGGERS, &[&oid]).await.map_err(catalog)?;
     let feeds = client.query(FEEDS, &[&oid]).await.map_err(catalog)?;
@@ -222,6 +226,7 @@ pub async fn inspect(client: &Client, schema: &str, table: &str) -> Result<Table
         before_insert_triggers: triggers.iter().map(|row| row.get(0)).collect(),
         subscriptions: feeds.iter().map(|row| row.get(0)).collect(),
         row_security: class.get("relrowsecurity"),
+        id_is_unique: id_index.map_err(catalog)?.get(0),
         replica_identity: match class.get("relreplident") {
             "n" => ReplicaIdentity::Nothing,
             "f" => ReplicaIdentity::Full,
@@ -354,6 +359,11 @@ const SEQ_INDEX: &str = "
     FROM pg_catalog.pg_index i
     WHERE i.indrelid = $1 AND i.indkey[0] = $2 AND i.indisvalid AND i.indpred IS NULL";
 
+const UNIQUE_INDEX: &str = "
+    SELECT EXISTS (SELECT FROM pg_catalog.pg_index i
+                   WHERE i.indrelid = $1 AND i.indisunique AND i.indisvalid AND i.indpred IS NULL
+                     AND i.indnkeyatts = 1 AND i.indkey[0] = $2)";
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -382,6 +392,7 @@ pub(crate) mod tests {
             before_insert_triggers: Vec::new(),
             subscriptions: Vec::new(),
             row_security: false,
+            id_is_unique: true,
             replica_identity: ReplicaIdentity::Default,
             seq: None,
         }

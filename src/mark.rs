@@ -6,6 +6,7 @@ pub mod evidence;
 pub mod ledger;
 mod rows;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use tokio_postgres::Client;
@@ -13,8 +14,10 @@ use tokio_postgres::Client;
 use crate::core::{Delivered, Settling};
 use crate::inspect::Table;
 use crate::outbox::{Lsn, OutboxRow};
+use evidence::Record;
 use ledger::Ledger;
 use rows::RowMarks;
+pub use rows::{Owed, load as load_marked};
 
 /// What a mark could not do.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +33,11 @@ pub enum MarkError {
         outbox: String,
         #[source]
         source: crate::ranges::ParseMultirangeError,
+    },
+    #[error("PostgreSQL refuses the marks of all rows")]
+    Denied {
+        #[source]
+        source: crate::postgres::PostgresError,
     },
     #[error("the lease of `{outbox}` is no longer ours")]
     NotLeader { outbox: String },
@@ -64,6 +72,46 @@ pub enum Marks {
     None,
 }
 
+/// What became of the rows of one statement. Those that it does not name are marked, or there is nothing left to mark.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Their commits are not visible yet, or somebody holds a lock on them: the mark is to be tried again.
+    pub waiting: Vec<Delivered>,
+    /// They stand, and can't be marked.
+    pub refused: Vec<Refusal>,
+}
+
+/// A row that PostgreSQL doesn't let be marked.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    pub row: Delivered,
+    pub error: String,
+}
+
+impl Outcome {
+    /// Whether no row is left without a mark.
+    pub fn is_complete(&self) -> bool {
+        self.waiting.is_empty() && self.refused.is_empty()
+    }
+
+    /// Those of the statement's rows that need no mark any more.
+    pub fn marked_of(&self, rows: &[Delivered]) -> Vec<Delivered> {
+        let key = |row: &Delivered| (row.ticket, row.seq, row.id.clone());
+        let refused = self.refused.iter().map(|refusal| &refusal.row);
+        let unmarked: HashSet<_> = self.waiting.iter().chain(refused).map(key).collect();
+        let is_marked = |row: &&Delivered| !unmarked.contains(&key(row));
+        rows.iter().filter(is_marked).cloned().collect()
+    }
+
+    /// Adds rows that were not reached.
+    fn with_waiting(mut self, part: &[Delivered], parts: &[&[Delivered]]) -> Self {
+        self.waiting.extend_from_slice(part);
+        let left = parts.iter().flat_map(|part| part.iter().cloned());
+        self.waiting.extend(left);
+        self
+    }
+}
+
 /// One statement that marks rows, ready to run.
 #[derive(Debug)]
 pub enum Statement {
@@ -72,12 +120,12 @@ pub enum Statement {
 }
 
 impl Statement {
-    /// Runs the statement; it has marked every row or none.
+    /// Runs the statement, and says which rows it did not mark.
     ///
-    /// Errors: `NotLeader` when the lease moved; after any other the outcome is unknown.
-    pub async fn run(&self, client: &Client) -> Result<(), MarkError> {
+    /// Errors: `NotLeader` when the lease moved, `Denied` when a person must act; after any other the outcome is unknown.
+    pub async fn run(&self, client: &Client) -> Result<Outcome, MarkError> {
         match self {
-            Self::Ledger(checkpoint) => checkpoint.run(client).await,
+            Self::Ledger(checkpoint) => checkpoint.run(client).await.map(|()| Outcome::default()),
             Self::Rows(statement) => statement.run(client).await,
         }
     }
@@ -85,16 +133,19 @@ impl Statement {
 
 impl Marks {
     /// Marks of single rows: `sent_at` or `delete`.
-    ///
-    /// `replayed_below` is the insert position at the start of the session: a streamed row at or
-    /// below it may have been marked by an earlier one.
-    pub fn rows(
+    pub fn rows(mark: crate::config::Mark, table: &Table, tenure: Tenure) -> Self {
+        Self::Rows(RowMarks::new(mark, table, tenure))
+    }
+
+    /// The same beside a stream, which may bring a row again whose commit stands at or below `below`.
+    pub fn rows_beside_a_stream(
         mark: crate::config::Mark,
         table: &Table,
         tenure: Tenure,
-        replayed_below: Lsn,
+        record: Record,
+        below: Lsn,
     ) -> Self {
-        Self::Rows(RowMarks::new(mark, table, tenure, replayed_below))
+        Self::Rows(RowMarks::new(mark, table, tenure).beside_a_stream(record, below))
     }
 
     pub fn settling(&self) -> Settling {
@@ -117,15 +168,30 @@ impl Marks {
         }
     }
 
+    /// Whether a row whose mark is owed is not sent again when this process ends.
+    pub fn remember_what_is_owed(&self) -> bool {
+        matches!(self, Self::Rows(marks) if marks.is_recorded())
+    }
+
     /// Writes the statement that marks these rows; `None` when nothing is to be written.
-    pub fn statement(&self, rows: &[Delivered]) -> Option<Arc<Statement>> {
+    ///
+    /// `resolved` is the position that may be confirmed.
+    pub fn statement(&self, rows: &[Delivered], resolved: Option<Lsn>) -> Option<Arc<Statement>> {
         if rows.is_empty() {
             return None;
         }
         match self {
             Self::Ledger(ledger) => Some(Arc::new(Statement::Ledger(ledger.checkpoint(rows)))),
-            Self::Rows(marks) => Some(Arc::new(Statement::Rows(marks.statement(rows)))),
+            Self::Rows(marks) => Some(Arc::new(Statement::Rows(marks.statement(rows, resolved)))),
             Self::None => None,
+        }
+    }
+
+    /// Writes the statement that marks rows whose mark was tried before; `left` others are owed besides.
+    pub fn again(&self, rows: &[Delivered], left: usize) -> Option<Arc<Statement>> {
+        match self {
+            Self::Rows(marks) => Some(Arc::new(Statement::Rows(marks.again(rows, left)))),
+            Self::Ledger(_) | Self::None => None,
         }
     }
 

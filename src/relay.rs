@@ -32,7 +32,7 @@ use crate::encode::{Encoder, Record, Rejection};
 use crate::hold::Requests;
 use crate::identity::Horizon;
 use crate::lease::LeaseState;
-use crate::mark::{MarkError, Marks, Tenure};
+use crate::mark::{MarkError, Marks, Owed, Tenure};
 use crate::metrics::Metrics;
 use crate::outbox::{Layout, Lsn, OutboxRow, RowId};
 use crate::postgres;
@@ -46,7 +46,7 @@ use crate::status::StatusCell;
 use crate::telemetry::Episodes;
 use intake::Intake;
 use keeping::Keeping;
-use marking::{Finding, Marking, finished, joined};
+use marking::{Failing, Finding, Marking, Owing, finished, joined};
 use patience::Patience;
 use producer::{Producer, Successor};
 use removal::Removal;
@@ -133,6 +133,8 @@ pub struct Session {
     pub state: OutboxState,
     /// What is held, as it is recorded.
     pub recorded: Recorded,
+    /// Rows whose mark an earlier process owed.
+    pub owed: Owed,
     pub tenure: Tenure,
     /// The connection that marks.
     pub sql: Arc<postgres::Session>,
@@ -222,6 +224,7 @@ impl Relay {
         let recorded = std::mem::take(&mut session.recorded);
         let keeping = Keeping::new(recorded.kept_bytes);
         self.core.restore(recorded);
+        let owing = Owing::new(std::mem::take(&mut session.owed));
         let shutdown_notices = session.lease.borrow().shutdown_notices;
         let sweep_every = self.config.source.replication.sweep;
         let removal = Removal::new(self.config.source.retention);
@@ -229,6 +232,8 @@ impl Relay {
             relay: self,
             feed: Intake::default(),
             marking: None,
+            owing,
+            failing: None,
             keeping,
             mark_again_at: None,
             last_mark_at: Instant::now(),
@@ -263,6 +268,9 @@ struct Run<'a> {
     session: Session,
     feed: Intake<Result<Record, Rejection>>,
     marking: Option<Marking>,
+    owing: Owing,
+    /// Since when no mark succeeds, and why.
+    failing: Option<Failing>,
     keeping: Keeping,
     mark_again_at: Option<Instant>,
     last_mark_at: Instant,
@@ -417,7 +425,8 @@ impl Run<'_> {
             self.session.source.resolved();
         }
         let deadline = self.drain_until?;
-        if is_settled && !self.is_within_transaction() {
+        let is_owed = !self.owing.is_empty() && !self.session.marks.remember_what_is_owed();
+        if is_settled && !is_owed && !self.is_within_transaction() {
             return Some(End::Stopped);
         }
         if Instant::now() < deadline {
@@ -479,6 +488,7 @@ impl Run<'_> {
             marking.task.abort();
             self.relay.core.mark_failed(&marking.rows);
         }
+        self.relay.core.mark_failed(self.owing.rows());
         // Were it committed later, a release in between would be undone.
         if !self.keeping.is_idle()
             && let Ok((asides, Ok(_))) = timeout(KEEP_WITHIN, self.keeping.finished()).await

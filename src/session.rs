@@ -16,14 +16,14 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::config::{Config, Mark, SourceConfig, Start};
+use crate::config::{Config, Mark, Mode, SourceConfig, Start};
 use crate::encode::{EncodeError, Encoder};
 use crate::hold;
 use crate::identity::{self, Horizon, IdentityError};
 use crate::inspect::{self, InspectError, Table};
 use crate::lease::LeaseState;
 use crate::mark::ledger::Ledger;
-use crate::mark::{MarkError, Marks, Tenure};
+use crate::mark::{MarkError, Marks, Owed, Tenure, load_marked};
 use crate::migrate::{self, Creates, MigrateError, Step};
 use crate::outbox::Lsn;
 use crate::postgres::{self, ConnectOptions, PostgresError};
@@ -108,7 +108,8 @@ pub struct Legacy {
     /// The entries that the last session replayed.
     pub replayed: Vec<i64>,
     pub numbers: Numbers,
-    /// The commit of a transaction that the slot can't send: once the table was read, the slot moves behind it.
+    /// The commit of a transaction that the slot can't send, or a position up to which the rows were polled: once the
+    /// table was read, the slot moves behind it.
     pub impassable: Option<Lsn>,
 }
 
@@ -210,6 +211,8 @@ impl Opening<'_> {
         self.record_legacy(&states, &tenure).await?;
         known.state = states.load().await?;
         self.prepare_slot(&sql, &states, &known.state).await?;
+        self.leave_to_the_table(&sql, &states).await?;
+        known.state = states.load().await?;
         if known.state.start.is_none() {
             self.decide_start(&states, &table).await?;
             known.state = states.load().await?;
@@ -221,7 +224,7 @@ impl Opening<'_> {
         let generation = known.state.generation;
         hold::take_out_sent(&sql.client, &tenure).await?;
         let recorded = hold::load(&sql.client, &tenure.outbox, generation).await?;
-        let mut marks = self.marks(&sql, &table, &tenure, &known.state).await?;
+        let (mut marks, owed) = self.marks(&sql, &table, &tenure, &known.state).await?;
         if let Marks::Ledger(ledger) = &mut marks {
             ledger.note_kept(&recorded.numbers);
             if known.has_moved_rows {
@@ -245,6 +248,7 @@ impl Opening<'_> {
             marks,
             state,
             recorded,
+            owed,
             tenure,
             layout,
             encoder,
@@ -284,8 +288,8 @@ impl Opening<'_> {
         if let Mark::SentAt | Mark::Delete = source.mark {
             // A row that is skipped does not stay unsent.
             let rows = hold::to_skip(&sql.client, &tenure.outbox).await?;
-            let marks = Marks::rows(source.mark, table, tenure.clone(), Lsn(0));
-            if let Some(statement) = marks.statement(&rows) {
+            let marks = Marks::rows(source.mark, table, tenure.clone());
+            if let Some(statement) = marks.statement(&rows, None) {
                 statement.run(&sql.client).await?;
             }
         }
@@ -369,9 +373,10 @@ impl Opening<'_> {
         table: &Table,
         tenure: &Tenure,
         state: &OutboxState,
-    ) -> Result<Marks, OpenError> {
+    ) -> Result<(Marks, Owed), OpenError> {
         let tenure = tenure.clone();
-        Ok(match self.config.source.mark {
+        let mut owed = Owed::new();
+        let marks = match self.config.source.mark {
             Mark::Ledger => {
                 let skipped = state.skipped().clone();
                 let ledger = Ledger::load(&sql.client, tenure, state.generation, skipped).await;
@@ -381,11 +386,15 @@ impl Opening<'_> {
                 Marks::Ledger(ledger)
             }
             Mark::None => Marks::None,
+            mark if self.config.source.mode == Mode::Polling => Marks::rows(mark, table, tenure),
             mark => {
                 let position = insert_position(sql).await?;
-                Marks::rows(mark, table, tenure, position)
+                let (record, unpaid) = load_marked(&sql.client, &tenure.outbox).await?;
+                owed = unpaid;
+                Marks::rows_beside_a_stream(mark, table, tenure, record, position)
             }
-        })
+        };
+        Ok((marks, owed))
     }
 }
 

@@ -138,6 +138,25 @@ impl StateTable<'_> {
         done.map(drop).map_err(self.sql("record the slot"))
     }
 
+    /// Notes that the rows are polled: what a slot holds of them is published from the table.
+    pub async fn note_polled(&self) -> Result<(), StateError> {
+        let statement = "INSERT INTO outboxd.polled (outbox) VALUES ($1) ON CONFLICT DO NOTHING";
+        self.execute(statement, "note the mode").await
+    }
+
+    /// Whether the rows were polled since a slot was read.
+    pub async fn was_polled(&self) -> Result<bool, StateError> {
+        let query = "SELECT EXISTS (SELECT FROM outboxd.polled WHERE outbox = $1)";
+        let row = self.client.query_one(query, &[&self.outbox]).await;
+        Ok(row.map_err(self.sql("read the mode"))?.get(0))
+    }
+
+    /// Notes that the slot has passed what was polled.
+    pub async fn forget_polled(&self) -> Result<(), StateError> {
+        let statement = "DELETE FROM outboxd.polled WHERE outbox = $1";
+        self.execute(statement, "note the mode").await
+    }
+
     /// Begins a new generation of numbers; the earlier ones keep what they sent.
     pub async fn begin_generation(&self, after: i32) -> Result<(), StateError> {
         let statement = "UPDATE outboxd.outbox SET generation = $2 + 1, skipped = '{}' \

@@ -137,7 +137,7 @@ fn statement() -> Box<dyn FnMut()> {
         outbox: "public.outbox".into(),
         epoch: 1,
     };
-    let marks = Marks::rows(Mark::SentAt, &messages::table(), tenure, Lsn(0));
+    let marks = Marks::rows(Mark::SentAt, &messages::table(), tenure);
     let rows: Vec<Delivered> = messages::rows(ROWS as u64)
         .into_iter()
         .zip(0..)
@@ -150,6 +150,6 @@ fn statement() -> Box<dyn FnMut()> {
         })
         .collect();
     Box::new(move || {
-        black_box(marks.statement(&rows));
+        black_box(marks.statement(&rows, None));
     })
 }

@@ -60,6 +60,7 @@ pub fn table() -> Table {
         before_insert_triggers: Vec::new(),
         subscriptions: Vec::new(),
         row_security: false,
+        id_is_unique: true,
         replica_identity: ReplicaIdentity::Full,
         seq: None,
     }

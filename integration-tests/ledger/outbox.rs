@@ -94,7 +94,7 @@ impl Outbox {
         match mark {
             Mark::Ledger => Marks::Ledger(self.ledger().await),
             Mark::None => Marks::None,
-            mark => Marks::rows(mark, &self.table().await, tenure(1), Lsn(0)),
+            mark => Marks::rows(mark, &self.table().await, tenure(1)),
         }
     }
 
@@ -103,8 +103,8 @@ impl Outbox {
     }
 
     pub async fn mark_on(&self, client: &Client, rows: &[Delivered]) -> Result<(), MarkError> {
-        let statement = Marks::Ledger(self.ledger().await).statement(rows);
-        statement.expect("rows to mark").run(client).await
+        let statement = Marks::Ledger(self.ledger().await).statement(rows, None);
+        statement.expect("rows to mark").run(client).await.map(drop)
     }
 
     /// A row of the ledger as compaction leaves it.

@@ -1,7 +1,8 @@
 //! Which modes and marks a table allows, and why not the others (design §6, "Mode, mark and table"). Pure.
 
 use crate::config::{Mark, Mode};
-use crate::inspect::{Table, seq_trusted};
+use crate::inspect::{SeqFacts, SeqIndex, Table, TableKind, seq_trusted};
+use postgres_protocol::escape::escape_identifier;
 
 /// Why a table does not allow a mode and a mark.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +23,14 @@ pub fn refusals(mode: Mode, mark: Mark, order_column: Option<&str>, table: &Tabl
         refuse(
             "with `none` nothing says which rows polling has sent".to_owned(),
             "set source.mark = \"ledger\", or source.mode = \"replication\"".to_owned(),
+        );
+    }
+    if mark != Mark::Ledger && !tells_rows_apart(table) {
+        refuse(
+            "two rows may share an `id`: no unique index covers it alone, and a mark or a hold would be taken for the \
+             other row's"
+                .to_owned(),
+            repeating_ids(table),
         );
     }
     if mark == Mark::SentAt && table.layout.sent_at.is_none() {
@@ -73,6 +82,24 @@ pub fn refusals(mode: Mode, mark: Mark, order_column: Option<&str>, table: &Tabl
         }
     }
     refusals
+}
+
+/// Whether a row can't be taken for another one: by its number, or by its id alone.
+fn tells_rows_apart(table: &Table) -> bool {
+    let is_unique = |seq: &SeqFacts| seq.index == SeqIndex::Unique && seq.is_not_null;
+    let has_unique_numbers = table.seq.as_ref().is_some_and(is_unique);
+    table.id_is_unique || has_unique_numbers || seq_trusted(table).is_ok()
+}
+
+fn repeating_ids(table: &Table) -> String {
+    let name = table.name();
+    let id = escape_identifier(&table.layout.columns[table.layout.id].name);
+    match table.kind {
+        TableKind::Ordinary => format!("CREATE UNIQUE INDEX CONCURRENTLY ON {name} ({id});"),
+        TableKind::Partitioned => format!(
+            "ALTER TABLE {name} ADD COLUMN \"seq\" bigint GENERATED ALWAYS AS IDENTITY; -- rewrites the table"
+        ),
+    }
 }
 
 /// Every mode and mark that the table allows, such as `replication with ledger, none; polling with ledger`.
@@ -163,6 +190,16 @@ mod tests {
             refusals[0].text,
             "`source.order_column` names `nope`, which the table does not have"
         );
+    }
+
+    #[test]
+    fn rows_that_may_share_an_id_need_numbers_of_their_own() {
+        let mut table = five_columns();
+        table.id_is_unique = false;
+        assert_eq!(allowed(None, &table), "");
+        let mut table = trusted();
+        table.id_is_unique = false;
+        assert!(tells_rows_apart(&table));
     }
 
     #[test]

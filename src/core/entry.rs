@@ -10,6 +10,8 @@ pub(super) enum State {
     Sent,
     Delivered,
     Marking,
+    /// Its mark waits; it doesn't count in the window.
+    Waiting,
     /// Put aside, and that is not durable yet.
     Aside,
     /// Delivered and waiting for its transaction to be confirmed (`Settling::OnConfirmation`).

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use tokio_postgres::Client;
+use tracing::warn;
 
 use super::statement::{self, EntryColumns, KeptColumns, parameters};
 use crate::core::{Aside, Fate, Followers, Held};
@@ -157,7 +158,10 @@ impl Keep {
         let kept: Vec<_> = self.kept.iter().filter(is_kept).collect();
         self.record(client, &kept).await?;
         if let Some(mark) = &self.mark {
-            mark.run(client).await?;
+            let outcome = mark.run(client).await?;
+            if let Some(refusal) = outcome.refused.first() {
+                warn!(event_id = %refusal.row.id, error = refusal.error, "a dead letter can't be marked in the table");
+            }
         }
         let held = kept.iter().filter(|row| !row.is_dead);
         Ok(held.map(|row| row.row.size() as u64).sum())

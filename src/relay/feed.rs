@@ -54,6 +54,14 @@ impl Run<'_> {
             &self.session.state,
             &mut self.relay.read_before,
         );
+        let owed = self.owing.keys();
+        let is_owed = |row: &OutboxRow| {
+            !owed.is_empty()
+                && row
+                    .id
+                    .as_ref()
+                    .is_some_and(|id| owed.contains(&(row.seq, id)))
+        };
         let held = &self.held_ids;
         let is_held = |row: &OutboxRow| {
             !held.is_empty() && row.id.as_ref().is_some_and(|id| held.contains(id))
@@ -63,7 +71,8 @@ impl Run<'_> {
             true => core.was_sent(row),
             false => core.was_in_flight(row) || core.is_kept(row),
         };
-        let is_known = |row: &OutboxRow| was_taken(row) || state.skips(row) || is_held(row);
+        let is_known =
+            |row: &OutboxRow| was_taken(row) || state.skips(row) || is_held(row) || is_owed(row);
         let mut repeated: Vec<_> = batch.rows.iter().map(is_known).collect();
         if self.session.source.is_stream() {
             let settled = self
@@ -163,7 +172,7 @@ impl Run<'_> {
             && let Some(id) = &row.id
         {
             self.held_ids.insert(id.clone());
-            self.session.source.hold(self.held_ids.len());
+            self.leave_in_table();
         }
         self.keeping.put(ticket, row);
         (self.held_ids.len() > HELD_IDS_MAX).then(|| {

@@ -130,7 +130,8 @@ impl Run<'_> {
                 origin: aside.origin,
             })
             .collect();
-        self.session.marks.statement(&dead)
+        let resolved = self.relay.core.confirmable();
+        self.session.marks.statement(&dead, resolved)
     }
 
     pub(super) fn take_keep(

@@ -1,5 +1,7 @@
 //! Marking what was delivered, and what the ledger needs beside: one statement of each at a time.
 
+use std::borrow::Cow;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +11,8 @@ use tracing::{debug, error, warn};
 
 use super::{End, Run};
 use crate::core::{Delivered, Extent};
-use crate::mark::{MarkError, Marks};
+use crate::mark::{MarkError, Marks, Outcome, Refusal, Statement};
+use crate::outbox::RowId;
 use crate::telemetry::chain;
 
 /// How long delivered rows wait for company before they are marked, unless the window is pressed or the source waits.
@@ -20,10 +23,80 @@ const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(5);
 /// How long a failed mark waits before it is tried again.
 pub(super) const MARK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
+/// How long a row waits whose commit is not visible, before its mark is tried again; it doubles up to a second.
+const OWED_AGAIN_AFTER: Duration = Duration::from_millis(50);
+/// Rows whose mark is tried again in one statement.
+const OWED_ROWS_MAX: usize = 1_000;
+
+/// Whether the mark of some rows was tried before.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Attempt {
+    First,
+    Another,
+}
+
 /// The mark that is being written.
 pub(super) struct Marking {
     pub(super) rows: Arc<Vec<Delivered>>,
-    pub(super) task: JoinHandle<Result<(), MarkError>>,
+    attempt: Attempt,
+    pub(super) task: JoinHandle<Result<Outcome, MarkError>>,
+}
+
+/// Since when marks fail, and what PostgreSQL says.
+pub(super) struct Failing {
+    pub(super) since: Instant,
+    pub(super) error: String,
+}
+
+/// Rows that Kafka acknowledged and whose mark waits for their commit, or for somebody's lock.
+pub(super) struct Owing {
+    rows: Vec<Delivered>,
+    again_at: Option<Instant>,
+    pause: Duration,
+}
+
+impl Owing {
+    /// Begins with what an earlier process owed.
+    pub(super) fn new(rows: Vec<Delivered>) -> Self {
+        Self {
+            again_at: (!rows.is_empty()).then(Instant::now),
+            rows,
+            pause: OWED_AGAIN_AFTER,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    pub(super) fn rows(&self) -> &[Delivered] {
+        &self.rows
+    }
+
+    /// What tells the rows that a source hands out again.
+    pub(super) fn keys(&self) -> HashSet<(Option<i64>, &RowId)> {
+        self.rows.iter().map(|row| (row.seq, &row.id)).collect()
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.again_at.is_some_and(|at| now >= at)
+    }
+
+    /// Takes some rows to be marked; what is left has its turn after them.
+    fn take(&mut self) -> Vec<Delivered> {
+        let taken = self.rows.len().min(OWED_ROWS_MAX);
+        self.rows.drain(..taken).collect()
+    }
+
+    /// Adds rows to be tried later; sooner where some of the last ones could be marked.
+    fn add(&mut self, rows: Vec<Delivered>, has_progress: bool) {
+        self.pause = match has_progress {
+            true => OWED_AGAIN_AFTER,
+            false => (self.pause * 2).min(MARK_AGAIN_AFTER),
+        };
+        self.rows.extend(rows);
+        self.again_at = (!self.rows.is_empty()).then(|| Instant::now() + self.pause);
+    }
 }
 
 /// What the audit of one complete segment found.
@@ -34,10 +107,9 @@ pub(super) struct Finding {
 
 impl Run<'_> {
     pub(super) fn mark_due_at(&self) -> Option<Instant> {
-        let deadline = match (self.drain_until, self.keeping.again_at()) {
-            (Some(deadline), Some(again_at)) => Some(deadline.min(again_at)),
-            (deadline, again_at) => deadline.or(again_at),
-        };
+        let owed_at = self.owing.again_at.filter(|_| self.marking.is_none());
+        let deadlines = [self.drain_until, self.keeping.again_at(), owed_at];
+        let deadline = deadlines.into_iter().flatten().min();
         if self.marking.is_some() || self.relay.core.unmarked() == 0 {
             return deadline;
         }
@@ -46,10 +118,15 @@ impl Run<'_> {
     }
 
     pub(super) fn start_mark(&mut self) {
+        let now = Instant::now();
+        if self.marking.is_none() && self.owing.is_due(now) {
+            let rows = self.owing.take();
+            let statement = self.session.marks.again(&rows, self.owing.rows().len());
+            return self.run_mark(rows, statement, Attempt::Another);
+        }
         if self.marking.is_some() || self.relay.core.unmarked() == 0 {
             return;
         }
-        let now = Instant::now();
         let is_due = match self.mark_again_at {
             Some(at) => now >= at,
             None => {
@@ -67,14 +144,27 @@ impl Run<'_> {
             self.mark_again_at = Some(now + LOOK_AGAIN_AFTER);
             return;
         }
-        let rows = Arc::new(rows);
         (self.last_mark_at, self.mark_again_at) = (now, None);
-        let Some(statement) = self.session.marks.statement(&rows) else {
+        let resolved = self.relay.core.confirmable();
+        let statement = self.session.marks.statement(&rows, resolved);
+        self.run_mark(rows, statement, Attempt::First);
+    }
+
+    fn run_mark(
+        &mut self,
+        rows: Vec<Delivered>,
+        statement: Option<Arc<Statement>>,
+        attempt: Attempt,
+    ) {
+        let Some(statement) = statement else {
             return;
         };
         let sql = self.session.sql.clone();
-        let task = tokio::spawn(async move { statement.run(&sql.client).await });
-        self.marking = Some(Marking { rows, task });
+        self.marking = Some(Marking {
+            rows: Arc::new(rows),
+            attempt,
+            task: tokio::spawn(async move { statement.run(&sql.client).await }),
+        });
     }
 
     /// Which rows are worth a mark: a number that stands alone takes 21 bytes in the ledger, one in a range next to nothing.
@@ -92,34 +182,72 @@ impl Run<'_> {
         self.session.source.is_waiting() && self.feed.is_empty() && self.relay.core.sent() == 0
     }
 
-    pub(super) fn take_mark(
-        &mut self,
-        (rows, result): (Arc<Vec<Delivered>>, Result<(), MarkError>),
-    ) -> Option<End> {
-        match result {
-            Ok(()) => {
-                self.session.marks.committed(&rows);
-                self.relay.core.marked(&rows);
-                self.relay
-                    .metrics
-                    .marked(rows.len(), self.last_mark_at.elapsed());
-                debug!(rows = rows.len(), "marked");
-                None
-            }
-            Err(MarkError::NotLeader { .. }) => {
-                self.relay.core.mark_failed(&rows);
-                Some(End::Deposed)
-            }
-            Err(failure) => {
-                self.relay.core.mark_failed(&rows);
-                if self.session.sql.client.is_closed() {
-                    return Some(End::Mark(failure));
-                }
-                warn!(error = %chain(&failure), rows = rows.len(), "could not mark; trying again");
-                self.mark_again_at = Some(Instant::now() + MARK_AGAIN_AFTER);
-                None
-            }
+    pub(super) fn take_mark(&mut self, (marking, result): Marked) -> Option<End> {
+        let rows = &marking.rows;
+        let failure = match result {
+            Ok(outcome) => return self.take_outcome(&marking, outcome),
+            Err(failure) => failure,
+        };
+        match marking.attempt {
+            Attempt::Another => self.owing.add(rows.to_vec(), false),
+            Attempt::First => self.relay.core.mark_failed(rows),
         }
+        match failure {
+            MarkError::NotLeader { .. } => return Some(End::Deposed),
+            MarkError::Denied { .. } => return Some(End::Halt(chain(&failure))),
+            failure if self.session.sql.client.is_closed() => return Some(End::Mark(failure)),
+            _ => {}
+        }
+        let error = chain(&failure);
+        warn!(error, rows = rows.len(), "could not mark; trying again");
+        let since = self
+            .failing
+            .as_ref()
+            .map_or_else(Instant::now, |failing| failing.since);
+        self.failing = Some(Failing { since, error });
+        self.mark_again_at = Some(Instant::now() + MARK_AGAIN_AFTER);
+        None
+    }
+
+    /// Takes rows out that were marked, and keeps those that were not.
+    fn take_outcome(&mut self, marking: &Marking, outcome: Outcome) -> Option<End> {
+        self.failing = None;
+        let rows = marking.rows.as_slice();
+        let marked = match outcome.is_complete() {
+            true => Cow::Borrowed(rows),
+            false => Cow::Owned(outcome.marked_of(rows)),
+        };
+        self.session.marks.committed(&marked);
+        self.relay.core.marked(&marked);
+        self.relay
+            .metrics
+            .marked(marked.len(), self.last_mark_at.elapsed());
+        let Outcome { waiting, refused } = outcome;
+        debug!(rows = marked.len(), waiting = waiting.len(), "marked");
+        self.relay.core.mark_waits(&waiting);
+        if marking.attempt == Attempt::Another || !waiting.is_empty() {
+            self.owing.add(waiting, !marked.is_empty());
+            self.leave_in_table();
+        }
+        self.refuse(&refused)
+    }
+
+    /// Tells a source of unsent rows how many it hands out in vain with each turn.
+    pub(super) fn leave_in_table(&self) {
+        let source = &self.session.source;
+        if source.repeats_held_rows() {
+            source.hold(self.held_ids.len() + self.owing.rows().len());
+        }
+    }
+
+    fn refuse(&mut self, refused: &[Refusal]) -> Option<End> {
+        let first = refused.first()?;
+        let rows: Vec<_> = refused.iter().map(|refusal| refusal.row.clone()).collect();
+        self.relay.core.mark_failed(&rows);
+        Some(End::Halt(format!(
+            "row {} was published and can't be marked as sent: {}",
+            first.row.id, first.error
+        )))
     }
 
     /// Compacts the ledger, audits what is complete and forgets old history, beside the marks.
@@ -183,21 +311,21 @@ impl Run<'_> {
     }
 }
 
+/// A mark that has ended, with what became of its rows.
+pub(super) type Marked = (Marking, Result<Outcome, MarkError>);
+
 /// Waits for the running mark; for ever while none runs.
 ///
 /// Cancel-safe: yes.
-pub(super) async fn finished(
-    marking: &mut Option<Marking>,
-) -> (Arc<Vec<Delivered>>, Result<(), MarkError>) {
+pub(super) async fn finished(marking: &mut Option<Marking>) -> Marked {
     let Some(running) = marking else {
         return std::future::pending().await;
     };
     let result = (&mut running.task)
         .await
         .expect("a mark neither panics nor is aborted while it is awaited");
-    let rows = running.rows.clone();
-    *marking = None;
-    (rows, result)
+    let ended = marking.take().expect("it was there a moment ago");
+    (ended, result)
 }
 
 /// Waits for the running maintenance; for ever while none runs.

@@ -7,6 +7,7 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use super::lag::{HeldFacts, Measured, Question};
+use super::marking::Failing;
 use super::patience::{self, Moment, Wait};
 use super::{End, Phase, Relay, Run};
 use crate::hold::{self, Requests};
@@ -22,6 +23,8 @@ const HELD_SHOWN_MAX: usize = 100;
 const LAG_EVERY_TICKS: u32 = 5;
 /// How often it is asked how much it holds.
 const KEPT_EVERY_TICKS: u32 = 60;
+/// How long marks may fail before the status says so; within five seconds all in all.
+const FAILING_IS_TOLD_AFTER: Duration = Duration::from_secs(3);
 /// The core judges an outage by half minutes.
 const HALF_MINUTE_TICKS: u32 = 30;
 /// How long that may take; a table that is too busy for it is asked again later.
@@ -127,11 +130,21 @@ impl Run<'_> {
         }
     }
 
+    /// Marks that have failed so long that it must be said.
+    fn failing_long(&self) -> Option<&Failing> {
+        let failing = self.failing.as_ref();
+        failing.filter(|failing| failing.since.elapsed() >= FAILING_IS_TOLD_AFTER)
+    }
+
     /// Whether rows that are committed now go out now, and why not.
     fn standing(&self, wait: Option<Wait>) -> (State, String) {
         let epoch = self.session.tenure.epoch;
         if !self.session.lease.borrow().may_publish(epoch) {
             return (State::Waiting, LEASE_RAN_OUT.to_owned());
+        }
+        if let Some(failing) = self.failing_long() {
+            let reason = format!("rows can't be marked as sent: {}", failing.error);
+            return (State::Waiting, reason);
         }
         match wait {
             None => (State::Publishing, self.catching_up().to_owned()),

@@ -1,5 +1,6 @@
 //! The sweep: numbers that never become rows, and rows that the stream missed, which are read from the table.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -9,6 +10,7 @@ use tracing::{debug, error, warn};
 use super::{End, Run};
 use crate::config::Mode;
 use crate::mark::Marks;
+use crate::outbox::RowId;
 use crate::ranges::RangeSet;
 use crate::source::SourceError;
 use crate::source::polling::PollError;
@@ -61,6 +63,7 @@ impl Run<'_> {
     /// The numbers of which it is known what becomes of them, and the highest number seen.
     fn numbers_known(&self) -> (RangeSet, i64) {
         let mut known = self.relay.core.numbers();
+        known.extend(&self.owing.rows().iter().filter_map(|row| row.seq).collect());
         let Marks::Ledger(ledger) = &self.session.marks else {
             return (known, self.top);
         };
@@ -75,6 +78,13 @@ impl Run<'_> {
         }
         let (known, top) = self.numbers_known();
         Some(known.gaps(1..=top).count() as u64)
+    }
+
+    /// The ids of the rows in flight, and of those whose mark is owed.
+    fn ids_known(&self) -> HashSet<RowId> {
+        let mut ids = self.relay.core.ids();
+        ids.extend(self.owing.rows().iter().map(|row| row.id.clone()));
+        ids
     }
 
     /// Lets the watch look, beside everything else.
@@ -99,7 +109,7 @@ impl Run<'_> {
             top,
             in_flight: match &watch {
                 Watch::Numbers(_) => Default::default(),
-                Watch::Rows(_) => self.relay.core.ids(),
+                Watch::Rows(_) => self.ids_known(),
             },
             passed,
             is_sweep,

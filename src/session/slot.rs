@@ -124,8 +124,30 @@ impl Opening<'_> {
         }
     }
 
-    /// Moves the slot behind the transaction that it can't send, once the table was read beyond it.
-    pub(super) async fn pass(&mut self) -> Result<(), OpenError> {
+    /// Lets the table be read in the place of what the slot still holds, where rows were polled since it was read: marks in
+    /// rows don't say when a row was sent.
+    pub(super) async fn leave_to_the_table(
+        &mut self,
+        sql: &postgres::Session,
+        states: &StateTable<'_>,
+    ) -> Result<(), OpenError> {
+        let source = &self.config.source;
+        let marks_rows = matches!(source.mark, Mark::SentAt | Mark::Delete);
+        if !marks_rows {
+            return Ok(());
+        }
+        if source.mode == Mode::Polling {
+            return Ok(states.note_polled().await?);
+        }
+        if self.legacy.impassable.is_none() && states.was_polled().await? {
+            states.set_caught_up(false).await?;
+            self.legacy.impassable = Some(insert_position(sql).await?);
+        }
+        Ok(())
+    }
+
+    /// Moves the slot behind what it can't send or was published from the table, once the table was read beyond it.
+    pub(super) async fn pass(&mut self, states: &StateTable<'_>) -> Result<(), OpenError> {
         let Some(commit_lsn) = self.legacy.impassable else {
             return Ok(());
         };
@@ -133,7 +155,8 @@ impl Opening<'_> {
         let name = &self.config.source.replication.slot;
         slot::advance(&session.client, name, Lsn(commit_lsn.0 + 1)).await?;
         self.legacy.impassable = None;
-        warn!(slot = name, %commit_lsn, "the slot has passed a transaction that PostgreSQL cannot send");
+        states.forget_polled().await?;
+        info!(slot = name, position = %commit_lsn, "the slot has passed what was read from the table in its place");
         Ok(())
     }
 

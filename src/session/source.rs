@@ -30,7 +30,7 @@ impl Opening<'_> {
         let replication = &self.config.source.replication;
         let is_streamed = self.config.source.mode == Mode::Replication;
         if is_streamed && known.state.caught_up && !self.is_far_behind(states.client).await? {
-            self.pass().await?;
+            self.pass(states).await?;
             let outbox = Described::from(table);
             let bytes_max = crate::kafka::record_bytes_max(&self.config.kafka);
             let stream = Source::stream(&self.options, replication, outbox, bytes_max).await?;
