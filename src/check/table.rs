@@ -3,8 +3,8 @@
 use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::Client;
 
-use super::{Finding, Outcome, Report, chain, fit, shown, unknown};
-use crate::config::{Config, Mark, Mode};
+use super::{Finding, Report, chain, fit, shown, unknown};
+use crate::config::{Config, Mark};
 use crate::inspect::{InspectError, SeqIndex, Table, TableKind, inspect, seq_trusted};
 
 /// Whether a partial index of the rows whose `sent_at` is NULL begins with a column.
@@ -103,20 +103,15 @@ fn numbers(config: &Config, table: &Table, report: &mut Report) {
         }
     }
     if seq.index == SeqIndex::None {
-        let outcome = match config.source.mode {
-            Mode::Polling => Outcome::Missing,
-            Mode::Replication => Outcome::Warning,
-        };
         let create = match table.kind {
             TableKind::Ordinary => "CREATE UNIQUE INDEX CONCURRENTLY ON",
             TableKind::Partitioned => "CREATE INDEX ON",
         };
         let remedy = format!("{create} {} (\"seq\");", table.name());
-        report.push(Finding::new(
+        report.push(Finding::warning(
             "seq",
-            outcome,
-            "no index begins with `seq`: every look for unsent rows would read the whole table",
-            Some(remedy),
+            "no index begins with `seq`: every look for unsent rows reads the whole table",
+            remedy,
         ));
     }
 }
