@@ -16,6 +16,7 @@ pub mod marks;
 pub mod memory;
 pub mod missed;
 pub mod network;
+pub mod others;
 pub mod pair;
 pub mod poison;
 pub mod postgres;

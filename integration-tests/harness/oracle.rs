@@ -213,14 +213,18 @@ impl Oracle {
     }
 
     /// How many of these rows are not in the log.
-    fn missing(&mut self, truth: &[Truth]) -> usize {
-        let log = tokio::task::block_in_place(|| self.reader.read_to_end());
-        let ids: HashSet<Uuid> = log
-            .iter()
-            .filter_map(|read| Uuid::try_parse(read.header("id")?).ok())
-            .collect();
+    pub fn missing(&mut self, truth: &[Truth]) -> usize {
+        let ids = self.published();
         let missing = truth.iter().filter(|row| !ids.contains(&row.event_id));
         missing.count()
+    }
+
+    /// The rows that are in the log now.
+    pub fn published(&mut self) -> HashSet<Uuid> {
+        let log = tokio::task::block_in_place(|| self.reader.read_to_end());
+        let ids = log.iter();
+        ids.filter_map(|read| Uuid::try_parse(read.header("id")?).ok())
+            .collect()
     }
 
     /// Everything that was read so far.

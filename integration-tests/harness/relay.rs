@@ -54,6 +54,13 @@ impl RelayConfig {
         slot.expect("every configuration names a slot")
     }
 
+    /// What begins the names of logs: a slot that is not named has a default of the relay's.
+    fn log_name(&self) -> &str {
+        let replication = self.document["source"].get("replication");
+        let slot = replication.and_then(|section| section.get("slot"));
+        slot.and_then(Item::as_str).unwrap_or("outboxd")
+    }
+
     /// The topic of an aggregate type, by the template that this configuration has.
     pub fn topic_of(&self, aggregate_type: &str) -> String {
         let template = self.document["route"]["topic"].as_str();
@@ -355,7 +362,7 @@ impl Relay {
 impl Drop for Relay {
     fn drop(&mut self) {
         if let Ok(folder) = std::env::var("OUTBOXD_RELAY_LOGS") {
-            let name = format!("{}-{}.log", self.config.name(), self.id());
+            let name = format!("{}-{}.log", self.config.log_name(), self.id());
             let _ = fs::create_dir_all(&folder);
             let _ = fs::copy(self.folder.join("log"), Path::new(&folder).join(name));
         }

@@ -215,6 +215,32 @@ pub fn copy_folder(from: &Path, to: &Path) {
     );
 }
 
+/// The commit under test, with a `+` where files were changed since.
+pub fn commit() -> String {
+    let hash = git(&["rev-parse", "--short", "HEAD"]);
+    let is_changed = !git(&[
+        "status",
+        "--porcelain",
+        "--untracked-files=no",
+        "--",
+        ".",
+        ":!docs",
+    ])
+    .is_empty();
+    format!("{hash}{}", if is_changed { "+" } else { "" })
+}
+
+fn git(arguments: &[&str]) -> String {
+    let output = Command::new("git")
+        .args(arguments)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    text.ok()
+        .filter(|text| !text.is_empty())
+        .unwrap_or_default()
+}
+
 /// Removes folders whose test process is gone and whose janitor was killed with it.
 fn remove_stale_runs() {
     let Ok(entries) = fs::read_dir(std::env::temp_dir()) else {

@@ -1,6 +1,6 @@
 //! Neither PostgreSQL nor Kafka is there when the relay starts.
 
-use super::rig::{POLLED, Rig, SOON, STREAMED, await_publishing};
+use super::rig::{Rig, SOON, await_publishing};
 use super::scene::Scene;
 use crate::harness::kafka::Kafka;
 use crate::harness::postgres::{Postgres, Stop, USUAL};
@@ -10,8 +10,8 @@ use crate::harness::wait_until;
 pub async fn servers_come_later(scene: &Scene) {
     let (mut postgres, mut kafka) = (Postgres::start(USUAL), Kafka::start());
     let rigs = [
-        Rig::new(STREAMED, &postgres, &kafka).await,
-        Rig::new(POLLED, &postgres, &kafka).await,
+        Rig::new(scene.streamed(), &postgres, &kafka).await,
+        Rig::new(scene.polled(), &postgres, &kafka).await,
     ];
     postgres.stop(Stop::Fast);
     kafka.kill();

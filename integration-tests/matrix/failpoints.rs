@@ -53,10 +53,11 @@ pub async fn killed_after_produce(scene: &Scene) {
 }
 
 pub async fn killed_after_acknowledgement(scene: &Scene) {
-    both(scene, async |scene, pair| {
-        kill_at(scene, pair, Point::Acknowledged).await
-    })
-    .await;
+    // The ledger is locked to hold the point open.
+    tokio::join!(
+        kill_at(scene, STREAMED, Point::Acknowledged),
+        kill_at(scene, POLLED, Point::Acknowledged)
+    );
 }
 
 pub async fn killed_after_mark(scene: &Scene) {
@@ -64,7 +65,7 @@ pub async fn killed_after_mark(scene: &Scene) {
 }
 
 pub async fn killed_while_confirming(scene: &Scene) {
-    kill_at(scene, STREAMED, Point::Confirming).await;
+    kill_at(scene, scene.streamed(), Point::Confirming).await;
 }
 
 pub async fn killed_while_replaying(scene: &Scene) {
@@ -76,7 +77,10 @@ pub async fn killed_while_replaying(scene: &Scene) {
 
 /// While rows that stood there before the relay are read from the table, and writers go on.
 pub async fn killed_while_catching_up(scene: &Scene) {
-    tokio::join!(catch_up(scene, STREAMED), catch_up(scene, POLLED));
+    tokio::join!(
+        catch_up(scene, scene.streamed()),
+        catch_up(scene, scene.polled())
+    );
 }
 
 async fn kill_at(scene: &Scene, pair: Pair, point: Point) {
@@ -106,7 +110,7 @@ async fn kill_at(scene: &Scene, pair: Pair, point: Point) {
     let kills = scene.pick(2, 4, 20);
     for _ in 0..kills {
         await_publishing(&relay, 0, SOON).await;
-        if pair == STREAMED {
+        if pair.is_streamed() {
             stage.rig.await_streaming(&stage.client).await;
         }
         stage.reach(point, &mut relay).await;

@@ -1,6 +1,6 @@
 //! What happens to Kafka: killed, frozen, slow, without its replicas.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::pair::Both;
 use super::rig::{Rig, SOON, WINDOW_ROWS, published};
@@ -14,7 +14,7 @@ use crate::harness::wait_until;
 /// Killed for a moment each time, then once for longer than the relay stays on its slot.
 pub async fn broker_away(scene: &Scene) {
     let mut kafka = Kafka::start();
-    let both = Both::new(Postgres::shared(USUAL).await, &kafka).await;
+    let both = Both::new(scene, Postgres::shared(USUAL).await, &kafka).await;
     for pause in scene.pick(vec![0, 0], vec![0, 5, 40], vec![5, 3600]) {
         kafka.kill();
         scene.ran();
@@ -39,7 +39,7 @@ pub async fn broker_away(scene: &Scene) {
 
 pub async fn broker_frozen(scene: &Scene) {
     let mut kafka = Kafka::start();
-    let both = Both::new(Postgres::shared(USUAL).await, &kafka).await;
+    let both = Both::new(scene, Postgres::shared(USUAL).await, &kafka).await;
     kafka.freeze();
     scene.ran();
     tokio::time::sleep(Duration::from_secs(scene.pick(20, 20, 120))).await;
@@ -52,7 +52,7 @@ pub async fn broker_frozen(scene: &Scene) {
 /// The broker appends, its answer is lost and the connection with it: librdkafka sends again, the broker knows it.
 pub async fn acknowledgements_lost(scene: &Scene) {
     let (kafka, proxy) = Kafka::start_behind_proxy().await;
-    let both = Both::behind_proxy(&kafka, &proxy).await;
+    let both = Both::behind_proxy(scene, &kafka, &proxy).await;
     let topics = both.rigs.each_ref().map(|rig| rig.config.topic_of("order"));
     let mut readers = topics.each_ref().map(|topic| kafka.reader(&[topic]));
     // A producer that has just started sends one record to each partition and waits for its acknowledgement.
@@ -85,15 +85,32 @@ fn records(reader: &mut TopicReader) -> usize {
 /// Every answer comes late; the broker has appended long before.
 pub async fn broker_slow(scene: &Scene) {
     let (kafka, proxy) = Kafka::start_behind_proxy().await;
-    let both = Both::behind_proxy(&kafka, &proxy).await;
+    let both = Both::behind_proxy(scene, &kafka, &proxy).await;
     for seconds in scene.pick(vec![2], vec![2, 8], vec![2, 8, 30]) {
         proxy.set(|weather| weather.to_client.delay = Duration::from_secs(seconds));
         scene.ran();
-        tokio::time::sleep(Duration::from_secs(3 * seconds + 5)).await;
+        watch_ages(scene, &both, Duration::from_secs(seconds)).await;
         proxy.clear();
         both.await_publishing(100).await;
     }
     both.judge(scene, 0).await;
+}
+
+/// Answers that come late delay no row for longer than some of them: as steady as a plain producer.
+async fn watch_ages(scene: &Scene, both: &Both, delay: Duration) {
+    let lasts = 3 * delay + Duration::from_secs(5);
+    let [streamed, polled] = both.rigs.each_ref().map(async |rig| {
+        let (client, mut oracle) = (rig.client().await, rig.oracle().await);
+        let ends_at = Instant::now() + lasts;
+        let mut oldest = Duration::ZERO;
+        while Instant::now() < ends_at {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            oldest = oldest.max(rig.oldest_age(&client, &mut oracle).await);
+        }
+        let what = format!("the oldest row, {} s late, {}", delay.as_secs(), rig.pair.0);
+        scene.took(&what, oldest, lasts);
+    });
+    tokio::join!(streamed, polled);
 }
 
 /// Each broker in turn, over and over.
@@ -108,7 +125,7 @@ pub async fn brokers_stopped_in_turn(scene: &Scene) {
 
 async fn roll(scene: &Scene, times: usize, end: fn(&mut Kafka)) {
     let mut cluster = Cluster::start();
-    let both = Both::on_cluster(&cluster, 3, &[("min.insync.replicas", "2")]).await;
+    let both = Both::on_cluster(scene, &cluster, 3, &[("min.insync.replicas", "2")]).await;
     for number in 0..times * BROKERS {
         let broker = &mut cluster.brokers[number % BROKERS];
         end(broker);
@@ -146,7 +163,7 @@ async fn await_replicas(cluster: &Cluster, rig: &Rig, replicas: usize) {
 /// One of three brokers is away and the topic asks for three: nothing may be written, and no row is to blame.
 pub async fn too_few_replicas(scene: &Scene) {
     let mut cluster = Cluster::start();
-    let both = Both::on_cluster(&cluster, 3, &[("min.insync.replicas", "3")]).await;
+    let both = Both::on_cluster(scene, &cluster, 3, &[("min.insync.replicas", "3")]).await;
     cluster.brokers[2].kill();
     scene.ran();
     tokio::time::sleep(Duration::from_secs(scene.pick(15, 20, 60))).await;
@@ -164,7 +181,7 @@ pub async fn too_few_replicas(scene: &Scene) {
 /// Partitions without replicas on a broker that is away: their aggregates wait, all others flow.
 pub async fn partitions_away(scene: &Scene) {
     let mut cluster = Cluster::start();
-    let both = Both::on_cluster(&cluster, 1, &[]).await;
+    let both = Both::on_cluster(scene, &cluster, 1, &[]).await;
     cluster.brokers[2].kill();
     scene.ran();
     tokio::time::sleep(Duration::from_secs(scene.pick(10, 20, 60))).await;

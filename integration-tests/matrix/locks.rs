@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
-use super::rig::{POLLED, Pair, Rig, SOON, STREAMED, await_publishing, published};
-use super::scene::{Scene, both};
+use super::rig::{Pair, Rig, SOON, await_publishing, published};
+use super::scene::{Scene, both_or_unmarked};
 use crate::harness::load::{begin_rows, prepare};
 use crate::harness::postgres::{Postgres, USUAL};
 
@@ -17,7 +17,7 @@ const OWN: u32 = 50;
 
 /// Rows that are written and not committed for long, here and in another database: all others flow.
 pub async fn long_transaction(scene: &Scene) {
-    both(scene, async |scene, pair| {
+    both_or_unmarked(scene, async |scene, pair| {
         let rig = Rig::shared(pair).await;
         let client = rig.client().await;
         prepare(&client, OWN + 1).await;
@@ -49,7 +49,7 @@ pub async fn long_transaction(scene: &Scene) {
 
 /// A prepared transaction that nobody ends for long.
 pub async fn prepared_and_forgotten(scene: &Scene) {
-    both(scene, async |scene, pair| {
+    both_or_unmarked(scene, async |scene, pair| {
         let rig = Rig::shared(pair).await;
         let client = rig.client().await;
         prepare(&client, OWN + 1).await;
@@ -64,7 +64,7 @@ pub async fn prepared_and_forgotten(scene: &Scene) {
         tokio::time::sleep(Duration::from_secs(scene.pick(5, 15, 120))).await;
         let before = published(&relay).await;
         await_publishing(&relay, before, SOON).await;
-        if pair == POLLED {
+        if !pair.is_streamed() {
             let holes = relay.metric("outboxd_holes_open").await;
             scene.require(holes.unwrap_or_default() >= 1.0, || {
                 format!("holes shown: {holes:?}")
@@ -80,8 +80,8 @@ pub async fn prepared_and_forgotten(scene: &Scene) {
 /// An administrator holds the outbox exclusively; then VACUUM FULL.
 pub async fn table_locked(scene: &Scene) {
     tokio::join!(
-        lock_table(scene, STREAMED),
-        lock_table(scene, POLLED),
+        lock_table(scene, scene.streamed()),
+        lock_table(scene, scene.polled()),
         lock_table(scene, Pair("replication", "delete"))
     );
 }

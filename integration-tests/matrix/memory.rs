@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::bounded::RSS_MAX;
-use super::rig::{POLLED, Rig, SOON, STREAMED, await_publishing};
+use super::rig::{Rig, SOON, await_publishing};
 use super::scene::Scene;
 use crate::harness::kafka::Kafka;
 use crate::harness::postgres::{Postgres, USUAL};
@@ -12,8 +12,8 @@ pub async fn bounded_while_kafka_is_away(scene: &Scene) {
     let mut kafka = Kafka::start();
     let postgres = Postgres::shared(USUAL).await;
     let rigs = [
-        Rig::new(STREAMED, postgres, &kafka).await,
-        Rig::new(POLLED, postgres, &kafka).await,
+        Rig::new(scene.streamed(), postgres, &kafka).await,
+        Rig::new(scene.polled(), postgres, &kafka).await,
     ];
     let relays = rigs.each_ref().map(Rig::relay);
     let loads = [

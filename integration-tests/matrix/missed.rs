@@ -5,7 +5,7 @@
 
 use tokio_postgres::Client;
 
-use super::rig::{Rig, SOON, STREAMED, TRANSACTION_ROWS, WINDOW_ROWS, await_publishing, published};
+use super::rig::{Rig, SOON, TRANSACTION_ROWS, WINDOW_ROWS, await_publishing, published};
 use super::scene::Scene;
 use crate::harness::kafka::Kafka;
 use crate::harness::postgres::{Postgres, USUAL};
@@ -22,7 +22,7 @@ const TERMINATE: &str = "SELECT pg_terminate_backend(active_pid) FROM pg_replica
 pub async fn slot_dropped(scene: &Scene) {
     // Its own server: a new slot waits for the transactions of every database.
     let postgres = Postgres::start(USUAL);
-    let rig = Rig::new(STREAMED, &postgres, Kafka::shared().await).await;
+    let rig = Rig::new(scene.streamed(), &postgres, Kafka::shared().await).await;
     let client = rig.client().await;
     let load = rig.load().await;
     let mut relay = rig.relay();
@@ -61,7 +61,7 @@ async fn drop_slot(client: &Client) {
 
 /// An administrator moves the slot past rows that nobody has read.
 pub async fn slot_advanced(scene: &Scene) {
-    let (rig, client) = swept().await;
+    let (rig, client) = swept(scene).await;
     let load = rig.load().await;
     let mut relay = rig.relay();
     await_publishing(&relay, 0, SOON).await;
@@ -94,7 +94,7 @@ pub async fn slot_advanced(scene: &Scene) {
 
 /// Dropped and created anew, and the table taken out and put back, with rows in between.
 pub async fn publication_changed(scene: &Scene) {
-    let (rig, client) = swept().await;
+    let (rig, client) = swept(scene).await;
     let load = rig.load().await;
     let relay = rig.relay();
     await_publishing(&relay, 0, SOON).await;
@@ -151,8 +151,8 @@ async fn judge(scene: &Scene, rig: &Rig, relay: &Relay, duplicates_max: usize) {
 }
 
 /// A relay that searches the table every two seconds.
-async fn swept() -> (Rig, Client) {
-    let mut rig = Rig::shared(STREAMED).await;
+async fn swept(scene: &Scene) -> (Rig, Client) {
+    let mut rig = Rig::shared(scene.streamed()).await;
     rig.set("source.replication.sweep", "2s");
     let client = rig.client().await;
     (rig, client)

@@ -4,10 +4,8 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use super::rig::{
-    POLLED, Pair, Rig, SOON, STREAMED, TRANSACTION_ROWS, WINDOW_ROWS, await_publishing, published,
-};
-use super::scene::{Scene, both};
+use super::rig::{Pair, Rig, SOON, TRANSACTION_ROWS, WINDOW_ROWS, await_publishing, published};
+use super::scene::{Scene, both_or_unmarked};
 use crate::harness::proxy::{Flow, Proxy};
 use crate::harness::relay::Relay;
 use crate::harness::{wait_until, workspace};
@@ -20,7 +18,7 @@ const PUBLISHES_AGAIN_WITHIN: Duration = Duration::from_secs(20);
 
 /// A relay that backs off further with each cut would publish next to nothing.
 pub async fn cut_again_and_again(scene: &Scene) {
-    both(scene, cut).await;
+    both_or_unmarked(scene, cut).await;
 }
 
 async fn cut(scene: &Scene, pair: Pair) {
@@ -58,7 +56,7 @@ enum Way {
 
 /// Connections stay open and nothing arrives: both ways, then each way alone.
 pub async fn black_hole(scene: &Scene) {
-    both(scene, vanish).await;
+    both_or_unmarked(scene, vanish).await;
 }
 
 async fn vanish(scene: &Scene, pair: Pair) {
@@ -79,7 +77,7 @@ async fn vanish(scene: &Scene, pair: Pair) {
             weather.to_server.is_held = way != Way::ToClient;
         });
         scene.ran();
-        if pair == STREAMED && way != Way::ToClient && seconds > 40 {
+        if pair.is_streamed() && way != Way::ToClient && seconds > 40 {
             await_walsender_end(&rig, &client).await;
             scene.took(
                 "the old walsender ends",
@@ -108,7 +106,7 @@ async fn await_walsender_end(rig: &Rig, client: &tokio_postgres::Client) {
 
 /// Latency, single bytes, a thin line: no timeout of ours takes them for a failure.
 pub async fn slow(scene: &Scene) {
-    both(scene, crawl).await;
+    both_or_unmarked(scene, crawl).await;
 }
 
 async fn crawl(scene: &Scene, pair: Pair) {
@@ -119,7 +117,7 @@ async fn crawl(scene: &Scene, pair: Pair) {
     await_publishing(&relay, 0, SOON).await;
     let before = published(&relay).await;
     await_publishing(&relay, before, SOON).await;
-    if pair == STREAMED {
+    if pair.is_streamed() {
         // The first session, which reads the table, ends in order.
         rig.await_streaming(&rig.client().await).await;
     }
@@ -153,7 +151,7 @@ async fn crawl(scene: &Scene, pair: Pair) {
 
 /// The last confirmation of an orderly stop never arrives.
 pub async fn last_confirmation_lost(scene: &Scene) {
-    let mut rig = Rig::shared(STREAMED).await;
+    let mut rig = Rig::shared(scene.streamed()).await;
     let client = rig.client().await;
     let proxy = rig.through_proxy().await;
     let load = rig.load().await;
@@ -178,7 +176,10 @@ pub async fn last_confirmation_lost(scene: &Scene) {
 
 /// The name of the server means another address, then none, then the first one again.
 pub async fn name_moves(scene: &Scene) {
-    tokio::join!(move_name(scene, STREAMED), move_name(scene, POLLED));
+    tokio::join!(
+        move_name(scene, scene.streamed()),
+        move_name(scene, scene.polled())
+    );
 }
 
 async fn move_name(scene: &Scene, pair: Pair) {

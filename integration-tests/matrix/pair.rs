@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::bounded::RSS_MAX;
-use super::rig::{POLLED, Rig, SOON, STREAMED, await_publishing, published};
+use super::rig::{Rig, SOON, await_publishing, published};
 use super::scene::Scene;
 use crate::harness::cluster::Cluster;
 use crate::harness::kafka::Kafka;
@@ -20,20 +20,20 @@ pub struct Both {
 }
 
 impl Both {
-    pub async fn new(postgres: &Postgres, kafka: &Kafka) -> Self {
+    pub async fn new(scene: &Scene, postgres: &Postgres, kafka: &Kafka) -> Self {
         Self::of([
-            Rig::new(STREAMED, postgres, kafka).await,
-            Rig::new(POLLED, postgres, kafka).await,
+            Rig::new(scene.streamed(), postgres, kafka).await,
+            Rig::new(scene.polled(), postgres, kafka).await,
         ])
         .await
     }
 
     /// Behind a proxy of `Kafka::start_behind_proxy`.
-    pub async fn behind_proxy(kafka: &Kafka, proxy: &Proxy) -> Self {
+    pub async fn behind_proxy(scene: &Scene, kafka: &Kafka, proxy: &Proxy) -> Self {
         let postgres = Postgres::shared(USUAL).await;
         let mut rigs = [
-            Rig::new(STREAMED, postgres, kafka).await,
-            Rig::new(POLLED, postgres, kafka).await,
+            Rig::new(scene.streamed(), postgres, kafka).await,
+            Rig::new(scene.polled(), postgres, kafka).await,
         ];
         for rig in &mut rigs {
             rig.through_kafka_proxy(proxy);
@@ -42,10 +42,15 @@ impl Both {
     }
 
     /// On three brokers, their topics with so many replicas of each partition.
-    pub async fn on_cluster(cluster: &Cluster, replicas: i32, settings: &[(&str, &str)]) -> Self {
+    pub async fn on_cluster(
+        scene: &Scene,
+        cluster: &Cluster,
+        replicas: i32,
+        settings: &[(&str, &str)],
+    ) -> Self {
         Self::of([
-            Rig::on_cluster(STREAMED, cluster, replicas, settings).await,
-            Rig::on_cluster(POLLED, cluster, replicas, settings).await,
+            Rig::on_cluster(scene.streamed(), cluster, replicas, settings).await,
+            Rig::on_cluster(scene.polled(), cluster, replicas, settings).await,
         ])
         .await
     }

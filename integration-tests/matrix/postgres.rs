@@ -3,9 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::pair::Both;
-use super::rig::{
-    Pair, Rig, SOON, STREAMED, WINDOW_ROWS, await_publishing, published, random_moment,
-};
+use super::rig::{Pair, Rig, SOON, WINDOW_ROWS, await_publishing, published, random_moment};
 use super::scene::{Scene, both};
 use crate::harness::kafka::Kafka;
 use crate::harness::postgres::{Postgres, Stop, USUAL};
@@ -41,7 +39,7 @@ pub async fn killed(scene: &Scene) {
 
 async fn away(scene: &Scene, times: usize, going: Going) {
     let mut postgres = Postgres::start(USUAL);
-    let both = Both::new(&postgres, Kafka::shared().await).await;
+    let both = Both::new(scene, &postgres, Kafka::shared().await).await;
     for _ in 0..times {
         random_moment(Duration::from_millis(500)).await;
         match going {
@@ -84,7 +82,7 @@ async fn kill_a_backend(both: &Both) {
 pub async fn stopped_while_kafka_is_away(scene: &Scene) {
     let mut kafka = Kafka::start();
     let mut postgres = Postgres::start(USUAL);
-    let both = Both::new(&postgres, &kafka).await;
+    let both = Both::new(scene, &postgres, &kafka).await;
     kafka.freeze();
     for pause in [5, 32] {
         tokio::time::sleep(Duration::from_secs(pause)).await;
@@ -100,7 +98,7 @@ pub async fn stopped_while_kafka_is_away(scene: &Scene) {
 }
 
 pub async fn walsender_terminated(scene: &Scene) {
-    let pair = STREAMED;
+    let pair = scene.streamed();
     let sql = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots
                WHERE database = current_database() AND active";
     terminate(scene, pair, scene.pick(10, 20, 100), sql).await;

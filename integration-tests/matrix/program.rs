@@ -14,13 +14,14 @@ use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 use std::sync::{Mutex, MutexGuard};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::FutureExt;
 use tokio::runtime::Runtime;
 
+use super::rig::Marks;
 use super::scene::{Scene, Size};
-use super::table::{ROWS, Row, Scenario, Shown};
+use super::table::{Modes, ROWS, Row, Scenario, Shown};
 use super::tally::Tally;
 use results::{Entry, Results};
 
@@ -176,8 +177,10 @@ async fn run_row(row: &Row, size: Size) -> Option<Entry> {
     let tally = match &row.shown {
         Shown::By(needs, scenarios) if needs.iter().all(|need| need.lacks().is_none()) => {
             let mut tally = Tally::default();
-            for scenario in *scenarios {
-                tally.add(play(*scenario, size).await);
+            for marks in marks(row, size) {
+                for scenario in *scenarios {
+                    tally.add(play(*scenario, Scene::with(size, marks)).await);
+                }
             }
             tally
         }
@@ -191,9 +194,24 @@ async fn run_row(row: &Row, size: Size) -> Option<Entry> {
     })
 }
 
+/// The marks that a row is played with: two of them, others each day, or all with `FULL=1`.
+///
+/// A row of both modes has one in each at a time; one of replication alone is played once more.
+fn marks(row: &Row, size: Size) -> Vec<Marks> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let day = now.unwrap_or_default().as_secs() / 86_400;
+    let first = (u64::from(row.number) + day) as usize % Marks::ROTATION.len();
+    let plays = match (size, row.modes) {
+        (Size::Full, _) => Marks::ROTATION.len(),
+        (_, Modes::Replication) => 2,
+        _ => 1,
+    };
+    let turns = Marks::ROTATION.iter().cycle().skip(first);
+    turns.take(plays).copied().collect()
+}
+
 /// Plays a scenario to its end, which may be a panic, or as long as it may take.
-async fn play(scenario: Scenario, size: Size) -> Tally {
-    let scene = Scene::new(size);
+async fn play(scenario: Scenario, scene: Scene) -> Tally {
     let lasts = scene.pick(LASTS_MAX, LASTS_MAX, 9 * LASTS_MAX);
     let played = AssertUnwindSafe(scenario(&scene)).catch_unwind();
     match tokio::time::timeout(lasts, played).await {

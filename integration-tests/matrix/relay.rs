@@ -6,7 +6,7 @@ use super::marks;
 use super::rig::{
     Pair, Rig, SOON, TRANSACTION_ROWS, WINDOW_ROWS, await_publishing, published, random_moment,
 };
-use super::scene::{Scene, both};
+use super::scene::{Scene, both, both_or_unmarked};
 use crate::harness::kafka::Kafka;
 use crate::harness::load::write_rows;
 use crate::harness::order_writer::Fate;
@@ -19,7 +19,7 @@ const ENDS_WITHIN: Duration = Duration::from_secs(15);
 const PUBLISHES_AGAIN_WITHIN: Duration = Duration::from_secs(2);
 
 pub async fn killed_at_random(scene: &Scene) {
-    both(scene, async |scene, pair| {
+    both_or_unmarked(scene, async |scene, pair| {
         kill(scene, pair, scene.pick(20, 40, 50)).await
     })
     .await;
@@ -86,7 +86,7 @@ async fn kill_amid(scene: &Scene, pair: Pair) {
 }
 
 pub async fn stopped_under_load(scene: &Scene) {
-    both(scene, stop).await;
+    both_or_unmarked(scene, stop).await;
 }
 
 async fn stop(scene: &Scene, pair: Pair) {
@@ -117,8 +117,8 @@ pub async fn stopped_while_kafka_is_dead(scene: &Scene) {
     let mut kafka = Kafka::start();
     let postgres = Postgres::shared(USUAL).await;
     let rigs = [
-        Rig::new(super::rig::STREAMED, postgres, &kafka).await,
-        Rig::new(super::rig::POLLED, postgres, &kafka).await,
+        Rig::new(scene.streamed(), postgres, &kafka).await,
+        Rig::new(scene.polled(), postgres, &kafka).await,
     ];
     let loads = [rigs[0].load().await, rigs[1].load().await];
     let mut relays = rigs.each_ref().map(Rig::relay);
@@ -179,7 +179,7 @@ pub async fn asleep(scene: &Scene) {
 
 /// A signal that says "read your configuration again" to many daemons, and nothing to this one.
 pub async fn hung_up(scene: &Scene) {
-    both(scene, async |scene, pair| {
+    both_or_unmarked(scene, async |scene, pair| {
         let rig = Rig::shared(pair).await;
         let load = rig.load().await;
         let mut relay = rig.relay();

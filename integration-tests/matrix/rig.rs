@@ -1,7 +1,7 @@
 //! What a fault is tried on: a database, a topic and a relay's configuration, with light load.
 
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 
@@ -9,7 +9,7 @@ use super::scene::Scene;
 use crate::harness::cluster::Cluster;
 use crate::harness::kafka::Kafka;
 use crate::harness::load::{Load, Running};
-use crate::harness::oracle::{Oracle, Verdict};
+use crate::harness::oracle::{Oracle, Verdict, truth};
 use crate::harness::postgres::{Database, Postgres, USUAL};
 use crate::harness::proxy::Proxy;
 use crate::harness::relay::{Relay, RelayConfig};
@@ -21,6 +21,9 @@ pub use crate::harness::SOON;
 /// `limits.in_flight_rows_max`: what one kill may repeat.
 pub const WINDOW_ROWS: usize = 500;
 
+/// When a fault is over: the pause between attempts, and what has gathered meanwhile.
+const CATCHES_UP_WITHIN: Duration = Duration::from_secs(20);
+
 /// Rows of the largest transaction of the load.
 pub const TRANSACTION_ROWS: usize = 6;
 
@@ -30,8 +33,38 @@ const PARTITIONS: i32 = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pair(pub &'static str, pub &'static str);
 
+/// What every other test takes.
 pub const STREAMED: Pair = Pair("replication", "ledger");
 pub const POLLED: Pair = Pair("polling", "ledger");
+
+impl Pair {
+    pub fn is_streamed(self) -> bool {
+        self.0 == "replication"
+    }
+}
+
+/// The marks of one run, one for each mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Marks {
+    pub streamed: &'static str,
+    pub polled: &'static str,
+}
+
+impl Marks {
+    pub const LEDGER: Self = marks("ledger", "ledger");
+
+    /// Every mark of each mode, two different ones at a time.
+    pub const ROTATION: [Self; 4] = [
+        marks("ledger", "sent_at"),
+        marks("sent_at", "delete"),
+        marks("delete", "ledger"),
+        marks("none", "sent_at"),
+    ];
+}
+
+const fn marks(streamed: &'static str, polled: &'static str) -> Marks {
+    Marks { streamed, polled }
+}
 
 /// A database with an outbox, its topic, and how a relay finds both.
 pub struct Rig {
@@ -148,8 +181,34 @@ impl Rig {
 
     /// `judge` that tells a scene instead of panicking; here each repetition must also be a run from before.
     pub async fn show(&self, scene: &Scene, load: Running, duplicates_max: usize) -> Verdict {
+        self.judge_standstill(scene).await;
         load.stop().await;
         self.show_log(scene, duplicates_max).await
+    }
+
+    /// Once the fault is over, what stands in the table goes out while new rows come: the oldest one does not grow old.
+    async fn judge_standstill(&self, scene: &Scene) {
+        let mut oracle = self.oracle().await;
+        let standing = truth(&self.client().await).await;
+        let healed_at = Instant::now();
+        let probe = async || match oracle.missing(&standing) {
+            0 => Ok(()),
+            rows => Err(format!("{rows} of {} are not", standing.len())),
+        };
+        wait_until("what stood there is published", SOON, probe).await;
+        let what = format!("what stood there is published, {}", self.pair.0);
+        scene.took(&what, healed_at.elapsed(), CATCHES_UP_WITHIN);
+    }
+
+    /// How old the oldest committed row is that is not in Kafka now; rows that were sent may be gone from the table.
+    pub async fn oldest_age(&self, client: &Client, oracle: &mut Oracle) -> Duration {
+        let sql = "SELECT id, extract(epoch FROM clock_timestamp() - created_at)::float8
+                   FROM outbox ORDER BY seq DESC LIMIT 20000";
+        let rows = client.query(sql, &[]).await.expect("read the outbox");
+        let log = oracle.published();
+        let waiting = rows.iter().filter(|row| !log.contains(&row.get(0)));
+        let oldest = waiting.map(|row| row.get(1)).fold(0.0, f64::max);
+        Duration::from_secs_f64(oldest)
     }
 
     /// `show` when the writers have ended.

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::rig::{POLLED, Pair, STREAMED};
+use super::rig::{Marks, Pair};
 use super::tally::Tally;
 use crate::harness::oracle::Verdict;
 
@@ -25,15 +25,38 @@ const GATE_SLACK: Duration = Duration::from_secs(45);
 #[derive(Debug)]
 pub struct Scene {
     pub size: Size,
+    marks: Marks,
     tally: Mutex<Tally>,
 }
 
 impl Scene {
     pub fn new(size: Size) -> Self {
+        Self::with(size, Marks::LEDGER)
+    }
+
+    /// A run in which each mode marks in its own way.
+    pub fn with(size: Size, marks: Marks) -> Self {
         Self {
             size,
+            marks,
             tally: Mutex::default(),
         }
+    }
+
+    /// By replication with a mark: `delete` where this run has none, for faults after which only marks tell what was sent.
+    pub fn streamed(&self) -> Pair {
+        match self.streamed_or_unmarked() {
+            Pair(mode, "none") => Pair(mode, "delete"),
+            pair => pair,
+        }
+    }
+
+    pub fn streamed_or_unmarked(&self) -> Pair {
+        Pair("replication", self.marks.streamed)
+    }
+
+    pub fn polled(&self) -> Pair {
+        Pair("polling", self.marks.polled)
     }
 
     /// The value for this size.
@@ -101,7 +124,18 @@ impl Scene {
 
 /// Runs a scenario in both modes, side by side.
 pub async fn both(scene: &Scene, scenario: impl AsyncFn(&Scene, Pair)) {
-    tokio::join!(scenario(scene, STREAMED), scenario(scene, POLLED));
+    tokio::join!(
+        scenario(scene, scene.streamed()),
+        scenario(scene, scene.polled())
+    );
+}
+
+/// `both` for faults that repeat no more without marks than with them.
+pub async fn both_or_unmarked(scene: &Scene, scenario: impl AsyncFn(&Scene, Pair)) {
+    tokio::join!(
+        scenario(scene, scene.streamed_or_unmarked()),
+        scenario(scene, scene.polled())
+    );
 }
 
 /// Runs a scenario as one test, which fails unless everything it showed is well.

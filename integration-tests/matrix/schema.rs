@@ -2,8 +2,8 @@
 
 use tokio_postgres::Client;
 
-use super::rig::{Pair, Rig, SOON, STREAMED, await_publishing, published};
-use super::scene::{Scene, both};
+use super::rig::{Pair, Rig, SOON, await_publishing, published};
+use super::scene::{Scene, both, both_or_unmarked};
 use crate::harness::load::write_rows;
 use crate::harness::order_writer::Fate;
 use crate::harness::relay::Relay;
@@ -12,7 +12,7 @@ use crate::orders::wait_for_status;
 
 /// Columns that the relay does not need come, change and go; then one that it needs is gone for a while.
 pub async fn altered(scene: &Scene) {
-    both(scene, alter).await;
+    both_or_unmarked(scene, alter).await;
 }
 
 async fn alter(scene: &Scene, pair: Pair) {
@@ -109,7 +109,7 @@ pub async fn payload_type_changed(scene: &Scene) {
 
 /// Messages in the write-ahead log that are no rows.
 pub async fn logical_messages(scene: &Scene) {
-    let rig = Rig::shared(STREAMED).await;
+    let rig = Rig::shared(scene.streamed_or_unmarked()).await;
     let client = rig.client().await;
     let load = rig.load().await;
     let relay = rig.relay();
@@ -135,7 +135,7 @@ pub async fn logical_messages(scene: &Scene) {
 
 /// By replication a row that was inserted is published, whatever happens to it in the table.
 pub async fn unsent_rows_deleted(scene: &Scene) {
-    let rig = Rig::shared(STREAMED).await;
+    let rig = Rig::shared(scene.streamed()).await;
     let client = rig.client().await;
     let mut relay = rig.relay();
     crate::harness::load::prepare(&client, 50).await;
@@ -160,7 +160,7 @@ pub async fn spilled(scene: &Scene) {
     use crate::harness::kafka::Kafka;
     use crate::harness::postgres::{Postgres, USUAL};
     let postgres = Postgres::start_with(USUAL, &[("logical_decoding_work_mem", "64kB")]);
-    let rig = Rig::new(STREAMED, &postgres, Kafka::shared().await).await;
+    let rig = Rig::new(scene.streamed(), &postgres, Kafka::shared().await).await;
     let client = rig.client().await;
     let load = rig.load().await;
     let relay = rig.relay();

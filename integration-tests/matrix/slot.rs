@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use super::rig::{Rig, SOON, STREAMED, await_publishing};
+use super::rig::{Rig, SOON, await_publishing};
 use super::scene::Scene;
 use crate::harness::postgres::Postgres;
 use crate::harness::wait_until;
@@ -14,7 +14,7 @@ pub async fn slot_is_read_by_another(scene: &Scene) {
         scene.remark("skipped: pg_recvlogical is not installed");
         return;
     };
-    let rig = Rig::shared(STREAMED).await;
+    let rig = Rig::shared(scene.streamed_or_unmarked()).await;
     let client = rig.client().await;
     // The relay owns the slot first; the thief comes while it is stopped.
     let mut relay = rig.relay();

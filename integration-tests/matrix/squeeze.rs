@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use super::cgroup::Cgroup;
 use super::machine;
-use super::rig::{
-    POLLED, Pair, Rig, SOON, STREAMED, TRANSACTION_ROWS, WINDOW_ROWS, await_publishing, published,
-};
+use super::rig::{Pair, Rig, SOON, TRANSACTION_ROWS, WINDOW_ROWS, await_publishing, published};
 use super::scene::{Scene, both};
 use crate::harness::kafka::Kafka;
 use crate::harness::postgres::{Postgres, USUAL};
@@ -26,7 +24,7 @@ pub async fn frozen_group(scene: &Scene) {
         let (first, group) = (rig.relay(), Cgroup::create("freezer").expect("a group"));
         group.take(first.id());
         await_publishing(&first, 0, SOON).await;
-        if pair == STREAMED {
+        if pair.is_streamed() {
             rig.await_streaming(&client).await;
         }
         let second = rig.relay();
@@ -37,7 +35,7 @@ pub async fn frozen_group(scene: &Scene) {
         group.freeze();
         scene.ran();
         let took = await_publishing(&second, 0, SOON).await;
-        let limit = if pair == STREAMED { 32 } else { 6 };
+        let limit = if pair.is_streamed() { 32 } else { 6 };
         scene.took(
             &format!("taken over, {}", pair.0),
             took,
@@ -79,8 +77,8 @@ pub async fn little_memory(scene: &Scene) {
     let mut kafka = Kafka::start();
     let postgres = Postgres::shared(USUAL).await;
     let rigs = [
-        Rig::new(STREAMED, postgres, &kafka).await,
-        Rig::new(POLLED, postgres, &kafka).await,
+        Rig::new(scene.streamed(), postgres, &kafka).await,
+        Rig::new(scene.polled(), postgres, &kafka).await,
     ];
     let groups = [(), ()].map(|()| Cgroup::create("memory").expect("a group"));
     let mut relays = Vec::new();
@@ -196,10 +194,10 @@ pub async fn log_blocked(scene: &Scene) {
     // Opened for both ways, so that the open does not wait for a reader.
     let script = r#"exec "$@" 1<>"$0" 2>&1"#;
     for (pair, to) in [
-        (STREAMED, &pipe),
-        (POLLED, &pipe),
-        (STREAMED, &full),
-        (POLLED, &full),
+        (scene.streamed(), &pipe),
+        (scene.polled(), &pipe),
+        (scene.streamed(), &full),
+        (scene.polled(), &full),
     ] {
         write_log_to(scene, pair, script, to).await;
     }

@@ -5,8 +5,8 @@ use futures_util::future::LocalBoxFuture;
 use super::machine::Need;
 use super::scene::Scene;
 use super::{
-    bounded, failpoints, kafka, locks, marks, memory, missed, network, poison, postgres, program,
-    relay, schema, slot, squeeze,
+    bounded, failpoints, kafka, locks, marks, memory, missed, network, others, poison, postgres,
+    program, relay, schema, slot, squeeze,
 };
 
 /// A scenario, as the table holds it.
@@ -147,6 +147,11 @@ pub static ROWS: &[Row] = &[
     row(78, "rolling updates of two replicas; of the mode", Both, 1, Shown::ByTests(&["ha::rolling::"])),
     row(79, "state tables of a newer version", Neither, 1, Shown::ByTests(&["state_of_a_newer_version_is_refused", "migrate::a_second_run_finds_everything"])),
     row(80, "any three faults at once, at random", Both, 1, by!(program::soak::mixed)),
+    // What others do beside the relay.
+    row(81, "commits that are flushed and that nobody sees, while walsenders are cut and the relay starts again", Both, 1, by!(others::unseen)),
+    row(82, "others publish all tables, and take it back", Both, 1, by!(others::published_by_others)),
+    row(83, "rows changed and deleted in their own transaction and by a job, while connections are cut", Both, 1, by!(others::changed)),
+    row(84, "DDL of neighbours: tables, indexes, columns, ANALYZE, VACUUM, REINDEX", Both, 1, by!(others::neighbours)),
     // At any instant, whatever happens (O6).
     row(0, "frozen at random moments: nothing marked or confirmed early", Both, 1, by!(marks::nothing_is_early)),
 ];

@@ -5,7 +5,8 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::results::{self, Results, Sum};
+use super::results::{Results, Sum};
+use crate::harness::workspace;
 use crate::matrix::machine;
 use crate::matrix::scene::Size;
 use crate::matrix::table::{Modes, Row, Shown};
@@ -69,7 +70,7 @@ pub fn write(rows: &[&Row], results: &Results, size: Size) {
          *Runs* counts injected faults in all modes together; rows that tests show count tests. *Bound* is how many \
          duplicates the promise allows. `make faults ROW=14` runs one row.\n\n{table}",
         date = today(),
-        commit = results::commit(),
+        commit = workspace::commit(),
         class = machine::class(),
         minutes = seconds / 60.0,
         table = table(rows, results, size),

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
+use crate::harness::workspace::commit;
 use crate::matrix::scene::Size;
 use crate::matrix::tally::Tally;
 
@@ -92,30 +92,4 @@ impl Results {
     pub fn seconds(&self) -> f64 {
         self.sums.values().map(|sum| sum.seconds).sum()
     }
-}
-
-/// The commit under test, with a `+` where files were changed since.
-pub fn commit() -> String {
-    let hash = git(&["rev-parse", "--short", "HEAD"]);
-    let is_changed = !git(&[
-        "status",
-        "--porcelain",
-        "--untracked-files=no",
-        "--",
-        ".",
-        ":!docs",
-    ])
-    .is_empty();
-    format!("{hash}{}", if is_changed { "+" } else { "" })
-}
-
-fn git(arguments: &[&str]) -> String {
-    let output = Command::new("git")
-        .args(arguments)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .output();
-    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
-    text.ok()
-        .filter(|text| !text.is_empty())
-        .unwrap_or_default()
 }

@@ -10,9 +10,7 @@ use crate::harness::kafka::Kafka;
 use crate::harness::postgres::{Postgres, Stop, USUAL};
 use crate::harness::proxy::Proxy;
 use crate::harness::relay::Relay;
-use crate::matrix::rig::{
-    POLLED, Pair, Rig, SOON, STREAMED, TRANSACTION_ROWS, WINDOW_ROWS, await_publishing,
-};
+use crate::matrix::rig::{Marks, Pair, Rig, SOON, TRANSACTION_ROWS, WINDOW_ROWS, await_publishing};
 use crate::matrix::scene::{Scene, Size};
 use crate::matrix::tally::Tally;
 
@@ -61,7 +59,7 @@ struct Round {
     kills: usize,
 }
 
-/// Runs rounds for so many minutes, replication and polling in turn; whether all of them were green.
+/// Runs rounds for so many minutes, every mode with every mark in turn; whether all of them were green.
 pub async fn run(minutes: u64) -> bool {
     let seed = std::env::var("SEED").ok().filter(|seed| !seed.is_empty());
     let seed = seed.map_or_else(
@@ -74,15 +72,24 @@ pub async fn run(minutes: u64) -> bool {
     let began_at = Instant::now();
     let ends_at = began_at + Duration::from_secs(minutes * 60);
     for number in 1.. {
-        let pair = if number % 2 == 1 { STREAMED } else { POLLED };
         let lasts = ROUND.min(ends_at.saturating_duration_since(Instant::now()));
         if lasts.is_zero() {
             break;
         }
-        let scene = Scene::new(Size::Full);
+        let marks = Marks::ROTATION[number / 2 % Marks::ROTATION.len()];
+        let scene = Scene::with(Size::Full, marks);
+        let pair = match number % 2 {
+            1 => scene.streamed(),
+            _ => scene.polled(),
+        };
         soak(&scene, pair, lasts, &mut random).await;
         let tally = scene.finish();
-        println!("round {number}, {}: {}", pair.0, report::verdict(&tally));
+        println!(
+            "round {number}, {} with {}: {}",
+            pair.0,
+            pair.1,
+            report::verdict(&tally)
+        );
         tally.broken.iter().for_each(|text| println!("{text}"));
         sum.add(tally);
     }
@@ -102,7 +109,7 @@ pub async fn mixed(scene: &Scene) {
     let seed = fastrand::u64(..1 << 32);
     scene.remark(format!("SEED={seed}"));
     let mut random = fastrand::Rng::with_seed(seed);
-    for pair in [STREAMED, POLLED] {
+    for pair in [scene.streamed(), scene.polled()] {
         soak(scene, pair, ROUND / scene.pick(4, 2, 1), &mut random).await;
     }
 }
