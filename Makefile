@@ -4,7 +4,7 @@ CARGO ?= cargo
 MINUTES ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test faults soak simulate servers bench bench-quote bench-micro bench-check bench-record clean-servers
+.PHONY: help demo check test faults shapes soak simulate servers bench bench-quote bench-micro bench-check bench-record clean-servers
 
 help: ## Shows this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -16,7 +16,7 @@ demo: ## Kills the relay again and again and counts what the broker holds (KAFKA
 check: ## Format, lints, generated files; licences and spelling where cargo-deny and typos are installed
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
-	$(CARGO) clippy --locked --test faults -- -D warnings
+	$(CARGO) clippy --locked --test faults --test shapes -- -D warnings
 	$(CARGO) test --locked --quiet --lib is_fresh
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --log-level warn check bans licenses sources; fi
 	@if command -v typos >/dev/null; then typos; fi
@@ -27,6 +27,9 @@ test: ## Everything: check, unit tests, integration tests on real servers (TESTS
 faults: servers ## Runs the fault matrix on real servers, writes docs/faults.md (ROW=1,14 FULL=1 FRESH=1)
 	$(CARGO) test --locked --no-run --test integration
 	@OUTBOXD_RELAY_LOGS=$(CURDIR)/target/faults/logs ROW=$(ROW) FULL=$(FULL) FRESH=$(FRESH) JOBS=$(JOBS) SOAK= $(CARGO) test --locked --quiet --test faults
+
+shapes: servers ## Runs tables, databases and neighbours of every shape in every mode and mark (SHAPE=text MODE= MARK= JOBS=4 FRESH=1)
+	@OUTBOXD_RELAY_LOGS=$(CURDIR)/target/shapes/logs SHAPE="$(SHAPE)" MODE=$(MODE) MARK=$(MARK) FRESH=$(FRESH) JOBS=$(JOBS) $(CARGO) test --locked --quiet --test shapes
 
 soak: servers ## Mixes faults at random for MINUTES=60, from SEED=number
 	@OUTBOXD_RELAY_LOGS=$(CURDIR)/target/faults/logs SOAK=$(MINUTES) SEED=$(SEED) $(CARGO) test --locked --quiet --test faults

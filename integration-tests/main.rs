@@ -29,6 +29,8 @@ mod publisher;
 mod refusals;
 mod retention;
 mod security;
+mod shape_sample;
+mod shapes;
 mod signals;
 mod sweep;
 mod topics;

@@ -1,0 +1,9 @@
+//! What `make shapes` runs: the table of shapes as a program, without libtest.
+#![forbid(unsafe_code)]
+
+mod harness;
+mod shapes;
+
+fn main() -> std::process::ExitCode {
+    shapes::program::main()
+}
