@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::entry::{Entry, RowKey};
-use crate::outbox::{OutboxRow, RowId};
+use crate::outbox::{Origin, OutboxRow, RowId};
 
 #[derive(Debug, Default)]
 pub(super) struct Before(HashMap<RowKey, Known>);
@@ -11,6 +11,7 @@ pub(super) struct Before(HashMap<RowKey, Known>);
 #[derive(Debug)]
 struct Known {
     id: RowId,
+    origin: Origin,
     is_sent: bool,
 }
 
@@ -19,6 +20,7 @@ impl Before {
         let known = |entry: &Entry| {
             let known = Known {
                 id: entry.id.clone(),
+                origin: entry.origin,
                 is_sent: entry.topic.is_some(),
             };
             (RowKey::of(entry.seq, &entry.id), known)
@@ -41,6 +43,15 @@ impl Before {
             return None;
         }
         let known = self.0.get(&RowKey::of(row.seq, id))?;
-        (known.id == *id).then_some(known)
+        let is_same = known.id == *id && !is_another_version(known.origin, row.origin);
+        is_same.then_some(known)
+    }
+}
+
+/// Whether a row was changed between two readings of the table: what it says now was not sent.
+fn is_another_version(known: Origin, read: Origin) -> bool {
+    match (known, read) {
+        (Origin::Table { xmin: known }, Origin::Table { xmin: read }) => known != read,
+        _ => false,
     }
 }

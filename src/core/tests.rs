@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::encode::RejectionReason;
-use crate::outbox::OutboxRow;
+use crate::outbox::{Origin, OutboxRow};
 use crate::simulator::event::{Event, Flaw, layout, topic};
 
 const WINDOW_ROWS: usize = 16;
@@ -83,6 +83,20 @@ fn a_lost_connection_repeats_nothing_that_is_in_flight() {
     core.source_ended();
     assert!((1..=10).all(|number| core.was_in_flight(&row(number))));
     assert!(!core.was_in_flight(&row(11)));
+}
+
+#[test]
+fn a_row_that_was_changed_while_it_was_in_flight_is_sent_again() {
+    let paged = |number, xid| {
+        let mut paged = row(number);
+        paged.origin = Origin::Table { xmin: xid };
+        paged
+    };
+    let mut core = core(Settling::OnMark);
+    core.offer(&RowFacts::of(&layout(), &paged(1, 7)), Ok(topic(0)));
+    core.source_ended();
+    assert!(core.was_in_flight(&paged(1, 7)) && core.was_in_flight(&row(1)));
+    assert!(!core.was_in_flight(&paged(1, 8)));
 }
 
 #[test]
