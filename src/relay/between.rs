@@ -9,7 +9,7 @@ use tracing::warn;
 
 use super::producer::next_event;
 use super::sweep::Reread;
-use super::{ReadBefore, Relay, Session};
+use super::{Phase, ReadBefore, Relay, Session};
 use crate::identity::Horizon;
 use crate::lease::LeaseState;
 use crate::outbox::Lsn;
@@ -36,6 +36,10 @@ impl Relay {
                 .is_none_or(|known| known.is_of(&session.horizon));
         if !is_same {
             self.depose().await;
+        }
+        if session.phase == Phase::CatchUp {
+            // What an earlier reading of the table did not bring to Kafka may be gone by now: the stream brings it.
+            self.read_before = ReadBefore::default();
         }
         self.generation = Some(generation);
         self.saw(session.horizon.clone());
