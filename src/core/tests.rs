@@ -29,6 +29,8 @@ fn row(number: u32) -> OutboxRow {
         seq: i64::from(number),
         aggregate: Some(number as usize % 3),
         flaw: Flaw::None,
+        xid: number,
+        version: 0,
     };
     event.row(u64::from(number))
 }

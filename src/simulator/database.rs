@@ -9,6 +9,7 @@ use crate::outbox::{Lsn, OutboxRow, RowId};
 use crate::ranges::RangeSet;
 
 use super::event;
+use super::record::MarkRecord;
 use super::server::Server;
 
 /// One row of `outboxd.ledger`.
@@ -86,6 +87,9 @@ pub struct Database {
     pub kept: Vec<Kept>,
     pub caught_up: bool,
     pub slot: Option<Slot>,
+    pub marks: MarkRecord,
+    /// Rows with marks of their own were polled since the slot was read.
+    pub was_polled: bool,
     kept_ids: i64,
 }
 
@@ -300,6 +304,13 @@ impl Database {
         is_released
     }
 
+    /// The rows at fault that somebody asked to skip.
+    pub fn skipped(&self) -> impl Iterator<Item = (i64, u32)> {
+        let skipped = self.blocked.iter();
+        let skipped = skipped.filter(|entry| entry.state == BlockedState::Skip);
+        skipped.filter_map(|entry| Some((entry.row_seq?, entry.row_id.parse().ok()?)))
+    }
+
     fn free(&mut self, index: usize, has_marks: bool, server: &Server) {
         let entry = &mut self.blocked[index];
         let skipped = (entry.state == BlockedState::Skip).then(|| entry.row_id.clone());
@@ -320,11 +331,8 @@ impl Database {
             };
             is_due && kept.behind.as_ref() == Some(&what) && skipped.as_ref() != Some(&kept.row_id)
         };
-        let stands = |kept: &Kept| {
-            kept.state == KeptState::Held
-                && has_marks
-                && kept.seq.is_some_and(|seq| server.rows.contains_key(&seq))
-        };
+        let stands =
+            |kept: &Kept| kept.state == KeptState::Held && has_marks && stands_unsent(kept, server);
         self.kept.retain(|kept| !(is_copy(kept) && stands(kept)));
         for kept in self.kept.iter_mut().filter(|kept| is_copy(kept)) {
             kept.state = KeptState::Replay;
@@ -393,8 +401,19 @@ impl Database {
     /// Whether a row is recorded as held, dead, discarded or waiting for its replay.
     pub fn keeps(&self, id: u32, seq: i64) -> bool {
         let blocked = |b: &Blocked| b.state != BlockedState::Released && b.held.contains(seq);
-        let kept =
-            |kept: &Kept| kept.state != KeptState::Replayed && kept.row_id.parse::<u32>() == Ok(id);
-        self.blocked.iter().any(blocked) || self.kept.iter().any(kept)
+        self.blocked.iter().any(blocked) || self.is_kept(id)
     }
+
+    /// Whether a row is kept whole, or discarded.
+    pub fn is_kept(&self, id: u32) -> bool {
+        let is_it =
+            |kept: &Kept| kept.state != KeptState::Replayed && kept.row_id.parse::<u32>() == Ok(id);
+        self.kept.iter().any(is_it)
+    }
+}
+
+/// `stands_in`.
+fn stands_unsent(kept: &Kept, server: &Server) -> bool {
+    let id = kept.row_id.parse().unwrap_or(0);
+    kept.seq.is_some_and(|seq| server.unsent(seq, id).is_some())
 }

@@ -5,13 +5,15 @@ use std::sync::{Arc, LazyLock};
 use bytes::Bytes;
 
 use super::server::AGGREGATES;
+use crate::core::Delivered;
 use crate::encode::{Rejection, RejectionReason};
-use crate::outbox::{Column, Field, Layout, Lsn, OutboxRow};
+use crate::outbox::{Column, Field, Layout, Lsn, Origin, OutboxRow};
+use crate::ranges::RangeSet;
 
 /// Partitions of all topics together: one for each aggregate, and one for rows without.
 pub const PARTITIONS: usize = AGGREGATES + 1;
 const NAMES: [&str; PARTITIONS] = ["a0", "a1", "a2", "free"];
-const FIELDS: usize = 3;
+const FIELDS: usize = 4;
 
 /// Why a row can't be published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +34,10 @@ pub struct Event {
     /// `None`: its writer locks nothing.
     pub aggregate: Option<usize>,
     pub flaw: Flaw,
+    /// Who wrote this version of it.
+    pub xid: u32,
+    /// Counts the changes since it was inserted.
+    pub version: u32,
 }
 
 static LAYOUT: LazyLock<Arc<Layout>> = LazyLock::new(|| {
@@ -43,7 +49,7 @@ static LAYOUT: LazyLock<Arc<Layout>> = LazyLock::new(|| {
     Arc::new(Layout {
         schema: "public".to_owned(),
         table: "outbox".to_owned(),
-        columns: ["id", "seq", "aggregateid"].map(column).to_vec(),
+        columns: ["id", "seq", "aggregateid", "version"].map(column).to_vec(),
         id: 0,
         aggregate_type: 2,
         aggregate_id: 2,
@@ -75,10 +81,25 @@ impl Event {
         self.aggregate.unwrap_or(AGGREGATES)
     }
 
-    /// The row as a source hands it out.
+    /// The row as the stream hands it out.
+    pub fn streamed(&self, lsn: u64) -> OutboxRow {
+        let mut row = self.row(lsn);
+        row.origin = Origin::Stream { xid: self.xid };
+        row
+    }
+
+    /// The row as a page of unsent rows hands it out.
+    pub fn paged(&self, lsn: u64) -> OutboxRow {
+        let mut row = self.row(lsn);
+        row.origin = Origin::Table { xmin: self.xid };
+        row
+    }
+
+    /// The row, without a word of who wrote it.
     pub fn row(&self, lsn: u64) -> OutboxRow {
         let (id, seq) = (self.id.to_string(), self.seq.to_string());
-        let texts: [&str; FIELDS] = [&id, &seq, NAMES[self.partition()]];
+        let version = self.version.to_string();
+        let texts: [&str; FIELDS] = [&id, &seq, NAMES[self.partition()], &version];
         let mut fields = [Field::null(); FIELDS];
         let mut bytes = Vec::with_capacity(24);
         for (field, text) in fields.iter_mut().zip(texts) {
@@ -103,10 +124,30 @@ impl Event {
     }
 }
 
+/// Which version of its event a row shows.
+pub fn version_of(row: &OutboxRow) -> u32 {
+    let text = row.field(FIELDS - 1).unwrap_or_default();
+    std::str::from_utf8(text)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0)
+}
+
 /// The event that a row stands for, by its id.
 pub fn id_of(row: &OutboxRow) -> u32 {
     match &row.id {
         Some(crate::outbox::RowId::Text(text)) => text.parse().unwrap_or(0),
         _ => 0,
     }
+}
+
+/// The number and the event of a row that was delivered.
+pub fn seq_and_id(row: &Delivered) -> (i64, u32) {
+    let id = row.id.to_string().parse().unwrap_or(0);
+    (row.seq.unwrap_or(0), id)
+}
+
+/// The numbers of rows that were delivered.
+pub fn seqs_of(rows: &[Delivered]) -> RangeSet {
+    rows.iter().filter_map(|row| row.seq).collect()
 }

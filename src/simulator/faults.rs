@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::database::{Blocked, BlockedState, Kept, KeptState, Reply};
+use super::database::{Blocked, BlockedState, Kept, KeptState};
+use super::marking::LateWork;
 use super::schedule::Mode;
 use super::session::Loss;
 use super::world::{TTL, World, tell};
@@ -97,7 +98,7 @@ impl World {
         };
         slot.reader = None;
         slot.confirmed = slot.persisted;
-        if !self.setting.has_marks {
+        if !self.setting.has_marks() {
             self.judge.grant_behind(slot.confirmed);
         }
     }
@@ -204,11 +205,11 @@ impl World {
 
     pub fn switch_mode(&mut self, relay: usize) {
         let process = &mut self.relays[relay];
-        process.mode = match process.mode {
+        process.next_mode = match process.next_mode {
             Mode::Stream => Mode::Polling,
             Mode::Polling => Mode::Stream,
         };
-        let mode = process.mode;
+        let mode = process.next_mode;
         tell!(self, "relay {relay} is to start again by {mode:?}");
         self.ask_to_stop(relay);
     }
@@ -216,7 +217,10 @@ impl World {
     pub fn execute_late(&mut self) {
         if let Some(late) = self.late.pop() {
             tell!(self, "a late statement is executed");
-            let _: Reply = self.execute_mark(&late.0);
+            match late.0 {
+                LateWork::Ledger(checkpoint) => drop(self.execute_mark(&checkpoint)),
+                LateWork::Rows(mark) => drop(self.mark_rows(&mark, &mark.rows)),
+            }
         }
     }
 }

@@ -1,13 +1,13 @@
 //! The way down: batches are screened for repetitions, and rows are offered to the core.
 
 use super::broker::Outgoing;
-use super::event::id_of;
+use super::event::{Event, id_of, version_of};
 use super::mutations::Mutation;
 use super::relay::Told;
-use super::session::{End, Session};
+use super::session::{End, Session, Source};
 use super::world::{World, tell};
-use crate::config::FaultPolicy;
-use crate::core::{Offer, RowFacts};
+use crate::config::{FaultPolicy, Mark};
+use crate::core::{Delivered, Offer, RowFacts};
 use crate::mark::ledger::Meaning;
 use crate::outbox::OutboxRow;
 use crate::publish::Ticket;
@@ -41,17 +41,32 @@ impl World {
     }
 
     fn screen(&mut self, relay: usize, batch: &mut Batch) {
+        let Some(session) = &self.relays[relay].session else {
+            return;
+        };
+        let marked: Vec<bool> = match session.is_stream() {
+            true => batch
+                .rows
+                .iter()
+                .map(|row| self.was_marked(relay, row))
+                .collect(),
+            false => vec![false; batch.rows.len()],
+        };
         let process = &mut self.relays[relay];
         let Some(session) = &process.session else {
             return;
         };
         let mut repeated = Vec::with_capacity(batch.rows.len());
-        for row in &batch.rows {
+        for (row, was_marked) in batch.rows.iter().zip(marked) {
             let seq = row.seq.unwrap_or(0);
             let mut is_known = match session.phase {
                 Phase::Replay(_) => process.core.was_sent(row),
                 _ => process.core.was_in_flight(row) || process.core.is_kept(row),
             };
+            is_known |= was_marked || session.held.contains(&id_of(row));
+            let is_owed =
+                |owed: &Delivered| owed.seq == row.seq && Some(&owed.id) == row.id.as_ref();
+            is_known |= session.owed().any(is_owed);
             if session.is_stream() {
                 let meaning = session.ledger.as_ref().map(|l| l.meaning(seq, row.lsn));
                 is_known |= match meaning {
@@ -65,7 +80,7 @@ impl World {
                     Some(Meaning::New) | None => false,
                 };
                 is_known |= process.read_before.has(row);
-            } else if session.ledger.is_none() {
+            } else if session.mark == Mark::None {
                 process.read_before.note(row);
             }
             repeated.push(is_known);
@@ -129,13 +144,19 @@ impl World {
 
     fn publish(&mut self, relay: usize, ticket: Ticket, row: &OutboxRow) {
         let id = id_of(row);
-        let Some(event) = self.judge.event(id) else {
+        let Some(event) = self.judge.event(id).map(|event| Event {
+            version: version_of(row),
+            ..event
+        }) else {
             let text = format!("row {id} is handed over and was lost in a crash");
             return self.judge.breaks("S1", text);
         };
         tell!(self, "relay {relay} hands row {id} over, ticket {ticket}");
         self.relays[relay].found.remove(&id);
-        if let Some(before) = self.judge.passes_found(event, &self.relays[relay].found) {
+        if let Some(before) =
+            self.judge
+                .passes_found(event, &self.relays[relay].found, &self.server)
+        {
             let text = format!("row {id} passes row {before}, which was found missed");
             self.judge.breaks("S4", text);
         }
@@ -158,6 +179,9 @@ impl World {
         process.read_before.forget(row.seq);
         process.found.remove(&id_of(&row));
         if let Some(session) = &mut process.session {
+            if matches!(session.source, Source::Pages(_)) {
+                session.held.insert(id_of(&row));
+            }
             session.rows.insert(ticket, row);
         }
     }

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use super::database::Database;
 use super::event::Event;
 use super::server::{AGGREGATES, Server};
+use crate::config::Mark;
 use crate::ranges::RangeSet;
 
 /// What the judge knows of one committed row.
@@ -24,6 +25,7 @@ pub struct Judge {
     order: [Vec<u32>; AGGREGATES],
     next: [usize; AGGREGATES],
     commits: usize,
+    /// The newest version of each row that was appended.
     log: HashMap<u32, u32>,
     /// Repetitions that an ungraceful end allows.
     granted: HashMap<u32, u32>,
@@ -31,6 +33,13 @@ pub struct Judge {
     excused: HashSet<u32>,
     /// Rows that a fault kept from the stream.
     pub missed: HashSet<u32>,
+    /// Rows that were put aside: who removes one then means it.
+    put_aside: HashSet<u32>,
+    /// The table is read in the place of the stream: what was removed before is nobody's.
+    pub reads_the_table: bool,
+    /// Where the stream began anew, and how far the table was read beside it.
+    made_at: u64,
+    table_read: u64,
     /// Up to here every confirmed transaction was found settled.
     checked: u64,
 }
@@ -92,9 +101,12 @@ impl Judge {
             );
         };
         let place = known.place;
-        let count = self.log.entry(event.id).or_insert(0);
-        *count += 1;
-        if *count > 1 {
+        let newest = self.log.insert(event.id, event.version);
+        if newest.is_some_and(|newest| newest < event.version) {
+            return;
+        }
+        if let Some(newest) = newest {
+            self.log.insert(event.id, newest);
             let granted = self.granted.entry(event.id).or_insert(0);
             match granted.checked_sub(1) {
                 Some(left) => *granted = left,
@@ -103,17 +115,17 @@ impl Judge {
             return;
         }
         if let Some(aggregate) = event.aggregate {
-            self.check_order(event.id, aggregate, place);
+            self.check_order(event.id, aggregate, place, server);
         }
     }
 
-    fn check_order(&mut self, id: u32, aggregate: usize, place: usize) {
-        if place < self.next[aggregate] && !self.excused.contains(&id) {
+    fn check_order(&mut self, id: u32, aggregate: usize, place: usize, server: &Server) {
+        if place < self.next[aggregate] && !self.may_be_passed(id, server) {
             self.breaks("S4", format!("row {id} came behind its followers"));
         }
         while self.next[aggregate] < place {
             let before = self.order[aggregate][self.next[aggregate]];
-            if !self.log.contains_key(&before) && !self.excused.contains(&before) {
+            if !self.log.contains_key(&before) && !self.may_be_passed(before, server) {
                 return self.breaks("S4", format!("row {id} came before row {before}"));
             }
             self.next[aggregate] += 1;
@@ -122,13 +134,74 @@ impl Judge {
     }
 
     /// The first row of the aggregate before this one that is among `found` and not in the log.
-    pub fn passes_found(&self, event: Event, found: &HashSet<u32>) -> Option<u32> {
+    pub fn passes_found(&self, event: Event, found: &HashSet<u32>, server: &Server) -> Option<u32> {
         let place = self.events.get(&event.id)?.place;
         let order = &self.order[event.aggregate?];
         let mut before = order[..place].iter();
         before
-            .find(|id| found.contains(id) && !self.log.contains_key(id))
+            .find(|id| {
+                found.contains(id) && !self.log.contains_key(id) && !server.removed.contains(id)
+            })
             .copied()
+    }
+
+    /// Whether followers may pass a row: it was removed before the table was read.
+    fn may_be_passed(&self, id: u32, server: &Server) -> bool {
+        self.excused.contains(&id)
+            || self.is_let_go(id, server)
+            || server.removed.contains(&id)
+                && self
+                    .events
+                    .get(&id)
+                    .is_some_and(|known| known.end <= self.table_read)
+    }
+
+    /// Whether somebody removed a row that nothing but the table could have told.
+    fn is_let_go(&self, id: u32, server: &Server) -> bool {
+        server.removed.contains(&id)
+            && (self.reads_the_table
+                || self.missed.contains(&id)
+                || self.put_aside.contains(&id)
+                || self
+                    .events
+                    .get(&id)
+                    .is_some_and(|known| known.end <= self.made_at))
+    }
+
+    /// The table was read, with every commit before this position that is seen.
+    pub fn table_read(&mut self, lsn: u64) {
+        self.table_read = self.table_read.max(lsn);
+    }
+
+    pub fn put_aside(&mut self, id: u32) {
+        self.put_aside.insert(id);
+    }
+
+    /// S3 for a mark in a row, which hides every change that was not sent.
+    pub fn marked_row(&mut self, event: &Event, was_polled: bool) {
+        match self.log.get(&event.id) {
+            None => {
+                let text = format!("row {} is marked and not in the log", event.id);
+                self.breaks("S3", text);
+            }
+            Some(version) if was_polled && *version < event.version => {
+                let text = format!("row {} is marked and was changed since", event.id);
+                self.breaks("S3", text);
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// A row that a mark did not find is called gone.
+    pub fn gone(&mut self, id: u32, server: &Server) {
+        let is_changed = |event: &Event| event.id == id && event.version > 0;
+        let is_gone = server.removed.contains(&id) || server.is_marked(id);
+        if !is_gone && !server.rows.values().any(is_changed) {
+            self.breaks(
+                "mark",
+                format!("row {id} is called gone and was not seen yet"),
+            );
+        }
     }
 
     /// The row is declared passed over.
@@ -182,12 +255,18 @@ impl Judge {
 
     /// S3 for a position that the server was told, be it by a relay that does not know yet that another one has released
     /// what it held: while the table is to be read, a row that stands there may lie before the position.
-    pub fn confirmed(&mut self, lsn: u64, server: &Server, database: &Database, has_marks: bool) {
-        let is_to_be_read = has_marks && !database.caught_up;
+    pub fn confirmed(&mut self, lsn: u64, server: &Server, database: &Database, mark: Mark) {
+        let is_to_be_read = mark != Mark::None && !database.caught_up;
         self.check_settled(lsn, server, |judge, event| {
-            let is_sent = match has_marks {
-                true => database.is_sent(event.seq),
-                false => judge.in_log(event.id),
+            let is_sent = match mark {
+                Mark::Ledger => database.is_sent(event.seq),
+                Mark::None => judge.in_log(event.id),
+                Mark::SentAt | Mark::Delete => {
+                    let is_removed = server.removed.contains(&event.id);
+                    server.is_marked(event.id)
+                        || is_removed && judge.in_log(event.id)
+                        || database.marks.owes(event.seq)
+                }
             };
             is_sent || is_to_be_read || database.keeps(event.id, event.seq)
         });
@@ -218,7 +297,9 @@ impl Judge {
                 break;
             }
             for event in &commit.events {
-                if !is_settled(self, event) && !self.missed.contains(&event.id) {
+                let is_excused =
+                    self.missed.contains(&event.id) || self.is_let_go(event.id, server);
+                if !is_settled(self, event) && !is_excused {
                     let text = format!("{lsn} is confirmed and row {} not settled", event.id);
                     return self.breaks("S3", text);
                 }
@@ -230,13 +311,16 @@ impl Judge {
     /// The slot was moved or made anew, not by a confirmation.
     pub fn slot_moved(&mut self, lsn: u64) {
         self.checked = self.checked.max(lsn);
+        self.made_at = self.made_at.max(lsn);
     }
 
     /// No committed row and no open transaction may have a dead number.
     pub fn dead(&mut self, dead: &RangeSet, server: &Server) {
         self.sync(server);
         for seq in dead.ranges().flatten() {
-            if let Some(id) = self.by_seq.get(&seq) {
+            if let Some(id) = self.by_seq.get(&seq)
+                && !server.removed.contains(id)
+            {
                 let text = format!("number {seq} is called dead and is that of row {id}");
                 return self.breaks("dead", text);
             }
@@ -248,13 +332,20 @@ impl Judge {
     }
 
     /// What is called missed was kept from the stream.
-    pub fn called_missed(&mut self, numbers: &RangeSet) -> Vec<u32> {
+    pub fn called_missed(&mut self, numbers: &RangeSet, server: &Server) -> Vec<u32> {
         let ids = numbers
             .ranges()
             .flatten()
             .filter_map(|seq| self.by_seq.get(&seq));
         let ids: Vec<u32> = ids.copied().collect();
-        if let Some(id) = ids.iter().find(|id| !self.missed.contains(id)) {
+        let is_changed = |id| {
+            server
+                .rows
+                .values()
+                .any(|event| event.id == id && event.version > 0)
+        };
+        let is_missed = |id| self.missed.contains(&id) || is_changed(id);
+        if let Some(id) = ids.iter().find(|id| !is_missed(**id)) {
             self.breaks(
                 "sweep",
                 format!("row {id} is called missed and is on its way"),
@@ -264,13 +355,14 @@ impl Judge {
     }
 
     /// Rows that are neither in the log nor held.
-    pub fn unsettled(&self, database: &Database) -> Vec<u32> {
+    pub fn unsettled(&self, database: &Database, server: &Server) -> Vec<u32> {
         let mut rows: Vec<u32> = self
             .events
             .values()
             .filter(|known| !self.in_log(known.event.id))
             .filter(|known| !database.keeps(known.event.id, known.event.seq))
             .map(|known| known.event.id)
+            .filter(|id| !self.is_let_go(*id, server))
             .collect();
         rows.sort_unstable();
         rows

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use super::database::Reply;
 use super::event::layout;
 use super::mutations::Mutation;
+use super::row_marks::{RowMark, RowMarking};
 use super::session::End;
 use super::world::{World, tell};
-use crate::config::Mark;
 use crate::core::{Aside, Delivered};
 use crate::hold::{Keep, Whole};
 use crate::mark::Tenure;
@@ -18,10 +18,28 @@ use crate::relay::keeping::{record, whole};
 /// A mark under way.
 pub struct Marking {
     pub rows: Vec<Delivered>,
-    pub checkpoint: Arc<Checkpoint>,
+    pub work: Work,
+    /// The mark of these rows was tried before.
+    pub is_again: bool,
     /// The server has executed it, or never will on this connection.
     pub is_answered: bool,
     reply: Option<Reply>,
+}
+
+/// Which statement marks.
+pub enum Work {
+    Ledger(Arc<Checkpoint>),
+    Rows(RowMarking),
+}
+
+impl Work {
+    /// What may still be executed when nobody waits for it any more.
+    pub fn late(&self) -> LateWork {
+        match self {
+            Self::Ledger(checkpoint) => LateWork::Ledger(checkpoint.clone()),
+            Self::Rows(marking) => LateWork::Rows(marking.statement()),
+        }
+    }
 }
 
 /// Recording what was put aside, under way.
@@ -33,7 +51,12 @@ pub struct Keeping {
 }
 
 /// A mark whose relay has given its connection up.
-pub struct Late(pub Arc<Checkpoint>);
+pub struct Late(pub LateWork);
+
+pub enum LateWork {
+    Ledger(Arc<Checkpoint>),
+    Rows(Arc<RowMark>),
+}
 
 impl World {
     pub fn start_mark(&mut self, relay: usize) {
@@ -41,29 +64,48 @@ impl World {
         let Some(session) = &mut process.session else {
             return;
         };
-        let Some(ledger) = &session.ledger else {
+        if !self.setting.has_marks() {
             return;
-        };
+        }
+        if session.marking.is_some() {
+            return;
+        }
+        let is_again = !session.owing.is_empty() && self.rng.bool();
         let is_due = session.is_draining || process.core.is_pressed() || self.rng.u8(..3) == 0;
-        if session.marking.is_some() || process.core.unmarked() == 0 || !is_due {
-            return;
-        }
-        let rows = process.core.take_delivered(crate::core::Extent::All);
-        let mut checkpoint = ledger.checkpoint(&rows);
-        if self.mutation == Mutation::DeadCountedAsSent
-            && let Some(row) = checkpoint.segments.values_mut().next()
-        {
-            row.sent.extend(&session.dead.take());
-        }
+        let rows = match is_again {
+            true => std::mem::take(&mut session.owing),
+            false if process.core.unmarked() == 0 || !is_due => return,
+            false => process.core.take_delivered(crate::core::Extent::All),
+        };
+        let work = match &session.ledger {
+            Some(ledger) => {
+                let mut checkpoint = ledger.checkpoint(&rows);
+                if self.mutation == Mutation::DeadCountedAsSent
+                    && let Some(row) = checkpoint.segments.values_mut().next()
+                {
+                    row.sent.extend(&session.dead.take());
+                }
+                Work::Ledger(Arc::new(checkpoint))
+            }
+            None => match self.row_mark(relay, &rows, is_again) {
+                Some(mark) => Work::Rows(RowMarking::new(mark)),
+                None => return,
+            },
+        };
+        let process = &mut self.relays[relay];
         if self.mutation == Mutation::ConfirmBeforeMark {
             process.core.marked(&rows);
         }
-        session.marking = Some(Marking {
+        let marking = Some(Marking {
             rows,
-            checkpoint: Arc::new(checkpoint),
+            work,
+            is_again,
             is_answered: false,
             reply: None,
         });
+        if let Some(session) = &mut process.session {
+            session.marking = marking;
+        }
     }
 
     /// The server executes the mark, then the relay hears of it.
@@ -71,10 +113,7 @@ impl World {
         let session = self.relays[relay].session.as_ref()?;
         let marking = session.marking.as_ref()?;
         if !marking.is_answered {
-            let checkpoint = marking.checkpoint.clone();
-            let reply = self.execute_mark(&checkpoint);
-            let marking = self.relays[relay].session.as_mut()?.marking.as_mut()?;
-            (marking.is_answered, marking.reply) = (true, Some(reply));
+            self.execute(relay);
             return None;
         }
         if session.lost.is_some() {
@@ -83,12 +122,33 @@ impl World {
         self.take_mark(relay)
     }
 
+    /// One statement of a mark; those of the ledger are one.
+    fn execute(&mut self, relay: usize) {
+        let session = self.relays[relay].session.as_mut();
+        let Some(mut marking) = session.and_then(|session| session.marking.take()) else {
+            return;
+        };
+        marking.reply = match &mut marking.work {
+            Work::Ledger(checkpoint) => Some(self.execute_mark(&checkpoint.clone())),
+            Work::Rows(rows) => self.advance_rows(rows),
+        };
+        marking.is_answered = marking.reply.is_some();
+        if let Some(session) = &mut self.relays[relay].session {
+            session.marking = Some(marking);
+        }
+    }
+
     fn take_mark(&mut self, relay: usize) -> Option<End> {
         let process = &mut self.relays[relay];
         let session = process.session.as_mut()?;
-        let marking = session.marking.take()?;
+        let mut marking = session.marking.take()?;
         match marking.reply {
             Some(Reply::Done) => {
+                if let Work::Rows(rows) = &mut marking.work {
+                    let waits = rows.take_waiting();
+                    self.take_row_mark(relay, &marking.rows, waits);
+                    return None;
+                }
                 if let Some(ledger) = &mut session.ledger {
                     ledger.committed(&marking.rows);
                 }
@@ -99,6 +159,10 @@ impl World {
             Some(Reply::NotLeader) => {
                 process.core.mark_failed(&marking.rows);
                 Some(End::Deposed)
+            }
+            None if marking.is_again => {
+                session.owing.extend(marking.rows);
+                None
             }
             None => {
                 process.core.mark_failed(&marking.rows);
@@ -141,17 +205,13 @@ impl World {
             return;
         }
         let asides = process.core.take_aside();
-        let mark = match session.ledger {
-            Some(_) => Mark::Ledger,
-            None => Mark::None,
-        };
         let keep = Keep {
             tenure: session.tenure.clone(),
             generation: 1,
             layout: layout(),
             whole: match session.phase {
                 Phase::Replay(_) => Whole::All,
-                _ => whole(mark, session.is_stream()),
+                _ => whole(session.mark, session.is_stream()),
             },
             entries: Vec::new(),
             kept: Vec::new(),
@@ -190,6 +250,10 @@ impl World {
         keeping.is_answered = true;
         keeping.reply = Some(Reply::NotLeader);
         if self.may_write(&keeping.keep.tenure.clone()) {
+            for aside in &keeping.asides {
+                self.judge
+                    .put_aside(aside.id.to_string().parse().unwrap_or(0));
+            }
             self.database.keep(&keeping.keep, &self.server);
             self.database.block(&keeping.keep);
             let is_heard = self.rng.u8(..12) > 0;
@@ -248,10 +312,11 @@ impl World {
         let Some(session) = &mut process.session else {
             return;
         };
+        process.core.mark_failed(&session.owing);
         if let Some(marking) = session.marking.take() {
             process.core.mark_failed(&marking.rows);
             if !marking.is_answered {
-                self.late.push(Late(marking.checkpoint));
+                self.late.push(Late(marking.work.late()));
             }
         }
     }

@@ -1,5 +1,8 @@
 //! Defects that are planted on purpose, to show that the judge sees them: the simulated loop does wrong around the real core.
 
+use super::schedule::{Kind, Schedule};
+use crate::config::{FaultPolicy, Mark};
+
 /// What the loop of a relay gets wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mutation {
@@ -34,10 +37,37 @@ pub enum Mutation {
     ReplayPassesTheTable,
     /// Without marks, a drain ends within a transaction.
     StopWithinTransaction,
+    /// A row that a query did not return counts as marked.
+    AbsenceIsEvidence,
+    /// Marks in rows are not recorded beside them.
+    MarkUnrecorded,
+    /// What the stream has passed counts as settled.
+    PassedIsResolved,
+    /// A mark hits a row that has changed since it was read.
+    MarkHitsAnotherVersion,
+}
+
+impl Mutation {
+    /// Whether the defect concerns a schedule at all: the rare ones are not looked for elsewhere.
+    pub fn can_harm(self, schedule: &Schedule) -> bool {
+        let has = |kind| schedule.steps.iter().any(|step| step.kind == kind);
+        let setting = &schedule.setting;
+        match self {
+            Self::StopWithinTransaction => setting.mark == Mark::None && has(Kind::Stop),
+            Self::ReplayPassesTheTable => {
+                setting.policy != FaultPolicy::Block && has(Kind::Topic) && has(Kind::Operator)
+            }
+            Self::AbsenceIsEvidence
+            | Self::MarkUnrecorded
+            | Self::PassedIsResolved
+            | Self::MarkHitsAnotherVersion => setting.marks_rows(),
+            _ => true,
+        }
+    }
 }
 
 /// Every planted defect.
-pub const ALL: [Mutation; 15] = [
+pub const ALL: [Mutation; 19] = [
     Mutation::ConfirmBeforeMark,
     Mutation::ConfirmCommitLsn,
     Mutation::KeepaliveTooEarly,
@@ -53,4 +83,8 @@ pub const ALL: [Mutation; 15] = [
     Mutation::PositionWithoutWriters,
     Mutation::ReplayPassesTheTable,
     Mutation::StopWithinTransaction,
+    Mutation::AbsenceIsEvidence,
+    Mutation::MarkUnrecorded,
+    Mutation::PassedIsResolved,
+    Mutation::MarkHitsAnotherVersion,
 ];

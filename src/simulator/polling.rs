@@ -171,7 +171,7 @@ impl World {
             true => self.judge.passed(lsn, &self.server, &self.database),
             false => self
                 .judge
-                .confirmed(lsn, &self.server, &self.database, true),
+                .confirmed(lsn, &self.server, &self.database, self.setting.mark),
         }
         None
     }
@@ -183,6 +183,7 @@ impl World {
             (found, known) if found == known => {}
             _ => return None,
         }
+        self.judge.table_read(self.server.wal);
         let rows = self.server.rows.range(turns.top + 1..).take(limit);
         let new: Vec<_> = rows.map(|(seq, event)| (*seq, event.id)).collect();
         let is_full = new.len() == limit;
@@ -225,7 +226,8 @@ impl World {
         reading
     }
 
-    pub fn look_up(&self, plan: &Plan) -> RangeSet {
+    pub fn look_up(&mut self, plan: &Plan) -> RangeSet {
+        self.judge.table_read(self.server.wal);
         let visible = |range| self.server.rows.range(range).map(|(&seq, _)| seq);
         plan.look_up.ranges().flat_map(visible).collect()
     }

@@ -10,7 +10,7 @@ use super::polling::Turns;
 use super::schedule::{Mode, Setting};
 use super::session::{End, Session};
 use super::world::{World, tell};
-use crate::core::{Core, Faults, Settling, Window};
+use crate::core::{Core, Delivered, Faults, Settling, Window};
 use crate::lease::Standby;
 use crate::publish::{SessionEnd, Ticket};
 use crate::ranges::RangeSet;
@@ -39,11 +39,17 @@ pub struct Process {
     /// What the last session was replaying when it ended.
     pub left_replaying: Vec<i64>,
     pub read_before: ReadBefore,
+    /// Once the table was read, the slot moves behind this position: what it holds before was polled.
+    pub impassable: Option<u64>,
+    /// The last session ended with nothing in flight but what is recorded as owed.
+    pub left_in_order: bool,
     /// Rows for which the table was read again.
     pub reread: RangeSet,
     /// Rows that were found missed, by their ids.
     pub found: HashSet<u32>,
     pub mode: Mode,
+    /// What its configuration says by now.
+    pub next_mode: Mode,
     pub is_frozen: bool,
     pub is_stopping: bool,
     /// What a connection taught, where that outlives it.
@@ -63,9 +69,12 @@ impl Process {
             replayed: Vec::new(),
             left_replaying: Vec::new(),
             read_before: ReadBefore::default(),
+            impassable: None,
+            left_in_order: false,
             reread: RangeSet::new(),
             found: HashSet::new(),
             mode: setting.mode,
+            next_mode: setting.mode,
             is_frozen: false,
             is_stopping: false,
             learned: None,
@@ -77,9 +86,9 @@ impl Process {
         let mut keeper = Contender::new(0, self.keeper.ttl);
         keeper.incarnation = self.keeper.incarnation + 1;
         keeper.connection = self.keeper.connection + 1;
-        let mode = self.mode;
+        let mode = self.next_mode;
         *self = Self::new(0, keeper.ttl, setting);
-        (self.keeper, self.mode) = (keeper, mode);
+        (self.keeper, self.mode, self.next_mode) = (keeper, mode, mode);
     }
 
     /// The entries that are being replayed, or were and that is not recorded.
@@ -112,7 +121,7 @@ fn core(setting: &Setting) -> Core {
         rows_max: setting.window_rows,
         bytes_max: 10_000,
     };
-    let settling = match setting.has_marks {
+    let settling = match setting.has_marks() {
         true => Settling::OnMark,
         false => Settling::OnConfirmation,
     };
@@ -153,6 +162,7 @@ impl World {
             13..=15 => self.advance_mark(relay),
             16 | 17 => self.advance_keep(relay),
             18 => self.deliver_status(relay),
+            19 if self.setting.marks_rows() => self.look_for_unmarked(relay),
             19 => self.look_for_missed(relay),
             20 => self.maintain(relay),
             _ => self.ask_around(relay),
@@ -190,13 +200,16 @@ impl World {
         let session = process.session.as_mut()?;
         session.is_draining |= process.is_stopping;
         let core = &process.core;
+        let marks = &self.database.marks;
+        let is_remembered = |row: &Delivered| row.seq.is_some_and(|seq| marks.owes(seq));
         let is_whole =
             !session.is_within_transaction() || self.mutation == Mutation::StopWithinTransaction;
         let is_settled = is_whole
             && !session.has_statement()
             && core.sent() == 0
             && core.unmarked() == 0
-            && core.aside() == 0;
+            && core.aside() == 0
+            && session.owing.iter().all(is_remembered);
         if !session.is_draining {
             return None;
         }
@@ -263,7 +276,8 @@ impl World {
     /// Ends a process in order, and begins another one.
     fn stop(&mut self, relay: usize) {
         tell!(self, "relay {relay} has stopped");
-        if !self.relays[relay].core.is_empty() {
+        let process = &self.relays[relay];
+        if !process.core.is_empty() && !process.left_in_order {
             self.grant_in_flight(relay);
         }
         self.grant_replay(relay);

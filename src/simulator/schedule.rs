@@ -3,7 +3,7 @@
 use fastrand::Rng;
 
 use super::server::Habits;
-use crate::config::{CatchUpFrom, FaultPolicy};
+use crate::config::{CatchUpFrom, FaultPolicy, Mark};
 use crate::mark::ledger::SEGMENT_ROWS;
 
 /// Where the rows come from.
@@ -16,7 +16,7 @@ pub enum Mode {
 /// What stays the same throughout one schedule.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting {
-    pub has_marks: bool,
+    pub mark: Mark,
     pub mode: Mode,
     pub policy: FaultPolicy,
     pub window_rows: usize,
@@ -25,6 +25,17 @@ pub struct Setting {
     pub first: i64,
     pub habits: Habits,
     pub catch_up: CatchUpFrom,
+}
+
+impl Setting {
+    pub fn has_marks(&self) -> bool {
+        self.mark != Mark::None
+    }
+
+    /// Whether the rows carry their marks themselves.
+    pub fn marks_rows(&self) -> bool {
+        matches!(self.mark, Mark::SentAt | Mark::Delete)
+    }
 }
 
 /// One kind of step; what it does in detail follows from its salt.
@@ -110,7 +121,7 @@ impl Schedule {
         if weights.iter().any(|(kind, _)| *kind == Kind::Freeze) {
             weights.push((Kind::Thaw, 1));
         }
-        if !setting.has_marks {
+        if !setting.has_marks() {
             let is_repaired = |kind| matches!(kind, Kind::Gap | Kind::AdvanceSlot);
             let is_mended = |kind| matches!(kind, Kind::DropSlot | Kind::SwitchMode);
             weights.retain(|(kind, _)| !is_repaired(*kind) && !is_mended(*kind));
@@ -122,7 +133,7 @@ impl Schedule {
             salt: rng.u64(..),
         });
         let steps = steps.collect();
-        if setting.has_marks && rng.bool() {
+        if setting.mark == Mark::Ledger && rng.bool() {
             setting.catch_up = CatchUpFrom::Table;
         }
         Self { setting, steps }
@@ -140,18 +151,24 @@ fn pick(weights: &[(Kind, u32)], mut roll: u32) -> Kind {
 }
 
 fn setting(rng: &mut Rng) -> Setting {
-    let has_marks = rng.u8(..5) > 0;
-    let mode = match rng.bool() && has_marks {
+    let mark = match rng.u8(..10) {
+        0 | 1 => Mark::None,
+        2 | 3 => Mark::SentAt,
+        4 | 5 => Mark::Delete,
+        _ => Mark::Ledger,
+    };
+    let mode = match rng.bool() && mark != Mark::None {
         true => Mode::Polling,
         false => Mode::Stream,
     };
     let policy = match rng.u8(..5) {
+        _ if matches!(mark, Mark::SentAt | Mark::Delete) => FaultPolicy::Block,
         0 => FaultPolicy::Follow,
         1 => FaultPolicy::Continue,
         _ => FaultPolicy::Block,
     };
     Setting {
-        has_marks,
+        mark,
         mode,
         policy,
         window_rows: rng.usize(3..16),
@@ -167,6 +184,12 @@ fn setting(rng: &mut Rng) -> Setting {
                 rng.u8(3..12)
             },
             asynchronous: if rng.bool() { 0 } else { rng.u8(2..7) },
+            removing: if rng.u8(..3) > 0 { 0 } else { rng.u8(1..4) },
+            changing: match mark {
+                Mark::SentAt | Mark::Delete if rng.bool() => rng.u8(1..4),
+                _ => 0,
+            },
+            unseen: if rng.bool() { 0 } else { rng.u8(1..6) },
         },
         catch_up: CatchUpFrom::Stream,
     }

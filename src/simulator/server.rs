@@ -2,15 +2,21 @@
 //!
 //! A writer locks its aggregate and the table before it draws its number; its commit record is written before its rows are
 //! visible; they are visible before its locks go, one by one, and its successor starts as soon as they are visible. A crash
-//! loses what was not flushed, and the sequence goes back as far as its own record was lost.
+//! loses what was not flushed, and the sequence goes back as far as its own record was lost. Where a synchronous standby does not
+//! answer, a commit is durable and sent long before anybody sees it.
+
+pub mod rework;
+mod writer;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use fastrand::Rng;
 
-use super::event::{Event, Flaw};
+use super::event::Event;
 use crate::outbox::Lsn;
 use crate::source::holes::{LockReading, Snapshot, Xid};
+use rework::Rework;
+use writer::{COMMIT_PREPARED, Writer};
 
 /// Aggregates whose writers lock them.
 pub const AGGREGATES: usize = 3;
@@ -18,54 +24,12 @@ const WRITERS: usize = 6;
 /// Numbers that one record of the sequence covers; PostgreSQL: 32.
 const SEQUENCE_AHEAD: i64 = 3;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
-    LockAggregate,
-    AssignXid,
-    LockTable,
-    Draw,
-    /// In a savepoint that is rolled back.
-    DrawAndLose,
-    ReleaseTable,
-    /// From here on the writer is slow: long, prepared, or its backend is not scheduled.
-    Linger,
-    /// It survives a crash from here on.
-    Prepare,
-    WriteCommit,
-    Flush,
-    BecomeVisible,
-    Abort,
-    ReleaseXid,
-}
-
-/// What is left to do for a prepared transaction after a crash.
-const COMMIT_PREPARED: [Step; 6] = [
-    Step::Linger,
-    Step::WriteCommit,
-    Step::Flush,
-    Step::BecomeVisible,
-    Step::ReleaseXid,
-    Step::ReleaseTable,
-];
-
-struct Writer {
-    name: Box<str>,
-    xid: Option<Xid>,
-    aggregate: Option<usize>,
-    steps: std::vec::IntoIter<Step>,
-    events: Vec<Event>,
-    slow: bool,
-    prepared: bool,
-    committed: Option<u64>,
-    /// Committed and visible, or rolled back; locks may still be held.
-    ended: bool,
-}
-
 /// One committed transaction with rows, as the WAL holds it.
 pub struct Commit {
     pub lsn: u64,
     pub end: u64,
     pub events: Vec<Event>,
+    pub rework: Rework,
     /// The publication had the table when it was committed.
     pub is_published: bool,
 }
@@ -77,12 +41,23 @@ pub struct Habits {
     pub flawed: u8,
     /// Of ten transactions so many commit without waiting for the flush.
     pub asynchronous: u8,
+    /// Of twenty transactions so many remove rows, and of ten rows so many go in their own transaction.
+    pub removing: u8,
+    /// Of twenty transactions so many change rows.
+    pub changing: u8,
+    /// Of ten transactions so many stay unseen for long after their flush.
+    pub unseen: u8,
 }
 
 /// The server: sequence, rows, locks and WAL.
 pub struct Server {
     /// The visible rows by number.
     pub rows: BTreeMap<i64, Event>,
+    /// Rows that others than the relay removed, their own transactions too.
+    pub removed: BTreeSet<u32>,
+    /// Rows whose `sent_at` is set, and rows that the relay deleted.
+    sent: BTreeSet<u32>,
+    taken: BTreeSet<u32>,
     /// In the order of their commit records.
     pub commits: Vec<Commit>,
     /// The insert position.
@@ -90,6 +65,8 @@ pub struct Server {
     pub flushed: u64,
     /// No writer starts any more.
     pub closed: bool,
+    /// No standby answers: what is unseen stays so.
+    pub is_stalled: bool,
     /// The publication has the table.
     pub is_published: bool,
     pub habits: Habits,
@@ -101,6 +78,7 @@ pub struct Server {
     started: usize,
     aggregate_locks: BTreeSet<usize>,
     table_locks: BTreeSet<Box<str>>,
+    row_locks: BTreeSet<u32>,
     xids: Xid,
     xid_locks: BTreeMap<Box<str>, Xid>,
     running: BTreeSet<Xid>,
@@ -111,10 +89,14 @@ impl Server {
     pub fn new(first: i64, habits: Habits) -> Self {
         Self {
             rows: BTreeMap::new(),
+            removed: BTreeSet::new(),
+            sent: BTreeSet::new(),
+            taken: BTreeSet::new(),
             commits: Vec::new(),
             wal: 1,
             flushed: 1,
             closed: false,
+            is_stalled: false,
             is_published: true,
             habits,
             first,
@@ -125,6 +107,7 @@ impl Server {
             started: 0,
             aggregate_locks: BTreeSet::new(),
             table_locks: BTreeSet::new(),
+            row_locks: BTreeSet::new(),
             xids: 0,
             xid_locks: BTreeMap::new(),
             running: BTreeSet::new(),
@@ -146,6 +129,17 @@ impl Server {
         while !self.writers.is_empty() {
             self.advance(rng);
         }
+    }
+
+    /// Lets the open transactions end, but for those that wait for a standby and who waits for them.
+    pub fn finish_seen(&mut self, rng: &mut Rng) {
+        self.is_stalled = true;
+        let is_stuck =
+            |server: &Self, writer: &Writer| writer.is_unseen() || server.is_blocked(writer);
+        while !self.writers.iter().all(|writer| is_stuck(self, writer)) {
+            self.advance(rng);
+        }
+        self.is_stalled = false;
     }
 
     /// Lets the transactions that have written their commit become visible.
@@ -179,9 +173,12 @@ impl Server {
         self.wal = flushed;
         self.commits.retain(|commit| commit.end <= flushed);
         self.rows.clear();
-        for event in self.commits.iter().flat_map(|commit| &commit.events) {
-            self.rows.insert(event.seq, *event);
+        self.removed.clear();
+        for commit in std::mem::take(&mut self.commits) {
+            self.apply(&commit.events, &commit.rework);
+            self.commits.push(commit);
         }
+        self.rows.retain(|_, event| !self.taken.contains(&event.id));
         self.logged.retain(|(lsn, _)| *lsn <= flushed);
         self.drawn = self.logged.last().map_or(self.first - 1, |(_, last)| *last);
         self.writers.retain(|writer| {
@@ -190,6 +187,7 @@ impl Server {
         });
         self.aggregate_locks.clear();
         self.table_locks.clear();
+        self.row_locks.clear();
         self.xid_locks.clear();
         self.running.clear();
         for writer in &mut self.writers {
@@ -225,196 +223,16 @@ impl Server {
         }
     }
 
+    /// The same as the server prints it.
+    pub fn printed_snapshot(&self) -> String {
+        let xmax = self.xids + 1;
+        let xmin = self.running.first().copied().unwrap_or(xmax);
+        let running: Vec<String> = self.running.iter().map(Xid::to_string).collect();
+        format!("{xmin}:{xmax}:{}", running.join(","))
+    }
+
     /// What a statement that begins now sees as running.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot::new(self.xids + 1, self.running.clone())
-    }
-
-    fn start(&mut self, rng: &mut Rng) {
-        self.started += 1;
-        let aggregate = (rng.u8(..10) < 8).then(|| rng.usize(..AGGREGATES));
-        self.writers.push(Writer {
-            name: format!("{}/{}", rng.u8(..9), self.started).into(),
-            xid: None,
-            aggregate,
-            steps: self.transaction(rng, aggregate.is_some()).into_iter(),
-            events: Vec::new(),
-            slow: false,
-            prepared: false,
-            committed: None,
-            ended: false,
-        });
-    }
-
-    fn advance(&mut self, rng: &mut Rng) {
-        let index = rng.usize(..self.writers.len().max(1));
-        let Some(writer) = self.writers.get(index) else {
-            return;
-        };
-        let waits = writer.slow && rng.u8(..10) > 0;
-        let next = writer.steps.as_slice().first().copied();
-        let blocked = matches!(next, Some(Step::LockAggregate))
-            && writer
-                .aggregate
-                .is_some_and(|a| self.aggregate_locks.contains(&a));
-        if waits || blocked {
-            return;
-        }
-        match next {
-            Some(step) => {
-                self.writers[index].steps.next();
-                self.take(rng, index, step);
-            }
-            None => drop(self.writers.swap_remove(index)),
-        }
-    }
-
-    fn take(&mut self, rng: &mut Rng, index: usize, step: Step) {
-        let writer = &mut self.writers[index];
-        let name = writer.name.clone();
-        match step {
-            Step::LockAggregate => self.aggregate_locks.extend(writer.aggregate),
-            Step::AssignXid => {
-                self.xids += 1;
-                writer.xid = Some(self.xids);
-                self.running.insert(self.xids);
-                self.xid_locks.insert(name, self.xids);
-            }
-            Step::LockTable => drop(self.table_locks.insert(name)),
-            Step::Draw => self.draw(rng, index),
-            Step::DrawAndLose => drop(self.next_number()),
-            Step::ReleaseTable => drop(self.table_locks.remove(&name)),
-            Step::Linger => writer.slow = true,
-            Step::Prepare => {
-                writer.prepared = true;
-                self.wal += 4;
-                self.flush();
-            }
-            Step::WriteCommit => self.commit(index),
-            Step::Flush => self.flush(),
-            Step::BecomeVisible => self.show(index),
-            Step::Abort => {
-                writer.events.clear();
-                self.unlock(index);
-            }
-            Step::ReleaseXid => drop(self.xid_locks.remove(&name)),
-        }
-    }
-
-    fn next_number(&mut self) -> i64 {
-        self.drawn += 1;
-        if self
-            .logged
-            .last()
-            .is_none_or(|(_, last)| self.drawn > *last)
-        {
-            self.wal += 2;
-            self.logged
-                .push((self.wal, self.drawn + SEQUENCE_AHEAD - 1));
-        }
-        self.drawn
-    }
-
-    fn draw(&mut self, rng: &mut Rng, index: usize) {
-        let seq = self.next_number();
-        self.ids += 1;
-        let flaw = match rng.u8(..100) {
-            roll if roll * 2 < self.habits.flawed => Flaw::Rejected,
-            roll if roll < self.habits.flawed => Flaw::Refused,
-            _ => Flaw::None,
-        };
-        let writer = &mut self.writers[index];
-        writer.events.push(Event {
-            id: self.ids,
-            seq,
-            aggregate: writer.aggregate,
-            flaw,
-        });
-    }
-
-    fn commit(&mut self, index: usize) {
-        let (lsn, end) = (self.wal, self.wal + 4);
-        self.wal = end;
-        let writer = &mut self.writers[index];
-        writer.committed = Some(end);
-        self.commits.push(Commit {
-            lsn,
-            end,
-            events: writer.events.clone(),
-            is_published: self.is_published,
-        });
-    }
-
-    fn show(&mut self, index: usize) {
-        let writer = &self.writers[index];
-        if writer.ended {
-            return;
-        }
-        for event in &writer.events {
-            self.rows.insert(event.seq, *event);
-        }
-        self.unlock(index);
-    }
-
-    fn unlock(&mut self, index: usize) {
-        let writer = &mut self.writers[index];
-        if let Some(xid) = &writer.xid {
-            self.running.remove(xid);
-        }
-        if let Some(aggregate) = &writer.aggregate {
-            self.aggregate_locks.remove(aggregate);
-        }
-        (writer.slow, writer.ended) = (false, true);
-    }
-
-    /// The steps of one transaction; the aggregate comes first, and its lock usually brings the transaction id.
-    fn transaction(&self, rng: &mut Rng, serialised: bool) -> Vec<Step> {
-        let mut steps = Vec::new();
-        let early_xid = rng.bool();
-        if serialised {
-            steps.push(Step::LockAggregate);
-        }
-        if early_xid {
-            steps.push(Step::AssignXid);
-        }
-        if rng.u8(..10) == 0 {
-            steps.extend([Step::LockTable, Step::DrawAndLose, Step::ReleaseTable]);
-        }
-        steps.push(Step::LockTable);
-        if !early_xid {
-            steps.push(Step::AssignXid);
-        }
-        for _ in 0..rng.usize(1..=3) {
-            steps.push(Step::Draw);
-            if rng.u8(..10) == 0 {
-                steps.push(Step::DrawAndLose);
-            }
-        }
-        let prepared = rng.u8(..20) == 0;
-        if rng.u8(..10) < 4 {
-            steps.push(Step::Linger);
-        }
-        if prepared {
-            steps.extend([Step::Prepare, Step::Linger]);
-        }
-        if rng.u8(..10) < 3 {
-            steps.push(Step::Abort);
-            steps.extend([Step::ReleaseXid, Step::ReleaseTable]);
-            return steps;
-        }
-        steps.push(Step::WriteCommit);
-        if prepared || rng.u8(..10) >= self.habits.asynchronous {
-            steps.push(Step::Flush);
-        }
-        steps.push(Step::BecomeVisible);
-        if rng.u8(..10) < 3 {
-            steps.push(Step::Linger);
-        }
-        if rng.bool() {
-            steps.extend([Step::ReleaseXid, Step::ReleaseTable]);
-        } else {
-            steps.extend([Step::ReleaseTable, Step::ReleaseXid]);
-        }
-        steps
     }
 }

@@ -1,6 +1,6 @@
 //! Opening and ending the sessions of a relay.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use super::event::{Event, id_of};
@@ -9,17 +9,20 @@ use super::mutations::Mutation;
 use super::polling::Turns;
 use super::schedule::Mode;
 use super::stream::Walsender;
+use super::unsent::Pages;
 use super::world::{World, tell};
-use crate::config::CatchUpFrom;
+use crate::config::{CatchUpFrom, Mark};
+use crate::core::Delivered;
 use crate::encode::Rejection;
 use crate::hold::{ReplayOrder, merge};
 use crate::mark::Tenure;
+use crate::mark::evidence::Record;
 use crate::mark::ledger::Ledger;
-use crate::outbox::OutboxRow;
+use crate::outbox::{Lsn, OutboxRow};
 use crate::publish::Ticket;
 use crate::ranges::RangeSet;
-use crate::relay::Phase;
 use crate::relay::intake::Intake;
+use crate::relay::{Phase, ReadBefore};
 use crate::session::CatchUp;
 use crate::source::Batch;
 use crate::source::holes::{Death, Holes};
@@ -34,6 +37,7 @@ const ROWS_AHEAD: usize = 2;
 pub enum Source {
     Stream(Walsender),
     Numbers(Turns),
+    Pages(Pages),
     Given,
 }
 
@@ -61,7 +65,18 @@ pub struct Session {
     pub tenure: Tenure,
     pub connection: u64,
     pub phase: Phase,
+    pub mark: Mark,
     pub ledger: Option<Ledger>,
+    /// Marks in rows: what was marked beside the stream.
+    pub record: Option<Record>,
+    /// Up to here a streamed row may have been marked before.
+    pub replayed_below: Lsn,
+    /// Rows that were acknowledged and whose mark is to be tried again.
+    pub owing: Vec<Delivered>,
+    /// Held rows that come again with every page.
+    pub held: HashSet<u32>,
+    /// Rows that stood unsent, and the position behind them.
+    pub candidates: Option<(Vec<Event>, Lsn)>,
     pub source: Source,
     pub batches: VecDeque<Batch>,
     pub intake: Intake<Result<Arc<str>, Rejection>>,
@@ -90,13 +105,21 @@ impl Session {
         self.marking.is_some() || self.keeping.is_some()
     }
 
+    /// Rows that were acknowledged and whose mark was tried, also while it is tried again.
+    pub fn owed(&self) -> impl Iterator<Item = &Delivered> {
+        let again = self.marking.iter().filter(|marking| marking.is_again);
+        self.owing
+            .iter()
+            .chain(again.flat_map(|marking| &marking.rows))
+    }
+
     pub fn is_stream(&self) -> bool {
         matches!(self.source, Source::Stream(_))
     }
 
     /// Whether rows went out of a transaction that is not read to its end, and nothing marks them.
     pub fn is_within_transaction(&self) -> bool {
-        self.ledger.is_none() && self.is_stream() && self.intake.is_within_transaction()
+        self.mark == Mark::None && self.is_stream() && self.intake.is_within_transaction()
     }
 
     /// Whether rows go out: all of them, or in a drain the rest of a transaction.
@@ -156,6 +179,7 @@ impl World {
             self.grant_replay(relay);
             let process = &mut self.relays[relay];
             process.catch_up = CatchUp::AsRecorded;
+            process.impassable = None;
             process.replayed.clear();
             for other in (0..self.relays.len()).filter(|other| *other != relay) {
                 self.grant_in_flight(other);
@@ -187,6 +211,7 @@ impl World {
 
     fn open(&mut self, relay: usize, tenure: Tenure) {
         self.record_legacy(relay);
+        self.leave_to_the_table(relay);
         if self.relays[relay].mode == Mode::Stream && !self.prepare_slot() {
             return;
         }
@@ -194,7 +219,8 @@ impl World {
         let mut topics: Vec<String> = held.available().map(ToString::to_string).collect();
         topics.sort_unstable();
         let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
-        let has_marks = self.setting.has_marks;
+        let has_marks = self.setting.has_marks();
+        self.mark_skipped();
         if self.database.release(&topics, has_marks, &self.server) {
             tell!(
                 self,
@@ -208,7 +234,8 @@ impl World {
         }
         let mut recorded = self.database.recorded();
         let skipped = recorded.numbers.clone();
-        let ledger = has_marks.then(|| {
+        let put_aside = skipped.clone();
+        let ledger = (self.setting.mark == Mark::Ledger).then(|| {
             let first = self.setting.first;
             self.database.load_ledger(tenure.clone(), first, skipped)
         });
@@ -217,7 +244,9 @@ impl World {
         }
         self.connections += 1;
         let connection = self.connections;
-        let Some((source, phase, given)) = self.source(relay, connection, ledger.as_ref()) else {
+        let Some((source, phase, given)) =
+            self.source(relay, connection, ledger.as_ref(), &put_aside)
+        else {
             return;
         };
         tell!(
@@ -225,7 +254,14 @@ impl World {
             "relay {relay} opens a session, epoch {}: {phase:?}",
             tenure.epoch
         );
+        let (record, owing) = self.database.marks.load();
+        let is_recorded = self.setting.marks_rows() && self.relays[relay].mode == Mode::Stream;
+        let record = is_recorded.then_some(record);
         let process = &mut self.relays[relay];
+        process.left_in_order = false;
+        if phase == Phase::CatchUp {
+            process.read_before = ReadBefore::default();
+        }
         process.core.restore(recorded);
         if process.producer.is_none() {
             process.producer = Some(self.broker.start(relay));
@@ -234,7 +270,13 @@ impl World {
             tenure,
             connection,
             phase,
+            mark: self.setting.mark,
             ledger,
+            record,
+            owing,
+            replayed_below: Lsn(self.server.wal),
+            held: HashSet::new(),
+            candidates: None,
             source,
             batches: given.into_iter().collect(),
             intake: Intake::default(),
@@ -254,52 +296,27 @@ impl World {
         });
     }
 
-    fn record_legacy(&mut self, relay: usize) {
-        let process = &mut self.relays[relay];
-        self.database.replayed(&process.replayed);
-        process.replayed.clear();
-        match process.catch_up {
-            CatchUp::AsRecorded => return,
-            CatchUp::Demanded => self.database.caught_up = false,
-            CatchUp::Done => self.database.caught_up = true,
-        }
-        process.catch_up = CatchUp::AsRecorded;
-        self.wrote();
-    }
-
-    /// Makes the slot where the table is read anyway; a lost one only once that is recorded.
-    fn prepare_slot(&mut self) -> bool {
-        match (self.database.slot, self.database.caught_up) {
-            (Some(_), _) => true,
-            (None, false) => {
-                self.create_slot();
-                true
-            }
-            (None, true) => {
-                tell!(self, "the slot is lost: the table is to be read");
-                self.database.caught_up = false;
-                self.wrote();
-                false
-            }
-        }
-    }
-
     fn source(
         &mut self,
         relay: usize,
         connection: u64,
         ledger: Option<&Ledger>,
+        put_aside: &RangeSet,
     ) -> Option<(Source, Phase, Option<Batch>)> {
-        let order = match ledger {
+        let settled = match self.setting.mark {
+            Mark::None => None,
+            _ => Some(ledger.map_or_else(|| put_aside.clone(), Ledger::settled)),
+        };
+        let order = match settled {
             Some(_) => ReplayOrder::ByNumber,
             None => ReplayOrder::AsKept,
         };
         let wal = self.server.wal;
         let replay = self.database.to_replay(REPLAY_ROWS, wal, order);
         if !replay.is_empty() {
-            let ahead = match ledger {
-                Some(ledger) if self.mutation != Mutation::ReplayPassesTheTable => {
-                    self.rows_ahead(&replay, &ledger.settled())?
+            let ahead = match settled {
+                Some(settled) if self.mutation != Mutation::ReplayPassesTheTable => {
+                    self.rows_ahead(&replay, &settled)?
                 }
                 _ => RowsAhead::default(),
             };
@@ -313,16 +330,25 @@ impl World {
         }
         let is_stream = self.relays[relay].mode == Mode::Stream;
         if is_stream && self.database.caught_up && !self.is_far_behind() {
-            let slot = self.database.slot.as_mut()?;
-            if slot.reader.is_some() {
+            if self.database.slot?.reader.is_some() {
                 return None;
             }
+            self.pass(relay);
+            let slot = self.database.slot.as_mut()?;
             slot.reader = Some(connection);
             let walsender = Walsender::new(slot.confirmed, &self.server);
             return Some((Source::Stream(walsender), Phase::Steady, None));
         }
         self.database.caught_up = false;
         self.wrote();
+        let phase = match is_stream {
+            true => Phase::CatchUp,
+            false => Phase::Steady,
+        };
+        if self.setting.marks_rows() {
+            let waits = self.relays[relay].impassable.is_some();
+            return Some((Source::Pages(Pages::new(waits)), phase, None));
+        }
         let says = match is_stream && self.setting.catch_up == CatchUpFrom::Table {
             true => CaughtUp::WithPositions,
             false => CaughtUp::WithTheTable,
@@ -330,10 +356,6 @@ impl World {
         let turns = match (self.mutation, self.relays[relay].learned.take()) {
             (Mutation::NumbersOutliveCrash, Some(learned)) => learned,
             _ => Turns::new(self.setting.first, ledger, says),
-        };
-        let phase = match is_stream {
-            true => Phase::CatchUp,
-            false => Phase::Steady,
         };
         Some((Source::Numbers(turns), phase, None))
     }
@@ -353,7 +375,9 @@ impl World {
         let of_copies: Vec<_> = of_copies.collect();
         let standing = self.server.rows.range(..=newest);
         let is_ahead = |(seq, event): &(&i64, &Event)| {
-            !settled.contains(**seq) && of_copies.contains(&Some(event.aggregate))
+            !settled.contains(**seq)
+                && self.server.unsent(**seq, event.id).is_some()
+                && of_copies.contains(&Some(event.aggregate))
         };
         let lsn = self.server.wal;
         let rows = standing.filter(is_ahead).map(|(_, event)| event.row(lsn));
@@ -377,8 +401,9 @@ impl World {
             self.grant_in_flight(relay);
             self.grant_replay(relay);
         }
+        self.relays[relay].left_in_order = end == End::Stopped && !is_out_of_grace;
         let is_in_order = end == End::Stopped && is_told && !is_out_of_grace;
-        if !self.setting.has_marks && !is_in_order {
+        if !self.setting.has_marks() && !is_in_order {
             self.grant_without_marks(relay);
             self.grant_replay(relay);
         }
@@ -399,7 +424,7 @@ impl World {
             }
             End::CaughtUp => self.relays[relay].catch_up = CatchUp::Done,
             End::Replayed(ids) => self.relays[relay].replayed = ids,
-            End::Reread if self.setting.has_marks => {
+            End::Reread if self.setting.has_marks() => {
                 self.relays[relay].catch_up = CatchUp::Demanded;
             }
             _ => {}
@@ -434,7 +459,7 @@ impl World {
             && !marking.is_answered
         {
             marking.is_answered = true;
-            self.late.push(Late(marking.checkpoint.clone()));
+            self.late.push(Late(marking.work.late()));
         }
         if let Some(keeping) = &mut session.keeping {
             keeping.is_answered = true;

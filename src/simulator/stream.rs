@@ -45,7 +45,7 @@ impl Walsender {
             let Some(commit) = commit.filter(|commit| commit.end <= server.flushed) else {
                 return Message::Keepalive(server.flushed.max(self.told));
             };
-            if !commit.is_published {
+            if !commit.is_published || commit.events.is_empty() {
                 self.at += 1;
                 continue;
             }
@@ -78,6 +78,7 @@ impl World {
         match session.source {
             Source::Stream(_) => self.read_stream(relay),
             Source::Numbers(_) => self.poll(relay),
+            Source::Pages(_) => self.read_page(relay),
             Source::Given => None,
         }
     }
@@ -92,7 +93,7 @@ impl World {
             };
             let told = walsender.told;
             match walsender.next(&self.server) {
-                Message::Row(event, lsn) => batch.rows.push(event.row(lsn)),
+                Message::Row(event, lsn) => batch.rows.push(event.streamed(lsn)),
                 Message::Commit { lsn, end } => {
                     let at = match self.mutation {
                         Mutation::ConfirmCommitLsn => lsn,
@@ -162,9 +163,8 @@ impl World {
         }
         slot.confirmed = lsn;
         tell!(self, "relay {relay} confirms {lsn}");
-        let has_marks = self.setting.has_marks;
         self.judge
-            .confirmed(lsn, &self.server, &self.database, has_marks);
+            .confirmed(lsn, &self.server, &self.database, self.setting.mark);
     }
 }
 

@@ -1,5 +1,6 @@
 //! Beside the stream: numbers that never become rows, and rows that the stream missed.
 
+use super::event::Event;
 use super::mutations::Mutation;
 use super::session::End;
 use super::world::{World, tell};
@@ -68,12 +69,45 @@ impl World {
         self.take_missed(relay, &missed)
     }
 
+    /// `RowWatch::look`: rows that stand unsent, and those that still do when the stream has passed them.
+    pub fn look_for_unmarked(&mut self, relay: usize) -> Option<End> {
+        let process = &mut self.relays[relay];
+        let passed = process.core.passed()?;
+        let session = process.session.as_mut()?;
+        if !session.is_stream() {
+            return None;
+        }
+        if session.lost.is_some() {
+            return Some(End::Lost);
+        }
+        let Some((candidates, position)) = session.candidates.take() else {
+            let standing = self.server.all_unsent().copied().collect();
+            session.candidates = Some((standing, Lsn(self.server.wal)));
+            return None;
+        };
+        if position > passed {
+            session.candidates = Some((candidates, position));
+            return None;
+        }
+        let mut settled = process.core.numbers();
+        settled.extend(&session.owed().filter_map(|row| row.seq).collect());
+        self.write(3);
+        let is_missed = |event: &&Event| {
+            self.server.unsent(event.seq, event.id).is_some()
+                && !self.database.is_kept(event.id)
+                && !settled.contains(event.seq)
+        };
+        let missed = candidates.iter().filter(is_missed).map(|event| event.seq);
+        let missed: RangeSet = missed.collect();
+        self.take_missed(relay, &missed)
+    }
+
     fn take_missed(&mut self, relay: usize, missed: &RangeSet) -> Option<End> {
         let news = missed.difference(&self.relays[relay].reread);
         if news.is_empty() {
             return None;
         }
-        let found = self.judge.called_missed(&news);
+        let found = self.judge.called_missed(&news, &self.server);
         let process = &mut self.relays[relay];
         process.found.extend(found);
         process.reread.extend(&news);

@@ -1,5 +1,6 @@
 //! The world of one schedule: server, database, brokers, relays and the judge; takes the steps of a schedule.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -11,8 +12,9 @@ use super::judge::Judge;
 use super::marking::Late;
 use super::mutations::Mutation;
 use super::relay::{Process, Told};
-use super::schedule::{Kind, Schedule, Setting, Step};
+use super::schedule::{Kind, Mode, Schedule, Setting, Step};
 use super::server::Server;
+use crate::config::CatchUpFrom;
 use crate::hold::What;
 use crate::publish::{SessionEnd, TopicState};
 
@@ -71,6 +73,10 @@ impl World {
 
     /// Runs a schedule to its end and heals the world; returns the first promise that was broken.
     pub fn run(&mut self, schedule: &Schedule) -> Option<String> {
+        let mut kinds = schedule.steps.iter().map(|step| step.kind);
+        self.judge.reads_the_table = self.setting.mode == Mode::Polling
+            || self.setting.catch_up == CatchUpFrom::Table
+            || kinds.any(|kind| kind == Kind::SwitchMode);
         for step in &schedule.steps {
             self.step(*step);
             if self.judge.broken.is_some() {
@@ -220,7 +226,7 @@ impl World {
         let core = &process.core;
         let numbers = core.numbers().difference(core.held().numbers());
         self.judge.grant_numbers(&numbers);
-        if !self.setting.has_marks {
+        if !self.setting.has_marks() {
             self.grant_without_marks(relay);
         }
     }
@@ -287,25 +293,62 @@ impl World {
             process.is_frozen = false;
         }
         let before = self.server.commits.len();
+        self.server.finish_seen(&mut self.rng);
+        self.server.flush();
+        self.note_commits(before);
+        if !self.comes_to_rest(Self::all_seen_is_settled) {
+            let rows = self.unsettled_seen();
+            let text = format!("rows {rows:?} wait for commits that nobody sees");
+            return self.judge.breaks("L2", text);
+        }
+        let before = self.server.commits.len();
         self.server.finish(&mut self.rng);
         self.server.flush();
         self.note_commits(before);
-        if !self.comes_to_rest() {
-            let rows = self.judge.unsettled(&self.database);
-            return self.judge.breaks("L1", format!("rows {rows:?} never come"));
+        if !self.comes_to_rest(Self::is_at_rest) {
+            let rows = self.judge.unsettled(&self.database, &self.server);
+            let text = format!(
+                "rows {rows:?} never come, rows {:?} are never marked",
+                self.unmarked()
+            );
+            return self.judge.breaks("L1", text);
         }
         for relay in 0..self.relays.len() {
             self.ask_to_stop(relay);
         }
-        if !self.comes_to_rest() {
+        if !self.comes_to_rest(Self::is_at_rest) {
             self.judge
                 .breaks("L1", "no rest after a restart".to_owned());
         }
     }
 
+    fn unsettled_seen(&self) -> Vec<u32> {
+        let seen: HashSet<u32> = self.server.rows.values().map(|event| event.id).collect();
+        let mut rows = self.judge.unsettled(&self.database, &self.server);
+        rows.retain(|id| seen.contains(id));
+        rows
+    }
+
+    /// What waits is what nobody sees.
+    fn all_seen_is_settled(&self) -> bool {
+        self.unsettled_seen().is_empty()
+    }
+
+    /// Rows that stand unsent and should not.
+    fn unmarked(&self) -> Vec<u32> {
+        if !self.setting.marks_rows() {
+            return Vec::new();
+        }
+        let is_kept = |event: &&super::event::Event| self.database.keeps(event.id, event.seq);
+        let unsent = self.server.all_unsent().filter(|event| !is_kept(event));
+        unsent.map(|event| event.id).collect()
+    }
+
     /// Runs without faults; whether nothing is left to do in the end.
-    fn comes_to_rest(&mut self) -> bool {
+    fn comes_to_rest(&mut self, is_done: fn(&Self) -> bool) -> bool {
         for round in 0..ROUNDS_MAX {
+            // The lease is renewed all the time.
+            self.wrote();
             self.now += Duration::from_millis(if round % 16 == 0 { 5_000 } else { 40 });
             for relay in 0..self.relays.len() {
                 self.relays[relay].reread = Default::default();
@@ -314,7 +357,7 @@ impl World {
                 self.handle_request();
                 self.report(relay, 12);
             }
-            if self.judge.broken.is_some() || round % 8 == 7 && self.is_at_rest() {
+            if self.judge.broken.is_some() || round % 8 == 7 && is_done(self) {
                 return true;
             }
         }
@@ -329,7 +372,11 @@ impl World {
                 .keys()
                 .all(|id| !self.broker.is_busy(*id))
             && self.relays.iter().any(|process| process.session.is_some())
-            && self.judge.unsettled(&self.database).is_empty()
+            && self
+                .judge
+                .unsettled(&self.database, &self.server)
+                .is_empty()
+            && self.unmarked().is_empty()
             && self.holds_are_legitimate()
     }
 

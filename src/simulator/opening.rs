@@ -1,0 +1,82 @@
+//! What a session settles before it reads: what the last one left, the slot, rows that were polled or skipped.
+
+use super::schedule::Mode;
+use super::world::{World, tell};
+use crate::config::Mark;
+use crate::session::CatchUp;
+
+impl World {
+    /// Where rows with marks of their own were polled, the table is read in the place of what the slot holds.
+    pub fn leave_to_the_table(&mut self, relay: usize) {
+        if !self.setting.marks_rows() {
+            return;
+        }
+        if self.relays[relay].mode == Mode::Polling {
+            self.database.was_polled = true;
+        } else if self.relays[relay].impassable.is_none() && self.database.was_polled {
+            self.database.caught_up = false;
+            self.relays[relay].impassable = Some(self.server.wal);
+        }
+    }
+
+    /// The slot moves behind what was read from the table in its place.
+    pub fn pass(&mut self, relay: usize) {
+        let Some(position) = self.relays[relay].impassable.take() else {
+            return;
+        };
+        self.server.flush();
+        let to = position + 1;
+        if let Some(slot) = &mut self.database.slot
+            && slot.confirmed < to
+        {
+            (slot.confirmed, slot.persisted) = (to, to);
+            tell!(self, "relay {relay} moves the slot to {to}");
+            self.judge.slot_moved(to);
+        }
+        self.database.was_polled = false;
+    }
+
+    /// A row that is skipped does not stay unsent.
+    pub fn mark_skipped(&mut self) {
+        let skipped: Vec<_> = self.database.skipped().collect();
+        for (seq, id) in skipped {
+            if self.server.unsent(seq, id).is_some() {
+                match self.setting.mark {
+                    Mark::SentAt => self.server.set_sent(id),
+                    Mark::Delete => self.server.take_row(seq),
+                    Mark::Ledger | Mark::None => {}
+                }
+            }
+        }
+    }
+
+    pub fn record_legacy(&mut self, relay: usize) {
+        let process = &mut self.relays[relay];
+        self.database.replayed(&process.replayed);
+        process.replayed.clear();
+        match process.catch_up {
+            CatchUp::AsRecorded => return,
+            CatchUp::Demanded => self.database.caught_up = false,
+            CatchUp::Done => self.database.caught_up = true,
+        }
+        process.catch_up = CatchUp::AsRecorded;
+        self.wrote();
+    }
+
+    /// Makes the slot where the table is read anyway; a lost one only once that is recorded.
+    pub fn prepare_slot(&mut self) -> bool {
+        match (self.database.slot, self.database.caught_up) {
+            (Some(_), _) => true,
+            (None, false) => {
+                self.create_slot();
+                true
+            }
+            (None, true) => {
+                tell!(self, "the slot is lost: the table is to be read");
+                self.database.caught_up = false;
+                self.wrote();
+                false
+            }
+        }
+    }
+}
