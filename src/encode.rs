@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 
 use crate::config::{NullKey, RouteConfig};
-use crate::outbox::{Layout, LeftOut, OutboxRow};
+use crate::outbox::{Layout, LeftOut, OutboxRow, sqlstate};
 use headers::HeaderColumns;
 use route::Route;
 
@@ -89,6 +89,7 @@ pub enum RejectionReason {
     HeaderReserved,
     TooLarge,
     NoColumn,
+    Unreadable,
 }
 
 impl RejectionReason {
@@ -103,6 +104,7 @@ impl RejectionReason {
             Self::HeaderReserved => "header_reserved",
             Self::TooLarge => "too_large",
             Self::NoColumn => "no_column",
+            Self::Unreadable => "unreadable",
         }
     }
 }
@@ -162,6 +164,11 @@ impl Encoder {
         })
     }
 
+    /// The columns that records are made from.
+    pub fn columns(&self) -> impl Iterator<Item = usize> {
+        self.used.iter().map(|(column, _)| *column)
+    }
+
     /// The record of a row, sharing the row's bytes.
     pub fn encode(&self, row: &OutboxRow) -> Result<Record, Rejection> {
         self.check_read(row)?;
@@ -196,7 +203,16 @@ impl Encoder {
                 ),
                 Some(LeftOut::NoColumn) => (
                     RejectionReason::NoColumn,
-                    format!("the table had no column `{name}` when the row was inserted"),
+                    format!(
+                        "the table had no column `{name}` when the row was inserted, or its publication left it out"
+                    ),
+                ),
+                Some(LeftOut::Unreadable { code }) => (
+                    RejectionReason::Unreadable,
+                    format!(
+                        "PostgreSQL cannot send the value of the column `{name}` (SQLSTATE {})",
+                        sqlstate(code)
+                    ),
                 ),
             };
             return Err(Rejection { reason, text });

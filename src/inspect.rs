@@ -10,7 +10,7 @@ use tokio_postgres::{Client, Row};
 use crate::outbox::{Layout, Lsn};
 use crate::postgres::PostgresError;
 
-pub use columns::{SHAPE, Selection, WrongType, select_column, select_columns};
+pub use columns::{SHAPE, Selection, WrongType, select_column, select_columns, select_those};
 pub use trust::{Distrust, seq_trusted};
 
 /// What the catalog says of an outbox table.
@@ -24,8 +24,8 @@ pub struct Table {
     pub layout: Layout,
     pub kind: TableKind,
     pub owner: String,
-    /// Stored generated columns: pgoutput does not send them.
-    pub generated: Vec<String>,
+    /// For each column the transaction that wrote its entry in the catalog: it was there in every later one.
+    pub column_xids: Vec<u32>,
     /// The tables that hold the rows: the leaf partitions, or the table itself.
     pub leaves: Vec<Leaf>,
     /// BEFORE INSERT row triggers, as `trigger on table`.
@@ -54,6 +54,10 @@ pub struct Leaf {
     pub name: String,
     pub filenode: u32,
     pub is_permanent: bool,
+    /// Its rows stand on another server.
+    pub is_foreign: bool,
+    /// A child by INHERITS, which keys and publications of its parent do not reach.
+    pub is_heir: bool,
     /// Rows by the statistics; `None` where the table was never vacuumed or analysed.
     pub row_estimate: Option<u64>,
 }
@@ -203,8 +207,6 @@ pub async fn inspect(client: &Client, schema: &str, table: &str) -> Result<Table
         .map(columns::Attribute::read)
         .collect();
     let layout = columns::layout(schema, table, &attributes)?;
-    let generated = attributes.iter().filter(|one| one.is_generated);
-    let generated = generated.map(|one| one.name.clone()).collect();
     let seq = match layout.seq {
         Some(column) => Some(seq_facts(client, oid, &attributes[column]).await),
         None => None,
@@ -221,7 +223,7 @@ pub async fn inspect(client: &Client, schema: &str, table: &str) -> Result<Table
         layout,
         kind,
         owner: class.get("owner"),
-        generated,
+        column_xids: attributes.iter().map(|one| one.xid).collect(),
         leaves: tree.iter().map(leaf).collect(),
         before_insert_triggers: triggers.iter().map(|row| row.get(0)).collect(),
         subscriptions: feeds.iter().map(|row| row.get(0)).collect(),
@@ -260,6 +262,8 @@ fn leaf(row: &Row) -> Leaf {
         name: row.get("name"),
         filenode: row.get("relfilenode"),
         is_permanent: row.get::<_, &str>("relpersistence") == "p",
+        is_foreign: row.get("is_foreign"),
+        is_heir: row.get("is_heir"),
         row_estimate: (tuples >= 0.0).then_some(tuples as u64),
     }
 }
@@ -314,7 +318,8 @@ const TREE: &str = "
         SELECT $1::oid
         UNION ALL
         SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid)
-    SELECT c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname) AS name, c.relfilenode, c.relpersistence::text, c.reltuples
+    SELECT c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname) AS name, c.relfilenode, c.relpersistence::text, c.reltuples,
+           c.relkind = 'f' AS is_foreign, c.oid <> $1 AND NOT c.relispartition AS is_heir
     FROM tree
     JOIN pg_catalog.pg_class c USING (oid)
     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -381,12 +386,14 @@ pub(crate) mod tests {
             layout: layout.expect("every mandatory column"),
             kind: TableKind::Ordinary,
             owner: "owner".to_owned(),
-            generated: Vec::new(),
+            column_xids: Vec::new(),
             leaves: vec![Leaf {
                 oid: 1,
                 name: "outbox".to_owned(),
                 filenode: 1,
                 is_permanent: true,
+                is_foreign: false,
+                is_heir: false,
                 row_estimate: None,
             }],
             before_insert_triggers: Vec::new(),

@@ -211,6 +211,7 @@ impl Field {
     pub const NULL: u32 = u32::MAX;
     const TOO_LARGE: u32 = u32::MAX - 1;
     const NO_COLUMN: u32 = u32::MAX - 2;
+    const UNREADABLE: u32 = u32::MAX - 3;
 
     /// SQL NULL.
     pub const fn null() -> Self {
@@ -236,14 +237,27 @@ impl Field {
         }
     }
 
+    /// The server cannot send the value; five digits and capitals say why.
+    pub fn unreadable(sqlstate: &str) -> Self {
+        Self {
+            start: u32::from_str_radix(sqlstate, 36).unwrap_or_default(),
+            len: Self::UNREADABLE,
+        }
+    }
+
     fn has_bytes(self) -> bool {
-        self.len < Self::NO_COLUMN
+        self.len < Self::UNREADABLE
+    }
+
+    fn is_there(self) -> bool {
+        !matches!(self.len, Self::TOO_LARGE | Self::UNREADABLE)
     }
 
     fn left_out(self) -> Option<LeftOut> {
         match self.len {
             Self::TOO_LARGE => Some(LeftOut::TooLarge { bytes: self.start }),
             Self::NO_COLUMN => Some(LeftOut::NoColumn),
+            Self::UNREADABLE => Some(LeftOut::Unreadable { code: self.start }),
             _ => None,
         }
     }
@@ -256,6 +270,15 @@ pub enum LeftOut {
     TooLarge { bytes: u32 },
     /// The table had no such column when the row was inserted.
     NoColumn,
+    /// The server cannot send it; the SQLSTATE as a number of base 36.
+    Unreadable { code: u32 },
+}
+
+/// The SQLSTATE of a value that the server cannot send.
+pub fn sqlstate(code: u32) -> String {
+    let digit = |place: u32| char::from_digit(code / 36u32.pow(place) % 36, 36);
+    let digits = (0..5).rev().filter_map(digit);
+    digits.map(|digit| digit.to_ascii_uppercase()).collect()
 }
 
 /// Who wrote what was read of a row.
@@ -322,9 +345,7 @@ impl OutboxRow {
 
     /// Whether every value that it has was read.
     pub fn is_whole(&self) -> bool {
-        self.fields
-            .iter()
-            .all(|field| field.len != Field::TOO_LARGE)
+        self.fields.iter().all(|field| field.is_there())
     }
 
     /// The value of a column, sharing the row's bytes.
@@ -341,6 +362,17 @@ impl OutboxRow {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_value_that_cannot_be_sent_keeps_its_sqlstate() {
+        for code in ["22021", "22P05", "XX001", "ZZZZZ", "00000"] {
+            let Some(LeftOut::Unreadable { code: kept }) = Field::unreadable(code).left_out()
+            else {
+                panic!("{code}");
+            };
+            assert_eq!(sqlstate(kept), code);
+        }
+    }
 
     #[test]
     fn an_id_is_written_as_it_was_read() {

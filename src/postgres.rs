@@ -46,7 +46,10 @@ pub(crate) const FORMAT_SETTINGS: [(&str, &str); 6] = [
 ///
 /// Plans must not depend on statistics, which a new or restored outbox has none of: the lag of a ledger with 2 million sent
 /// rows took 330 ms by a sequential scan and takes 0.1 ms. What has no index is scanned all the same, and not compiled.
-const SESSION_SETTINGS: [(&str, &str); 7] = [
+///
+/// Names of types are read as the server writes them.
+const SESSION_SETTINGS: [(&str, &str); 8] = [
+    ("quote_all_identifiers", "off"),
     ("enable_seqscan", "off"),
     ("jit", "off"),
     ("synchronous_commit", "on"),

@@ -5,7 +5,28 @@
 use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::Client;
 
+use crate::config::{Config, RouteConfig};
+use crate::encode::Encoder;
 use crate::inspect::{Table, TableKind};
+use crate::outbox::Layout;
+
+/// The columns without which a row has no record, or another one.
+pub fn needed(route: &RouteConfig, layout: &Layout) -> Vec<usize> {
+    let mut needed = vec![
+        layout.id,
+        layout.aggregate_type,
+        layout.aggregate_id,
+        layout.payload,
+    ];
+    needed.extend(layout.seq);
+    // A route that does not fit the table is refused elsewhere.
+    if let Ok(encoder) = Encoder::new(route, layout, 0) {
+        needed.extend(encoder.columns());
+    }
+    needed.sort_unstable();
+    needed.dedup();
+    needed
+}
 
 /// One reason why the stream would not bring every row, or not every column.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +36,8 @@ pub struct Drift {
     pub remedy: String,
     /// `outboxd migrate` mends it too.
     pub is_migrated: bool,
+    /// Records would be other ones than those of the table's rows: nothing may be published.
+    pub is_forbidding: bool,
 }
 
 /// Reads what is wrong with a publication of the outbox; nothing where it publishes every row whole.
@@ -23,19 +46,42 @@ pub struct Drift {
 /// Cancel-safe: yes.
 pub async fn drift(
     client: &Client,
-    name: &str,
+    config: &Config,
     table: &Table,
 ) -> Result<Vec<Drift>, tokio_postgres::Error> {
+    let name = &config.source.replication.publication;
     let version = "SELECT pg_catalog.current_setting('server_version_num')::int4";
     let version: i32 = client.query_one(version, &[]).await?.get(0);
-    let left_out = if version < 150_000 {
-        NOTHING_LEFT_OUT
-    } else {
-        LEFT_OUT
-    };
-    let sql = format!("{PUBLICATION} {left_out} WHERE p.pubname = $1");
-    let row = client.query_opt(&sql, &[&name, &table.oid]).await?;
     let words = Words::new(name, table);
+    let mut drift = reach(client, version, &words, table).await?;
+    let hidden = hidden(client, version, &words, table.oid).await?;
+    let needed = needed(&config.route, &table.layout);
+    let is_needed = |column: &Hidden| {
+        let at = table.layout.column(&column.name);
+        at.is_some_and(|at| needed.contains(&at))
+    };
+    let hidden = hidden.iter().filter(|column| is_needed(column));
+    drift.extend(hidden.map(|column| words.hides(column, version)));
+    Ok(drift)
+}
+
+/// What keeps rows from the stream.
+async fn reach(
+    client: &Client,
+    version: i32,
+    words: &Words<'_>,
+    table: &Table,
+) -> Result<Vec<Drift>, tokio_postgres::Error> {
+    let filter = if version < 150_000 {
+        "NULL::text"
+    } else {
+        "(SELECT pg_catalog.pg_get_expr(r.prqual, r.prrelid) FROM pg_catalog.pg_publication_rel r \
+          WHERE r.prpubid = p.oid AND r.prrelid = $2)"
+    };
+    let sql = format!(
+        "{PUBLICATION}, {filter} AS filter FROM pg_catalog.pg_publication p WHERE p.pubname = $1"
+    );
+    let row = client.query_opt(&sql, &[&words.name, &table.oid]).await?;
     let Some(row) = row else {
         return Ok(vec![words.missing()]);
     };
@@ -44,9 +90,55 @@ pub async fn drift(
         publishes_inserts: row.get("pubinsert"),
         is_via_root: row.get("pubviaroot"),
         filter: row.get("filter"),
-        left_out: row.get("left_out"),
+        has_root: row.get("has_root"),
     };
     Ok(words.judge(&found, table.kind))
+}
+
+/// The columns that the stream leaves out of every row.
+///
+/// Source: PostgreSQL 18, `publish_generated_columns`; before, no publication brought a generated column.
+async fn hidden(
+    client: &Client,
+    version: i32,
+    words: &Words<'_>,
+    oid: u32,
+) -> Result<Vec<Hidden>, tokio_postgres::Error> {
+    let (list, generated) = match version {
+        ..150_000 => ("true", "false"),
+        150_000..180_000 => (LISTED, "false"),
+        _ => (
+            LISTED,
+            "a.attgenerated = 's' AND (r.prattrs IS NOT NULL OR coalesce(p.pubgencols, 'n') = 's')",
+        ),
+    };
+    let sql = format!(
+        "{COLUMNS} AND NOT ({list} AND (a.attgenerated = '' OR {generated})) ORDER BY a.attnum"
+    );
+    let rows = client.query(&sql, &[&words.name, &oid]).await?;
+    let hidden = |row: &tokio_postgres::Row| Hidden {
+        name: row.get("name"),
+        generated: match row.get("generated") {
+            "" => Generated::Not,
+            "s" => Generated::Stored,
+            _ => Generated::Virtual,
+        },
+    };
+    Ok(rows.iter().map(hidden).collect())
+}
+
+/// A column that the stream leaves out.
+struct Hidden {
+    name: String,
+    generated: Generated,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Generated {
+    /// A column list leaves it out.
+    Not,
+    Stored,
+    Virtual,
 }
 
 struct Found {
@@ -54,8 +146,8 @@ struct Found {
     publishes_inserts: bool,
     is_via_root: bool,
     filter: Option<String>,
-    /// Columns that a column list leaves out.
-    left_out: Vec<String>,
+    /// It publishes a table above this partition too, and all rows under that one's name.
+    has_root: bool,
 }
 
 /// The names of publication and table, for people and for SQL.
@@ -84,7 +176,63 @@ impl<'a> Words<'a> {
                 self.quoted, self.table
             ),
             is_migrated: true,
+            is_forbidding: false,
         }
+    }
+
+    /// A record would be made without a column that it needs.
+    fn hides(&self, column: &Hidden, version: i32) -> Drift {
+        let Self {
+            name,
+            quoted,
+            shown,
+            table,
+        } = self;
+        let Hidden {
+            name: column,
+            generated,
+        } = column;
+        let polling = "or set source.mode = \"polling\"";
+        let (text, remedy) = match generated {
+            Generated::Not => (
+                format!("publication `{name}` has a column list on `{shown}` without {column}"),
+                self.again(),
+            ),
+            Generated::Stored if version >= 180_000 => (
+                format!("column `{column}` is generated, and publication `{name}` does not bring it"),
+                format!(
+                    "ALTER PUBLICATION {quoted} SET (publish_generated_columns = stored); -- {polling}"
+                ),
+            ),
+            Generated::Stored => (
+                format!(
+                    "column `{column}` is generated, and logical replication does not send such columns"
+                ),
+                format!(
+                    "ALTER TABLE {table} ALTER COLUMN {} DROP EXPRESSION; -- and write it with each row, {polling}",
+                    escape_identifier(column)
+                ),
+            ),
+            Generated::Virtual => (
+                format!(
+                    "column `{column}` is generated when it is read, and logical replication does not send such columns"
+                ),
+                "set source.mode = \"polling\", or make it an ordinary column that is written with each row".to_owned(),
+            ),
+        };
+        Drift {
+            text,
+            remedy,
+            is_migrated: false,
+            is_forbidding: true,
+        }
+    }
+
+    fn again(&self) -> String {
+        let Self { quoted, table, .. } = self;
+        format!(
+            "ALTER PUBLICATION {quoted} DROP TABLE {table}; ALTER PUBLICATION {quoted} ADD TABLE {table};"
+        )
     }
 
     fn judge(&self, found: &Found, kind: TableKind) -> Vec<Drift> {
@@ -100,6 +248,7 @@ impl<'a> Words<'a> {
                 text,
                 remedy,
                 is_migrated,
+                is_forbidding: false,
             });
         };
         if !found.has_table {
@@ -125,23 +274,23 @@ impl<'a> Words<'a> {
                 true,
             );
         }
-        let again = format!(
-            "ALTER PUBLICATION {quoted} DROP TABLE {table}; ALTER PUBLICATION {quoted} ADD TABLE {table};"
-        );
         if let Some(filter) = &found.filter {
             note(
                 format!(
                     "publication `{name}` has a row filter on `{shown}`, {filter}: the stream does not bring other rows"
                 ),
-                again.clone(),
+                self.again(),
                 false,
             );
         }
-        if !found.left_out.is_empty() {
-            let left_out = found.left_out.join(", ");
+        if found.has_root && found.is_via_root {
             note(
-                format!("publication `{name}` has a column list on `{shown}` without {left_out}"),
-                again,
+                format!(
+                    "publication `{name}` publishes the rows of `{shown}` under the name of the table that it is a partition of"
+                ),
+                format!(
+                    "CREATE PUBLICATION … FOR TABLE {table} WITH (publish = 'insert'); -- and name it in source.replication.publication"
+                ),
                 false,
             );
         }
@@ -158,19 +307,20 @@ const PUBLICATION: &str = "
                WHERE t.pubname = p.pubname AND c.oid = $2)
            OR EXISTS (SELECT FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = p.oid AND r.prrelid = $2)
                AS has_table,
-           p.pubinsert, p.pubviaroot, l.filter, coalesce(l.left_out, '{}') AS left_out
-    FROM pg_catalog.pg_publication p";
+           p.pubinsert, p.pubviaroot,
+           EXISTS (SELECT FROM pg_catalog.pg_partition_ancestors($2) AS above
+                   WHERE above.relid <> $2 AND (p.puballtables OR EXISTS (
+                       SELECT FROM pg_catalog.pg_publication_rel r
+                       WHERE r.prpubid = p.oid AND r.prrelid = above.relid))) AS has_root";
 
-const NOTHING_LEFT_OUT: &str =
-    "CROSS JOIN (SELECT NULL::text AS filter, '{}'::text[] AS left_out) l";
+const COLUMNS: &str = "
+    SELECT a.attname::text AS name, a.attgenerated::text AS generated
+    FROM pg_catalog.pg_attribute a
+    LEFT JOIN pg_catalog.pg_publication p ON p.pubname = $1
+    LEFT JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = a.attrelid
+    WHERE a.attrelid = $2 AND a.attnum > 0 AND NOT a.attisdropped";
 
-/// Nothing where the publication has no entry for the table alone (FOR ALL TABLES leaves nothing out).
-const LEFT_OUT: &str = "LEFT JOIN LATERAL (
-    SELECT pg_catalog.pg_get_expr(r.prqual, r.prrelid) AS filter,
-           (SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_catalog.pg_attribute a
-            WHERE a.attrelid = r.prrelid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
-              AND r.prattrs IS NOT NULL AND NOT a.attnum = ANY (r.prattrs)) AS left_out
-    FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = p.oid AND r.prrelid = $2) l ON true";
+const LISTED: &str = "(r.prattrs IS NULL OR a.attnum = ANY (r.prattrs))";
 
 #[cfg(test)]
 mod tests {
@@ -185,7 +335,7 @@ mod tests {
             publishes_inserts: true,
             is_via_root: true,
             filter: None,
-            left_out: Vec::new(),
+            has_root: false,
         };
         change(&mut found);
         let drift = Words::new("p", &trusted()).judge(&found, TableKind::Partitioned);
@@ -210,8 +360,8 @@ mod tests {
                 "row filter",
             ),
             (
-                |found| found.left_out = vec!["payload".to_owned()],
-                "without payload",
+                |found| found.has_root = true,
+                "under the name of the table that it is a partition of",
             ),
         ];
         for (change, text) in cases {

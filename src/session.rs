@@ -213,6 +213,7 @@ impl Opening<'_> {
         self.prepare_slot(&sql, &states, &known.state).await?;
         self.leave_to_the_table(&sql, &states).await?;
         known.state = states.load().await?;
+        self.check_columns(&sql, &table).await?;
         if known.state.start.is_none() {
             self.decide_start(&states, &table).await?;
             known.state = states.load().await?;

@@ -40,6 +40,7 @@ pub fn outbox() -> Described {
     let layout = Layout::find("public", "outbox", columns.to_vec());
     Described {
         layout: Arc::new(layout.expect("every mandatory column")),
+        needed: Vec::new(),
         oid: OUTBOX_OID,
         read_at: Lsn(0),
     }
@@ -55,7 +56,7 @@ pub fn table() -> Table {
         layout: Layout::clone(&outbox.layout),
         kind: TableKind::Ordinary,
         owner: "postgres".into(),
-        generated: Vec::new(),
+        column_xids: Vec::new(),
         leaves: Vec::new(),
         before_insert_triggers: Vec::new(),
         subscriptions: Vec::new(),

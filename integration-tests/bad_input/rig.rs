@@ -31,8 +31,27 @@ impl Rig {
         table: &str,
         change: impl FnOnce(RelayConfig) -> RelayConfig,
     ) -> Self {
+        Self::with_database(
+            postgres,
+            (mode, mark),
+            table,
+            async |_: &Database| (),
+            change,
+        )
+        .await
+    }
+
+    /// The same in a database that was made anew.
+    pub async fn with_database(
+        postgres: &Postgres,
+        (mode, mark): (&str, &str),
+        table: &str,
+        make: impl AsyncFnOnce(&Database),
+        change: impl FnOnce(RelayConfig) -> RelayConfig,
+    ) -> Self {
         let kafka = Kafka::shared().await;
         let database = postgres.create_database("bad").await;
+        make(&database).await;
         // Databases of several servers may share a name, their topics may not.
         let topic = Kafka::unique_name(&database.name);
         let config = RelayConfig::new(&database, kafka)

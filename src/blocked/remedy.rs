@@ -42,6 +42,7 @@ pub(crate) fn of_reason(reason: &str) -> &'static str {
             "raise `max.message.bytes` of the topic if the brokers say that the record is too large; else correct \
              the row"
         }
+        "unreadable" => "PostgreSQL cannot send a value of the row: correct it in the table",
         "no_column" => "the row came while the table lacked a column: correct the row",
         "follows" => {
             "mend the first dead letter of its aggregate; what follows it is replayed with it"

@@ -19,6 +19,17 @@ pub fn refusals(mode: Mode, mark: Mark, order_column: Option<&str>, table: &Tabl
     let mut refusals = Vec::new();
     let mut refuse = |text: String, remedy: String| refusals.push(Refusal { text, remedy });
     let name = table.name();
+    for heir in table.leaves.iter().filter(|leaf| leaf.is_heir) {
+        let heir = &heir.name;
+        refuse(
+            format!(
+                "`{heir}` inherits from it, and neither keys nor publication of a table reach such a child"
+            ),
+            format!(
+                "ALTER TABLE {heir} NO INHERIT {name}; -- and insert its rows into {name}, or make {name} a partitioned table"
+            ),
+        );
+    }
     if mode == Mode::Polling && mark == Mark::None {
         refuse(
             "with `none` nothing says which rows polling has sent".to_owned(),
@@ -68,16 +79,13 @@ pub fn refusals(mode: Mode, mark: Mark, order_column: Option<&str>, table: &Tabl
                 format!("ALTER TABLE {leaf} SET LOGGED;"),
             );
         }
-        for column in table
-            .generated
-            .iter()
-            .filter(|column| is_needed(table, column))
-        {
+        for leaf in table.leaves.iter().filter(|leaf| leaf.is_foreign) {
             refuse(
                 format!(
-                    "column `{column}` is generated, and logical replication does not send such columns"
+                    "the rows of `{}` stand on another server, and this one's log does not show them",
+                    leaf.name
                 ),
-                "set source.mode = \"polling\", or make it an ordinary column".to_owned(),
+                format!("ALTER TABLE {name} DETACH PARTITION {};", leaf.name),
             );
         }
     }
@@ -114,20 +122,6 @@ pub fn allowed(order_column: Option<&str>, table: &Table) -> String {
         }
     }
     modes.join("; ")
-}
-
-fn is_needed(table: &Table, column: &str) -> bool {
-    let layout = &table.layout;
-    let needed = [
-        layout.id,
-        layout.aggregate_type,
-        layout.aggregate_id,
-        layout.payload,
-    ];
-    needed
-        .into_iter()
-        .chain(layout.seq)
-        .any(|at| layout.columns[at].name == column)
 }
 
 fn column_names(table: &Table) -> String {
@@ -203,13 +197,18 @@ mod tests {
     }
 
     #[test]
-    fn a_generated_column_that_is_needed_cannot_be_streamed() {
+    fn a_child_by_inheritance_is_refused_in_every_mode() {
         let mut table = trusted();
-        table.generated.push("aggregateid".to_owned());
+        let mut child = table.leaves[0].clone();
+        child.name = "public.outbox_2024".to_owned();
+        child.is_heir = true;
+        table.leaves.push(child);
+        assert_eq!(allowed(None, &table), "");
+        let refusals = refusals(Mode::Polling, Mark::Ledger, None, &table);
         assert_eq!(
-            refusals(Mode::Replication, Mark::Ledger, None, &table).len(),
-            1
+            refusals[0].remedy,
+            "ALTER TABLE public.outbox_2024 NO INHERIT \"public\".\"outbox\"; -- and insert its rows into \
+             \"public\".\"outbox\", or make \"public\".\"outbox\" a partitioned table"
         );
-        assert_eq!(refusals(Mode::Polling, Mark::Ledger, None, &table).len(), 0);
     }
 }

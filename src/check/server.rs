@@ -19,6 +19,7 @@ pub(super) async fn look(client: &Client, config: &Config, report: &mut Report) 
         row.get("database"),
         row.get("role"),
     ));
+    report.findings.extend(encoding(row.get("encoding")));
     if row.get("is_standby") {
         report.push(Finding::missing(
             "primary",
@@ -111,6 +112,17 @@ async fn replication(client: &Client, config: &Config, report: &mut Report) {
     report.findings.extend(idle(row.get("idle")));
 }
 
+/// Such a database takes any bytes as text, and what is sent must be text.
+fn encoding(name: &str) -> Option<Finding> {
+    (name == "SQL_ASCII").then(|| {
+        Finding::warning(
+            "encoding",
+            "SQL_ASCII: the database takes bytes that are no UTF-8; PostgreSQL can't send them, and such a row blocks its aggregate",
+            "dump the database and restore it into one of ENCODING 'UTF8', or let the application write UTF-8 alone",
+        )
+    })
+}
+
 /// Bounded or not, what the slot keeps is watched.
 fn kept(most: &str) -> Finding {
     let detail = match most {
@@ -132,7 +144,8 @@ fn idle(timeout: Option<&str>) -> Option<Finding> {
 
 const SERVER: &str = "
     SELECT pg_catalog.current_setting('server_version_num')::int4 AS version, pg_catalog.pg_is_in_recovery() AS is_standby,
-           pg_catalog.current_database()::text AS database, current_user::text AS role";
+           pg_catalog.current_database()::text AS database, current_user::text AS role,
+           pg_catalog.current_setting('server_encoding') AS encoding";
 
 /// A managed server may have a role of its own in place of the attribute.
 const REPLICATION: &str = "

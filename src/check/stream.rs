@@ -48,8 +48,7 @@ pub(super) async fn look(client: &Client, config: &Config, table: &Table, report
 
 /// What `migrate` mends is the migration's finding.
 async fn publication(client: &Client, config: &Config, table: &Table, report: &mut Report) {
-    let name = &config.source.replication.publication;
-    match publication::drift(client, name, table).await {
+    match publication::drift(client, config, table).await {
         Ok(drift) => {
             let found = drift.into_iter().filter(|drift| !drift.is_migrated);
             let found =

@@ -131,6 +131,8 @@ impl KeptRow {
         let sizes = layout.columns.iter().enumerate();
         let sizes = sizes.filter_map(|(column, known)| match self.row.left_out(column) {
             Some(LeftOut::TooLarge { bytes }) => Some((known.name.clone(), bytes.into())),
+            // Larger than any record: it must not come back as NULL.
+            Some(LeftOut::Unreadable { .. }) => Some((known.name.clone(), u32::MAX.into())),
             Some(LeftOut::NoColumn) | None => None,
         });
         let sizes: serde_json::Map<String, serde_json::Value> = sizes.collect();

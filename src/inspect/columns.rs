@@ -18,7 +18,8 @@ pub(super) struct Attribute {
     pub is_not_null: bool,
     /// `a`, `d` or nothing.
     pub identity: String,
-    pub is_generated: bool,
+    /// The transaction that wrote its entry in the catalog: it was there in every later one.
+    pub xid: u32,
     /// The expression of its default, or nothing.
     pub default: String,
     /// The oid of its type, and what is declared beside it, such as a length.
@@ -38,9 +39,10 @@ pub(super) fn shape(attributes: &[Attribute]) -> String {
 }
 
 pub(super) const ATTRIBUTES: &str = "
-    SELECT a.attname::text, a.attnum, a.attnotnull, a.attidentity::text, a.attgenerated <> '' AS is_generated,
+    SELECT a.attname::text, a.attnum, a.attnotnull, a.attidentity::text,
            pg_catalog.format_type(base.oid, base.typmod) AS type_name,
-           coalesce(pg_catalog.pg_get_expr(d.adbin, d.adrelid), '') AS default_expression, a.atttypid, a.atttypmod
+           coalesce(pg_catalog.pg_get_expr(d.adbin, d.adrelid), '') AS default_expression, a.atttypid, a.atttypmod,
+           a.xmin::text::int8 AS xid
     FROM pg_catalog.pg_attribute a
     CROSS JOIN LATERAL (
         WITH RECURSIVE below (oid, typmod) AS (
@@ -60,7 +62,7 @@ impl Attribute {
             type_name: row.get("type_name"),
             is_not_null: row.get("attnotnull"),
             identity: row.get("attidentity"),
-            is_generated: row.get("is_generated"),
+            xid: u32::try_from(row.get::<_, i64>("xid")).unwrap_or_default(),
             default: row.get("default_expression"),
             type_id: (row.get("atttypid"), row.get("atttypmod")),
         }
@@ -225,8 +227,13 @@ pub struct Selection {
 ///
 /// Both sources must give the same text for a row, see [`Column::text`].
 pub fn select_columns(layout: &Layout, value_bytes_max: usize) -> Selection {
+    select_those(&layout.columns, value_bytes_max)
+}
+
+/// The same for some columns.
+pub fn select_those(read: &[Column], value_bytes_max: usize) -> Selection {
     let (mut columns, mut sizes, mut measured) = (Vec::new(), Vec::new(), Vec::new());
-    for (index, column) in layout.columns.iter().enumerate() {
+    for (index, column) in read.iter().enumerate() {
         let value = select_column(column);
         match size(column, value_bytes_max) {
             Some(size) => {

@@ -59,6 +59,8 @@ pub enum PostgresError {
 pub struct ServerError {
     pub sqlstate: String,
     pub message: String,
+    /// The function of the server's source that complained: unlike the message it is in no language.
+    pub routine: String,
 }
 
 /// The kinds of trouble that people and the supervisor tell apart.
@@ -71,9 +73,7 @@ pub enum Class {
     /// A database, schema, table, slot or publication does not exist.
     Missing,
     /// Somebody else reads the slot.
-    SlotInUse { pid: Option<i32> },
-    /// The server gave up the slot's WAL; it can only be dropped.
-    SlotInvalidated,
+    SlotInUse,
     /// The connection did not come about or ended, for a reason that passes.
     Lost,
     /// The server is starting or stopping, or somebody ended our backend.
@@ -82,8 +82,8 @@ pub enum Class {
     TooManyConnections,
     /// The role may not do what we tried.
     Permission,
-    /// A value is too large for the server to send.
-    TooLarge,
+    /// The server cannot send a value of a row: it is too large, no text of ours, or damaged.
+    Unsendable,
     /// Anything else.
     Other,
 }
@@ -140,7 +140,9 @@ impl PostgresError {
 impl From<tokio_postgres::Error> for PostgresError {
     fn from(error: tokio_postgres::Error) -> Self {
         if let Some(server) = error.as_db_error() {
-            return Self::Server(ServerError::new(server.code().code(), server.message()));
+            let routine = server.routine().unwrap_or_default().to_owned();
+            let error = ServerError::new(server.code().code(), server.message());
+            return Self::Server(ServerError { routine, ..error });
         }
         if error.is_closed() {
             return Self::Closed;
@@ -178,72 +180,63 @@ impl ServerError {
     /// Keeps the message, less the value that a data exception (SQLSTATE 22…) quotes after a colon.
     pub fn new(sqlstate: &str, message: &str) -> Self {
         let message = match message.split_once(':') {
+            // Its message quotes the character.
+            _ if sqlstate == "22P05" => "a character has no equivalent in UTF-8",
             Some((what, _)) if sqlstate.starts_with("22") => what,
             _ => message,
         };
         Self {
             sqlstate: sqlstate.to_owned(),
             message: message.to_owned(),
+            routine: String::new(),
         }
     }
 
     /// Reads the fields of an ErrorResponse.
     pub fn from_fields(mut fields: ErrorFields<'_>) -> Self {
-        let (mut sqlstate, mut message) = (String::new(), String::new());
+        let (mut sqlstate, mut message, mut routine) = Default::default();
         while let Ok(Some(field)) = fields.next() {
+            let value = || String::from_utf8_lossy(field.value_bytes()).into_owned();
             match field.type_() {
-                b'C' => sqlstate = String::from_utf8_lossy(field.value_bytes()).into_owned(),
-                b'M' => message = String::from_utf8_lossy(field.value_bytes()).into_owned(),
+                b'C' => sqlstate = value(),
+                b'M' => message = value(),
+                b'R' => routine = value(),
                 _ => {}
             }
         }
-        Self::new(&sqlstate, &message)
+        let sqlstate: String = sqlstate;
+        let message: String = message;
+        Self {
+            routine,
+            ..Self::new(&sqlstate, &message)
+        }
     }
 
     fn class(&self) -> Class {
         match self.sqlstate.as_str() {
             "28000" | "28P01" => Class::Authentication,
             "3D000" | "3F000" | "42P01" | "42704" => Class::Missing,
-            "55006" => Class::SlotInUse {
-                pid: self.active_pid(),
-            },
-            "55000" if self.names_a_lost_slot() => Class::SlotInvalidated,
+            "55006" => Class::SlotInUse,
             "57P01" | "57P02" | "57P03" => Class::Shutdown,
             "53300" | "53400" => Class::TooManyConnections,
             "42501" => Class::Permission,
-            // A buffer's limit, and the memory of the server itself.
-            "54000" | "53200" => Class::TooLarge,
-            "XX000"
-                if self
-                    .message
-                    .starts_with("invalid memory alloc request size") =>
-            {
-                Class::TooLarge
-            }
+            // The memory of the server itself; damaged data, such as a missing chunk of a large value.
+            "53200" | "XX001" => Class::Unsendable,
+            "XX000" if self.is_of_memory() => Class::Unsendable,
+            // A value that is no text in UTF-8 (22021, 22P05) or can't be printed; a buffer's limit.
+            code if code.starts_with("22") || code.starts_with("54") => Class::Unsendable,
             "25P03" | "57P05" => Class::Lost,
             code if code.starts_with("08") => Class::Lost,
             _ => Class::Other,
         }
     }
 
-    /// The number in `replication slot "orders" is active for PID 4711`.
-    fn active_pid(&self) -> Option<i32> {
-        let digits = self.message.rsplit(|c: char| !c.is_ascii_digit());
-        digits
-            .into_iter()
-            .find(|part| !part.is_empty())?
-            .parse()
-            .ok()
-    }
-
-    /// The wording of 15 ("cannot read from logical replication slot") and of 18 ("can no longer access").
-    fn names_a_lost_slot(&self) -> bool {
-        let known = [
-            "can no longer",
-            "cannot read from logical replication slot",
-            "invalidated",
-        ];
-        self.message.contains("slot") && known.iter().any(|part| self.message.contains(part))
+    /// Whether more memory was asked for than one value may have.
+    ///
+    /// Source: PostgreSQL, mcxt.c: `MemoryContextSizeFailure` from 17 on, before each function that allocates.
+    fn is_of_memory(&self) -> bool {
+        let allocators = ["MemoryContext", "palloc", "repalloc", "AllocSet"];
+        allocators.iter().any(|name| self.routine.starts_with(name))
     }
 }
 
@@ -253,16 +246,6 @@ mod tests {
 
     fn class(sqlstate: &str, message: &str) -> Class {
         PostgresError::Server(ServerError::new(sqlstate, message)).class()
-    }
-
-    #[test]
-    fn a_slot_in_use_names_the_backend_that_holds_it() {
-        let message = "replication slot \"orders_2\" is active for PID 4711";
-        assert_eq!(
-            class("55006", message),
-            Class::SlotInUse { pid: Some(4711) }
-        );
-        assert_eq!(class("55006", "is active"), Class::SlotInUse { pid: None });
     }
 
     #[test]
@@ -283,12 +266,25 @@ mod tests {
         assert_eq!(class("53300", ""), Class::TooManyConnections);
         assert_eq!(class("42501", ""), Class::Permission);
         assert_eq!(class("08006", ""), Class::Lost);
-        let lost = "can no longer access replication slot \"orders\"";
-        assert_eq!(class("55000", lost), Class::SlotInvalidated);
-        assert_eq!(class("55000", "no"), Class::Other);
-        let too_large = "invalid memory alloc request size 1258291203";
-        assert_eq!(class("XX000", too_large), Class::TooLarge);
-        assert_eq!(class("54000", "out of memory"), Class::TooLarge);
+        assert_eq!(class("55006", ""), Class::SlotInUse);
+        for unsendable in ["22021", "22P05", "54000", "53200", "XX001"] {
+            assert_eq!(class(unsendable, ""), Class::Unsendable, "{unsendable}");
+        }
         assert_eq!(class("XX000", "cache lookup failed"), Class::Other);
+    }
+
+    #[test]
+    fn the_routine_tells_what_a_message_says_in_any_language() {
+        for (routine, of) in [
+            ("palloc", Class::Unsendable),
+            ("MemoryContextSizeFailure", Class::Unsendable),
+            ("getTypeOutputInfo", Class::Other),
+        ] {
+            let error = ServerError {
+                routine: routine.to_owned(),
+                ..ServerError::new("XX000", "ung\u{fc}ltige Gr\u{f6}\u{df}e")
+            };
+            assert_eq!(PostgresError::Server(error).class(), of, "{routine}");
+        }
     }
 }

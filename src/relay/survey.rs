@@ -8,6 +8,7 @@ use tokio_postgres::Client;
 use tracing::{debug, error, info};
 
 use super::{End, Run};
+use crate::check::fit;
 use crate::config::{Config, Mark, Mode};
 use crate::identity::{self, Horizon, IdentityError, Verdict};
 use crate::inspect::{self, InspectError};
@@ -130,9 +131,17 @@ async fn look(client: &Client, config: &Config, layout: &Layout) -> Result<Findi
         Verdict::NewGeneration { why } | Verdict::Halt { why, .. } => Some(why),
     };
     if config.source.mode == Mode::Replication {
-        let name = &config.source.replication.publication;
-        let drift = publication::drift(client, name, &table).await;
+        let drift = publication::drift(client, config, &table).await;
         findings.drift = drift.map_err(|error| SurveyError::Publication(error.into()))?;
+        let forbidding = findings.drift.iter().find(|drift| drift.is_forbidding);
+        findings.moved = findings
+            .moved
+            .or(forbidding.map(|drift| drift.text.clone()));
     }
+    let source = &config.source;
+    let order_column = source.order_column.as_deref();
+    let refusals = fit::refusals(source.mode, source.mark, order_column, &table);
+    let refusal = refusals.into_iter().next().map(|refusal| refusal.text);
+    findings.moved = findings.moved.or(refusal);
     Ok(findings)
 }

@@ -4,9 +4,11 @@ use tracing::{error, info, warn};
 
 use super::{OpenError, Opening, connect, insert_position, slot_wait};
 use crate::config::{Mark, Mode, OnLostSlot};
+use crate::inspect::Table;
 use crate::migrate::{self, Creates};
 use crate::outbox::Lsn;
 use crate::postgres;
+use crate::publication::{self, Drift};
 use crate::slot::{self, Consent, Fitness, Slot};
 use crate::state::{OutboxState, StateTable};
 use crate::status::{OPENING, State};
@@ -64,6 +66,29 @@ impl Opening<'_> {
             Some(reason) => Err(self.lose(states, reason).await?),
             None if self.passage == Passage::Barred => self.bypass(sql, states).await,
             None => self.remember(states, state).await,
+        }
+    }
+
+    /// Refuses a stream that leaves out of its rows what their records need.
+    pub(super) async fn check_columns(
+        &self,
+        sql: &postgres::Session,
+        table: &Table,
+    ) -> Result<(), OpenError> {
+        if self.config.source.mode == Mode::Polling {
+            return Ok(());
+        }
+        let drift = publication::drift(&sql.client, self.config, table).await;
+        let drift = drift.map_err(|source| OpenError::Postgres {
+            purpose: "its publication",
+            source: source.into(),
+        })?;
+        match drift.into_iter().find(|drift| drift.is_forbidding) {
+            Some(Drift { text, remedy, .. }) => Err(OpenError::Halt {
+                reason: text,
+                remedy,
+            }),
+            None => Ok(()),
         }
     }
 

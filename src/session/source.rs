@@ -31,7 +31,7 @@ impl Opening<'_> {
         let is_streamed = self.config.source.mode == Mode::Replication;
         if is_streamed && known.state.caught_up && !self.is_far_behind(states.client).await? {
             self.pass(states).await?;
-            let outbox = Described::from(table);
+            let outbox = Described::new(&self.config.route, table);
             let bytes_max = crate::kafka::record_bytes_max(&self.config.kafka);
             let stream = Source::stream(&self.options, replication, outbox, bytes_max).await?;
             return Ok((stream, Phase::Steady));

@@ -57,9 +57,7 @@ impl SlotMover {
                 Ok(())
             }
             // For a moment somebody keeps it from the idle timeout, or a killed relay's move goes on.
-            Err(SlotError::Query { source, .. })
-                if matches!(source.class(), Class::SlotInUse { .. }) =>
-            {
+            Err(SlotError::Query { source, .. }) if matches!(source.class(), Class::SlotInUse) => {
                 debug!(slot, "the slot is in use and is moved later");
                 Ok(())
             }

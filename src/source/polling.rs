@@ -4,6 +4,7 @@
 //! writes to the database, and never decides what was sent.
 
 mod ahead;
+mod apart;
 mod gate;
 pub(in crate::source) mod locks;
 pub(in crate::source) mod look_up;

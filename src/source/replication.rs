@@ -295,7 +295,7 @@ impl Streaming {
     /// bring it again.
     async fn failed(&mut self, source: PostgresError) -> ReplicationError {
         let open = self.stream.decoder.open_transaction();
-        let (Class::TooLarge, Some(commit_lsn)) = (source.class(), open) else {
+        let (Class::Unsendable, Some(commit_lsn)) = (source.class(), open) else {
             return ReplicationError::Stream(source);
         };
         let rest = std::mem::take(&mut self.batch);

@@ -54,6 +54,9 @@ pub async fn read_ahead(
     let parameters: [&(dyn ToSql + Sync); 5] = [&low, &high, &types, &ids, &limit_rows];
     let rows = stream(session, &statement, parameters).await?;
     let page = reader.read(session, rows, PAGE_BYTES).await?;
+    if let Some(stuck) = page.stuck {
+        return Err(stuck);
+    }
     if page.rows.is_empty() {
         return Ok(RowsAhead::default());
     }

@@ -10,7 +10,7 @@ use futures_util::TryStreamExt;
 use tokio_postgres::types::{FromSql, Type};
 use tokio_postgres::{Row, RowStream};
 
-use super::PollError;
+use super::{PollError, apart};
 use crate::inspect::Selection;
 use crate::outbox::{Field, Layout, Lsn, Origin, OutboxRow};
 use crate::postgres::Session;
@@ -27,6 +27,8 @@ pub(super) struct Page {
     pub(super) rows: Vec<OutboxRow>,
     /// The statement's result was read to its end.
     pub(super) is_whole: bool,
+    /// Why the row behind the last one can't be read with the others: a value of it can't be sent.
+    pub(super) stuck: Option<PollError>,
 }
 
 /// Builds rows and learns their size.
@@ -88,6 +90,7 @@ impl RowReader {
 
     /// Reads rows until `bytes_max` is reached, one row at least; what is left of the result is discarded by the connection.
     ///
+    /// A row that can't be sent ends the page, too: those before it came, for results are sent in their order.
     /// The rows' `lsn` is not known yet.
     pub(super) async fn read(
         &mut self,
@@ -99,12 +102,24 @@ impl RowReader {
         let (mut rows, mut bytes) = (Vec::new(), 0);
         loop {
             let row = stream.try_next().await;
-            let Some(row) = PollError::check(session, "read rows", row).await? else {
-                self.learn(rows.len(), bytes);
-                return Ok(Page {
-                    rows,
-                    is_whole: true,
-                });
+            let row = match PollError::check(session, "read rows", row).await {
+                Ok(Some(row)) => row,
+                Ok(None) => {
+                    self.learn(rows.len(), bytes);
+                    return Ok(Page {
+                        rows,
+                        is_whole: true,
+                        stuck: None,
+                    });
+                }
+                Err(error) if apart::is_unsendable(&error) => {
+                    return Ok(Page {
+                        rows,
+                        is_whole: false,
+                        stuck: Some(error),
+                    });
+                }
+                Err(error) => return Err(error),
             };
             rows.push(self.build(&row)?);
             bytes += row.raw_size_bytes();
@@ -113,6 +128,7 @@ impl RowReader {
                 return Ok(Page {
                     rows,
                     is_whole: false,
+                    stuck: None,
                 });
             }
         }

@@ -5,12 +5,15 @@
 //! pass: all that one snapshot shows, page by page, for pages of different snapshots would let a row overtake another one
 //! of its aggregate.
 
+use std::sync::Arc;
+
 use postgres_protocol::escape::escape_identifier;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Duration, Instant, timeout_at};
 use tokio_postgres::Statement;
 use tokio_util::sync::CancellationToken;
 
+use super::apart;
 use super::gate::Gate;
 use super::rows::{PAGE_BYTES, Page, RowReader};
 use super::shape::Shape;
@@ -54,9 +57,12 @@ struct Turns {
     gate: Gate,
     writers: Writers,
     statement: Statement,
-    query: String,
+    query: Query,
     unsent: Unsent,
     batch_rows: usize,
+    layout: Arc<Layout>,
+    table: String,
+    value_bytes_max: usize,
     /// Batches with rows that were handed over.
     handed_over: u64,
     /// The turn before was a full page.
@@ -115,10 +121,13 @@ impl Turns {
         let settings = session.client.batch_execute(&settings).await;
         PollError::check(&session, "set the planner up", settings).await?;
         let selection = select_columns(&layout, value_bytes_max);
-        let query = query(&layout, &table, &unsent, &selection)?;
+        let query = Query::new(&layout, &table, &unsent, &selection)?;
         Ok(Self {
-            statement: prepare(&session, &format!("{query} LIMIT $1::int8")).await?,
+            statement: prepare(&session, &format!("{} LIMIT $1::int8", query.rows())).await?,
             query,
+            layout: Arc::clone(&layout),
+            table: table.clone(),
+            value_bytes_max,
             gate: Gate::prepare(&session, &outbox).await?,
             writers: Writers::prepare(&session, &table, caught_up).await?,
             rows: RowReader::new(layout, &selection, value_bytes_max),
@@ -159,7 +168,7 @@ impl Turns {
         let limit = self.rows.limit(self.batch_rows);
         let declare = format!(
             "BEGIN READ ONLY; DECLARE {CURSOR} NO SCROLL CURSOR FOR {}",
-            self.query
+            self.query.rows()
         );
         self.execute(&declare).await?;
         // The cursor's snapshot is older, and what reading its rows writes to the log is newer: nobody would flush that soon.
@@ -171,6 +180,9 @@ impl Turns {
         while !is_over {
             let stream = stream(&self.session, &fetch, []).await?;
             let page = self.rows.read(&self.session, stream, PAGE_BYTES).await?;
+            if page.stuck.is_some() {
+                self.execute("ROLLBACK").await?;
+            }
             if page.rows.is_empty() {
                 break;
             }
@@ -219,10 +231,13 @@ impl Turns {
         }
         let limit_rows = i64::try_from(limit).unwrap_or(i64::MAX);
         let stream = stream(&self.session, &self.statement, [&limit_rows]).await?;
-        let page = self
+        let mut page = self
             .rows
             .read(&self.session, stream, self.bytes_max)
             .await?;
+        if let Some(stuck) = page.stuck.take() {
+            self.read_apart(stuck, &mut page).await?;
+        }
         let Some(last) = page.rows.last() else {
             return self.rest(batches).await;
         };
@@ -244,6 +259,35 @@ impl Turns {
         self.handed_over += 1;
         send(batches, batch).await?;
         Ok(next)
+    }
+
+    /// Adds the row behind the last one as far as it can be read; from now on no page reads it, for none would get past it.
+    async fn read_apart(&mut self, stuck: PollError, page: &mut Page) -> Result<(), PollError> {
+        if self.query.unread.len() >= APART_MAX {
+            return Err(stuck);
+        }
+        let place = page.rows.len();
+        let sql = format!("{} LIMIT 1 OFFSET {place}", self.query.places());
+        let found = self.session.client.query_opt(&sql, &[]).await;
+        let found = PollError::check(&self.session, "look for a row", found).await?;
+        let Some(found) = found else {
+            return Ok(());
+        };
+        let condition: String = found.get(0);
+        let (layout, table) = (&self.layout, &self.table);
+        let row = apart::read(
+            &self.session,
+            layout,
+            table,
+            &condition,
+            self.value_bytes_max,
+        )
+        .await?;
+        page.rows.extend(row);
+        self.query.unread.push(condition);
+        let query = format!("{} LIMIT $1::int8", self.query.rows());
+        self.statement = prepare(&self.session, &query).await?;
+        Ok(())
     }
 
     /// Ends a turn that found nothing; says so once.
@@ -277,30 +321,76 @@ impl Turns {
     }
 }
 
-fn query(
-    layout: &Layout,
-    table: &str,
-    unsent: &Unsent,
-    selection: &Selection,
-) -> Result<String, PollError> {
-    let column = |index: usize| layout.columns.get(index).map(|column| column.name.as_str());
-    let order_by = unsent.order_by.as_deref();
-    let order_by = order_by.or_else(|| layout.seq.and_then(column));
-    let order_by = escape_identifier(order_by.ok_or(PollError::NoOrder)?);
-    let id = escape_identifier(column(layout.id).ok_or(PollError::NoOrder)?);
-    let unsent_only = match (unsent.mark, layout.sent_at.and_then(column)) {
-        (UnsentMark::SentAt, Some(sent_at)) => {
-            format!("WHERE o.{} IS NULL", escape_identifier(sent_at))
-        }
-        (UnsentMark::SentAt, None) => {
-            return Err(PollError::Unexpected("a table without `sent_at`"));
-        }
-        (UnsentMark::Present, _) => String::new(),
-    };
-    let Selection { columns, sizes, .. } = selection;
-    // `o.`: a bare name in ORDER BY means the selected text.
-    Ok(format!(
-        "SELECT {columns}, o.xmin FROM {table} AS o {sizes} {unsent_only} \
-         ORDER BY o.{order_by}, o.{id}"
-    ))
+/// The unsent rows in their order.
+struct Query {
+    columns: String,
+    from: String,
+    sizes: String,
+    condition: String,
+    order: String,
+    /// The conditions that find rows which can't be sent; while they stand as they are they are not read again.
+    unread: Vec<String>,
 }
+
+impl Query {
+    fn new(
+        layout: &Layout,
+        table: &str,
+        unsent: &Unsent,
+        selection: &Selection,
+    ) -> Result<Self, PollError> {
+        let column = |index: usize| layout.columns.get(index).map(|column| column.name.as_str());
+        let order_by = unsent.order_by.as_deref();
+        let order_by = order_by.or_else(|| layout.seq.and_then(column));
+        let order_by = escape_identifier(order_by.ok_or(PollError::NoOrder)?);
+        let id = escape_identifier(column(layout.id).ok_or(PollError::NoOrder)?);
+        let unsent_only = match (unsent.mark, layout.sent_at.and_then(column)) {
+            (UnsentMark::SentAt, Some(sent_at)) => {
+                format!("o.{} IS NULL", escape_identifier(sent_at))
+            }
+            (UnsentMark::SentAt, None) => {
+                return Err(PollError::Unexpected("a table without `sent_at`"));
+            }
+            (UnsentMark::Present, _) => "true".to_owned(),
+        };
+        let Selection { columns, sizes, .. } = selection;
+        Ok(Self {
+            columns: columns.clone(),
+            from: format!("{table} AS o"),
+            sizes: sizes.clone(),
+            condition: unsent_only,
+            // `o.`: a bare name in ORDER BY means the selected text.
+            order: format!("o.{order_by}, o.{id}"),
+            unread: Vec::new(),
+        })
+    }
+
+    fn rows(&self) -> String {
+        let Self { columns, sizes, .. } = self;
+        self.select(&format!("{columns}, o.xmin"), sizes)
+    }
+
+    /// For each row the condition that finds this version of it.
+    fn places(&self) -> String {
+        let place = "pg_catalog.format('o.tableoid = %s AND o.ctid = %L AND o.xmin = %L', o.tableoid, o.ctid, o.xmin)";
+        self.select(place, "")
+    }
+
+    fn select(&self, what: &str, sizes: &str) -> String {
+        let Self {
+            from,
+            condition,
+            order,
+            unread,
+            ..
+        } = self;
+        let unread: String = unread
+            .iter()
+            .map(|one| format!(" AND NOT ({one})"))
+            .collect();
+        format!("SELECT {what} FROM {from} {sizes} WHERE {condition}{unread} ORDER BY {order}")
+    }
+}
+
+/// Rows that can't be sent, up to which the others are read without them.
+const APART_MAX: usize = 1_000;

@@ -14,9 +14,11 @@ use std::time::SystemTime;
 
 use bytes::BytesMut;
 
+use crate::config::RouteConfig;
 use crate::inspect::Table;
 use crate::outbox::{Field, Layout, Lsn, Origin, OutboxRow};
 use crate::postgres::time::from_micros;
+use crate::publication;
 use cursor::{Cursor, Value};
 
 /// `bytea` in every PostgreSQL.
@@ -62,29 +64,56 @@ pub enum DecodeError {
     OutOfPlace { message: char, what: &'static str },
     #[error("the outbox has lost its column `{column}`")]
     MissingColumn { column: String },
-    #[error("the outbox has a new column")]
-    NewColumn,
+    #[error("the outbox comes with other columns than it had")]
+    OtherColumns,
 }
 
 /// The outbox as the catalog described it before the stream began.
 #[derive(Clone, Debug)]
 pub struct Described {
     pub layout: Arc<Layout>,
+    pub needed: Vec<Needed>,
     /// The table's oid: whatever its name was, these are its rows.
     pub oid: u32,
     /// A position before which the catalog was not read: what the stream says of earlier transactions is history.
     pub read_at: Lsn,
 }
 
-impl From<&Table> for Described {
-    fn from(table: &Table) -> Self {
+impl Described {
+    /// A table whose records are made as the route says.
+    pub fn new(route: &RouteConfig, table: &Table) -> Self {
+        let needed = publication::needed(route, &table.layout);
+        let xid = |column: usize| table.column_xids.get(column).copied();
+        let needed = needed.into_iter().map(|column| Needed {
+            column,
+            xid: xid(column).unwrap_or(u32::MAX),
+        });
         Self {
+            needed: needed.collect(),
             layout: Arc::new(table.layout.clone()),
             oid: table.oid,
             read_at: table.read_at,
         }
     }
 }
+
+/// A column without which a row has no record, or another one.
+#[derive(Clone, Copy, Debug)]
+pub struct Needed {
+    pub column: usize,
+    /// The transaction that wrote its entry in the catalog.
+    pub xid: u32,
+}
+
+impl Needed {
+    /// Whether the table had the column in this transaction: a later one has written its entry where it was added since.
+    fn stood_in(&self, xid: u32) -> bool {
+        self.xid < FIRST_NORMAL_XID || (self.xid.wrapping_sub(xid) as i32) < 0
+    }
+}
+
+/// Those below it are older than all others.
+const FIRST_NORMAL_XID: u32 = 3;
 
 /// What the messages of one connection have told so far.
 ///
@@ -241,27 +270,51 @@ impl Decoder {
             let is_bytea = type_oid == BYTEA_OID || column.is_some_and(is_domain);
             columns.push(TupleColumn { column, is_bytea });
         }
-        let has = |column: &usize| columns.iter().any(|found| found.column == Some(*column));
-        let mut lacking = vec![
-            layout.id,
-            layout.aggregate_type,
-            layout.aggregate_id,
-            layout.payload,
-        ];
-        lacking.retain(|column| !has(column));
-        if !self.is_history() {
-            if let Some(column) = lacking.first() {
-                let column = layout.columns[*column].name.clone();
-                return Err(DecodeError::MissingColumn { column });
-            }
-            if columns.iter().any(|described| described.column.is_none()) {
-                return Err(DecodeError::NewColumn);
-            }
+        let has = |column: usize| columns.iter().any(|found| found.column == Some(column));
+        let lacking: Vec<Needed> = self
+            .outbox
+            .needed
+            .iter()
+            .copied()
+            .filter(|needed| !has(needed.column))
+            .collect();
+        let lacking = self.judge_lacking(lacking)?;
+        if !self.is_history() && columns.iter().any(|described| described.column.is_none()) {
+            return Err(DecodeError::OtherColumns);
         }
         Ok(Tuple {
             columns: columns.into_boxed_slice(),
             lacking,
         })
+    }
+
+    /// Those of the lacking columns that a row can't be without.
+    ///
+    /// A column that was added since is NULL in older rows. One that stood there was left out by the publication.
+    fn judge_lacking(&self, lacking: Vec<Needed>) -> Result<Vec<usize>, DecodeError> {
+        let layout = &self.outbox.layout;
+        let is_mandatory = |column: usize| {
+            let mandatory = [
+                layout.id,
+                layout.aggregate_type,
+                layout.aggregate_id,
+                layout.payload,
+            ];
+            mandatory.contains(&column)
+        };
+        if self.is_history() {
+            let xid = self.open.map_or(0, |open| open.xid);
+            let lacking = lacking.into_iter();
+            let lacking = lacking.filter(|one| is_mandatory(one.column) || one.stood_in(xid));
+            return Ok(lacking.map(|one| one.column).collect());
+        }
+        match lacking.iter().find(|one| is_mandatory(one.column)) {
+            Some(one) => Err(DecodeError::MissingColumn {
+                column: layout.columns[one.column].name.clone(),
+            }),
+            None if lacking.is_empty() => Ok(Vec::new()),
+            None => Err(DecodeError::OtherColumns),
+        }
     }
 
     /// Whether the catalog was read after the open transaction: where it says otherwise, the table has changed since.

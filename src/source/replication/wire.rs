@@ -184,7 +184,7 @@ impl ReplicationConnection {
     /// Starts the stream at the slot's confirmed position; values longer than `value_bytes_max` may be left out of it.
     ///
     /// A missing publication is not noticed here but at the first change (18: skipped rows).
-    /// Errors: class `SlotInUse`, `Missing`, `SlotInvalidated`.
+    /// Errors: class `SlotInUse`, `Missing`.
     pub async fn start(
         mut self,
         slot: &str,

@@ -184,7 +184,7 @@ fn a_new_column_ends_the_stream_unless_the_catalog_was_read_after_it() {
     let mut decoder = decoder();
     decoder.decode(begin(1_500)).unwrap();
     let error = decoder.decode(relation("outbox", &COLUMNS)).unwrap_err();
-    assert_eq!(error, DecodeError::NewColumn);
+    assert_eq!(error, DecodeError::OtherColumns);
     assert!(ready().open_transaction().is_some());
 }
 

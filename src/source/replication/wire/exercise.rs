@@ -10,7 +10,7 @@ use postgres_protocol::message::backend::{COPY_DATA_TAG, Message};
 use super::framing::{self, Arrived};
 use super::{STREAM_BYTES_MAX, handshake, server_error, stream, texts};
 use crate::outbox::{Column, Layout, Lsn};
-use crate::source::replication::pgoutput::{Change, Decoder, Described};
+use crate::source::replication::pgoutput::{Change, Decoder, Described, Needed};
 use crate::source::replication::wire::Frame;
 
 pub const OUTBOX_OID: u32 = 70_000;
@@ -65,8 +65,12 @@ pub fn outbox() -> Described {
     ];
     let columns = columns.map(|(name, type_name)| Column::new(name, type_name));
     let layout = Layout::find("public", "outbox", columns.to_vec());
+    let layout = layout.expect("every mandatory column");
+    // The type's column is not among them, and all are older than any transaction.
+    let needed = [0, 1, 2, 4, 5].map(|column| Needed { column, xid: 1 });
     Described {
-        layout: Arc::new(layout.expect("every mandatory column")),
+        layout: Arc::new(layout),
+        needed: needed.to_vec(),
         oid: OUTBOX_OID,
         read_at: Lsn(1_000),
     }
