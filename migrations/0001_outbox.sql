@@ -71,14 +71,15 @@ REVOKE ALL ON FUNCTION {publish_function}(
 ) FROM PUBLIC;
 
 --: publication
--- INSERT only: what the relay and others change or delete never comes back through the stream.
-CREATE PUBLICATION {publication} FOR TABLE {table} WITH (publish = 'insert', publish_via_partition_root = true);
+-- Never DELETE: what the relay and others remove does not come back through the stream. UPDATE where a row's own
+-- transaction may change it, unless marks are changes, too, or the table has no replica identity.
+CREATE PUBLICATION {publication} FOR TABLE {table} WITH (publish = '{operations}', publish_via_partition_root = true);
 
 --: publication table
 ALTER PUBLICATION {publication} ADD TABLE {table};
 
 --: publication options
-ALTER PUBLICATION {publication} SET (publish = 'insert', publish_via_partition_root = true);
+ALTER PUBLICATION {publication} SET (publish = '{operations}', publish_via_partition_root = true);
 
 --: read again
 -- A new slot does not bring the rows that were committed before it.

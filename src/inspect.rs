@@ -36,6 +36,8 @@ pub struct Table {
     /// A unique index on `id` alone: no two rows share one.
     pub id_is_unique: bool,
     pub replica_identity: ReplicaIdentity,
+    /// A primary key of its own, which partitions that are added get, too.
+    pub has_primary_key: bool,
     /// What stands behind the column `seq`, where there is one.
     pub seq: Option<SeqFacts>,
 }
@@ -54,6 +56,8 @@ pub struct Leaf {
     pub name: String,
     pub filenode: u32,
     pub is_permanent: bool,
+    /// A changed row can be told to others: a primary key, another index, or the whole row.
+    pub has_identity: bool,
     /// Its rows stand on another server.
     pub is_foreign: bool,
     /// A child by INHERITS, which keys and publications of its parent do not reach.
@@ -235,6 +239,7 @@ pub async fn inspect(client: &Client, schema: &str, table: &str) -> Result<Table
             "i" => ReplicaIdentity::Index,
             _ => ReplicaIdentity::Default,
         },
+        has_primary_key: class.get("has_primary_key"),
         seq: seq.transpose().map_err(catalog)?,
     })
 }
@@ -262,6 +267,7 @@ fn leaf(row: &Row) -> Leaf {
         name: row.get("name"),
         filenode: row.get("relfilenode"),
         is_permanent: row.get::<_, &str>("relpersistence") == "p",
+        has_identity: row.get("has_identity"),
         is_foreign: row.get("is_foreign"),
         is_heir: row.get("is_heir"),
         row_estimate: (tuples >= 0.0).then_some(tuples as u64),
@@ -307,7 +313,9 @@ const POSITION: &str = "
 
 const CLASS: &str = "
     SELECT c.oid, c.relkind::text, c.relreplident::text, c.relrowsecurity,
-           pg_catalog.pg_get_userbyid(c.relowner)::text AS owner
+           pg_catalog.pg_get_userbyid(c.relowner)::text AS owner,
+           EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate)
+               AS has_primary_key
     FROM pg_catalog.pg_class c
     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = $1 AND c.relname = $2";
@@ -319,6 +327,9 @@ const TREE: &str = "
         UNION ALL
         SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid)
     SELECT c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname) AS name, c.relfilenode, c.relpersistence::text, c.reltuples,
+           CASE c.relreplident WHEN 'f' THEN true WHEN 'n' THEN false ELSE EXISTS (
+               SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate
+                 AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END) END AS has_identity,
            c.relkind = 'f' AS is_foreign, c.oid <> $1 AND NOT c.relispartition AS is_heir
     FROM tree
     JOIN pg_catalog.pg_class c USING (oid)
@@ -392,6 +403,7 @@ pub(crate) mod tests {
                 name: "outbox".to_owned(),
                 filenode: 1,
                 is_permanent: true,
+                has_identity: true,
                 is_foreign: false,
                 is_heir: false,
                 row_estimate: None,
@@ -401,6 +413,7 @@ pub(crate) mod tests {
             row_security: false,
             id_is_unique: true,
             replica_identity: ReplicaIdentity::Default,
+            has_primary_key: true,
             seq: None,
         }
     }

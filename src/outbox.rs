@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use postgres_protocol::escape::escape_identifier;
 
 /// A position in PostgreSQL's write-ahead log.
@@ -326,6 +326,26 @@ impl OutboxRow {
         row.id = row.field(layout.id).map(RowId::from_text);
         let seq = layout.seq.and_then(|column| row.field(column));
         row.seq = seq.and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+        row
+    }
+
+    /// The same row with some values of another one; its bytes are its own.
+    pub fn with_values_of(&self, other: &Self, columns: &[usize], layout: &Layout) -> Self {
+        let mut bytes = BytesMut::with_capacity(self.bytes.len() + other.bytes.len());
+        let mut fields = self.fields.clone();
+        for (column, field) in fields.iter_mut().enumerate() {
+            let from = match columns.contains(&column) {
+                true => other,
+                false => self,
+            };
+            *field = from.fields.get(column).copied().unwrap_or(Field::null());
+            if let Some(value) = from.field(column) {
+                field.start = bytes.len() as u32;
+                bytes.extend_from_slice(value);
+            }
+        }
+        let mut row = Self::new(layout, self.lsn, bytes.freeze(), fields);
+        row.origin = self.origin;
         row
     }
 

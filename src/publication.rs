@@ -2,6 +2,8 @@
 //!
 //! Reads the catalog only.
 
+mod operations;
+
 use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::Client;
 
@@ -9,6 +11,8 @@ use crate::config::{Config, RouteConfig};
 use crate::encode::Encoder;
 use crate::inspect::{Table, TableKind};
 use crate::outbox::Layout;
+
+pub use operations::{Operations, adapt, inserts_alone};
 
 /// The columns without which a row has no record, or another one.
 pub fn needed(route: &RouteConfig, layout: &Layout) -> Vec<usize> {
@@ -52,7 +56,8 @@ pub async fn drift(
     let name = &config.source.replication.publication;
     let version = "SELECT pg_catalog.current_setting('server_version_num')::int4";
     let version: i32 = client.query_one(version, &[]).await?.get(0);
-    let words = Words::new(name, table);
+    let operations = Operations::of(config.source.mark, table);
+    let words = Words::new(name, table, operations);
     let mut drift = reach(client, version, &words, table).await?;
     let hidden = hidden(client, version, &words, table.oid).await?;
     let needed = needed(&config.route, &table.layout);
@@ -156,15 +161,17 @@ struct Words<'a> {
     quoted: String,
     shown: String,
     table: String,
+    operations: &'static str,
 }
 
 impl<'a> Words<'a> {
-    fn new(name: &'a str, table: &Table) -> Self {
+    fn new(name: &'a str, table: &Table, operations: Operations) -> Self {
         Self {
             name,
             quoted: escape_identifier(name),
             shown: table.layout.outbox(),
             table: table.name(),
+            operations: operations.sql(),
         }
     }
 
@@ -172,8 +179,8 @@ impl<'a> Words<'a> {
         Drift {
             text: format!("publication `{}` does not exist", self.name),
             remedy: format!(
-                "CREATE PUBLICATION {} FOR TABLE {} WITH (publish = 'insert', publish_via_partition_root = true);",
-                self.quoted, self.table
+                "CREATE PUBLICATION {} FOR TABLE {} WITH (publish = '{}', publish_via_partition_root = true);",
+                self.quoted, self.table, self.operations
             ),
             is_migrated: true,
             is_forbidding: false,
@@ -187,6 +194,7 @@ impl<'a> Words<'a> {
             quoted,
             shown,
             table,
+            ..
         } = self;
         let Hidden {
             name: column,
@@ -241,6 +249,7 @@ impl<'a> Words<'a> {
             quoted,
             shown,
             table,
+            operations,
         } = self;
         let mut drift = Vec::new();
         let mut note = |text: String, remedy: String, is_migrated: bool| {
@@ -261,7 +270,7 @@ impl<'a> Words<'a> {
         if !found.publishes_inserts {
             note(
                 format!("publication `{name}` does not publish inserts"),
-                format!("ALTER PUBLICATION {quoted} SET (publish = 'insert');"),
+                format!("ALTER PUBLICATION {quoted} SET (publish = '{operations}');"),
                 true,
             );
         }
@@ -338,7 +347,8 @@ mod tests {
             has_root: false,
         };
         change(&mut found);
-        let drift = Words::new("p", &trusted()).judge(&found, TableKind::Partitioned);
+        let words = Words::new("p", &trusted(), Operations::Inserts);
+        let drift = words.judge(&found, TableKind::Partitioned);
         drift.into_iter().map(|one| one.text).collect()
     }
 

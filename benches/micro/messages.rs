@@ -43,6 +43,7 @@ pub fn outbox() -> Described {
         needed: Vec::new(),
         oid: OUTBOX_OID,
         read_at: Lsn(0),
+        kind: TableKind::Ordinary,
     }
 }
 
@@ -63,6 +64,7 @@ pub fn table() -> Table {
         row_security: false,
         id_is_unique: true,
         replica_identity: ReplicaIdentity::Full,
+        has_primary_key: true,
         seq: None,
     }
 }

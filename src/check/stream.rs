@@ -57,6 +57,9 @@ async fn publication(client: &Client, config: &Config, table: &Table, report: &m
         }
         Err(error) => report.push(unknown("publication", error)),
     }
+    if let Some(why) = publication::inserts_alone(config.source.mark, table) {
+        report.push(Finding::warning("changes", why.text, why.remedy));
+    }
 }
 
 fn judge_slot(name: &str, found: Option<Slot>, database: &str, policy: OnLostSlot) -> Finding {

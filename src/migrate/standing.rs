@@ -42,7 +42,9 @@ pub(super) struct Publication {
     pub has_table: bool,
     /// The table is all that it publishes.
     pub is_ours: bool,
-    pub is_insert_only: bool,
+    /// Of its operations only inserts, and updates where this says so.
+    pub is_plain: bool,
+    pub has_updates: bool,
 }
 
 /// What a role may already do; nothing where the role is not there.
@@ -174,7 +176,8 @@ impl Standing {
         self.publication = row.map(|row| Publication {
             has_table: row.get("has_table"),
             is_ours: row.get("is_ours"),
-            is_insert_only: row.get("is_insert_only"),
+            is_plain: row.get("is_plain"),
+            has_updates: row.get("pubupdate"),
         });
         let slot = "SELECT FROM pg_catalog.pg_replication_slots \
                     WHERE slot_name = $1 AND database = pg_catalog.current_database()";
@@ -239,7 +242,7 @@ const PUBLICATION: &str = "
                JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
                WHERE r.prpubid = p.oid AND n.nspname = $2 AND c.relname = $3) AS has_table,
            NOT p.puballtables AND t.tables <= 1 AS is_ours,
-           p.pubinsert AND p.pubviaroot AND NOT (p.pubupdate OR p.pubdelete OR p.pubtruncate) AS is_insert_only
+           p.pubinsert AND p.pubviaroot AND NOT (p.pubdelete OR p.pubtruncate) AS is_plain, p.pubupdate
     FROM pg_catalog.pg_publication p
     CROSS JOIN LATERAL (
         SELECT count(*) AS tables,

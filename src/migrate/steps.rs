@@ -9,6 +9,7 @@ use super::{MigrateError, Names, Part, RELAY_ROLE, Step, StepState};
 use crate::check::fit::mark_name;
 use crate::config::{Mark, Mode};
 use crate::inspect::{Table, qualified};
+use crate::publication::Operations;
 
 /// The `server_version_num` from which on standbys can keep a logical slot.
 const FAILOVER_SINCE: i32 = 170_000;
@@ -102,6 +103,7 @@ fn values(names: &Names, standing: &Standing) -> Result<Values, MigrateError> {
         values.set("sequence", sequence.name.clone());
     }
     values.set_identifier("publication", &names.publication);
+    values.set("operations", operations(names, standing).sql().to_owned());
     values.set_literal("slot", &names.slot);
     let is_kept = names.failover && standing.server_version >= FAILOVER_SINCE;
     let options = if is_kept { ", false, false, true" } else { "" };
@@ -181,8 +183,18 @@ fn view(names: &Names, standing: &Standing, values: &Values) -> Step {
     }
 }
 
+/// What the publication brings; a table that is made here has a primary key unless it is partitioned.
+fn operations(names: &Names, standing: &Standing) -> Operations {
+    match &standing.table {
+        Some(table) => Operations::of(names.mark, table),
+        None if names.mark == Mark::SentAt || names.partition_rows.is_some() => Operations::Inserts,
+        None => Operations::InsertsAndUpdates,
+    }
+}
+
 fn publication(names: &Names, standing: &Standing, values: &Values) -> Vec<Step> {
     let name = &names.publication;
+    let operations = operations(names, standing);
     let step = |description: String, fragment: &str, state: StepState| Step {
         part: Part::Publication,
         description,
@@ -207,18 +219,19 @@ fn publication(names: &Names, standing: &Standing, values: &Values) -> Vec<Step>
             StepState::AlreadyThere,
         )),
     }
-    if let Some(found) = standing
-        .publication
-        .as_ref()
-        .filter(|found| !found.is_insert_only)
-    {
+    if let Some(found) = standing.publication.as_ref().filter(|found| {
+        let has_updates = operations == Operations::InsertsAndUpdates;
+        !found.is_plain || found.has_updates != has_updates
+    }) {
         let state = if found.is_ours {
             StepState::Needed
         } else {
-            StepState::Skipped("it publishes other tables too, and more than their inserts")
+            StepState::Skipped("it publishes other tables too, and other operations")
         };
-        let description =
-            format!("publication `{name}` of inserts alone, through the partition root");
+        let description = format!(
+            "publication `{name}` of {}, through the partition root",
+            operations.sql()
+        );
         steps.push(step(description, "publication options", state));
     }
     steps

@@ -131,6 +131,8 @@ async fn look(client: &Client, config: &Config, layout: &Layout) -> Result<Findi
         Verdict::NewGeneration { why } | Verdict::Halt { why, .. } => Some(why),
     };
     if config.source.mode == Mode::Replication {
+        let adapted = publication::adapt(client, config, &table).await;
+        adapted.map_err(|error| SurveyError::Publication(error.into()))?;
         let drift = publication::drift(client, config, &table).await;
         findings.drift = drift.map_err(|error| SurveyError::Publication(error.into()))?;
         let forbidding = findings.drift.iter().find(|drift| drift.is_forbidding);

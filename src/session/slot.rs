@@ -69,7 +69,7 @@ impl Opening<'_> {
         }
     }
 
-    /// Refuses a stream that leaves out of its rows what their records need.
+    /// Has the publication bring what suits the table, and refuses a stream that leaves out of rows what records need.
     pub(super) async fn check_columns(
         &self,
         sql: &postgres::Session,
@@ -78,6 +78,11 @@ impl Opening<'_> {
         if self.config.source.mode == Mode::Polling {
             return Ok(());
         }
+        let adapted = publication::adapt(&sql.client, self.config, table).await;
+        adapted.map_err(|source| OpenError::Postgres {
+            purpose: "its publication",
+            source: source.into(),
+        })?;
         let drift = publication::drift(&sql.client, self.config, table).await;
         let drift = drift.map_err(|source| OpenError::Postgres {
             purpose: "its publication",

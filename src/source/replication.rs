@@ -1,6 +1,7 @@
 //! The streaming source: decodes the slot's stream into batches and answers the server on its own
 //! timer, whatever the relay does.
 
+mod gathered;
 pub mod hole_watch;
 pub mod missed;
 pub mod pgoutput;
@@ -15,12 +16,13 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{debug, error};
 
 use super::{Batch, Boundary, SourceError, Task};
 use crate::outbox::Lsn;
 use crate::postgres::{Class, ConnectOptions, PostgresError};
-use pgoutput::{Change, DecodeError, Decoder, Described};
+use gathered::{Gathered, Outcome};
+use pgoutput::{Change, DecodeError, Decoder, Described, Update};
 use wire::{Frame, Haste, ReplicationConnection, Reply, WalReader, WalWriter};
 
 /// After this long without a message from us the server ends the connection; a start-up parameter.
@@ -41,10 +43,6 @@ const HAND_OVER_EVERY: Duration = Duration::from_millis(5);
 const HAND_OVER_LATE: Duration = Duration::from_millis(25);
 /// Rows that the server sends so long after their commit wait for nobody in particular: then speed counts.
 const LATE: Duration = Duration::from_secs(1);
-/// Size of a batch, unless one row is larger.
-const BATCH_ROWS_MAX: usize = 2_048;
-const BATCH_BYTES_MAX: usize = 1 << 20;
-
 /// Why the stream ended.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplicationError {
@@ -133,6 +131,7 @@ impl Subscription {
         Ok(Stream {
             reader,
             writer,
+            gathered: Gathered::new(&self.outbox),
             decoder: Decoder::new(self.outbox),
         })
     }
@@ -143,6 +142,7 @@ struct Stream {
     reader: WalReader,
     writer: WalWriter,
     decoder: Decoder,
+    gathered: Gathered,
 }
 
 impl Stream {
@@ -153,9 +153,8 @@ impl Stream {
         let streaming = Streaming {
             stream: self,
             ends,
-            batch: Batch::default(),
-            bytes: 0,
             waiting_since: None,
+            is_late: false,
             due_at: Instant::now(),
             committed_at: SystemTime::UNIX_EPOCH,
             sent_at: SystemTime::UNIX_EPOCH,
@@ -167,8 +166,8 @@ impl Stream {
 struct Streaming {
     stream: Stream,
     ends: Ends,
-    batch: Batch,
-    bytes: usize,
+    /// A change of the open transaction came too late for its row, and that was said.
+    is_late: bool,
     /// Since when a batch waits for the relay to take it.
     waiting_since: Option<Instant>,
     /// When the next batch may follow the last one.
@@ -207,8 +206,8 @@ impl Streaming {
     /// Waits for the next thing to do. A batch that is ready goes first; when it is full and the
     /// relay does not take it, the socket rests, but the timers run.
     async fn wake(&mut self, status: &mut Interval) -> Result<Wake, ReplicationError> {
-        let is_ready = !self.batch.rows.is_empty() || self.batch.boundary.is_some();
-        let is_full = self.is_full();
+        let is_ready = self.stream.gathered.is_ready();
+        let is_full = self.stream.gathered.is_full();
         let due_at = self.due_at;
         let is_due = is_full || self.stream.reader.is_resting() || Instant::now() >= due_at;
         if is_ready && !is_due {
@@ -222,7 +221,7 @@ impl Streaming {
             changed = self.ends.confirm.changed() => Ok(if changed.is_ok() { Wake::Confirm } else { Wake::Gone }),
             permit = self.ends.batches.reserve(), if is_ready && is_due => {
                 let Ok(permit) = permit else { return Ok(Wake::Gone) };
-                let batch = std::mem::take(&mut self.batch);
+                let batch = self.stream.gathered.take();
                 let worth = HAND_OVER_ROW.saturating_mul(batch.rows.len() as u32);
                 let at_most = match self.haste() {
                     Haste::Late => HAND_OVER_LATE,
@@ -230,7 +229,7 @@ impl Streaming {
                 };
                 self.due_at = Instant::now() + worth.min(at_most);
                 permit.send(batch);
-                (self.bytes, self.waiting_since) = (0, None);
+                self.waiting_since = None;
                 Ok(Wake::Handed)
             }
             () = sleep_until(due_at), if is_ready && !is_due => Ok(Wake::More),
@@ -241,13 +240,9 @@ impl Streaming {
         }
     }
 
-    fn is_full(&self) -> bool {
-        self.batch.rows.len() >= BATCH_ROWS_MAX || self.bytes >= BATCH_BYTES_MAX
-    }
-
     /// Decodes what has been read, as far as the batch has room.
     async fn decode(&mut self) -> Result<(), ReplicationError> {
-        while !self.is_full() {
+        while !self.stream.gathered.is_full() {
             let frame = match self.stream.reader.try_next() {
                 Ok(Some(frame)) => frame,
                 Ok(None) => break,
@@ -263,7 +258,7 @@ impl Streaming {
                     reply_requested,
                 } => {
                     if self.stream.decoder.open_transaction().is_none() {
-                        self.boundary(end);
+                        self.stream.gathered.boundary(end);
                     }
                     if reply_requested {
                         self.report(Reply::NotRequested).await?;
@@ -272,7 +267,7 @@ impl Streaming {
                 Frame::CopyDone => return Err(ReplicationError::Ended),
             }
         }
-        if !self.batch.rows.is_empty() {
+        if self.stream.gathered.has_rows_ready() {
             self.waiting_since.get_or_insert_with(Instant::now);
         }
         self.stream.reader.set_haste(self.haste());
@@ -298,7 +293,7 @@ impl Streaming {
         let (Class::Unsendable, Some(commit_lsn)) = (source.class(), open) else {
             return ReplicationError::Stream(source);
         };
-        let rest = std::mem::take(&mut self.batch);
+        let rest = self.stream.gathered.take_all();
         tokio::select! {
             () = self.ends.stop.cancelled() => {}
             _ = self.ends.batches.send(rest) => {}
@@ -308,22 +303,29 @@ impl Streaming {
 
     fn take(&mut self, data: bytes::BytesMut) -> Result<(), ReplicationError> {
         match self.stream.decoder.decode(data)? {
-            Change::Row(row) => {
-                self.bytes += row.size();
-                self.batch.rows.push(row);
+            Change::Row(row) => self.stream.gathered.push(row),
+            Change::Update(update) => self.update(*update),
+            Change::Commit { end_lsn, .. } => self.stream.gathered.boundary(end_lsn),
+            Change::Begin { commit_time, .. } => {
+                self.stream.gathered.begin();
+                (self.committed_at, self.is_late) = (commit_time, false);
             }
-            Change::Commit { end_lsn, .. } => self.boundary(end_lsn),
-            Change::Begin { commit_time, .. } => self.committed_at = commit_time,
             Change::Skipped => {}
         }
         Ok(())
     }
 
-    fn boundary(&mut self, lsn: Lsn) {
-        self.batch.boundary = Some(Boundary {
-            rows: self.batch.rows.len(),
-            lsn,
-        });
+    fn update(&mut self, update: Update) {
+        let outcome = self.stream.gathered.update(update);
+        if outcome == Outcome::TooLate && !std::mem::replace(&mut self.is_late, true) {
+            let commit_lsn = self.stream.decoder.open_transaction().unwrap_or_default();
+            error!(
+                %commit_lsn,
+                rows_max = gathered::ROWS_MAX,
+                bytes_max = gathered::BYTES_MAX,
+                "a large transaction changed rows of its own that were handed on before: they are sent as they were inserted"
+            );
+        }
     }
 
     async fn report(&mut self, reply: Reply) -> Result<(), ReplicationError> {

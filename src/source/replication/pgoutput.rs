@@ -7,6 +7,8 @@
 mod cursor;
 #[cfg(test)]
 pub(super) mod tests;
+mod tuple;
+mod update;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,16 +17,20 @@ use std::time::SystemTime;
 use bytes::BytesMut;
 
 use crate::config::RouteConfig;
-use crate::inspect::Table;
-use crate::outbox::{Field, Layout, Lsn, Origin, OutboxRow};
+use crate::inspect::{Table, TableKind};
+use crate::outbox::{Layout, Lsn, OutboxRow};
 use crate::postgres::time::from_micros;
 use crate::publication;
-use cursor::{Cursor, Value};
+use cursor::Cursor;
+use tuple::{Tuple, TupleColumn};
+pub use update::{Update, key_hash};
 
 /// `bytea` in every PostgreSQL.
 const BYTEA_OID: u32 = 17;
 /// What is kept of one connection's relations: about 32 MiB.
 const DESCRIBED_MAX: usize = 1 << 20;
+/// Of the column's flags: it is part of the replica identity.
+const KEY_FLAG: u8 = 1;
 /// Types below it are PostgreSQL's own; a domain over `bytea` stands above.
 const FIRST_USER_OID: u32 = 16_384;
 
@@ -45,6 +51,8 @@ pub enum Change {
     },
     /// One inserted row of the outbox.
     Row(OutboxRow),
+    /// A row of the outbox was changed, in a transaction that inserted rows: one of them, or an older one.
+    Update(Box<Update>),
     /// Nothing that concerns us: a description, another table, or something other than an insert.
     Skipped,
 }
@@ -77,6 +85,7 @@ pub struct Described {
     pub oid: u32,
     /// A position before which the catalog was not read: what the stream says of earlier transactions is history.
     pub read_at: Lsn,
+    pub kind: TableKind,
 }
 
 impl Described {
@@ -93,6 +102,7 @@ impl Described {
             layout: Arc::new(table.layout.clone()),
             oid: table.oid,
             read_at: table.read_at,
+            kind: table.kind,
         }
     }
 }
@@ -124,6 +134,8 @@ pub struct Decoder {
     /// Relations, and columns of those that are the outbox.
     described: usize,
     open: Option<Transaction>,
+    /// The open transaction has inserted rows of the outbox.
+    has_rows: bool,
 }
 
 /// A transaction that has begun and whose commit was not read yet.
@@ -148,21 +160,6 @@ impl Relation {
     }
 }
 
-/// What an insert's tuple looks like.
-struct Tuple {
-    columns: Box<[TupleColumn]>,
-    /// Columns that a row needs and that the table did not have then.
-    lacking: Vec<usize>,
-}
-
-/// What becomes of one column of a tuple.
-#[derive(Clone, Copy)]
-struct TupleColumn {
-    /// Its place in the layout; the layout may be older than the table.
-    column: Option<usize>,
-    is_bytea: bool,
-}
-
 impl Decoder {
     pub fn new(outbox: Described) -> Self {
         Self {
@@ -170,6 +167,7 @@ impl Decoder {
             relations: HashMap::new(),
             described: 0,
             open: None,
+            has_rows: false,
         }
     }
 
@@ -186,7 +184,18 @@ impl Decoder {
             b'C' => self.commit(&mut cursor),
             b'R' => self.relation(&mut cursor),
             b'I' => match self.tuple(&mut cursor)? {
-                Some(tuple) => row(&self.outbox.layout, tuple, self.transaction()?, data),
+                Some(tuple) => {
+                    let row = tuple.row(&self.outbox.layout, self.transaction()?, data)?;
+                    self.has_rows = true;
+                    Ok(Change::Row(row))
+                }
+                None => Ok(Change::Skipped),
+            },
+            b'U' if self.has_rows => match self.tuple(&mut cursor)? {
+                Some(tuple) => {
+                    let update = tuple.update(&self.outbox.layout, self.transaction()?, data)?;
+                    Ok(Change::Update(Box::new(update)))
+                }
                 None => Ok(Change::Skipped),
             },
             b'O' | b'Y' | b'T' | b'U' | b'D' | b'M' => Ok(Change::Skipped),
@@ -202,6 +211,7 @@ impl Decoder {
         let commit_time = from_micros(cursor.u64()? as i64);
         let xid = cursor.u32()?;
         self.open = Some(Transaction { final_lsn, xid });
+        self.has_rows = false;
         Ok(Change::Begin {
             final_lsn,
             commit_time,
@@ -259,7 +269,7 @@ impl Decoder {
         let count = usize::from(cursor.u16()?);
         let mut columns = Vec::new();
         for _ in 0..count {
-            cursor.u8()?;
+            let is_key = cursor.u8()? & KEY_FLAG != 0;
             let name = cursor.text()?;
             let type_oid = cursor.u32()?;
             cursor.u32()?;
@@ -268,7 +278,11 @@ impl Decoder {
             let is_domain =
                 |column: usize| layout.columns[column].is_bytea && type_oid >= FIRST_USER_OID;
             let is_bytea = type_oid == BYTEA_OID || column.is_some_and(is_domain);
-            columns.push(TupleColumn { column, is_bytea });
+            columns.push(TupleColumn {
+                column,
+                is_bytea,
+                is_key,
+            });
         }
         let has = |column: usize| columns.iter().any(|found| found.column == Some(column));
         let lacking: Vec<Needed> = self
@@ -323,7 +337,7 @@ impl Decoder {
             .is_some_and(|open| open.final_lsn < self.outbox.read_at)
     }
 
-    /// What an insert's tuple looks like; `None` where it is not an insert into the outbox.
+    /// What a change's tuples look like; `None` where it is not one of the outbox.
     fn tuple(&self, cursor: &mut Cursor<'_>) -> Result<Option<&Tuple>, DecodeError> {
         match self.relations.get(&cursor.u32()?) {
             Some(Relation::Outbox(tuple)) => Ok(Some(tuple)),
@@ -332,118 +346,6 @@ impl Decoder {
         }
     }
 }
-
-/// Where an insert's tuple begins: behind the message's kind and the relation's id.
-const TUPLE_AT: usize = 5;
-
-fn row(
-    layout: &Layout,
-    tuple: &Tuple,
-    transaction: Transaction,
-    mut data: BytesMut,
-) -> Result<Change, DecodeError> {
-    let mut fields = vec![Field::null(); layout.columns.len()].into_boxed_slice();
-    for column in &tuple.lacking {
-        fields[*column] = Field::no_column();
-    }
-    let mut offset = tuple_start(&data, tuple.columns.len())?;
-    for tuple_column in &tuple.columns {
-        let mut cursor = Cursor::at(&data, offset)?;
-        let value = cursor.value()?;
-        offset = cursor.offset();
-        let Some(column) = tuple_column.column else {
-            continue;
-        };
-        let range = match value {
-            Value::Text(range) => range,
-            Value::LeftOut { len } => {
-                fields[column] = Field::too_large(printed_bytes(len, tuple_column.is_bytea));
-                continue;
-            }
-            Value::Null => continue,
-        };
-        let start = range.start;
-        let len = if tuple_column.is_bytea {
-            decode_hex(&mut data, range)?
-        } else {
-            range.len()
-        };
-        // A message is shorter than 2 GiB, so that both numbers fit.
-        fields[column] = Field {
-            start: start as u32,
-            len: len as u32,
-        };
-    }
-    if offset != data.len() {
-        return Err(Cursor::at(&data, offset)?.malformed("bytes behind the last column"));
-    }
-    let bytes = data.freeze();
-    let mut row = OutboxRow::new(layout, transaction.final_lsn, bytes, fields);
-    row.origin = Origin::Stream {
-        xid: transaction.xid,
-    };
-    Ok(Change::Row(row))
-}
-
-/// How many bytes a value has whose text is so long.
-fn printed_bytes(len: u32, is_bytea: bool) -> u64 {
-    let len = u64::from(len);
-    if is_bytea {
-        len.saturating_sub(2) / 2
-    } else {
-        len
-    }
-}
-
-/// Checks a tuple's head and says where its first column stands.
-fn tuple_start(data: &BytesMut, columns: usize) -> Result<usize, DecodeError> {
-    let mut cursor = Cursor::at(data, TUPLE_AT)?;
-    if cursor.u8()? != b'N' {
-        return Err(cursor.malformed("no new tuple"));
-    }
-    if usize::from(cursor.u16()?) != columns {
-        return Err(cursor.malformed("a number of columns that its relation does not have"));
-    }
-    Ok(cursor.offset())
-}
-
-/// Turns `\x6f6b` into the bytes it stands for, at the same place, and returns how many they are.
-fn decode_hex(data: &mut BytesMut, range: std::ops::Range<usize>) -> Result<usize, DecodeError> {
-    let malformed = DecodeError::Malformed {
-        message: 'I',
-        offset: range.start,
-        what: "bytea that is not in hex format",
-    };
-    let text = &mut data[range];
-    if !text.starts_with(b"\\x") || !text.len().is_multiple_of(2) {
-        return Err(malformed);
-    }
-    let count = text.len() / 2 - 1;
-    let mut bad = 0;
-    for index in 0..count {
-        let high = HEX[usize::from(text[2 + 2 * index])];
-        let low = HEX[usize::from(text[3 + 2 * index])];
-        bad |= high | low;
-        text[index] = high << 4 | low;
-    }
-    if bad & NOT_HEX != 0 {
-        return Err(malformed);
-    }
-    Ok(count)
-}
-
-const NOT_HEX: u8 = 0x80;
-/// The value of each hexadecimal digit, [`NOT_HEX`] for every other byte.
-const HEX: [u8; 256] = {
-    let mut table = [NOT_HEX; 256];
-    let mut digit = 0;
-    while digit < 16 {
-        table[b"0123456789abcdef"[digit] as usize] = digit as u8;
-        table[b"0123456789ABCDEF"[digit] as usize] = digit as u8;
-        digit += 1;
-    }
-    table
-};
 
 fn out_of_place(message: char, what: &'static str) -> DecodeError {
     DecodeError::OutOfPlace { message, what }

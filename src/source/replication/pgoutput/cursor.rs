@@ -8,6 +8,8 @@ use crate::source::replication::wire::LEFT_OUT;
 /// One column of a tuple.
 pub(super) enum Value {
     Null,
+    /// A large value that an update has not touched.
+    Unchanged,
     /// Where its text stands.
     Text(Range<usize>),
     /// The text was too long to be kept.
@@ -106,7 +108,7 @@ impl<'a> Cursor<'a> {
                 self.offset += len;
                 Ok(Value::Text(start..self.offset))
             }
-            b'u' => Err(self.malformed("an unchanged value, which no insert has")),
+            b'u' => Ok(Value::Unchanged),
             _ => Err(self.malformed("a value that is not text")),
         }
     }

@@ -47,7 +47,7 @@ pub(in crate::source::replication) fn relation_of(
     data.put_slice(b"\0d");
     data.put_u16(columns.len() as u16);
     for (name, type_oid) in columns {
-        data.put_u8(0);
+        data.put_u8(u8::from(*name == "id"));
         data.put_slice(name.as_bytes());
         data.put_u8(0);
         data.put_u32(*type_oid);
@@ -68,6 +68,32 @@ pub(in crate::source::replication) fn insert(values: &[Option<Vec<u8>>]) -> Byte
                 data.put_u8(b't');
                 data.put_u32(value.len() as u32);
                 data.put_slice(value);
+            }
+        }
+    }
+    data
+}
+
+/// An update: its old key where that has changed, and the new values, `b"u"` alone for one that is not repeated.
+pub(in crate::source::replication) fn update(
+    key: Option<&[Option<Vec<u8>>]>,
+    values: &[Option<Vec<u8>>],
+) -> BytesMut {
+    let mut data = BytesMut::from(&b"U"[..]);
+    data.put_u32(RELATION_ID);
+    for (kind, values) in [(b'K', key), (b'N', Some(values))] {
+        let Some(values) = values else { continue };
+        data.put_u8(kind);
+        data.put_u16(values.len() as u16);
+        for value in values {
+            match value.as_deref() {
+                None => data.put_u8(b'n'),
+                Some(b"u") => data.put_u8(b'u'),
+                Some(value) => {
+                    data.put_u8(b't');
+                    data.put_u32(value.len() as u32);
+                    data.put_slice(value);
+                }
             }
         }
     }

@@ -9,6 +9,7 @@ use postgres_protocol::message::backend::{COPY_DATA_TAG, Message};
 
 use super::framing::{self, Arrived};
 use super::{STREAM_BYTES_MAX, handshake, server_error, stream, texts};
+use crate::inspect::TableKind;
 use crate::outbox::{Column, Layout, Lsn};
 use crate::source::replication::pgoutput::{Change, Decoder, Described, Needed};
 use crate::source::replication::wire::Frame;
@@ -73,6 +74,7 @@ pub fn outbox() -> Described {
         needed: needed.to_vec(),
         oid: OUTBOX_OID,
         read_at: Lsn(1_000),
+        kind: TableKind::Ordinary,
     }
 }
 

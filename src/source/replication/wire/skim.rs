@@ -1,4 +1,4 @@
-//! Takes an insert that is too long to be kept as it arrives, and leaves out the values that no record can carry.
+//! Takes an insert or update that is too long to be kept as it arrives, and leaves out the values that no record can carry.
 //!
 //! Pure. The message that results is shorter and otherwise the same: of a value that was left out stand only a kind of
 //! our own, [`LEFT_OUT`], and its length.
@@ -13,6 +13,8 @@ pub(in crate::source::replication) const LEFT_OUT: u8 = b'x';
 const HEAD_BYTES: usize = 5 + 25 + 8;
 /// Where the plugin's message begins.
 const KIND_AT: usize = 5 + 25;
+/// `N` and number of columns.
+const NEW_HEAD_BYTES: usize = 3;
 /// A value's kind and its length.
 const VALUE_HEAD_BYTES: usize = 5;
 
@@ -28,6 +30,8 @@ pub(super) struct Skim {
     to_skip: usize,
     /// Columns whose values were not read yet.
     columns: usize,
+    /// An update's new tuple follows the one that is being read.
+    has_new_behind: bool,
     has_head: bool,
 }
 
@@ -41,6 +45,7 @@ impl Skim {
             to_keep: 0,
             to_skip: 0,
             columns: 0,
+            has_new_behind: false,
             has_head: false,
         }
     }
@@ -87,7 +92,7 @@ impl Skim {
         bytes
     }
 
-    /// Of what is no insert, nothing is of use behind its kind; what is too short for one is kept.
+    /// Of a delete nothing is of use behind its kind; what is too short for a change is kept.
     fn head(&mut self, buffer: &mut BytesMut) -> bool {
         if buffer.len() < HEAD_BYTES {
             return false;
@@ -96,7 +101,8 @@ impl Skim {
         let is_change = buffer[5] == b'w' && matches!(buffer[KIND_AT], b'I' | b'U' | b'D');
         if !is_change {
             self.to_keep = self.to_come;
-        } else if buffer[KIND_AT] == b'I' {
+        } else if buffer[KIND_AT] != b'D' {
+            self.has_new_behind = matches!(buffer[HEAD_BYTES - 3], b'K' | b'O');
             let columns = [buffer[HEAD_BYTES - 2], buffer[HEAD_BYTES - 1]];
             self.columns = usize::from(u16::from_be_bytes(columns));
             self.to_keep = HEAD_BYTES;
@@ -107,8 +113,24 @@ impl Skim {
         true
     }
 
+    /// Behind an update's old tuple stands the new one; what is too short for it is kept.
+    fn new_head(&mut self, buffer: &BytesMut) -> bool {
+        if buffer.len() < NEW_HEAD_BYTES && self.to_come >= NEW_HEAD_BYTES {
+            return false;
+        }
+        self.has_new_behind = false;
+        self.to_keep = NEW_HEAD_BYTES.min(self.to_come);
+        if self.to_come >= NEW_HEAD_BYTES {
+            self.columns = usize::from(u16::from_be_bytes([buffer[1], buffer[2]]));
+        }
+        self.to_keep > 0
+    }
+
     /// What can't be a value is kept, for the decoder to complain of.
     fn value_head(&mut self, buffer: &mut BytesMut) -> bool {
+        if self.columns == 0 && self.has_new_behind {
+            return self.new_head(buffer);
+        }
         if self.columns == 0 {
             self.to_keep = self.to_come;
             return true;
@@ -186,11 +208,36 @@ mod tests {
     }
 
     #[test]
-    fn of_an_update_stays_its_kind_and_of_other_messages_everything() {
-        let mut update = insert(&[Some(vec![1; 100])], usize::MAX);
-        update[KIND_AT] = b'U';
-        let kept = skim(&update, 7, 10).unwrap();
-        assert_eq!((kept.len(), kept[KIND_AT]), (KIND_AT + 1, b'U'));
+    fn of_an_update_the_large_values_of_both_rows_are_left_out() {
+        let update = |old: &[u8], new: &[u8]| {
+            let mut body = vec![b'w'];
+            body.extend_from_slice(&[7; 24]);
+            body.extend_from_slice(&[b'U', 0, 0, 0, 9, b'K', 0, 2]);
+            body.extend_from_slice(old);
+            body.extend_from_slice(&[b'n', b'N', 0, 2, b'u']);
+            body.extend_from_slice(new);
+            message(b'd', &body)
+        };
+        let value = |kind: u8, bytes: &[u8]| {
+            let mut value = vec![kind, 0, 0, 0, 100];
+            value.extend_from_slice(bytes);
+            value
+        };
+        let sent = update(&value(b't', &[1; 100]), &value(b't', &[2; 100]));
+        let whole = skim(&sent, 7, 100).unwrap();
+        assert_eq!(whole, sent);
+        for step in [1, 3, 50] {
+            let kept = skim(&sent, step, 99).unwrap();
+            assert_eq!(kept, update(&value(LEFT_OUT, &[]), &value(LEFT_OUT, &[])));
+        }
+    }
+
+    #[test]
+    fn of_a_delete_stays_its_kind_and_of_other_messages_everything() {
+        let mut delete = insert(&[Some(vec![1; 100])], usize::MAX);
+        delete[KIND_AT] = b'D';
+        let kept = skim(&delete, 7, 10).unwrap();
+        assert_eq!((kept.len(), kept[KIND_AT]), (KIND_AT + 1, b'D'));
         let mut relation = insert(&[Some(vec![1; 100])], usize::MAX);
         relation[KIND_AT] = b'R';
         assert_eq!(skim(&relation, 7, 10).unwrap(), relation);
