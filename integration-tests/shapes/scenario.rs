@@ -83,16 +83,13 @@ async fn changes(outbox: &mut Outbox) -> Step {
         false => Wanted::Always,
     };
     let pair = outbox.case.pair;
-    let is_away = outbox.relay.is_none();
     let writer = &mut outbox.writer;
     if part_waits(Part::ChangeWithin, pair).is_none() {
         writer.change_within().await?;
     }
     writer.change_later().await?;
-    if !is_away || part_waits(Part::DeleteAway, pair).is_none() {
-        writer.delete_within(deleted).await?;
-        writer.delete_later(deleted).await?;
-    }
+    writer.delete_within(deleted).await?;
+    writer.delete_later(deleted).await?;
     writer.insert(ROWS).await
 }
 
@@ -120,9 +117,6 @@ async fn blocked(outbox: &mut Outbox) -> Step {
 
 /// A commit that is flushed, decoded and seen by nobody, while the walsender is cut or the relay starts again.
 async fn unseen(outbox: &mut Outbox, server: &mut Postgres) -> Step {
-    if part_waits(Part::Unseen, outbox.case.pair).is_some() {
-        return Ok(());
-    }
     let Some(standby) = Unapplied::start(server).await else {
         return Ok(());
     };
