@@ -4,7 +4,7 @@ pub mod outbox;
 
 use outboxd::config::Mark;
 use outboxd::core::Delivered;
-use outboxd::mark::ledger::{SEGMENT_ROWS, compact};
+use outboxd::mark::ledger::{SEGMENT_ROWS, compact, numbers_of, segment_of};
 use outboxd::mark::{MarkError, Marks};
 use outboxd::ranges::RangeSet;
 
@@ -383,6 +383,65 @@ async fn the_status_view_says_for_each_mark_which_rows_were_sent() {
                 Mark::None => vec![(None, false); 3],
             };
             assert_eq!(shown, expected, "{mark:?} on PostgreSQL {major}");
+        }
+    }
+}
+
+/// A stream that begins anew brings all of them again, a hundred or two at a time.
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_of_closed_segments_are_asked_for_by_the_batch() {
+    let outbox = Outbox::create(USUAL, "ledger").await;
+    // One segment with every seventh number rolled back, and one without a hole.
+    outbox
+        .run(
+            "INSERT INTO outboxd.ledger (outbox, generation, segment, sent, high_lsn, last_seq, last_id, closed, epoch)
+             SELECT 'public.outbox', 1, n / 1000000, range_agg(int8range(n, n, '[]')), '0/64', max(n), 'x', true, 1
+             FROM generate_series(0, 1999999::int8) AS n WHERE n >= 1000000 OR n % 7 > 0 GROUP BY n / 1000000",
+        )
+        .await;
+    let mut ledger = outbox.ledger().await;
+    let began = std::time::Instant::now();
+    for first in (900_000..1_100_000_i64).step_by(200) {
+        let rows: Vec<_> = (first..first + 200).map(|seq| streamed(seq, 50)).collect();
+        let settled = ledger.settled_before(&outbox.client, &rows).await.unwrap();
+        let expected = (first..first + 200).map(|seq| seq >= 1_000_000 || seq % 7 > 0);
+        assert!(settled.into_iter().eq(expected));
+    }
+    let elapsed = began.elapsed();
+    assert!(elapsed.as_secs() < 10, "200,000 numbers took {elapsed:?}");
+}
+
+/// A test of every type that `seq` may have.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_segment_of_any_integer_type_is_audited_and_closed() {
+    for (kind, first) in [
+        ("smallint", -5),
+        ("integer", 2_000_000),
+        ("bigint", -1_000_005_i64),
+    ] {
+        let outbox = Outbox::create(USUAL, "ledger").await;
+        outbox
+            .run(&format!(
+                "DROP VIEW outbox_status;
+                 ALTER TABLE outbox ALTER COLUMN seq DROP IDENTITY;
+                 ALTER TABLE outbox ALTER COLUMN seq TYPE {kind};
+                 ALTER TABLE outbox ALTER COLUMN seq ADD GENERATED ALWAYS AS IDENTITY (MINVALUE {first} START {first})"
+            ))
+            .await;
+        outbox.client.execute(ROWS, &[&10_i64]).await.unwrap();
+        let segments = [segment_of(first), segment_of(first + 9)];
+        outbox.mark(&outbox.standing().await).await.unwrap();
+        for segment in segments {
+            let numbers: RangeSet = std::iter::once(numbers_of(segment)).collect();
+            let mut ledger = outbox.ledger().await;
+            ledger.note_dead(&numbers);
+            for audit in ledger.audits(OUTBOX) {
+                assert!(
+                    audit.run(&outbox.client).await.unwrap().is_empty(),
+                    "{kind}"
+                );
+            }
+            assert!(outbox.is_closed(segment).await, "{kind}");
         }
     }
 }

@@ -22,6 +22,7 @@ mod ledger;
 mod letters;
 mod matrix;
 mod migrate;
+mod numbers;
 mod orders;
 mod peers;
 mod primary;

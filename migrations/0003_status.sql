@@ -11,7 +11,7 @@ LEFT JOIN LATERAL (
     SELECT min(l.at) AS at
     FROM outboxd.ledger l
     JOIN outboxd.outbox b ON b.outbox = l.outbox AND b.generation = l.generation
-    WHERE l.outbox = {outbox} AND l.segment = o.seq / 1000000 AND l.sent @> o.seq::bigint
+    WHERE l.outbox = {outbox} AND l.segment = {segment} AND l.sent @> o.seq::bigint
 ) ledger ON true;
 COMMENT ON VIEW {status_view} IS {status_comment};
 

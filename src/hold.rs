@@ -24,6 +24,7 @@ pub use wait::{Answer, Asker, Wished, wait};
 
 use crate::core::{Aggregate, Followers, HeldAggregate, Recorded, TopicHold};
 use crate::mark::MarkError;
+use crate::mark::ledger::number_sql;
 use crate::outbox::RowId;
 use crate::ranges::RangeSet;
 
@@ -94,10 +95,13 @@ async fn kept_numbers(
     outbox: &str,
     generation: i32,
 ) -> Result<RangeSet, MarkError> {
-    let sql = "SELECT coalesce(range_agg(int8range(seq, seq, '[]')), '{}')::text FROM outboxd.kept \
-               WHERE outbox = $1 AND generation = $2 AND seq IS NOT NULL AND state <> 'replayed'";
+    let sql = format!(
+        "SELECT coalesce(range_agg({}), '{{}}')::text FROM outboxd.kept \
+         WHERE outbox = $1 AND generation = $2 AND seq IS NOT NULL AND state <> 'replayed'",
+        number_sql("seq")
+    );
     let row = client
-        .query_one(sql, &[&outbox, &generation])
+        .query_one(&sql, &[&outbox, &generation])
         .await
         .map_err(MarkError::sql("read what is kept"))?;
     parse(outbox, row.get(0))

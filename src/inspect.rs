@@ -11,7 +11,7 @@ use crate::outbox::{Layout, Lsn};
 use crate::postgres::PostgresError;
 
 pub use columns::{SHAPE, Selection, WrongType, select_column, select_columns, select_those};
-pub use trust::{Distrust, seq_trusted};
+pub use trust::{Distrust, Need, Rule, seq_orders, seq_trusted};
 
 /// What the catalog says of an outbox table.
 #[derive(Clone, Debug)]
@@ -105,7 +105,8 @@ pub struct Sequence {
     pub cache: i64,
     pub increment: i64,
     pub cycles: bool,
-    pub start: i64,
+    /// The lowest number that it can give, by its MINVALUE: a restart may begin below its START.
+    pub lowest: i64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,6 +134,11 @@ impl Table {
     /// The sequence behind `seq`.
     pub fn sequence(&self) -> Option<&Sequence> {
         self.seq.as_ref()?.sequence.as_ref()
+    }
+
+    /// The lowest number that a row can have; 1 where no sequence tells.
+    pub fn first_number(&self) -> i64 {
+        self.sequence().map_or(1, |sequence| sequence.lowest)
     }
 
     /// Rows by the statistics; `None` where any part of the table has none.
@@ -296,7 +302,7 @@ async fn seq_facts(
             cache: row.get("seqcache"),
             increment: row.get("seqincrement"),
             cycles: row.get("seqcycle"),
-            start: row.get("seqstart"),
+            lowest: row.get("seqmin"),
         }),
         index: match (index.get("is_unique"), index.get("is_plain")) {
             (true, _) => SeqIndex::Unique,
@@ -361,7 +367,7 @@ const FEEDS: &str = "
 
 const SEQUENCE: &str = "
     SELECT s.seqrelid, pg_catalog.format('%I.%I', n.nspname, c.relname) AS name, c.relfilenode,
-           s.seqcache, s.seqincrement, s.seqcycle, s.seqstart
+           s.seqcache, s.seqincrement, s.seqcycle, s.seqmin
     FROM pg_catalog.pg_depend d
     JOIN pg_catalog.pg_sequence s ON s.seqrelid = d.objid
     JOIN pg_catalog.pg_class c ON c.oid = d.objid
@@ -432,7 +438,7 @@ pub(crate) mod tests {
                 cache: 1,
                 increment: 1,
                 cycles: false,
-                start: 1,
+                lowest: 1,
             }),
             index: SeqIndex::Unique,
             is_not_null: true,

@@ -242,7 +242,7 @@ impl Relay {
             sweep: Sweep::new(sweep_every),
             removal,
             surveying: None,
-            top: 0,
+            top: i64::MIN,
             lag_question: None,
             requests: None,
             held_ids: HashSet::new(),

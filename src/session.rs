@@ -382,8 +382,7 @@ impl Opening<'_> {
                 let skipped = state.skipped().clone();
                 let ledger = Ledger::load(&sql.client, tenure, state.generation, skipped).await;
                 let mut ledger = ledger?;
-                // The sequence never gives the numbers below its start.
-                ledger.note_dead(&[1..=first_number(table) - 1].into_iter().collect());
+                ledger.begins_at(table.first_number());
                 Marks::Ledger(ledger)
             }
             Mark::None => Marks::None,
@@ -397,10 +396,6 @@ impl Opening<'_> {
         };
         Ok((marks, owed))
     }
-}
-
-fn first_number(table: &Table) -> i64 {
-    table.sequence().map_or(1, |sequence| sequence.start)
 }
 
 async fn insert_position(sql: &postgres::Session) -> Result<Lsn, OpenError> {

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use tokio_postgres::Client;
 
 use crate::config::Start;
+use crate::mark::ledger::number_sql;
 use crate::outbox::{Layout, OutboxRow};
 use crate::ranges::{ParseMultirangeError, RangeSet};
 
@@ -100,11 +101,14 @@ impl StateTable<'_> {
         let table = layout.sql_name();
         let (skipped, ids) = match layout.seq {
             Some(_) => (
-                "coalesce(range_agg(int8range(o.seq, o.seq, '[]')), '{}')",
+                format!(
+                    "coalesce(range_agg({}) FILTER (WHERE o.seq IS NOT NULL), '{{}}')",
+                    number_sql("o.seq")
+                ),
                 "'{}'::text[]".to_owned(),
             ),
             None => (
-                "'{}'::int8multirange",
+                "'{}'::int8multirange".to_owned(),
                 format!("coalesce(array_agg({}), '{{}}')", layout.text_of(layout.id)),
             ),
         };

@@ -85,9 +85,10 @@ impl Outbox {
     pub async fn ledger(&self) -> Ledger {
         let state = self.states().load().await.unwrap();
         let skipped = state.skipped().clone();
-        Ledger::load(&self.client, tenure(1), state.generation, skipped)
-            .await
-            .unwrap()
+        let ledger = Ledger::load(&self.client, tenure(1), state.generation, skipped).await;
+        let mut ledger = ledger.unwrap();
+        ledger.begins_at(self.table().await.first_number());
+        ledger
     }
 
     pub async fn marks(&self, mark: Mark) -> Marks {
@@ -140,7 +141,7 @@ impl Outbox {
 
     /// Every row of the table as the core hands it to the mark.
     pub async fn standing(&self) -> Vec<Delivered> {
-        let sql = "SELECT seq, id::text FROM outbox ORDER BY seq";
+        let sql = "SELECT seq::int8, id::text FROM outbox ORDER BY seq";
         let rows = self.client.query(sql, &[]).await.unwrap();
         rows.iter()
             .map(|row| Delivered {

@@ -2,7 +2,7 @@
 
 use tokio_postgres::Client;
 
-use crate::mark::ledger::LEASE;
+use crate::mark::ledger::{LEASE, number_sql};
 use crate::mark::{MarkError, Tenure};
 
 /// How long, and how much of it goes at once.
@@ -19,12 +19,13 @@ pub async fn forget_history(client: &Client, tenure: &Tenure) -> Result<(), Mark
            RETURNING state, generation, seq), \
          skipped AS (\
            UPDATE outboxd.outbox o SET skipped = o.skipped + given_up.numbers FROM (\
-             SELECT generation, range_agg(int8range(seq, seq, '[]')) AS numbers FROM gone \
+             SELECT generation, range_agg({}) AS numbers FROM gone \
              WHERE state = 'discarded' AND seq IS NOT NULL GROUP BY generation) given_up \
            WHERE o.outbox = $1 AND o.generation = given_up.generation) \
          DELETE FROM outboxd.blocked WHERE outbox = $1 AND key IN (\
            SELECT b.key FROM outboxd.blocked b, lease WHERE b.outbox = $1 AND b.state = 'released' \
-             AND b.at < clock_timestamp() - {KEPT_FOR} LIMIT {ROWS_AT_ONCE})"
+             AND b.at < clock_timestamp() - {KEPT_FOR} LIMIT {ROWS_AT_ONCE})",
+        number_sql("seq")
     );
     let done = client.execute(&sql, &[&tenure.outbox, &tenure.epoch]).await;
     done.map(drop)

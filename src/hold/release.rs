@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 
 use super::{Topics, kept_key};
 use crate::core::Delivered;
-use crate::mark::ledger::{LEASE, SEGMENT_ROWS};
+use crate::mark::ledger::{LEASE, segments_sql};
 use crate::mark::{MarkError, Tenure};
 use crate::outbox::{Layout, Lsn, Origin, RowId};
 
@@ -53,6 +53,7 @@ pub async fn release(
 ) -> Result<Vec<Released>, MarkError> {
     let stands = table.map_or("false".to_owned(), stands_in);
     let discarded = kept_key("generation", "row_seq", "row_id");
+    let (first_segment, last_segment) = segments_sql("numbers");
     let sql = format!(
         "WITH {LEASE}, due AS (\
            SELECT b.* FROM outboxd.blocked b, lease WHERE b.outbox = $1 \
@@ -77,7 +78,7 @@ pub async fn release(
          reopened AS (\
            UPDATE outboxd.ledger l SET closed = false FROM due, unnest(due.held) AS numbers \
            WHERE l.outbox = $1 AND l.closed AND l.generation = due.generation \
-             AND l.segment BETWEEN lower(numbers) / {SEGMENT_ROWS} AND (upper(numbers) - 1) / {SEGMENT_ROWS}), \
+             AND l.segment BETWEEN {first_segment} AND {last_segment}), \
          freed AS (\
            UPDATE outboxd.blocked b SET state = 'released', held = '{{}}', at = clock_timestamp() FROM due \
            WHERE b.outbox = $1 AND b.key = due.key), \

@@ -4,7 +4,7 @@ use bytes::BytesMut;
 use tokio_postgres::Client;
 use tokio_postgres::types::{PgLsn, ToSql};
 
-use crate::mark::ledger::{LEASE, SEGMENT_ROWS};
+use crate::mark::ledger::{LEASE, segment_sql};
 use crate::mark::{MarkError, Tenure};
 use crate::outbox::{Field, Layout, Lsn, OutboxRow};
 use crate::source::polling::RowsAhead;
@@ -129,7 +129,8 @@ pub async fn take_out_sent(client: &Client, tenure: &Tenure) -> Result<u64, Mark
         "WITH {LEASE} UPDATE outboxd.kept k SET state = 'replayed', at = clock_timestamp() FROM lease \
          WHERE k.outbox = $1 AND k.state = 'replay' AND EXISTS (\
            SELECT FROM outboxd.ledger l WHERE l.outbox = $1 AND l.generation = k.generation \
-             AND l.segment = k.seq / {SEGMENT_ROWS} AND l.sent @> k.seq)"
+             AND l.segment = {} AND l.sent @> k.seq)",
+        segment_sql("k.seq")
     );
     let done = client.execute(&sql, &[&tenure.outbox, &tenure.epoch]).await;
     done.map_err(MarkError::sql("take replayed rows out"))

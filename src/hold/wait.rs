@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 
 use crate::mark::MarkError;
-use crate::mark::ledger::SEGMENT_ROWS;
+use crate::mark::ledger::segment_sql;
 
 /// Who asks for something, and why.
 #[derive(Clone, Debug)]
@@ -104,6 +104,7 @@ async fn look(client: &Client, outbox: &str, wished: &Wished) -> Result<Standing
 
 /// An entry is waited for until its copies went out too; its first row was sent once the ledger says so.
 fn look_sql() -> String {
+    let segment = segment_sql("b.row_seq");
     format!(
         "
     WITH wished AS (
@@ -112,7 +113,7 @@ fn look_sql() -> String {
                    SELECT FROM outboxd.kept k WHERE k.outbox = $1 AND k.blocked_key = b.key AND k.state = 'replay') AS waits,
                state = 'blocked' AS again,
                NOT EXISTS (SELECT FROM outboxd.ledger l WHERE l.outbox = $1 AND l.generation = b.generation
-                   AND l.segment = b.row_seq / {SEGMENT_ROWS} AND l.sent @> b.row_seq) AS unsent
+                   AND l.segment = {segment} AND l.sent @> b.row_seq) AS unsent
         FROM outboxd.blocked b WHERE outbox = $1 AND key = ANY ($2)
         UNION ALL
         SELECT reason, error, since, state = 'replay', state IN ('dead', 'held'), false

@@ -3,6 +3,8 @@
 //! Owns what is known of the numbers of the current generation. Never holds a number as sent that
 //! the broker did not acknowledge.
 
+mod recent;
+mod segments;
 mod statements;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,29 +15,12 @@ use super::{MarkError, Tenure};
 use crate::core::Delivered;
 use crate::outbox::{Lsn, OutboxRow};
 use crate::ranges::RangeSet;
+use recent::Recent;
+use segments::segments_of;
+pub use segments::{SEGMENT_ROWS, numbers_of, segment_of};
+pub(crate) use segments::{number_sql, segment_numbers_sql, segment_sql, segments_sql};
 pub use statements::{Audit, Checkpoint, compact};
 pub(crate) use statements::{Head, LEASE};
-
-/// Numbers in one segment: the unit that is compacted, closed and retired.
-pub const SEGMENT_ROWS: i64 = 1_000_000;
-
-/// The segment of a number.
-pub fn segment_of(seq: i64) -> i64 {
-    seq.div_euclid(SEGMENT_ROWS)
-}
-
-/// The numbers of a segment.
-pub fn numbers_of(segment: i64) -> std::ops::RangeInclusive<i64> {
-    segment * SEGMENT_ROWS..=segment * SEGMENT_ROWS + (SEGMENT_ROWS - 1)
-}
-
-/// The segments in which a set has numbers.
-fn segments_of(numbers: &RangeSet) -> BTreeSet<i64> {
-    let segments = numbers
-        .ranges()
-        .map(|range| segment_of(*range.start())..=segment_of(*range.end()));
-    segments.flatten().collect()
-}
 
 /// The newest number of the ledger and the row that carried it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +49,8 @@ pub struct Ledger {
     open: BTreeSet<i64>,
     /// A sent number that comes again is a row that moved to another partition.
     expects_moves: bool,
+    /// What was asked for of the segments that are not in memory.
+    recent: Recent,
 }
 
 /// What a streamed number means.
@@ -90,6 +77,9 @@ impl Ledger {
         let mut ledger = Self::of_heads(tenure, generation, heads, skipped);
         let open: Vec<i64> = ledger.open.iter().copied().collect();
         let sent = statements::sent(client, &ledger.tenure.outbox, generation, &open).await?;
+        let mut segments = sent.into_values();
+        let mut sent = segments.next().unwrap_or_default();
+        segments.for_each(|segment| sent.extend(&segment));
         ledger.take_sent(sent);
         Ok(ledger)
     }
@@ -113,6 +103,7 @@ impl Ledger {
             unloaded: BTreeSet::new(),
             open: BTreeSet::new(),
             expects_moves: false,
+            recent: Recent::default(),
         };
         let mut earlier = BTreeMap::new();
         for head in heads {
@@ -187,16 +178,23 @@ impl Ledger {
         &self.accounted
     }
 
-    /// The highest number known to be settled, 0 where there is none.
+    /// The highest number known to be settled, the lowest there can be where there is none.
     pub fn highest(&self) -> i64 {
-        let sent = self.tail.as_ref().map_or(0, |tail| tail.seq);
-        sent.max(self.skipped.last().unwrap_or(0))
+        let sent = self.tail.as_ref().map_or(i64::MIN, |tail| tail.seq);
+        sent.max(self.skipped.last().unwrap_or(i64::MIN))
     }
 
     /// Takes numbers that are recorded as held or as dead letters: settled, and never sent.
     pub fn note_kept(&mut self, kept: &RangeSet) {
         self.skipped.extend(kept);
         self.accounted.extend(kept);
+    }
+
+    /// Takes the lowest number that the sequence can give: no row will ever carry one below it.
+    pub fn begins_at(&mut self, first: i64) {
+        if let Some(below) = first.checked_sub(1) {
+            self.accounted.insert_range(i64::MIN..=below);
+        }
     }
 
     /// Takes numbers that no row will ever carry.
@@ -206,6 +204,8 @@ impl Ledger {
 
     /// Tells for each streamed row whether its number was sent or skipped.
     ///
+    /// What is not in memory is asked for by the batch: its segments are read whole, one query for each generation.
+    ///
     /// Errors: `NumberReused` when the stream brings a sent number with a commit above every one
     /// that the ledger covers: a new generation has to begin before the row is published.
     pub async fn settled_before(
@@ -213,30 +213,36 @@ impl Ledger {
         client: &Client,
         rows: &[OutboxRow],
     ) -> Result<Vec<bool>, MarkError> {
-        let mut settled = Vec::with_capacity(rows.len());
-        for row in rows {
-            let Some(seq) = row.seq else {
-                settled.push(false);
-                continue;
-            };
-            settled.push(match self.meaning(seq, row.lsn) {
-                Meaning::New => false,
-                Meaning::Sent => true,
-                Meaning::Ask { generation } => {
-                    let is_sent =
-                        statements::is_sent(client, &self.tenure.outbox, generation, seq).await?;
-                    let is_reused =
-                        is_sent && generation == self.generation && row.lsn > self.high_lsn;
-                    if is_reused && !self.expects_moves {
-                        return Err(self.reused(seq));
-                    }
-                    is_sent && !is_reused
-                }
-                Meaning::Reused if self.expects_moves => false,
-                Meaning::Reused => return Err(self.reused(seq)),
-            });
+        let meaning = |row: &OutboxRow| row.seq.map(|seq| (seq, self.meaning(seq, row.lsn)));
+        let meanings: Vec<_> = rows.iter().map(meaning).collect();
+        let wanted: BTreeSet<recent::Place> = meanings.iter().flatten().filter_map(place).collect();
+        if !wanted.is_empty() {
+            let outbox = &self.tenure.outbox;
+            self.recent.load(client, outbox, &wanted).await?;
         }
-        Ok(settled)
+        let settled = |(row, meaning): (&OutboxRow, &Option<(i64, Meaning)>)| match meaning {
+            None => Ok(false),
+            Some((seq, meaning)) => self.is_settled(*seq, row.lsn, meaning),
+        };
+        rows.iter().zip(&meanings).map(settled).collect()
+    }
+
+    /// Whether a number was sent or skipped; the segment that it asks for is loaded.
+    fn is_settled(&self, seq: i64, lsn: Lsn, meaning: &Meaning) -> Result<bool, MarkError> {
+        match meaning {
+            Meaning::New => Ok(false),
+            Meaning::Sent => Ok(true),
+            Meaning::Ask { generation } => {
+                let is_sent = self.recent.is_sent(*generation, seq);
+                let is_reused = is_sent && *generation == self.generation && lsn > self.high_lsn;
+                if is_reused && !self.expects_moves {
+                    return Err(self.reused(seq));
+                }
+                Ok(is_sent && !is_reused)
+            }
+            Meaning::Reused if self.expects_moves => Ok(false),
+            Meaning::Reused => Err(self.reused(seq)),
+        }
     }
 
     fn reused(&self, seq: i64) -> MarkError {
@@ -284,7 +290,10 @@ impl Ledger {
         let sent: RangeSet = numbered().map(|(seq, _)| seq).collect();
         self.sent.extend(&sent);
         self.accounted.extend(&sent);
-        self.open.extend(segments_of(&sent));
+        for segment in segments_of(&sent) {
+            self.open.insert(segment);
+            self.recent.forget((self.generation, segment));
+        }
         let high_lsn = numbered().map(|(_, row)| row.lsn).max();
         self.high_lsn = self.high_lsn.max(high_lsn.unwrap_or_default());
         if self.tail.as_ref().is_none_or(|tail| tail.seq < seq) {
@@ -295,12 +304,8 @@ impl Ledger {
 
     /// Segments of which every number is sent, dead or skipped: they may be audited and closed.
     fn complete(&self) -> Vec<i64> {
-        let is_complete = |segment: &&i64| {
-            let numbers = numbers_of(**segment);
-            // The first number of an identity column is 1, so the first segment lacks 0.
-            let numbers = (*numbers.start()).max(1)..=*numbers.end();
-            self.accounted.gaps(numbers).next().is_none()
-        };
+        let is_complete =
+            |segment: &&i64| self.accounted.gaps(numbers_of(**segment)).next().is_none();
         self.open.iter().filter(is_complete).copied().collect()
     }
 
@@ -319,6 +324,7 @@ impl Ledger {
     /// Forgets a segment that was closed.
     pub fn closed(&mut self, segment: i64) {
         self.open.remove(&segment);
+        self.recent.forget((self.generation, segment));
         self.unloaded.insert(segment);
         self.sent.remove_range(numbers_of(segment));
         self.accounted.insert_range(numbers_of(segment));
@@ -326,6 +332,14 @@ impl Ledger {
 
     pub fn tenure(&self) -> &Tenure {
         &self.tenure
+    }
+}
+
+/// The segment that has to be read to know what became of a number.
+fn place((seq, meaning): &(i64, Meaning)) -> Option<recent::Place> {
+    match meaning {
+        Meaning::Ask { generation } => Some((*generation, segment_of(*seq))),
+        Meaning::New | Meaning::Sent | Meaning::Reused => None,
     }
 }
 
@@ -386,7 +400,8 @@ mod tests {
     fn a_segment_is_complete_when_every_number_is_sent_dead_or_skipped() {
         let mut ledger = ledger(1);
         ledger.accounted.insert(SEGMENT_ROWS - 1);
-        ledger.note_dead(&[1..=SEGMENT_ROWS - 3].into_iter().collect());
+        // The sequence gives none below its first number.
+        ledger.note_dead(&[i64::MIN..=SEGMENT_ROWS - 3].into_iter().collect());
         ledger.open.insert(0);
         assert!(ledger.complete().is_empty());
         ledger.committed(&[delivered(SEGMENT_ROWS - 2, 10)]);

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 
 use crate::inspect::qualified;
+use crate::mark::ledger::segment_sql;
 
 pub(super) const OUTBOX: &str = include_str!("../../migrations/0001_outbox.sql");
 pub(super) const STATE: &str = include_str!("../../migrations/0002_state.sql");
@@ -44,10 +45,12 @@ impl Values {
         let mut values = Self::default();
         values.set("schema", escape_identifier(schema));
         values.set("table", qualified(schema, table));
+        values.set("table_literal", literal(&qualified(schema, table)));
         values.set("outbox", literal(&format!("{schema}.{table}")));
         values.set("id_key", " PRIMARY KEY".to_owned());
         values.set("seq_key", " UNIQUE".to_owned());
         values.set("partitions", String::new());
+        values.set("segment", segment_sql("o.seq"));
         for (word, suffix) in [
             ("sequence", "_seq_seq"),
             ("status_view", "_status"),

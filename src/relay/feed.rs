@@ -39,7 +39,7 @@ impl Run<'_> {
             });
         }
         let highest = batch.rows.iter().filter_map(|row| row.seq).max();
-        self.top = self.top.max(highest.unwrap_or(0));
+        self.top = self.top.max(highest.unwrap_or(i64::MIN));
         self.feed.take(batch);
         None
     }

@@ -67,7 +67,7 @@ impl Question {
         };
         Self {
             rows_sql: unsent.map(sql),
-            above: (config.source.mark == Mark::Ledger).then(|| sent_seq.unwrap_or(0)),
+            above: (config.source.mark == Mark::Ledger).then(|| sent_seq.unwrap_or(i64::MIN)),
             held_sql: layout
                 .seq
                 .map(|_| format!("SELECT {age} FROM {table} WHERE seq = $1::int8")),

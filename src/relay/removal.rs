@@ -136,14 +136,14 @@ impl Run<'_> {
             Marks::None => None,
             Marks::Rows(_) => {
                 let step = self.removal.pass.next(&Scope {
-                    settled: &std::iter::once(i64::MIN / 2..=i64::MAX / 2).collect(),
+                    settled: &std::iter::once(i64::MIN..=i64::MAX).collect(),
                     spared: &[&spared],
                 });
                 step.map(Task::Step)
             }
             Marks::Ledger(ledger) => {
                 // The newest number that was sent tells that the table is the same one.
-                spared.insert_range(ledger.tail()?.seq..=i64::MAX / 2);
+                spared.insert_range(ledger.tail()?.seq..=i64::MAX);
                 let has_partitions = self.session.retention.as_ref()?.has_partitions();
                 let settled = match &self.removal.by_row {
                     ByRow::NotKnown if has_partitions => {

@@ -77,7 +77,7 @@ impl Run<'_> {
             return None;
         }
         let (known, top) = self.numbers_known();
-        Some(known.gaps(1..=top).count() as u64)
+        Some(known.gaps(i64::MIN..=top).count() as u64)
     }
 
     /// The ids of the rows in flight, and of those whose mark is owed.

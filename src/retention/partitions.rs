@@ -11,7 +11,7 @@ use tracing::debug;
 
 use super::plan::{Bounds, Partition, may_go, to_make};
 use crate::inspect::{Table, qualified};
-use crate::mark::ledger::{LEASE, SEGMENT_ROWS};
+use crate::mark::ledger::{LEASE, number_sql, segment_of};
 use crate::mark::{MarkError, Tenure};
 use crate::migrate::suffixed;
 use crate::postgres::PostgresError;
@@ -77,12 +77,12 @@ impl Partitions {
             self.make(client, tending.tenure, bounds).await?;
         }
         let mut tended = Tended::default();
-        let first = self.table.sequence().map_or(1, |sequence| sequence.start);
+        let first = self.table.first_number();
         let mut covered = RangeSet::new();
         for partition in &partitions {
             covered.insert_range(partition.bounds.numbers(first));
         }
-        tended.by_row = covered.gaps(first..=i64::MAX / 2).collect();
+        tended.by_row = covered.gaps(first..=i64::MAX).collect();
         for partition in &partitions {
             let numbers = partition.bounds.numbers(first);
             if *numbers.end() >= highest || !self.is_old(client, partition, tending).await? {
@@ -128,11 +128,12 @@ impl Partitions {
     /// The newest number that was given, and the highest that stands in the table.
     async fn ends(&self, client: &Client) -> Result<(i64, i64), MarkError> {
         let Some(sequence) = self.table.sequence() else {
-            return Ok((0, 0));
+            return Ok((i64::MIN, i64::MIN));
         };
         let sql = format!(
-            "SELECT s.last_value, coalesce((SELECT max(seq) FROM {}), 0)::int8 FROM {} s",
+            "SELECT s.last_value, coalesce((SELECT max(seq) FROM {}), '{}')::int8 FROM {} s",
             self.table.name(),
+            i64::MIN,
             sequence.name
         );
         let row = client.query_one(&sql, &[]).await.map_err(failed)?;
@@ -255,15 +256,16 @@ impl Partitions {
         let sql = format!(
             "WITH sent AS MATERIALIZED (SELECT coalesce(range_agg(r), '{{}}') AS numbers \
                FROM outboxd.ledger l, unnest(l.sent) r WHERE l.outbox = $1 AND l.generation = $2 \
-               AND (l.segment + 1) * {SEGMENT_ROWS} > $3 AND l.segment * {SEGMENT_ROWS} < $4) \
-             SELECT count(*), coalesce(range_agg(int8range(seq, seq, '[]')) \
-               FILTER (WHERE NOT sent.numbers @> seq), '{{}}')::text FROM {}, sent",
+               AND l.segment BETWEEN $3 AND $4) \
+             SELECT count(*), coalesce(range_agg({}) \
+               FILTER (WHERE NOT sent.numbers @> seq::int8), '{{}}')::text FROM {}, sent",
+            number_sql("seq"),
             partition.name
         );
         let transaction = long(client).await?;
         let (from, to) = (
-            partition.bounds.from.unwrap_or(i64::MIN / 2),
-            partition.bounds.to,
+            segment_of(partition.bounds.from.unwrap_or(i64::MIN)),
+            segment_of(partition.bounds.to.saturating_sub(1)),
         );
         let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
             [&tending.tenure.outbox, &tending.generation, &from, &to];

@@ -6,6 +6,8 @@ use std::time::Duration;
 use super::Removed;
 use crate::ranges::RangeSet;
 
+/// The highest row is never removed, so the largest number never is.
+const NUMBERS: RangeInclusive<i64> = i64::MIN..=i64::MAX - 1;
 /// Numbers looked at together: the first time, at least, and at most.
 const WIDTH_FIRST: u64 = 1_000;
 const WIDTH_MIN: u64 = 16;
@@ -104,8 +106,7 @@ impl Pass {
     /// What is to be done next; nothing where this pass is over.
     pub fn next(&mut self, scope: &Scope<'_>) -> Option<Step> {
         let Some(bounds) = self.bounds.clone() else {
-            let all = i64::MIN / 2..=i64::MAX / 2;
-            let lowest = scope.take(&self.done, all, 1).first()?;
+            let lowest = scope.take(&self.done, NUMBERS, 1).first()?;
             self.asked = scope.settled.clone();
             for spared in scope.spared {
                 self.asked.subtract(spared);
@@ -126,10 +127,10 @@ impl Pass {
         let Some((first, last)) = bounds else {
             return Passing::Over;
         };
-        for below in asked.within(i64::MIN / 2..=first - 1) {
-            self.done.insert_range(below);
+        if let Some(below) = first.checked_sub(1) {
+            self.done.extend(&asked.within(i64::MIN..=below).collect());
         }
-        self.bounds = Some(first..=last - 1);
+        self.bounds = Some(first..=last.saturating_sub(1));
         Passing::On
     }
 

@@ -51,7 +51,7 @@ impl Bounds {
 
     /// Its numbers; `first` is the lowest that the sequence gives.
     pub fn numbers(self, first: i64) -> std::ops::RangeInclusive<i64> {
-        self.from.map_or(first, |from| from.max(first))..=self.to - 1
+        self.from.map_or(first, |from| from.max(first))..=self.to.saturating_sub(1)
     }
 }
 
@@ -67,21 +67,28 @@ pub fn to_make(partitions: &[Partition], newest: i64) -> Vec<Bounds> {
     else {
         return Vec::new();
     };
-    let width = last.to - last.from.unwrap_or(0);
-    if width <= 0 {
+    let width = last.to.checked_sub(last.from.unwrap_or(0));
+    let Some(width) = width.filter(|width| *width > 0) else {
         return Vec::new();
-    }
+    };
     let mut from = last.to;
     if newest >= from {
-        from = (newest / width + 2) * width;
+        from = newest
+            .div_euclid(width)
+            .saturating_add(2)
+            .saturating_mul(width);
     }
     let mut made = Vec::new();
-    while from - newest <= AHEAD * width && made.len() < MADE_MAX {
+    // The numbers of the last one end with the type's, or before.
+    while let Some(to) = from.checked_add(width)
+        && from.saturating_sub(newest) <= width.saturating_mul(AHEAD)
+        && made.len() < MADE_MAX
+    {
         made.push(Bounds {
             from: Some(from),
-            to: from + width,
+            to,
         });
-        from += width;
+        from = to;
     }
     made
 }

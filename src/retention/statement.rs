@@ -2,7 +2,7 @@
 
 use super::fit::Age;
 use crate::inspect::Table;
-use crate::mark::ledger::{LEASE, SEGMENT_ROWS};
+use crate::mark::ledger::{LEASE, number_sql, segment_numbers_sql, segment_sql};
 
 /// Written once: names and types don't change while a session runs.
 #[derive(Clone, Debug)]
@@ -27,6 +27,7 @@ impl Statements {
             Age::Created => sent_numbers(),
             Age::Sent => "SELECT NULL::int8multirange AS numbers".to_owned(),
         };
+        let (numbers, kept) = (numbers("o.seq"), kept_numbers());
         let aged = age.column();
         Self {
             bounds: format!(
@@ -36,38 +37,47 @@ impl Statements {
             remove: format!(
                 "WITH {LEASE}, same AS ({same}), \
                  asked AS MATERIALIZED (SELECT $4::text::int8multirange AS numbers), \
-                 kept AS MATERIALIZED ({KEPT}), sent AS MATERIALIZED ({sent}), \
+                 kept AS MATERIALIZED ({kept}), sent AS MATERIALIZED ({sent}), \
                  old AS (SELECT pg_catalog.now() - pg_catalog.make_interval(secs => $7) AS until), \
                  gone AS (DELETE FROM {name} o USING lease, same, asked, kept, old \
-                   WHERE o.seq BETWEEN $5 AND $6 AND asked.numbers @> o.seq::int8 \
+                   WHERE o.seq BETWEEN $5::int8 AND $6::int8 AND asked.numbers @> o.seq::int8 \
                    AND NOT kept.numbers @> o.seq::int8 AND o.{aged} < old.until \
                    AND o.seq < (SELECT max(seq) FROM {name}) RETURNING o.seq::int8 AS seq), \
-                 standing AS (SELECT {NUMBERS} AS numbers, coalesce(bool_or(o.{aged} >= old.until), false) AS has_young \
-                   FROM {name} o, asked, old WHERE o.seq BETWEEN $5 AND $6 AND asked.numbers @> o.seq::int8), \
-                 removed AS (SELECT {NUMBERS} AS numbers FROM gone o) \
+                 standing AS (SELECT {numbers} AS numbers, coalesce(bool_or(o.{aged} >= old.until), false) AS has_young \
+                   FROM {name} o, asked, old WHERE o.seq BETWEEN $5::int8 AND $6::int8 AND asked.numbers @> o.seq::int8), \
+                 removed AS (SELECT {numbers} AS numbers FROM gone o) \
                  SELECT EXISTS (SELECT FROM lease) AS is_leader, EXISTS (SELECT FROM same) AS is_same, \
                    removed.numbers::text AS gone, standing.numbers::text AS standing, standing.has_young, \
                    coalesce(removed.numbers - sent.numbers, '{{}}')::text AS missed FROM removed, standing, sent"
             ),
             reopen: format!(
                 "WITH {LEASE} UPDATE outboxd.ledger l SET closed = false FROM lease \
-                 WHERE l.outbox = $1 AND l.generation = $3 AND l.closed AND $4::text::int8multirange && \
-                 int8range(l.segment * {SEGMENT_ROWS}, (l.segment + 1) * {SEGMENT_ROWS})"
+                 WHERE l.outbox = $1 AND l.generation = $3 AND l.closed AND $4::text::int8multirange && {}",
+                segment_numbers_sql("l.segment")
             ),
         }
     }
 }
 
-const NUMBERS: &str = "coalesce(range_agg(int8range(o.seq::int8, o.seq::int8, '[]')), '{}')";
+fn numbers(number: &str) -> String {
+    format!("coalesce(range_agg({}), '{{}}')", number_sql(number))
+}
 
 /// Dead letters are marked where marks stand in the rows.
-const KEPT: &str = "SELECT coalesce(range_agg(int8range(seq, seq, '[]')), '{}') AS numbers FROM outboxd.kept \
-    WHERE outbox = $1 AND generation = $3 AND state IN ('held', 'dead', 'replay', 'discarded') AND seq BETWEEN $5 AND $6";
+fn kept_numbers() -> String {
+    format!(
+        "SELECT {} AS numbers FROM outboxd.kept WHERE outbox = $1 AND generation = $3 \
+         AND state IN ('held', 'dead', 'replay', 'discarded') AND seq BETWEEN $5::int8 AND $6::int8",
+        numbers("seq")
+    )
+}
 
 fn sent_numbers() -> String {
     format!(
         "SELECT coalesce(range_agg(r), '{{}}') AS numbers FROM asked, outboxd.ledger l, \
          unnest(l.sent * asked.numbers) r WHERE l.outbox = $1 AND l.generation = $3 \
-         AND l.segment BETWEEN $5 / {SEGMENT_ROWS} - 1 AND $6 / {SEGMENT_ROWS}"
+         AND l.segment BETWEEN {} AND {}",
+        segment_sql("$5"),
+        segment_sql("$6")
     )
 }

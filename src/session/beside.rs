@@ -2,7 +2,7 @@
 
 use tracing::error;
 
-use super::{OpenError, Opening, connect, first_number};
+use super::{OpenError, Opening, connect};
 use crate::inspect::Table;
 use crate::mark::{Marks, Tenure};
 use crate::retention::{Removable, Retention, fit};
@@ -27,7 +27,7 @@ impl Opening<'_> {
         let session = connect(&self.options, "sweep").await?;
         let config = &self.config.source;
         let watch = match marks {
-            Marks::Ledger(_) => HoleWatch::prepare(session, &table.layout, first_number(table))
+            Marks::Ledger(_) => HoleWatch::prepare(session, &table.layout, table.first_number())
                 .await
                 .map(Watch::Numbers),
             Marks::Rows(_) | Marks::None => {

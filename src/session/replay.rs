@@ -1,6 +1,6 @@
 //! Rows to replay come before all others, with what stands ahead of them in the table.
 
-use super::{OpenError, Opening, first_number, lease_key};
+use super::{OpenError, Opening, lease_key};
 use crate::config::Mark;
 use crate::core::Recorded;
 use crate::hold::{self, Due, ReplayOrder};
@@ -63,8 +63,10 @@ impl Opening<'_> {
         copies: &[&OutboxRow],
     ) -> Result<RowsAhead, OpenError> {
         let newest = copies.iter().filter_map(|copy| copy.seq).max();
-        let first = first_number(table);
-        let numbers: RangeSet = settled.gaps(first..=newest.unwrap_or(first - 1)).collect();
+        let Some(newest) = newest else {
+            return Ok(RowsAhead::default());
+        };
+        let numbers: RangeSet = settled.gaps(table.first_number()..=newest).collect();
         if numbers.is_empty() {
             return Ok(RowsAhead::default());
         }

@@ -6,7 +6,7 @@ use tokio_postgres::Client;
 use tracing::info;
 
 use super::known::KnownOutbox;
-use super::{OpenError, Opening, connect, first_number};
+use super::{OpenError, Opening, connect};
 use crate::config::{CatchUpFrom, Mark, Mode};
 use crate::inspect::Table;
 use crate::mark::Marks;
@@ -97,9 +97,9 @@ impl Opening<'_> {
     ) -> Result<Source, OpenError> {
         let source = &self.config.source;
         let polling = self.polling(table).await?;
-        let first = first_number(table);
+        let first = table.first_number();
         let (top, settled) = match (marks, source.mark) {
-            (Marks::Ledger(ledger), _) => (ledger.highest(), ledger.settled()),
+            (Marks::Ledger(ledger), _) => (Some(ledger.highest()), ledger.settled()),
             (_, Mark::SentAt) => {
                 return Ok(Source::unsent(
                     polling,
@@ -114,11 +114,13 @@ impl Opening<'_> {
                     source.order_column.clone(),
                 ));
             }
-            (_, Mark::Ledger | Mark::None) => (first - 1, RangeSet::new()),
+            (_, Mark::Ledger | Mark::None) => (None, RangeSet::new()),
         };
-        let top = top.max(first - 1);
+        let top = top.filter(|top| *top >= first);
         // The ledger's tail is the top, unless rows above it were skipped.
-        let top_id = top_id.filter(|_| matches!(marks, Marks::Ledger(ledger) if ledger.tail().is_some_and(|tail| tail.seq == top)));
+        let top_id = top_id.filter(
+            |_| matches!(marks, Marks::Ledger(ledger) if ledger.tail().map(|tail| tail.seq) == top),
+        );
         let known = Known {
             first,
             top,

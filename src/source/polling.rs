@@ -67,8 +67,8 @@ pub enum CaughtUp {
 pub struct Known {
     /// The lowest number that the sequence gives, usually 1.
     pub first: i64,
-    /// The highest number seen, below `first` where there is none.
-    pub top: i64,
+    /// The highest number seen, where there is one.
+    pub top: Option<i64>,
     /// The id of the row at `top`; `None` where it is not known yet.
     pub top_id: Option<RowId>,
     /// The numbers up to `top` that need no look-up; the others are holes.

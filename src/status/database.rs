@@ -8,6 +8,7 @@ use tokio_postgres::Client;
 
 use super::{Lag, Lease, Peer, Role, State, Status, StatusError};
 use crate::config::{Mark, Mode, SourceConfig};
+use crate::mark::ledger::segment_numbers_sql;
 use crate::postgres::{self, ConnectOptions, Session};
 use crate::retention;
 use crate::session::lease_key;
@@ -32,21 +33,26 @@ const SLOT: &str = "SELECT confirmed_flush_lsn::text, wal_status, \
     (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() \
     END AS lsn) here WHERE slot_name = $1 AND database = current_database()";
 
-const SENT_SEQ: &str = "SELECT max(upper(l.sent)) - 1 FROM outboxd.ledger l JOIN outboxd.outbox o \
+const SENT_SEQ: &str = "SELECT max(l.last_seq) FROM outboxd.ledger l JOIN outboxd.outbox o \
     USING (outbox, generation) WHERE outbox = $1";
 
 // What is resolved, from the ledger; everything else is a hole or above the highest number. A segment that
 // is closed counts whole. The holes are looked up by range: nothing is read twice, nothing sent is read.
-const UNSENT_BY_LEDGER: &str = "WITH segments AS (\
+fn unsent_by_ledger() -> String {
+    format!(
+        "WITH segments AS (\
       SELECT l.segment, bool_or(l.closed) AS closed FROM outboxd.ledger l \
       JOIN outboxd.outbox o USING (outbox, generation) WHERE outbox = $1 GROUP BY l.segment), \
     resolved AS (\
-      SELECT int8range(segment * 1000000, (segment + 1) * 1000000) AS numbers FROM segments WHERE closed \
+      SELECT {} AS numbers FROM segments WHERE closed \
       UNION ALL SELECT unnest(l.sent) FROM outboxd.ledger l JOIN outboxd.outbox o USING (outbox, generation) \
       JOIN segments s USING (segment) WHERE outbox = $1 AND NOT s.closed \
       UNION ALL SELECT unnest(o.skipped) FROM outboxd.outbox o WHERE o.outbox = $1), \
     holes AS (SELECT unnest(int8multirange(int8range(NULL, NULL)) - \
-      coalesce((SELECT range_agg(numbers) FROM resolved), int8multirange())) AS numbers)";
+      coalesce((SELECT range_agg(numbers) FROM resolved), int8multirange())) AS numbers)",
+        segment_numbers_sql("segment")
+    )
+}
 
 /// Asks the database; `no_relay` says why it has to.
 pub async fn ask(source: &SourceConfig, no_relay: &str) -> Result<Status, StatusError> {
@@ -210,7 +216,7 @@ async fn read_unsent(
     );
     let row = match mark {
         Mark::Ledger => {
-            let sql = format!("{UNSENT_BY_LEDGER} {count}");
+            let sql = format!("{} {count}", unsent_by_ledger());
             client.query_one(&sql, &[&status.table]).await?
         }
         _ => client.query_one(&count, &[]).await?,

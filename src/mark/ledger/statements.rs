@@ -1,11 +1,11 @@
 //! Every SQL statement on the ledger; each that writes checks the lease's epoch itself.
 
-use std::collections::BTreeMap;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::ops::RangeInclusive;
 
 use tokio_postgres::Client;
 
-use super::numbers_of;
+use super::{number_sql, numbers_of};
 use crate::core::Delivered;
 use crate::mark::{MarkError, Tenure};
 use crate::outbox::Lsn;
@@ -47,44 +47,32 @@ pub(super) async fn heads(client: &Client, outbox: &str) -> Result<Vec<Head>, Ma
     Ok(rows.iter().map(head).collect())
 }
 
-/// The sent numbers of these segments.
+/// The sent numbers of each of these segments that has any.
 pub(super) async fn sent(
     client: &Client,
     outbox: &str,
     generation: i32,
     segments: &[i64],
-) -> Result<RangeSet, MarkError> {
-    let sql = "SELECT sent::text FROM outboxd.ledger WHERE outbox = $1 AND generation = $2 AND segment = ANY ($3)";
+) -> Result<BTreeMap<i64, RangeSet>, MarkError> {
+    let sql = "SELECT segment, sent::text FROM outboxd.ledger WHERE outbox = $1 AND generation = $2 AND segment = ANY ($3)";
     let rows = client
         .query(sql, &[&outbox, &generation, &segments])
         .await
         .map_err(MarkError::sql("read the ledger"))?;
-    let mut sent = RangeSet::new();
+    let mut sent: BTreeMap<i64, RangeSet> = BTreeMap::new();
     for row in &rows {
-        let numbers = RangeSet::parse_multirange(row.get(0));
+        let numbers = RangeSet::parse_multirange(row.get(1));
         let unreadable = |source| MarkError::Unreadable {
             outbox: outbox.to_owned(),
             source,
         };
-        sent.extend(&numbers.map_err(unreadable)?);
+        let numbers = numbers.map_err(unreadable)?;
+        match sent.entry(row.get(0)) {
+            Entry::Vacant(place) => drop(place.insert(numbers)),
+            Entry::Occupied(mut known) => known.get_mut().extend(&numbers),
+        }
     }
     Ok(sent)
-}
-
-pub(super) async fn is_sent(
-    client: &Client,
-    outbox: &str,
-    generation: i32,
-    seq: i64,
-) -> Result<bool, MarkError> {
-    let sql = "SELECT EXISTS (SELECT FROM outboxd.ledger WHERE outbox = $1 AND generation = $2 \
-               AND segment = $3 AND sent @> $4::int8)";
-    let segment = super::segment_of(seq);
-    let row = client
-        .query_one(sql, &[&outbox, &generation, &segment, &seq])
-        .await
-        .map_err(MarkError::sql("look a number up in the ledger"))?;
-    Ok(row.get(0))
 }
 
 /// What one checkpoint adds to one segment.
@@ -220,14 +208,15 @@ impl Audit {
     /// Returns the missed numbers: empty when the segment was closed.
     pub async fn run(&self, client: &Client) -> Result<RangeSet, MarkError> {
         let sql = format!(
-            "SELECT coalesce(range_agg(int8range(seq, seq, '[]')), '{{}}')::text FROM {} \
-             WHERE seq BETWEEN $1 AND $2",
+            "SELECT coalesce(range_agg({}), '{{}}')::text FROM {} \
+             WHERE seq BETWEEN $1::int8 AND $2::int8",
+            number_sql("seq"),
             self.table
         );
         let failed = MarkError::sql("prepare the comparison of a segment");
         let statement = client.prepare(&sql).await.map_err(failed)?;
         let mut missed = RangeSet::new();
-        for slice in slices(super::numbers_of(self.segment)) {
+        for slice in slices(numbers_of(self.segment)) {
             let row = client
                 .query_one(&statement, &[slice.start(), slice.end()])
                 .await

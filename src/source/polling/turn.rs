@@ -40,7 +40,7 @@ pub(super) struct Turns {
     apart: Apart,
     writers: Writers,
     first: i64,
-    top: i64,
+    top: Option<i64>,
     top_id: Option<RowId>,
     /// The turn before found no new row.
     is_quiet: bool,
@@ -74,7 +74,9 @@ impl Turns {
         let settings = session.client.batch_execute(PLANNER).await;
         PollError::check(&session, "set the planner up", settings).await?;
         let mut holes = Holes::new(Death::OnLocks);
-        holes.note(known.settled.gaps(known.first..=known.top).collect());
+        if let Some(top) = known.top {
+            holes.note(known.settled.gaps(known.first..=top).collect());
+        }
         let selection = select_columns(&layout, value_bytes_max);
         Ok(Self {
             writers: Writers::prepare(&session, &table, caught_up).await?,
@@ -140,14 +142,16 @@ impl Turns {
 
     /// Step 1: the rows above the highest seen, which is read again to see that it is still the same.
     async fn read_new(&mut self) -> Result<(Vec<OutboxRow>, Next), PollError> {
-        if self.is_quiet && self.is_top_the_last().await? {
+        if let Some(top) = self.top.filter(|_| self.is_quiet)
+            && self.is_top_the_last(top).await?
+        {
             return Ok((Vec::new(), Next::AfterInterval));
         }
-        let has_top = self.top >= self.first;
-        let from = self.top.max(self.first);
+        let has_top = self.top.is_some();
+        let from = self.top.unwrap_or(self.first);
         let limit = self.rows.limit(self.batch_rows) + usize::from(has_top);
         let mut page = self.read_from(from, limit).await?;
-        let is_top = |row: &OutboxRow| has_top && row.seq == Some(self.top);
+        let is_top = |row: &OutboxRow| has_top && row.seq == self.top;
         if page.stuck.is_some() && page.rows.len() == 1 && is_top(&page.rows[0]) {
             // The row that can't be sent is the highest known one: what stands above it is read without it.
             let above = self.read_from(from.saturating_add(1), limit).await?;
@@ -160,8 +164,8 @@ impl Turns {
         let is_full = !page.is_whole || page.rows.len() >= limit;
         let mut rows = page.rows;
         if has_top {
-            let is_standing = rows.first().is_some_and(|row| row.seq == Some(self.top));
-            self.verify_top(rows.first().filter(|_| is_standing))?;
+            let is_standing = rows.first().is_some_and(|row| row.seq == self.top);
+            self.verify_top(from, rows.first().filter(|_| is_standing))?;
             rows.drain(..usize::from(is_standing));
         }
         let next = if is_full {
@@ -190,9 +194,9 @@ impl Turns {
     }
 
     /// Whether the highest row is the one that is known: then nothing is new, and no payload was read to see that.
-    async fn is_top_the_last(&self) -> Result<bool, PollError> {
+    async fn is_top_the_last(&self, top: i64) -> Result<bool, PollError> {
         let client = &self.session.client;
-        let rows = client.query(&self.statements.probe, &[&self.top]).await;
+        let rows = client.query(&self.statements.probe, &[&top]).await;
         let rows = match PollError::check(&self.session, "look for new rows", rows).await {
             // An id that can't be sent says nothing.
             Err(error) if apart::is_unsendable(&error) => return Ok(false),
@@ -203,11 +207,11 @@ impl Turns {
         };
         let (seq, RawColumn(id)): (i64, _) = (row.get(0), row.get(1));
         let id = id.map(RowId::from_text);
-        Ok(seq == self.top && id.is_some() && id == self.top_id)
+        Ok(seq == top && id.is_some() && id == self.top_id)
     }
 
     /// Compares the row that stands at the highest number with the one that stood there, if that is known.
-    fn verify_top(&mut self, row: Option<&OutboxRow>) -> Result<(), PollError> {
+    fn verify_top(&mut self, seq: i64, row: Option<&OutboxRow>) -> Result<(), PollError> {
         let found = match (row, &self.top_id) {
             (Some(row), None) => {
                 self.top_id.clone_from(&row.id);
@@ -218,10 +222,7 @@ impl Turns {
             (Some(_), Some(_)) => TopRow::Other,
             (None, Some(_)) => TopRow::Gone,
         };
-        Err(PollError::TopRow {
-            seq: self.top,
-            found,
-        })
+        Err(PollError::TopRow { seq, found })
     }
 
     /// Takes the numbers that the new rows leave out as holes.
@@ -235,9 +236,9 @@ impl Turns {
             return;
         };
         let numbers: RangeSet = new.iter().filter_map(|row| row.seq).collect();
-        let from = self.first.max(self.top.saturating_add(1));
+        let from = self.top.map_or(self.first, |top| top.saturating_add(1));
         self.holes.note(numbers.gaps(from..=*last).collect());
-        self.top = *last;
+        self.top = Some(*last);
         self.top_id.clone_from(id);
     }
 

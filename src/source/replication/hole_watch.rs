@@ -37,7 +37,7 @@ impl HoleWatch {
             look_up: LookUp::prepare(&session, layout, &table).await?,
             session,
             first,
-            highest: first - 1,
+            highest: i64::MIN,
             highest_sql: format!("SELECT max(seq)::int8 FROM {table}"),
             holes: Holes::new(Death::NeedsPassage),
         })
@@ -78,7 +78,7 @@ impl HoleWatch {
     async fn read_highest(&self) -> Result<i64, PollError> {
         let row = self.session.client.query_one(&self.highest_sql, &[]).await;
         let row = PollError::check(&self.session, "read the highest number", row).await?;
-        Ok(row.get::<_, Option<i64>>(0).unwrap_or(self.first - 1))
+        Ok(row.get::<_, Option<i64>>(0).unwrap_or(i64::MIN))
     }
 
     pub(super) fn awaits_passage(&self) -> bool {
