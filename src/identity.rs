@@ -5,6 +5,7 @@
 use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 
+use crate::config::Mark;
 use crate::inspect::{Table, qualified};
 use crate::outbox::{Lsn, RowId};
 use crate::postgres::PostgresError;
@@ -79,7 +80,7 @@ pub enum RowAt {
 }
 
 /// What table, sequence and ledger say of the numbers now.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Evidence {
     /// The last number that the ledger recorded and what stands there; `None` while it recorded nothing.
     pub tail: Option<(i64, RowAt)>,
@@ -101,32 +102,71 @@ pub enum Verdict {
     Halt { why: String, remedy: String },
 }
 
-/// Judges the numbers by design §5a, "Identity of the numbers".
-pub fn compare(stored: &Identity, now: &Identity, evidence: &Evidence) -> Verdict {
-    if let Some(why) = another_place(stored, now) {
+/// What is asked of an outbox before anything is published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// It stands where it stood: system, database, timeline, table.
+    Place,
+    /// Its sequence's last value can be read, and no row stands above it.
+    Sequence,
+    /// The row that was sent last still has its number.
+    Tail,
+}
+
+impl Rule {
+    /// Whether a mark rests on the rule: only the ledger speaks of rows by their numbers.
+    pub fn is_needed_for(self, mark: Mark) -> bool {
+        match (self, mark) {
+            (Self::Place, _) | (Self::Sequence | Self::Tail, Mark::Ledger) => true,
+            (Self::Sequence | Self::Tail, Mark::SentAt | Mark::Delete | Mark::None) => false,
+        }
+    }
+}
+
+/// Judges the numbers by design §5a, "Identity of the numbers", as far as the mark rests on them.
+pub fn compare(mark: Mark, stored: &Identity, now: &Identity, evidence: &Evidence) -> Verdict {
+    if Rule::Place.is_needed_for(mark)
+        && let Some(why) = another_place(stored, now)
+    {
         return halt(why, ADOPT);
     }
     if now.sequence_filenode.is_none() {
         return Verdict::Same;
     }
+    let by_sequence = Rule::Sequence
+        .is_needed_for(mark)
+        .then(|| sequence(evidence));
+    let by_tail = || {
+        Rule::Tail
+            .is_needed_for(mark)
+            .then(|| tail(stored, now, evidence))
+    };
+    let judged = by_sequence.flatten().or_else(|| by_tail().flatten());
+    judged.unwrap_or(Verdict::Same)
+}
+
+/// What the sequence says against the numbers.
+fn sequence(evidence: &Evidence) -> Option<Verdict> {
     let Some(last_value) = evidence.last_value else {
-        return halt(
+        return Some(halt(
             "the last value of the sequence behind `seq` cannot be read".to_owned(),
             "run `outboxd migrate` as the table's owner: it grants SELECT on the sequence",
-        );
+        ));
     };
-    if let Some(row) = evidence.highest_row.filter(|row| *row > last_value) {
-        return halt(
-            format!(
-                "the table holds number {row} and its sequence has given no more than {last_value}"
-            ),
-            "set the sequence to the table's highest number with setval, then start again",
-        );
-    }
-    let Some((last_seq, row)) = evidence.tail else {
-        return Verdict::Same;
-    };
-    match row {
+    let row = evidence.highest_row.filter(|row| *row > last_value)?;
+    Some(halt(
+        format!(
+            "the table holds number {row} and its sequence has given no more than {last_value}"
+        ),
+        "where an application draws the numbers, source.mark = \"sent_at\" does not rest on them; else set the \
+         sequence to the table's highest number with setval, then start again",
+    ))
+}
+
+/// What the row that was sent last says against the numbers.
+fn tail(stored: &Identity, now: &Identity, evidence: &Evidence) -> Option<Verdict> {
+    let (last_seq, row) = evidence.tail?;
+    let verdict = match row {
         RowAt::Gone | RowAt::Other if began_again(stored, now) => Verdict::NewGeneration {
             why: "table and sequence have new files: the table was truncated with RESTART IDENTITY"
                 .to_owned(),
@@ -135,14 +175,17 @@ pub fn compare(stored: &Identity, now: &Identity, evidence: &Evidence) -> Verdic
             format!("another row stands at number {last_seq}, which was the last one sent"),
             ADOPT,
         ),
-        _ if last_value < last_seq => halt(
-            format!(
-                "the sequence stands at {last_value} and number {last_seq} was sent before: it was set back"
-            ),
-            ADOPT,
-        ),
-        _ => Verdict::Same,
-    }
+        RowAt::Same | RowAt::Gone => {
+            let last_value = evidence.last_value.filter(|value| *value < last_seq)?;
+            halt(
+                format!(
+                    "the sequence stands at {last_value} and number {last_seq} was sent before: it was set back"
+                ),
+                ADOPT,
+            )
+        }
+    };
+    Some(verdict)
 }
 
 const ADOPT: &str = "`outboxd migrate --adopt` takes the table as it is now; where its numbers differ from what \
@@ -328,15 +371,19 @@ pub async fn ledger_tail(
     }))
 }
 
-/// Reads what table and sequence say now; `tail` is the ledger's last number with its row's id.
+/// Reads what table and sequence say now of what the mark rests on; `tail` is the ledger's last number with its row's id.
 ///
 /// The sequence is read after the highest row: a row that is seen has drawn its number before.
 /// Cancel-safe: yes.
 pub async fn evidence(
     client: &Client,
     table: &Table,
+    mark: Mark,
     tail: Option<(i64, RowId)>,
 ) -> Result<Evidence, IdentityError> {
+    if table.layout.seq.is_none() || !Rule::Sequence.is_needed_for(mark) {
+        return Ok(Evidence::default());
+    }
     gather(client, table, tail)
         .await
         .map_err(IdentityError::while_trying("check", &table.layout.outbox()))
@@ -348,14 +395,7 @@ async fn gather(
     tail: Option<(i64, RowId)>,
 ) -> Result<Evidence, tokio_postgres::Error> {
     let name = qualified(&table.layout.schema, &table.layout.table);
-    let mut evidence = Evidence {
-        tail: None,
-        last_value: None,
-        highest_row: None,
-    };
-    if table.layout.seq.is_none() {
-        return Ok(evidence);
-    }
+    let mut evidence = Evidence::default();
     if let Some((last_seq, id)) = tail {
         let text = table.layout.text_of(table.layout.id);
         let sql = format!("SELECT {text} FROM {name} AS o WHERE o.seq = $1::int8 LIMIT 1");
@@ -390,7 +430,8 @@ async fn last_value(client: &Client, table: &Table) -> Result<Option<i64>, tokio
         return Ok(None);
     }
     let sql = format!(
-        "SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM {}",
+        "SELECT CASE WHEN is_called OR last_value = '{}' THEN last_value ELSE last_value - 1 END FROM {}",
+        i64::MIN,
         sequence.name
     );
     Ok(Some(client.query_one(&sql, &[]).await?.get(0)))

@@ -1,7 +1,7 @@
 //! Which modes and marks a table allows, and why not the others (design §6, "Mode, mark and table"). Pure.
 
 use crate::config::{Mark, Mode};
-use crate::inspect::{SeqFacts, SeqIndex, Table, TableKind, seq_trusted};
+use crate::inspect::{SeqFacts, SeqIndex, Table, TableKind, seq_orders, seq_trusted};
 use postgres_protocol::escape::escape_identifier;
 
 /// Why a table does not allow a mode and a mark.
@@ -57,10 +57,10 @@ pub fn refusals(mode: Mode, mark: Mark, order_column: Option<&str>, table: &Tabl
         }
     }
     let by_unsent = matches!(mark, Mark::SentAt | Mark::Delete);
-    if mode == Mode::Polling && by_unsent && seq_trusted(table).is_err() {
+    if mode == Mode::Polling && by_unsent && seq_orders(table).is_err() {
         match order_column {
             None => refuse(
-                "its numbers are not trusted, and no column says in which order unsent rows go"
+                "its numbers tell no order, and no column says in which order unsent rows go"
                     .to_owned(),
                 "set source.order_column to a column that grows, such as \"created_at\"".to_owned(),
             ),

@@ -3,7 +3,7 @@
 use tokio_postgres::Client;
 
 use super::{Finding, Outcome, Report, chain, shown, unknown};
-use crate::config::{Config, Mode};
+use crate::config::{Config, Mark, Mode};
 use crate::identity::{self, IdentityError, Verdict};
 use crate::inspect::Table;
 use crate::migrate::{self, MigrateError, MigrateOptions, Part, Step, StepState};
@@ -100,36 +100,38 @@ async fn numbers(client: &Client, config: &Config, table: &Table, report: &mut R
     if table.seq.is_none() {
         return;
     }
-    let verdict = match verdict(client, table).await {
+    let verdict = match verdict(client, config.source.mark, table).await {
         Ok(verdict) => verdict,
         Err(error) => {
             return report.push(Finding::warning("numbers", chain(&error), ""));
         }
     };
     report.push(match verdict {
-        None => Finding::ok("numbers", "nothing was sent yet"),
-        Some(Verdict::Same) => Finding::ok("numbers", "they are those that the relay knows"),
-        Some(Verdict::NewGeneration { why }) => Finding::warning(
+        Verdict::Same => Finding::ok("numbers", "they are those that the relay knows"),
+        Verdict::NewGeneration { why } => Finding::warning(
             "numbers",
             why,
             "the relay begins a new generation by itself",
         ),
-        Some(Verdict::Halt { why, remedy }) => {
+        Verdict::Halt { why, remedy } => {
             let mode = super::fit::mode_name(config.source.mode);
             Finding::missing("numbers", format!("{mode} would halt: {why}"), remedy)
         }
     });
 }
 
-async fn verdict(client: &Client, table: &Table) -> Result<Option<Verdict>, IdentityError> {
+/// What the relay would say of the numbers; where nothing is stored of them, whether they are fit to begin with.
+async fn verdict(client: &Client, mark: Mark, table: &Table) -> Result<Verdict, IdentityError> {
     let outbox = shown(table);
-    let Some(stored) = identity::load(client, &outbox).await? else {
-        return Ok(None);
-    };
     let now = identity::read(client, table).await?;
-    let tail = identity::ledger_tail(client, &outbox).await?;
-    let evidence = identity::evidence(client, table, tail).await?;
-    Ok(Some(identity::compare(&stored, &now, &evidence)))
+    let stored = identity::load(client, &outbox).await?;
+    let tail = match mark {
+        Mark::Ledger => identity::ledger_tail(client, &outbox).await?,
+        Mark::SentAt | Mark::Delete | Mark::None => None,
+    };
+    let evidence = identity::evidence(client, table, mark, tail).await?;
+    let stored = stored.as_ref().unwrap_or(&now);
+    Ok(identity::compare(mark, stored, &now, &evidence))
 }
 
 /// Rows that stand before anything is known of them need a decision.

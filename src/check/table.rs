@@ -5,7 +5,7 @@ use tokio_postgres::Client;
 
 use super::{Finding, Report, chain, fit, shown, unknown};
 use crate::config::{Config, Mark};
-use crate::inspect::{InspectError, SeqIndex, Table, TableKind, inspect, seq_trusted};
+use crate::inspect::{InspectError, SeqIndex, Table, TableKind, inspect, seq_orders};
 
 /// Whether a partial index of the rows whose `sent_at` is NULL begins with a column.
 const UNSENT_INDEX: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_index i \
@@ -97,8 +97,8 @@ fn numbers(config: &Config, table: &Table, report: &mut Report) {
     let Some(seq) = &table.seq else {
         return;
     };
-    if config.source.mark != Mark::Ledger {
-        for distrust in seq_trusted(table).err().unwrap_or_default() {
+    if config.source.mark != Mark::Ledger && config.source.order_column.is_none() {
+        for distrust in seq_orders(table).err().unwrap_or_default() {
             report.push(Finding::warning("seq", distrust.text, distrust.remedy));
         }
     }

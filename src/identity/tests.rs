@@ -25,7 +25,7 @@ fn healthy() -> Evidence {
 fn judge(change: impl FnOnce(&mut Identity, &mut Evidence)) -> Verdict {
     let (mut now, mut evidence) = (stored(), healthy());
     change(&mut now, &mut evidence);
-    compare(&stored(), &now, &evidence)
+    compare(Mark::Ledger, &stored(), &now, &evidence)
 }
 
 #[track_caller]
@@ -41,6 +41,31 @@ fn truncate_restart(now: &mut Identity, evidence: &mut Evidence) {
         last_value: Some(5),
         highest_row: Some(5),
     };
+}
+
+/// Numbers that an application draws in pools: the sequence counts the pools.
+#[test]
+fn only_the_ledger_rests_on_the_sequence() {
+    let (now, mut evidence) = (stored(), healthy());
+    evidence.highest_row = Some(101);
+    for (mark, is_same) in [
+        (Mark::Ledger, false),
+        (Mark::SentAt, true),
+        (Mark::Delete, true),
+        (Mark::None, true),
+    ] {
+        let verdict = compare(mark, &stored(), &now, &evidence);
+        assert_eq!(verdict == Verdict::Same, is_same, "{mark:?}");
+    }
+}
+
+#[test]
+fn another_place_is_another_one_for_every_mark() {
+    let mut now = stored();
+    now.database = "another".to_owned();
+    for mark in [Mark::Ledger, Mark::SentAt, Mark::Delete, Mark::None] {
+        assert_halts(&compare(mark, &stored(), &now, &healthy()));
+    }
 }
 
 #[test]

@@ -15,8 +15,8 @@ pub(super) async fn adopt(client: &Client, names: &Names) -> Result<&'static str
     let table = inspect(client, &names.schema, &names.table).await?;
     let now = identity::read(client, &table).await?;
     let tail = identity::ledger_tail(client, &names.outbox()).await?;
-    let evidence = identity::evidence(client, &table, tail).await?;
-    let verdict = identity::compare(&now, &now, &evidence);
+    let evidence = identity::evidence(client, &table, names.mark, tail).await?;
+    let verdict = identity::compare(names.mark, &now, &now, &evidence);
     if let Verdict::Halt { why, remedy } = verdict {
         if !numbers_began_again(&evidence) {
             return Err(MigrateError::NotAdoptable { why, remedy });

@@ -125,8 +125,8 @@ async fn look(client: &Client, config: &Config, layout: &Layout) -> Result<Findi
         Mark::Ledger => identity::ledger_tail(client, &outbox).await?,
         Mark::SentAt | Mark::Delete | Mark::None => None,
     };
-    let evidence = identity::evidence(client, &table, tail).await?;
-    findings.moved = match identity::compare(&stored, &now, &evidence) {
+    let evidence = identity::evidence(client, &table, config.source.mark, tail).await?;
+    findings.moved = match identity::compare(config.source.mark, &stored, &now, &evidence) {
         Verdict::Same => None,
         Verdict::NewGeneration { why } | Verdict::Halt { why, .. } => Some(why),
     };

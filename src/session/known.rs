@@ -30,7 +30,15 @@ impl Opening<'_> {
     ) -> Result<KnownOutbox, OpenError> {
         self.check_history(sql, states.outbox).await?;
         let now = identity::read(&sql.client, table).await?;
+        let mark = self.config.source.mark;
         let Some(stored) = identity::load(&sql.client, states.outbox).await? else {
+            let evidence = identity::evidence(&sql.client, table, mark, None).await?;
+            if let Verdict::Halt { why, remedy } = identity::compare(mark, &now, &now, &evidence) {
+                return Err(OpenError::Halt {
+                    reason: why,
+                    remedy,
+                });
+            }
             identity::store(&sql.client, states.outbox, &now).await?;
             return Ok(KnownOutbox {
                 state,
@@ -38,15 +46,15 @@ impl Opening<'_> {
                 has_moved_rows: false,
             });
         };
-        let tail = match self.config.source.mark {
+        let tail = match mark {
             Mark::Ledger => identity::ledger_tail(&sql.client, states.outbox).await?,
             Mark::SentAt | Mark::Delete | Mark::None => None,
         };
-        let evidence = identity::evidence(&sql.client, table, tail.clone()).await?;
+        let evidence = identity::evidence(&sql.client, table, mark, tail.clone()).await?;
         let is_reused = self.legacy.numbers == Numbers::Reused;
         let is_restart = is_reused && identity::began_again(&stored, &now);
         let can_move = table.kind == TableKind::Partitioned;
-        let why = match identity::compare(&stored, &now, &evidence) {
+        let why = match identity::compare(mark, &stored, &now, &evidence) {
             // The rows that came after a TRUNCATE have reached the last number that was sent.
             Verdict::Halt { why, .. } if is_restart => Some(why),
             Verdict::Halt { why, remedy } => {
