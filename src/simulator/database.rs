@@ -76,6 +76,8 @@ pub struct Slot {
     pub persisted: u64,
     /// The connection that reads it.
     pub reader: Option<u64>,
+    /// Another outbox made it, under the name that our configuration means.
+    pub is_foreign: bool,
 }
 
 /// What the state tables of one outbox hold.

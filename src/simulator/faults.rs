@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::database::{Blocked, BlockedState, Kept, KeptState};
+use super::database::{Blocked, BlockedState, Kept, KeptState, Slot};
 use super::marking::LateWork;
 use super::schedule::Mode;
 use super::session::Loss;
@@ -113,7 +113,7 @@ impl World {
         let Some(slot) = &mut self.database.slot else {
             return;
         };
-        if slot.reader.is_some() {
+        if slot.reader.is_some() || slot.is_foreign {
             return;
         }
         let (from, to) = (slot.confirmed, self.server.flushed);
@@ -133,9 +133,31 @@ impl World {
     }
 
     pub fn drop_slot(&mut self) {
-        if self.database.slot.is_some_and(|slot| slot.reader.is_none()) {
+        let is_free = |slot: Slot| slot.reader.is_none() && !slot.is_foreign;
+        if self.database.slot.is_some_and(is_free) {
             tell!(self, "the slot is dropped");
             self.database.slot = None;
+        }
+    }
+
+    /// Another outbox of the database makes a slot where none stands, and reads what is its own.
+    pub fn let_neighbour_work(&mut self) {
+        let flushed = self.server.flushed;
+        match &mut self.database.slot {
+            None => {
+                tell!(self, "another outbox makes the slot at {flushed}");
+                self.database.slot = Some(Slot {
+                    confirmed: flushed,
+                    persisted: flushed,
+                    reader: None,
+                    is_foreign: true,
+                });
+            }
+            Some(slot) if slot.is_foreign && slot.reader.is_none() => {
+                (slot.confirmed, slot.persisted) = (flushed, flushed);
+                tell!(self, "another outbox confirms {flushed}");
+            }
+            Some(_) => {}
         }
     }
 

@@ -264,7 +264,7 @@ impl Judge {
                 Mark::SentAt | Mark::Delete => {
                     let is_removed = server.removed.contains(&event.id);
                     server.is_marked(event.id)
-                        || is_removed && judge.in_log(event.id)
+                        || (is_removed || server.is_changed(event)) && judge.in_log(event.id)
                         || database.marks.owes(event.seq)
                 }
             };

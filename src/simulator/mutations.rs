@@ -45,6 +45,8 @@ pub enum Mutation {
     PassedIsResolved,
     /// A mark hits a row that has changed since it was read.
     MarkHitsAnotherVersion,
+    /// A slot is taken because it exists.
+    SlotTaken,
 }
 
 impl Mutation {
@@ -61,13 +63,14 @@ impl Mutation {
             | Self::MarkUnrecorded
             | Self::PassedIsResolved
             | Self::MarkHitsAnotherVersion => setting.marks_rows(),
+            Self::SlotTaken => has(Kind::Neighbour),
             _ => true,
         }
     }
 }
 
 /// Every planted defect.
-pub const ALL: [Mutation; 19] = [
+pub const ALL: [Mutation; 20] = [
     Mutation::ConfirmBeforeMark,
     Mutation::ConfirmCommitLsn,
     Mutation::KeepaliveTooEarly,
@@ -87,4 +90,5 @@ pub const ALL: [Mutation; 19] = [
     Mutation::MarkUnrecorded,
     Mutation::PassedIsResolved,
     Mutation::MarkHitsAnotherVersion,
+    Mutation::SlotTaken,
 ];

@@ -1,11 +1,20 @@
 //! What a session settles before it reads: what the last one left, the slot, rows that were polled or skipped.
 
+use super::mutations::Mutation;
 use super::schedule::Mode;
 use super::world::{World, tell};
 use crate::config::Mark;
 use crate::session::CatchUp;
 
 impl World {
+    /// The relay halts on the slot of another outbox, until somebody names another one for it.
+    fn name_another_slot(&mut self) {
+        if self.rng.bool() {
+            tell!(self, "somebody names a slot that nobody has");
+            self.database.slot = None;
+        }
+    }
+
     /// Where rows with marks of their own were polled, the table is read in the place of what the slot holds.
     pub fn leave_to_the_table(&mut self, relay: usize) {
         if !self.setting.marks_rows() {
@@ -66,6 +75,10 @@ impl World {
     /// Makes the slot where the table is read anyway; a lost one only once that is recorded.
     pub fn prepare_slot(&mut self) -> bool {
         match (self.database.slot, self.database.caught_up) {
+            (Some(slot), _) if slot.is_foreign && self.mutation != Mutation::SlotTaken => {
+                self.name_another_slot();
+                false
+            }
             (Some(_), _) => true,
             (None, false) => {
                 self.create_slot();

@@ -162,6 +162,9 @@ impl World {
         let Some(slot) = &mut self.database.slot else {
             return Some(End::Lost);
         };
+        if slot.is_foreign {
+            return Some(End::Lost);
+        }
         if slot.reader.is_some() || lsn <= slot.confirmed {
             return None;
         }

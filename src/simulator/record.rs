@@ -3,7 +3,7 @@
 use super::event::seqs_of;
 use crate::core::Delivered;
 use crate::mark::evidence::Record;
-use crate::outbox::Lsn;
+use crate::outbox::{Lsn, Origin};
 use crate::publish::Ticket;
 use crate::ranges::RangeSet;
 
@@ -35,6 +35,10 @@ impl MarkRecord {
         let of_nobody = |row: &Delivered| Delivered {
             ticket: Ticket::MAX,
             lsn: high_lsn,
+            origin: match row.origin {
+                Origin::Stream { .. } => row.origin,
+                _ => Origin::Unknown,
+            },
             ..row.clone()
         };
         self.entries.push(Entry {

@@ -221,7 +221,9 @@ impl World {
             return Some(Reply::NotLeader);
         }
         if let Some(resolved) = statement.resolved {
-            self.database.marks.note(&gone, &marking.waiting, resolved);
+            let owed = marking.waiting.iter().chain(&marking.locked);
+            let owed: Vec<_> = owed.cloned().collect();
+            self.database.marks.note(&gone, &owed, resolved);
         }
         self.database.marks.paid(&gone);
         self.wrote();

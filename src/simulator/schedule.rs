@@ -62,6 +62,8 @@ pub enum Kind {
     Topic,
     Operator,
     SwitchMode,
+    /// Another outbox whose slot has the same name.
+    Neighbour,
     LateStatement,
 }
 
@@ -117,6 +119,9 @@ impl Schedule {
         weights.extend(FAULTS.into_iter().filter(|_| rng.u8(..10) < 4));
         if setting.policy == FaultPolicy::Follow {
             weights.extend(LETTERS);
+        }
+        if rng.u8(..8) == 0 {
+            weights.push((Kind::Neighbour, 6));
         }
         if weights.iter().any(|(kind, _)| *kind == Kind::Freeze) {
             weights.push((Kind::Thaw, 1));

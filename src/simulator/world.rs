@@ -110,6 +110,7 @@ impl World {
             Kind::Gap => self.server.is_published = !self.server.is_published,
             Kind::AdvanceSlot => self.advance_slot(),
             Kind::DropSlot => self.drop_slot(),
+            Kind::Neighbour => self.let_neighbour_work(),
             Kind::Topic => self.change_topic(),
             Kind::Operator => self.operate(),
             Kind::SwitchMode => self.switch_mode(chosen),
@@ -269,6 +270,7 @@ impl World {
             confirmed: at,
             persisted: at,
             reader: None,
+            is_foreign: false,
         });
     }
 

@@ -97,6 +97,12 @@ impl Server {
         events.filter(|event| !self.sent.contains(&event.id))
     }
 
+    /// Whether a row says something else than when it was inserted: the stream does not tell it.
+    pub fn is_changed(&self, event: &Event) -> bool {
+        let standing = self.rows.get(&event.seq);
+        standing.is_some_and(|standing| standing.id == event.id && standing.version > 0)
+    }
+
     /// Whether somebody works on a row: who marks it waits.
     pub fn is_locked(&self, id: u32) -> bool {
         self.row_locks.contains(&id)
