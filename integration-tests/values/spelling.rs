@@ -65,6 +65,19 @@ async fn an_id_of_any_type_is_known_again_after_a_restart() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_padded_id_is_known_again_by_marks_in_rows() {
+    for pair in [
+        ("replication", "sent_at"),
+        ("replication", "delete"),
+        ("polling", "sent_at"),
+        ("polling", "delete"),
+    ] {
+        published("char(32)", "'o-n'", pair).await;
+        published("inet", "'10.0.0.n'", pair).await;
+    }
+}
+
 /// Blanks that pad a value are no part of its meaning, and no topic can have them.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_padded_aggregate_type_reaches_the_topic_of_its_word() {
