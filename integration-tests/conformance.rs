@@ -14,6 +14,7 @@ mod size;
 mod start;
 mod switch;
 mod topics;
+mod unmarkable;
 mod unseen;
 mod wire;
 
@@ -106,6 +107,41 @@ macro_rules! polled_row_marks {
     ($file:ident::$case:ident, $major:expr) => {
         pair!($file::$case, $major, sent_at, "polling", "sent_at");
         pair!($file::$case, $major, delete, "polling", "delete");
+    };
+}
+
+/// Marks in the rows, in both modes.
+macro_rules! row_marks {
+    ($file:ident::$case:ident, $major:expr) => {
+        polled_row_marks!($file::$case, $major);
+        pair!(
+            $file::$case,
+            $major,
+            streamed_sent_at,
+            "replication",
+            "sent_at"
+        );
+        pair!(
+            $file::$case,
+            $major,
+            streamed_delete,
+            "replication",
+            "delete"
+        );
+    };
+}
+
+/// Only a deletion can leave a reference behind.
+macro_rules! deletions {
+    ($file:ident::$case:ident, $major:expr) => {
+        pair!($file::$case, $major, polling_delete, "polling", "delete");
+        pair!(
+            $file::$case,
+            $major,
+            replication_delete,
+            "replication",
+            "delete"
+        );
     };
 }
 
@@ -211,6 +247,14 @@ cases! { streamed_pairs, super::USUAL;
 
 cases! { polled_row_marks, super::USUAL;
     unseen::a_row_that_changes_before_its_mark_is_published_again,
+}
+
+cases! { row_marks, super::USUAL;
+    unmarkable::a_trigger_that_undoes_a_mark_is_seen,
+}
+
+cases! { deletions, super::USUAL;
+    unmarkable::a_foreign_key_on_one_row_stops_no_other,
 }
 
 cases! { stream_alone, super::USUAL;

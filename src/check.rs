@@ -6,6 +6,7 @@ mod connection;
 mod failover;
 pub mod fit;
 mod kafka;
+mod marks;
 mod retention;
 mod route;
 mod server;
@@ -159,6 +160,7 @@ async fn look_at_postgres(session: &Session, config: &Config, report: &mut Repor
     let Some(table) = table::look(client, config, report).await else {
         return route::fixed_topics(config);
     };
+    marks::look(client, config, &table, report).await;
     retention::look(client, config, &table, report).await;
     state::look(client, config, &table, report).await;
     stream::look(client, config, &table, report).await;

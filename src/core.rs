@@ -17,7 +17,7 @@ mod tests;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-pub use held::{Followers, Held, HeldAggregate, Recorded, TopicHold};
+pub use held::{Followers, Held, HeldAggregate, Recorded, TopicHold, UNMARKABLE};
 pub use row::{
     Aggregate, Aside, Delivered, Extent, Fate, Faults, Offer, RowFacts, Settling, Window,
 };

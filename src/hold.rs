@@ -17,7 +17,7 @@ use tokio_postgres::types::Type;
 
 pub use history::forget_history;
 pub use record::{Entry, Keep, KeptRow, What, Whole};
-pub use release::{Released, release, to_skip};
+pub use release::{Released, keep_unmarked, release, to_skip};
 pub(crate) use replay::merge;
 pub use replay::{Due, ReplayOrder, replayed, take_out_sent, to_replay};
 pub use wait::{Answer, Asker, Wished, wait};

@@ -33,6 +33,9 @@ pub struct Table {
     /// Logical subscriptions that feed the table or a partition of it.
     pub subscriptions: Vec<String>,
     pub row_security: bool,
+    /// Rules for UPDATE and for DELETE, as `rule on table`: with them a statement says nothing of what it changed.
+    pub update_rules: Vec<String>,
+    pub delete_rules: Vec<String>,
     /// A unique index on `id` alone: no two rows share one.
     pub id_is_unique: bool,
     pub replica_identity: ReplicaIdentity,
@@ -223,6 +226,11 @@ pub async fn inspect(client: &Client, schema: &str, table: &str) -> Result<Table
     };
     let id = attributes[layout.id].number;
     let id_index = client.query_one(UNIQUE_INDEX, &[&oid, &id]).await;
+    let rules = client.query(RULES, &[&oid]).await.map_err(catalog)?;
+    let rules = |event: &str| -> Vec<String> {
+        let of_event = rules.iter().filter(|row| row.get::<_, &str>(0) == event);
+        of_event.map(|row| row.get(1)).collect()
+    };
     let tree = client.query(TREE, &[&oid]).await.map_err(catalog)?;
     let triggers = client.query(TRIGGERS, &[&oid]).await.map_err(catalog)?;
     let feeds = client.query(FEEDS, &[&oid]).await.map_err(catalog)?;
@@ -238,6 +246,8 @@ pub async fn inspect(client: &Client, schema: &str, table: &str) -> Result<Table
         before_insert_triggers: triggers.iter().map(|row| row.get(0)).collect(),
         subscriptions: feeds.iter().map(|row| row.get(0)).collect(),
         row_security: class.get("relrowsecurity"),
+        update_rules: rules("2"),
+        delete_rules: rules("4"),
         id_is_unique: id_index.map_err(catalog)?.get(0),
         replica_identity: match class.get("relreplident") {
             "n" => ReplicaIdentity::Nothing,
@@ -381,6 +391,17 @@ const SEQ_INDEX: &str = "
     FROM pg_catalog.pg_index i
     WHERE i.indrelid = $1 AND i.indkey[0] = $2 AND i.indisvalid AND i.indpred IS NULL";
 
+/// ev_type: 2 UPDATE, 4 DELETE.
+const RULES: &str = "
+    WITH RECURSIVE tree (oid) AS (
+        SELECT $1::oid
+        UNION ALL
+        SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid)
+    SELECT r.ev_type::text, pg_catalog.format('%I ON %s', r.rulename, r.ev_class::regclass)
+    FROM tree JOIN pg_catalog.pg_rewrite r ON r.ev_class = tree.oid
+    WHERE r.ev_type IN ('2', '4') AND r.ev_enabled <> 'D'
+    ORDER BY 2";
+
 const UNIQUE_INDEX: &str = "
     SELECT EXISTS (SELECT FROM pg_catalog.pg_index i
                    WHERE i.indrelid = $1 AND i.indisunique AND i.indisvalid AND i.indpred IS NULL
@@ -417,6 +438,8 @@ pub(crate) mod tests {
             before_insert_triggers: Vec::new(),
             subscriptions: Vec::new(),
             row_security: false,
+            update_rules: Vec::new(),
+            delete_rules: Vec::new(),
             id_is_unique: true,
             replica_identity: ReplicaIdentity::Default,
             has_primary_key: true,

@@ -81,11 +81,24 @@ pub struct Outcome {
     pub refused: Vec<Refusal>,
 }
 
-/// A row that PostgreSQL doesn't let be marked.
+/// A row that PostgreSQL doesn't let be marked; it stands in the table.
 #[derive(Clone, Debug)]
 pub struct Refusal {
     pub row: Delivered,
     pub error: String,
+    pub aggregate_type: Option<String>,
+    pub aggregate_id: Option<String>,
+}
+
+impl Refusal {
+    fn new(row: &Delivered, error: impl Into<String>) -> Self {
+        Self {
+            row: row.clone(),
+            error: error.into(),
+            aggregate_type: None,
+            aggregate_id: None,
+        }
+    }
 }
 
 impl Outcome {

@@ -349,6 +349,32 @@ impl OutboxRow {
         row
     }
 
+    /// A row of which only its name and its aggregate's type and id are known.
+    pub fn of_aggregate(
+        layout: &Layout,
+        id: RowId,
+        seq: Option<i64>,
+        (kind, aggregate): (Option<Bytes>, Option<Bytes>),
+    ) -> Self {
+        let mut fields = vec![Field::null(); layout.columns.len()].into_boxed_slice();
+        let mut bytes = BytesMut::new();
+        let named = [
+            (layout.aggregate_type, kind),
+            (layout.aggregate_id, aggregate),
+        ];
+        for (column, text) in named {
+            let Some(text) = text else { continue };
+            fields[column] = Field {
+                start: bytes.len() as u32,
+                len: text.len() as u32,
+            };
+            bytes.extend_from_slice(&text);
+        }
+        let mut row = Self::new(layout, Lsn(0), bytes.freeze(), fields);
+        (row.id, row.seq) = (Some(id), seq);
+        row
+    }
+
     /// The value of a column of the layout, `None` for SQL NULL and for what was left out.
     pub fn field(&self, column: usize) -> Option<&[u8]> {
         let field = self.fields.get(column)?;

@@ -291,7 +291,8 @@ impl Opening<'_> {
             let rows = hold::to_skip(&sql.client, &tenure.outbox).await?;
             let marks = Marks::rows(source.mark, table, tenure.clone());
             if let Some(statement) = marks.statement(&rows, None) {
-                statement.run(&sql.client).await?;
+                let outcome = statement.run(&sql.client).await?;
+                hold::keep_unmarked(&sql.client, tenure, &outcome).await?;
             }
         }
         let layout = (source.mark != Mark::None).then_some(&table.layout);

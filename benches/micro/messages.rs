@@ -62,6 +62,8 @@ pub fn table() -> Table {
         before_insert_triggers: Vec::new(),
         subscriptions: Vec::new(),
         row_security: false,
+        update_rules: Vec::new(),
+        delete_rules: Vec::new(),
         id_is_unique: true,
         replica_identity: ReplicaIdentity::Full,
         has_primary_key: true,

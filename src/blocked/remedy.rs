@@ -43,6 +43,11 @@ pub(crate) fn of_reason(reason: &str) -> &'static str {
              the row"
         }
         "unreadable" => "PostgreSQL cannot send a value of the row: correct it in the table",
+        "mark" => {
+            "the row was published, and PostgreSQL doesn't let it be marked: take away what the error names (a foreign \
+             key, a trigger, a rule), then `outboxd blocked skip` marks it and releases what follows; `retry` would send \
+             it a second time"
+        }
         "no_column" => "the row came while the table lacked a column: correct the row",
         "follows" => {
             "mend the first dead letter of its aggregate; what follows it is replayed with it"

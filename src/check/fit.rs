@@ -44,6 +44,17 @@ pub fn refusals(mode: Mode, mark: Mark, order_column: Option<&str>, table: &Tabl
             repeating_ids(table),
         );
     }
+    let rules = match mark {
+        Mark::SentAt => &table.update_rules[..],
+        Mark::Delete => &table.delete_rules,
+        Mark::Ledger | Mark::None => &[],
+    };
+    for rule in rules {
+        refuse(
+            format!("the rule {rule} rewrites the statement that marks rows"),
+            format!("DROP RULE {rule};"),
+        );
+    }
     if mark == Mark::SentAt && table.layout.sent_at.is_none() {
         refuse(
             "the table has no column `sent_at`".to_owned(),

@@ -1,7 +1,7 @@
 //! Rows that are put aside: what a fault makes of them, and how they settle.
 
 use super::entry::{Entry, RowKey, State};
-use super::{Aggregate, Aside, Core, Fate, Followers, Offer, RowFacts, Settling};
+use super::{Aggregate, Aside, Core, Delivered, Fate, Followers, Offer, RowFacts, Settling};
 use crate::config::FaultPolicy;
 use crate::publish::Ticket;
 
@@ -83,6 +83,64 @@ impl Core {
             fate,
         });
         ticket
+    }
+
+    /// Puts a row aside that was published and that PostgreSQL doesn't let be marked: its aggregate is blocked, all others
+    /// go on. Returns its ticket.
+    ///
+    /// Errors: why nothing may be published until a person acts.
+    pub fn refuse_mark(
+        &mut self,
+        row: &Delivered,
+        aggregate: Aggregate,
+        aggregate_type: &str,
+        error: &str,
+    ) -> Result<Ticket, String> {
+        let what = format!(
+            "row {} was published and can't be marked as sent: {error}",
+            row.id
+        );
+        if self.policy == FaultPolicy::Halt {
+            return Err(what);
+        }
+        if !self.bulkhead.admits(aggregate) || self.held.is_full() {
+            return Err(format!(
+                "so many rows can't be marked that nothing more is published; {what}"
+            ));
+        }
+        self.held
+            .block_published(aggregate, aggregate_type, &row.id, error);
+        let ticket = self.take_back(row, aggregate);
+        self.aside.push(Aside {
+            ticket,
+            seq: row.seq,
+            id: row.id.clone(),
+            lsn: row.lsn,
+            origin: row.origin,
+            fate: Fate::Published(aggregate),
+        });
+        Ok(ticket)
+    }
+
+    /// The row in flight as one that is put aside; a row of an earlier process comes in anew.
+    fn take_back(&mut self, row: &Delivered, aggregate: Aggregate) -> Ticket {
+        self.mark_failed(std::slice::from_ref(row));
+        self.delivered.retain(|ticket| *ticket != row.ticket);
+        if let Some(entry) = self.entries.get_mut(row.ticket) {
+            entry.state = State::Aside;
+            return row.ticket;
+        }
+        let facts = RowFacts {
+            seq: row.seq,
+            id: row.id.clone(),
+            lsn: row.lsn,
+            origin: row.origin,
+            bytes: 0,
+            aggregate,
+            aggregate_type: &[],
+            is_whole: true,
+        };
+        self.admit(&facts, State::Aside, None)
     }
 
     /// Rows that were put aside and are not being recorded yet.

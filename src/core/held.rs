@@ -12,6 +12,9 @@ use crate::ranges::RangeSet;
 /// Bounds the memory that blocked aggregates take; about 2 MB.
 const AGGREGATES_MAX: usize = 10_000;
 
+/// The short name of a row that was published and can't be marked.
+pub const UNMARKABLE: &str = "mark";
+
 /// What becomes of the rows behind a row at fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Followers {
@@ -112,6 +115,27 @@ impl Held {
             rows: 0,
         };
         self.aggregates.insert(row.aggregate, held);
+    }
+
+    /// Blocks an aggregate by a row that was published.
+    pub(super) fn block_published(
+        &mut self,
+        aggregate: Aggregate,
+        aggregate_type: &str,
+        row: &RowId,
+        error: &str,
+    ) {
+        self.aggregates
+            .entry(aggregate)
+            .or_insert_with(|| HeldAggregate {
+                aggregate_type: aggregate_type.to_owned(),
+                row: row.clone(),
+                reason: UNMARKABLE.to_owned(),
+                error: error.to_owned(),
+                followers: Followers::Wait,
+                rows: 0,
+            });
+        self.count_follower(aggregate);
     }
 
     pub(super) fn count_follower(&mut self, aggregate: Aggregate) {

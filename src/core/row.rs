@@ -152,6 +152,8 @@ pub enum Extent {
 pub enum Fate {
     /// It waits behind the blocked aggregate, or is the row that blocks it.
     Blocked(Aggregate),
+    /// It was published, and PostgreSQL doesn't let it be marked: it blocks its aggregate.
+    Published(Aggregate),
     /// It waits for its topic.
     Topic(Arc<str>),
     /// It becomes a dead letter; `blocks` its aggregate where its followers become dead letters too.

@@ -105,7 +105,7 @@ impl KeptRow {
     pub fn new(aside: &Aside, row: OutboxRow, behind: Option<What>, held: &Held) -> Self {
         let (is_dead, reason, error) = match &aside.fate {
             Fate::Dead { reason, error, .. } => (true, (*reason).to_owned(), error.clone()),
-            Fate::Blocked(aggregate) => {
+            Fate::Blocked(aggregate) | Fate::Published(aggregate) => {
                 let held = held.aggregate(*aggregate);
                 let words = held.map(|held| (held.reason.clone(), held.error.clone()));
                 let (reason, error) = words.unwrap_or_default();

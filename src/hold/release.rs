@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 use super::{Topics, kept_key};
 use crate::core::Delivered;
 use crate::mark::ledger::{LEASE, segments_sql};
-use crate::mark::{MarkError, Tenure};
+use crate::mark::{MarkError, Outcome, Tenure};
 use crate::outbox::{Layout, Lsn, Origin, RowId};
 
 /// One entry that was released.
@@ -38,6 +38,37 @@ pub async fn to_skip(client: &Client, outbox: &str) -> Result<Vec<Delivered>, Ma
         origin: Origin::Unknown,
     };
     Ok(rows.iter().map(skip).collect())
+}
+
+/// Keeps what was to be skipped and can't be marked as sent: a row that is unsent in the table is read again.
+pub async fn keep_unmarked(
+    client: &Client,
+    tenure: &Tenure,
+    outcome: &Outcome,
+) -> Result<(), MarkError> {
+    let refused = outcome.refused.iter();
+    let refused = refused.map(|refusal| (&refusal.row, refusal.error.as_str()));
+    // Another row that waits does not stand in the table.
+    let is_locked = |row: &&Delivered| row.origin == Origin::Unknown;
+    let locked = outcome.waiting.iter().filter(is_locked);
+    let locked = locked.map(|row| (row, "somebody holds a lock on the row"));
+    let (ids, errors): (Vec<_>, Vec<_>) = refused
+        .chain(locked)
+        .map(|(row, error)| (row.id.to_string(), error))
+        .unzip();
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let sql = format!(
+        "WITH {LEASE} UPDATE outboxd.blocked b SET state = 'blocked', error = r.error, at = clock_timestamp() \
+         FROM lease, unnest($3::text[], $4::text[]) AS r (row_id, error) \
+         WHERE b.outbox = $1 AND b.epoch <= $2 AND b.state = 'skip' AND b.row_id = r.row_id"
+    );
+    let kept = client
+        .execute(&sql, &[&tenure.outbox, &tenure.epoch, &ids, &errors])
+        .await;
+    kept.map(drop)
+        .map_err(MarkError::sql("keep what can't be skipped"))
 }
 
 /// Releases what was asked for, and these topics, in one statement.

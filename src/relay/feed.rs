@@ -165,7 +165,7 @@ impl Run<'_> {
     }
 
     /// Keeps the row until it is recorded; a source of unsent rows hands a held one out again with each turn.
-    fn note_aside(&mut self, ticket: Ticket, row: OutboxRow) -> Option<End> {
+    pub(super) fn note_aside(&mut self, ticket: Ticket, row: OutboxRow) -> Option<End> {
         self.relay.metrics.held();
         self.relay.read_before.forget(row.seq);
         if self.session.source.repeats_held_rows()

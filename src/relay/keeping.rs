@@ -211,7 +211,9 @@ pub(crate) fn record(
                 entry.held.insert(seq);
             }
         }
-        if is_dead(aside) || keep.whole != Whole::None {
+        // What was published stands in the table, and is not sent a second time.
+        let is_published = matches!(aside.fate, Fate::Published(_));
+        if is_dead(aside) || keep.whole != Whole::None && !is_published {
             keep.kept.push(KeptRow::new(aside, row.clone(), what, held));
         }
     }
@@ -241,6 +243,7 @@ fn entry_of(held: &Held, what: What, aside: &Aside) -> Entry {
             }
         }
         Fate::Blocked(aggregate)
+        | Fate::Published(aggregate)
         | Fate::Dead {
             blocks: Some(aggregate),
             ..
@@ -269,7 +272,7 @@ fn what(layout: &Layout, aside: &Aside, row: &OutboxRow) -> Option<What> {
     match &aside.fate {
         Fate::Topic(topic) => Some(What::Topic(topic.clone())),
         Fate::Dead { blocks: None, .. } => None,
-        Fate::Blocked(_) | Fate::Dead { .. } => Some(What::Aggregate {
+        Fate::Blocked(_) | Fate::Published(_) | Fate::Dead { .. } => Some(What::Aggregate {
             kind: text(layout.aggregate_type),
             id: text(layout.aggregate_id),
         }),

@@ -5,14 +5,15 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
 use super::{End, Run};
-use crate::core::{Delivered, Extent};
+use crate::core::{Aggregate, Delivered, Extent, UNMARKABLE};
 use crate::mark::{MarkError, Marks, Outcome, Refusal, Statement};
-use crate::outbox::RowId;
+use crate::outbox::{OutboxRow, RowId};
 use crate::telemetry::chain;
 
 /// How long delivered rows wait for company before they are marked, unless the window is pressed or the source waits.
@@ -240,14 +241,32 @@ impl Run<'_> {
         }
     }
 
+    /// Blocks the aggregates of rows that were published and can't be marked.
     fn refuse(&mut self, refused: &[Refusal]) -> Option<End> {
-        let first = refused.first()?;
-        let rows: Vec<_> = refused.iter().map(|refusal| refusal.row.clone()).collect();
-        self.relay.core.mark_failed(&rows);
-        Some(End::Halt(format!(
-            "row {} was published and can't be marked as sent: {}",
-            first.row.id, first.error
-        )))
+        for Refusal {
+            row,
+            error,
+            aggregate_type,
+            aggregate_id,
+        } in refused
+        {
+            let bytes = |text: &Option<String>| text.clone().map(Bytes::from);
+            let (kind, id) = (bytes(aggregate_type), bytes(aggregate_id));
+            let aggregate = Aggregate::of(kind.as_deref(), id.as_deref());
+            let name = aggregate_type.as_deref().unwrap_or_default();
+            let ticket = match self.relay.core.refuse_mark(row, aggregate, name, error) {
+                Ok(ticket) => ticket,
+                Err(reason) => return Some(End::Halt(reason)),
+            };
+            self.relay.metrics.blocked(UNMARKABLE);
+            error!(event_id = %row.id, error, "row was published and can't be marked as sent: its aggregate is blocked");
+            let layout = &self.session.layout;
+            let stub = OutboxRow::of_aggregate(layout, row.id.clone(), row.seq, (kind, id));
+            if let Some(end) = self.note_aside(ticket, stub) {
+                return Some(end);
+            }
+        }
+        None
     }
 
     /// Compacts the ledger, audits what is complete and forgets old history, beside the marks.

@@ -21,6 +21,8 @@ pub(super) struct Sql {
     id_type: String,
     seq: Option<String>,
     pub(super) seq_index: SeqIndex,
+    /// The texts of its aggregate's type and id.
+    aggregate: [String; 2],
     sets_sent_at: bool,
 }
 
@@ -111,6 +113,8 @@ impl Sql {
             id_type: layout.columns[layout.id].type_name.clone(),
             seq: layout.seq.map(name),
             seq_index: table.seq.as_ref().map_or(SeqIndex::None, |seq| seq.index),
+            aggregate: [layout.aggregate_type, layout.aggregate_id]
+                .map(|column| layout.columns[column].text()),
             sets_sent_at: mark == Mark::SentAt,
         }
     }
@@ -239,6 +243,13 @@ impl Sql {
             "SELECT pg_catalog.pg_current_snapshot()::text, \
              ARRAY(SELECT {key} FROM {table} AS o WHERE {rows}{unsent})"
         )
+    }
+
+    /// Reads the keys of the rows that stand, each with its aggregate's type and id as rows are read.
+    pub(super) fn aggregates(&self, batch: &Batch) -> String {
+        let (table, rows, key) = (&self.table, self.is_of(batch, 0), self.key());
+        let [kind, id] = &self.aggregate;
+        format!("SELECT {key}, {kind}, {id} FROM {table} AS o WHERE {rows}")
     }
 
     /// Reads the keys of the rows that carry their mark; `None` where a marked row does not stand any more.

@@ -3,7 +3,7 @@
 //! A statement that fails for one row fails for all: the rows are halved until the one is found. A statement that changes
 //! fewer rows than it should is followed by a look at the table.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -19,6 +19,8 @@ use crate::postgres::{Class, PostgresError};
 
 /// What may fail before the rest of the rows is left for later: halving finds some rows at fault among thousands.
 const FAILURES_MAX: u32 = 64;
+const NOTHING_CHANGES: &str =
+    "the statement changes nothing: a trigger or a rule keeps the row as it is";
 /// A lock is waited for before it fails.
 const LOCK_FAILURE: u32 = 8;
 
@@ -77,10 +79,8 @@ impl RowStatement {
                 Reach::Passing => return Err(MarkError::Sql { what, source }),
                 Reach::AllRows => return Err(MarkError::Denied { source }),
                 Reach::SomeRows if is_alone => {
-                    outcome.refused.push(Refusal {
-                        row: part[0].clone(),
-                        error: source.to_string(),
-                    });
+                    let refusal = Refusal::new(&part[0], source.to_string());
+                    outcome.refused.push(refusal);
                     0
                 }
                 Reach::Lock if is_alone => {
@@ -105,7 +105,36 @@ impl RowStatement {
         if matches!(self.recording, Recording::Payment) && outcome.waiting.is_empty() {
             record::pay(client, &self.tenure).await?;
         }
+        self.name_aggregates(client, &mut outcome).await?;
         Ok(outcome)
+    }
+
+    /// Reads to which aggregates the refused rows belong. One that is gone by now needs no mark.
+    async fn name_aggregates(
+        &self,
+        client: &Client,
+        outcome: &mut Outcome,
+    ) -> Result<(), MarkError> {
+        if outcome.refused.is_empty() {
+            return Ok(());
+        }
+        let refused = outcome.refused.iter();
+        let rows: Vec<_> = refused.map(|refusal| refusal.row.clone()).collect();
+        let batch = Batch::of(&rows, &self.sql);
+        let query = self.sql.aggregates(&batch);
+        let found = client.query(&query, &batch.values(&[])).await;
+        let found = found.map_err(MarkError::sql("read refused rows"))?;
+        let mut aggregates: HashMap<String, (Option<String>, Option<String>)> = found
+            .iter()
+            .map(|row| (row.get(0), (row.get(1), row.get(2))))
+            .collect();
+        outcome.refused.retain_mut(|refusal| {
+            let found = aggregates.remove(&sql::key(&refusal.row, &self.sql));
+            let is_there = found.is_some();
+            (refusal.aggregate_type, refusal.aggregate_id) = found.unwrap_or_default();
+            is_there
+        });
+        Ok(())
     }
 
     /// Marks some rows in one statement, and looks where it did not mark all of them.
@@ -141,11 +170,7 @@ impl RowStatement {
                 Unmarked::Gone => unmarked.push(row.clone()),
                 // It became visible after the marks.
                 Unmarked::Refused if !stood.contains(&key) => waiting.push(row.clone()),
-                Unmarked::Refused => outcome.refused.push(Refusal {
-                    row: row.clone(),
-                    error: "the mark changes nothing: a trigger or a rule keeps the row as it is"
-                        .to_owned(),
-                }),
+                Unmarked::Refused => outcome.refused.push(Refusal::new(row, NOTHING_CHANGES)),
                 Unmarked::Waits(origin) => waiting.push(Delivered {
                     origin,
                     ..row.clone()

@@ -1,0 +1,64 @@
+//! What may keep the mark of a single row from being made: triggers and foreign keys. The relay finds such a row, names it
+//! and blocks its aggregate; it is better known beforehand.
+
+use tokio_postgres::Client;
+
+use super::{Finding, Report, unknown};
+use crate::config::{Config, Mark};
+use crate::inspect::Table;
+
+const TREE: &str = "
+    WITH RECURSIVE tree (oid) AS (
+        SELECT $1::oid
+        UNION ALL
+        SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid)";
+
+/// Bits of tgtype: 1 row, 2 before, 8 delete, 16 update.
+const TRIGGERS: &str = "
+    SELECT pg_catalog.format('%I on %s', t.tgname, t.tgrelid::regclass)
+    FROM tree JOIN pg_catalog.pg_trigger t ON t.tgrelid = tree.oid
+    WHERE t.tgtype & 3 = 3 AND t.tgtype & $2 <> 0 AND NOT t.tgisinternal AND t.tgenabled <> 'D'
+    ORDER BY 1";
+
+/// Those that refuse the deletion of a row which is referred to.
+const REFERENCES: &str = "
+    SELECT pg_catalog.format('%I of %s', c.conname, c.conrelid::regclass)
+    FROM tree JOIN pg_catalog.pg_constraint c ON c.confrelid = tree.oid
+    WHERE c.contype = 'f' AND c.confdeltype IN ('a', 'r') AND c.conparentid = 0
+    ORDER BY 1";
+
+pub(super) async fn look(client: &Client, config: &Config, table: &Table, report: &mut Report) {
+    let (event, bit) = match config.source.mark {
+        Mark::SentAt => ("UPDATE", 16_i16),
+        Mark::Delete => ("DELETE", 8),
+        Mark::Ledger | Mark::None if config.source.retention.is_some() => ("DELETE", 8),
+        Mark::Ledger | Mark::None => return,
+    };
+    let triggers = format!("{TREE}{TRIGGERS}");
+    match client.query(&triggers, &[&table.oid, &bit]).await {
+        Err(error) => report.push(unknown("triggers", error)),
+        Ok(rows) => rows.iter().for_each(|row| {
+            let trigger: &str = row.get(0);
+            report.push(Finding::warning(
+                "mark",
+                format!("the trigger {trigger} runs before each {event}: a row that it keeps as it is can't be marked, and blocks its aggregate"),
+                format!("DROP TRIGGER {trigger}; -- unless it lets every row pass"),
+            ));
+        }),
+    }
+    if event == "UPDATE" {
+        return;
+    }
+    let references = format!("{TREE}{REFERENCES}");
+    match client.query(&references, &[&table.oid]).await {
+        Err(error) => report.push(unknown("foreign keys", error)),
+        Ok(rows) => rows.iter().for_each(|row| {
+            let key: &str = row.get(0);
+            report.push(Finding::warning(
+                "mark",
+                format!("the foreign key {key} refers to the table: a row that is referred to can't be deleted, and blocks its aggregate"),
+                "let the foreign key say ON DELETE CASCADE or SET NULL, or set source.mark = \"ledger\"",
+            ));
+        }),
+    }
+}
