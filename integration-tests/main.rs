@@ -12,6 +12,7 @@ mod commands;
 mod conformance;
 mod failover;
 mod faults;
+mod first_start;
 mod ha;
 mod harness_self;
 mod identity;

@@ -89,3 +89,19 @@ UPDATE outboxd.outbox SET caught_up = false WHERE outbox = {outbox};
 -- After the publication: a slot that is older than its publication cannot see it. Standbys keep it from PostgreSQL 17 on.
 -- Not inside DO or a function: PostgreSQL 15 and older lose the caller's snapshot when another transaction alters tables.
 SELECT pg_catalog.pg_create_logical_replication_slot({slot}, 'pgoutput'{slot_options});
+
+--: nothing before
+-- Nothing tells the order of this table's rows but the stream. An empty one that nobody writes to has none that the slot leaves out.
+DO $outboxd$
+BEGIN
+    IF EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name = {slot})
+        AND NOT EXISTS (SELECT FROM pg_catalog.pg_locks WHERE mode = 'RowExclusiveLock'
+            AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+            AND (relation = {table_literal}::regclass
+                OR relation IN (SELECT relid FROM pg_catalog.pg_partition_tree({table_literal}))))
+    THEN
+        UPDATE outboxd.outbox SET caught_up = true
+            WHERE outbox = {outbox} AND start IS NOT NULL AND NOT EXISTS (SELECT FROM {table});
+    END IF;
+END
+$outboxd$;

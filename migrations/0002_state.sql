@@ -12,7 +12,7 @@ CREATE TABLE IF NOT EXISTS outboxd.outbox (
     caught_up         boolean NOT NULL DEFAULT false, -- the rows that stood before the slot were read
     generation        integer NOT NULL DEFAULT 1,
     skipped           int8multirange NOT NULL DEFAULT '{}',
-    skipped_ids       text[] NOT NULL DEFAULT '{}',
+    start_lsn         pg_lsn,                       -- bounds the commits of the rows that `now` skipped
     system_identifier text,
     timeline          integer,
     database          text,
@@ -22,6 +22,15 @@ CREATE TABLE IF NOT EXISTS outboxd.outbox (
     slot              text,                         -- through which the rows were read last
     publication       text,
     at                timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+ALTER TABLE outboxd.outbox ADD COLUMN IF NOT EXISTS start_lsn pg_lsn;
+
+-- The rows that the start with `now` skipped, where numbers don't tell them.
+CREATE TABLE IF NOT EXISTS outboxd.skipped (
+    outbox text NOT NULL,
+    id     text NOT NULL,
+    PRIMARY KEY (outbox, id)
 );
 
 -- Who publishes an outbox. A holder renews; nobody else may take it while `renewals` moves.

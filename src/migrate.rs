@@ -175,6 +175,7 @@ struct Names {
     mark: Mark,
     /// Rows that were sent are removed in the end.
     removes: bool,
+    order_column: Option<String>,
     partition_rows: Option<i64>,
     publication: String,
     slot: String,
@@ -192,6 +193,7 @@ impl Names {
             mode: config.source.mode,
             mark: config.source.mark,
             removes: config.source.retention.is_some(),
+            order_column: config.source.order_column.clone(),
             partition_rows: options.partition_rows,
             publication: config.source.replication.publication.clone(),
             slot: config.source.replication.slot.clone(),

@@ -127,6 +127,8 @@ pub struct Session {
     pub retention: Option<Retention>,
     pub horizon: Horizon,
     pub phase: Phase,
+    /// Rows that stand in the table can be read from it in their order.
+    pub order_is_told: bool,
     pub marks: Marks,
     pub layout: Arc<Layout>,
     pub encoder: Encoder,
@@ -171,6 +173,8 @@ pub enum End {
     Halt(String),
     /// Rows stand in the table that the source will not bring: read it again.
     Reread(String),
+    /// What was held goes out again, from where it is kept whole.
+    Released(String),
     /// The table is not the one that the session was opened on.
     Moved(String),
     /// A sent number came again with a new row: a new generation of numbers begins.

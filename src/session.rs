@@ -3,6 +3,7 @@
 //! Runs only under the lease, and the lease comes before the slot (design 12).
 
 mod beside;
+mod first_start;
 mod known;
 mod replay;
 mod slot;
@@ -16,7 +17,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::config::{Config, Mark, Mode, SourceConfig, Start};
+use crate::check::fit::Order;
+use crate::config::{Config, Mark, Mode, SourceConfig};
 use crate::encode::{EncodeError, Encoder};
 use crate::hold;
 use crate::identity::{self, Horizon, IdentityError};
@@ -33,9 +35,6 @@ use crate::source::SourceError;
 use crate::state::{OutboxState, StateError, StateTable};
 use crate::status::StatusCell;
 pub use slot::Passage;
-
-/// More rows than this are "at least so many" in what is told.
-const ROWS_TOLD_MAX: i64 = 1_000_000;
 
 /// Why a session could not be opened.
 #[derive(Debug, Error)]
@@ -212,10 +211,11 @@ impl Opening<'_> {
         known.state = states.load().await?;
         self.prepare_slot(&sql, &states, &known.state).await?;
         self.leave_to_the_table(&sql, &states).await?;
+        // A slot that was made on an empty table leaves nothing to read from it.
         known.state = states.load().await?;
         self.check_columns(&sql, &table).await?;
         if known.state.start.is_none() {
-            self.decide_start(&states, &table).await?;
+            self.decide_start(&sql, &states, &table).await?;
             known.state = states.load().await?;
         }
         self.legacy.numbers = Numbers::AsKnown;
@@ -246,6 +246,7 @@ impl Opening<'_> {
             retention: self.retention(&table, &tenure, generation),
             horizon: identity::horizon(&sql.client, &outbox).await?,
             phase,
+            order_is_told: self.order(&table) != Order::Untold,
             marks,
             state,
             recorded,
@@ -295,7 +296,9 @@ impl Opening<'_> {
                 hold::keep_unmarked(&sql.client, tenure, &outcome).await?;
             }
         }
-        let layout = (source.mark != Mark::None).then_some(&table.layout);
+        // Where the table tells no order it is not read again: what is held is kept whole.
+        let is_read = source.mark != Mark::None && self.order(table) != Order::Untold;
+        let layout = is_read.then_some(&table.layout);
         let released = hold::release(&sql.client, tenure, &self.topics, layout).await?;
         for entry in &released {
             let (why, topic) = (&entry.why, entry.topic.as_deref());
@@ -335,38 +338,6 @@ impl Opening<'_> {
             });
         }
         Ok(table)
-    }
-
-    /// The first start: everything, or what comes from now on, or a person is asked.
-    async fn decide_start(&self, states: &StateTable<'_>, table: &Table) -> Result<(), OpenError> {
-        let rows = states.rows_standing(&table.layout, ROWS_TOLD_MAX).await?;
-        match self.config.source.start {
-            Some(Start::Now) => {
-                states.start_now(&table.layout).await?;
-                info!(rows, "starting with what is committed from now on");
-            }
-            Some(Start::All) => {
-                states.start_with_all().await?;
-                info!(rows, "starting with everything that stands in the table");
-            }
-            None if rows == 0 => states.start_with_all().await?,
-            None => {
-                let count = if rows == ROWS_TOLD_MAX {
-                    "at least "
-                } else {
-                    ""
-                };
-                return Err(OpenError::Halt {
-                    reason: format!(
-                        "`{}` holds {count}{rows} rows and nothing is known of them",
-                        states.outbox
-                    ),
-                    remedy: "set source.start = \"all\" to publish them or \"now\" to skip them"
-                        .to_owned(),
-                });
-            }
-        }
-        Ok(())
     }
 
     async fn marks(

@@ -19,8 +19,9 @@ use crate::outbox::{Lsn, OutboxRow};
 use crate::postgres::ConnectOptions;
 use crate::ranges::RangeSet;
 use crate::slot::{SlotError, Standing};
+use crate::state::Skipped;
 pub use mover::{LAG_BYTES_MAX, SlotMover};
-use polling::{Known, Polling, Unsent, UnsentMark};
+use polling::{Known, Ordering, Polling, Unsent, UnsentMark};
 use replication::Subscription;
 use replication::pgoutput::Described;
 
@@ -211,14 +212,22 @@ impl Source {
     }
 
     /// Starts to read the rows of a table that are not marked, turn by turn.
-    pub fn unsent(polling: Polling, mark: UnsentMark, order_by: Option<String>) -> Self {
+    ///
+    /// `skipped` ones stay unsent for good and are never handed out.
+    pub fn unsent(
+        polling: Polling,
+        mark: UnsentMark,
+        order: Ordering,
+        skipped: Option<Skipped>,
+    ) -> Self {
         let (ends, batches, stop) = Self::polled();
         let (held_rows, resolved) = (ends.held_rows.subscribe(), ends.resolved.subscribe());
         let task = polling::poll_unsent(
             polling,
             Unsent {
                 mark,
-                order_by,
+                order,
+                skipped,
                 held_rows,
                 resolved,
             },

@@ -4,11 +4,14 @@
 use std::collections::HashSet;
 
 use tokio_postgres::Client;
+use tokio_postgres::types::PgLsn;
 
 use crate::config::Start;
-use crate::mark::ledger::number_sql;
-use crate::outbox::{Layout, OutboxRow};
+use crate::outbox::{Layout, Lsn, OutboxRow};
 use crate::ranges::{ParseMultirangeError, RangeSet};
+pub use skipped::{Skipped, SkippedBy};
+
+mod skipped;
 
 /// Why the state could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -38,8 +41,21 @@ pub struct OutboxState {
     /// The slot that the rows were read through last.
     pub slot: Option<String>,
     skipped: RangeSet,
-    skipped_ids: HashSet<String>,
+    /// Bounds the commits of the rows that were skipped by their ids, which stand in `outboxd.skipped`.
+    ids_skipped_until: Option<Lsn>,
 }
+
+/// What the positions of rows say of their commits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Commits {
+    /// They are the commits'.
+    Known,
+    /// The commits are not above them: the rows were read from the table.
+    Bounded,
+}
+
+/// How long the decision on a first start may take.
+const DECISION_WITHIN: &str = "10min";
 
 /// Reads and writes the state of one outbox.
 #[derive(Clone, Copy)]
@@ -51,8 +67,10 @@ pub struct StateTable<'a> {
 impl StateTable<'_> {
     /// Loads the state; an outbox that nobody has seen before has the default one.
     pub async fn load(&self) -> Result<OutboxState, StateError> {
-        let query = "SELECT start, caught_up, generation, skipped::text, skipped_ids, slot \
-                     FROM outboxd.outbox WHERE outbox = $1";
+        let query = "SELECT start, caught_up, generation, skipped::text, \
+                     CASE WHEN EXISTS (SELECT FROM outboxd.skipped s WHERE s.outbox = o.outbox) \
+                     THEN coalesce(start_lsn, 'FFFFFFFF/FFFFFFFF') END, slot \
+                     FROM outboxd.outbox o WHERE outbox = $1";
         let row = self.client.query_opt(query, &[&self.outbox]).await;
         let Some(row) = row.map_err(self.sql("read the state"))? else {
             return Ok(OutboxState {
@@ -75,7 +93,7 @@ impl StateTable<'_> {
             generation: row.get(2),
             slot: row.get(5),
             skipped: skipped.map_err(unreadable)?,
-            skipped_ids: row.get::<_, Vec<String>>(4).into_iter().collect(),
+            ids_skipped_until: row.get::<_, Option<PgLsn>>(4).map(|lsn| Lsn(lsn.into())),
         })
     }
 
@@ -97,28 +115,22 @@ impl StateTable<'_> {
     }
 
     /// Decides to skip exactly the rows that are visible in one snapshot: this statement's.
-    pub async fn start_now(&self, layout: &Layout) -> Result<(), StateError> {
-        let table = layout.sql_name();
-        let (skipped, ids) = match layout.seq {
-            Some(_) => (
-                format!(
-                    "coalesce(range_agg({}) FILTER (WHERE o.seq IS NOT NULL), '{{}}')",
-                    number_sql("o.seq")
-                ),
-                "'{}'::text[]".to_owned(),
-            ),
-            None => (
-                "'{}'::int8multirange".to_owned(),
-                format!("coalesce(array_agg({}), '{{}}')", layout.text_of(layout.id)),
-            ),
-        };
-        let statement = format!(
-            "INSERT INTO outboxd.outbox (outbox, start, skipped, skipped_ids) \
-             SELECT $1, 'now', {skipped}, {ids} FROM {table} AS o \
-             ON CONFLICT (outbox) DO UPDATE \
-             SET start = 'now', skipped = EXCLUDED.skipped, skipped_ids = EXCLUDED.skipped_ids"
-        );
-        self.execute(&statement, "decide the start").await
+    ///
+    /// A table of any size is decided on in one transaction; a million ids take a few seconds.
+    pub async fn start_now(&self, layout: &Layout, by: SkippedBy) -> Result<(), StateError> {
+        let failed = self.sql("decide the start");
+        let begin = format!("BEGIN; SET LOCAL statement_timeout = '{DECISION_WITHIN}'");
+        let begun = self.client.batch_execute(&begin).await;
+        begun.map_err(&failed)?;
+        let decision = skipped::decision(layout, by);
+        match self.execute(&decision, "decide the start").await {
+            Ok(()) => self.client.batch_execute("COMMIT").await.map_err(&failed),
+            Err(failure) => {
+                // The connection's end rolls back, too.
+                let _ = self.client.batch_execute("ROLLBACK").await;
+                Err(failure)
+            }
+        }
     }
 
     /// Records whether the stream alone delivers from now on.
@@ -177,11 +189,11 @@ impl StateTable<'_> {
         done.map(drop).map_err(self.sql(what))
     }
 
-    fn sql(&self, what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> StateError {
+    fn sql(&self, what: &'static str) -> impl Fn(tokio_postgres::Error) -> StateError {
         let outbox = self.outbox.to_owned();
         move |source| StateError::Sql {
             what,
-            outbox,
+            outbox: outbox.clone(),
             source: source.into(),
         }
     }
@@ -193,20 +205,42 @@ impl OutboxState {
         &self.skipped
     }
 
-    /// The ids that `source.start = "now"` skipped, where the table has no numbers.
-    pub fn skipped_ids(&self) -> impl Iterator<Item = &str> {
-        self.skipped_ids.iter().map(String::as_str)
+    /// The ids of those of these rows that `now` skipped by their ids.
+    ///
+    /// Asks once for all that may be: a stream tells of what was committed later without being asked.
+    pub async fn skipped_ids(
+        &self,
+        client: &Client,
+        outbox: &str,
+        rows: &[OutboxRow],
+        commits: Commits,
+    ) -> Result<HashSet<String>, tokio_postgres::Error> {
+        let Some(until) = self.ids_skipped_until else {
+            return Ok(HashSet::new());
+        };
+        let may_be = |row: &&OutboxRow| commits == Commits::Bounded || row.lsn <= until;
+        let ids = rows.iter().filter(may_be);
+        let ids: Vec<String> = ids
+            .filter_map(|row| Some(row.id.as_ref()?.to_string()))
+            .collect();
+        if ids.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let sql = "SELECT id FROM outboxd.skipped WHERE outbox = $1 AND id = ANY ($2)";
+        let found = client.query(sql, &[&outbox, &ids]).await?;
+        Ok(found.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Whether `source.start = "now"` skipped this row.
-    pub fn skips(&self, row: &OutboxRow) -> bool {
-        match row.seq {
-            Some(seq) => self.skipped.contains(seq),
-            None if self.skipped_ids.is_empty() => false,
-            None => row
-                .id
-                .as_ref()
-                .is_some_and(|id| self.skipped_ids.contains(&id.to_string())),
+    /// Which rows of a table `source.start = "now"` skipped, for SQL; `None` where it skipped none.
+    pub fn skipped_in(&self, layout: &Layout) -> Option<Skipped> {
+        match self.ids_skipped_until {
+            Some(_) => Some(Skipped::by_ids(layout)),
+            None => Skipped::by_numbers(layout, &self.skipped),
         }
+    }
+
+    /// Whether `source.start = "now"` skipped this row by its number.
+    pub fn skips(&self, row: &OutboxRow) -> bool {
+        row.seq.is_some_and(|seq| self.skipped.contains(seq))
     }
 }

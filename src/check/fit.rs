@@ -1,6 +1,6 @@
 //! Which modes and marks a table allows, and why not the others (design §6, "Mode, mark and table"). Pure.
 
-use crate::config::{Mark, Mode};
+use crate::config::{Mark, Mode, Start};
 use crate::inspect::{SeqFacts, SeqIndex, Table, TableKind, seq_orders, seq_trusted};
 use postgres_protocol::escape::escape_identifier;
 
@@ -10,6 +10,66 @@ pub struct Refusal {
     pub text: String,
     pub remedy: String,
 }
+
+/// What orders the rows that stand in the table, where they are read from there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order<'a> {
+    Numbers,
+    Column(&'a str),
+    /// Nothing: a stream knows the order, the table does not.
+    Untold,
+}
+
+/// Says in which order rows that stand in the table are read with this mark.
+///
+/// With `none` nothing says which rows were read before, so only numbers do.
+pub fn order<'a>(mark: Mark, order_column: Option<&'a str>, table: &Table) -> Order<'a> {
+    let by_numbers = match seq_orders(table) {
+        Ok(()) => Order::Numbers,
+        Err(_) => Order::Untold,
+    };
+    match mark {
+        Mark::Ledger => Order::Numbers,
+        Mark::SentAt | Mark::Delete => order_column.map_or(by_numbers, Order::Column),
+        Mark::None => by_numbers,
+    }
+}
+
+/// Why rows that stand in a table can't be read from it in their order; `start` is what was decided at the first start.
+pub fn untold(mark: Mark, table: &Table, start: Option<Start>) -> Refusal {
+    let name = table.name();
+    let now = match start {
+        None => "source.start = \"now\" skips them; else ",
+        Some(_) => "",
+    };
+    let column = match mark {
+        Mark::None => "",
+        _ => "set source.order_column to a column that grows, such as \"created_at\"; or ",
+    };
+    Refusal {
+        text: format!("{UNTOLD} of `{}`", table.layout.outbox()),
+        remedy: format!(
+            "{now}{column}ALTER TABLE {name} ADD COLUMN \"seq\" \
+             bigint GENERATED ALWAYS AS IDENTITY UNIQUE; which numbers them in the order in which they lie"
+        ),
+    }
+}
+
+/// What `source.start` can be where rows stand of which nothing is known.
+pub fn start_remedy(mode: Mode, order: Order<'_>) -> &'static str {
+    match (mode, order) {
+        (Mode::Replication, Order::Untold) => {
+            "set source.start = \"now\" to skip them: nothing tells the order in which \"all\" would publish them"
+        }
+        _ => {
+            "source.start = \"all\" publishes them, source.start = \"now\" only what is committed from now on"
+        }
+    }
+}
+
+/// What [`untold`] begins with.
+pub const UNTOLD: &str =
+    "rows stand in the table that the stream may not bring, and nothing tells the order";
 
 const MODES: [Mode; 2] = [Mode::Replication, Mode::Polling];
 const MARKS: [Mark; 4] = [Mark::Ledger, Mark::SentAt, Mark::Delete, Mark::None];
@@ -68,19 +128,20 @@ pub fn refusals(mode: Mode, mark: Mark, order_column: Option<&str>, table: &Tabl
         }
     }
     let by_unsent = matches!(mark, Mark::SentAt | Mark::Delete);
-    if mode == Mode::Polling && by_unsent && seq_orders(table).is_err() {
-        match order_column {
-            None => refuse(
-                "its numbers tell no order, and no column says in which order unsent rows go"
-                    .to_owned(),
-                "set source.order_column to a column that grows, such as \"created_at\"".to_owned(),
-            ),
-            Some(column) if table.layout.column(column).is_none() => refuse(
-                format!("`source.order_column` names `{column}`, which the table does not have"),
-                format!("name one of: {}", column_names(table)),
-            ),
-            Some(_) => {}
-        }
+    if let (true, Some(column)) = (by_unsent, order_column)
+        && table.layout.column(column).is_none()
+    {
+        refuse(
+            format!("`source.order_column` names `{column}`, which the table does not have"),
+            format!("name one of: {}", column_names(table)),
+        );
+    }
+    if mode == Mode::Polling && by_unsent && order(mark, order_column, table) == Order::Untold {
+        refuse(
+            "its numbers tell no order, and no column says in which order unsent rows go"
+                .to_owned(),
+            "set source.order_column to a column that grows, such as \"created_at\"".to_owned(),
+        );
     }
     if mode == Mode::Replication {
         for leaf in table.leaves.iter().filter(|leaf| !leaf.is_permanent) {

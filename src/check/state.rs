@@ -2,8 +2,9 @@
 
 use tokio_postgres::Client;
 
+use super::fit::{self, Order, Refusal};
 use super::{Finding, Outcome, Report, chain, shown, unknown};
-use crate::config::{Config, Mark, Mode};
+use crate::config::{Config, Mark, Mode, Start};
 use crate::identity::{self, IdentityError, Verdict};
 use crate::inspect::Table;
 use crate::migrate::{self, MigrateError, MigrateOptions, Part, Step, StepState};
@@ -134,14 +135,26 @@ async fn verdict(client: &Client, mark: Mark, table: &Table) -> Result<Verdict, 
     Ok(identity::compare(mark, stored, &now, &evidence))
 }
 
-/// Rows that stand before anything is known of them need a decision.
+/// Rows that stand before anything is known of them need a decision, and to be read an order.
 async fn start(client: &Client, config: &Config, table: &Table, report: &mut Report) {
-    let known = "SELECT start IS NOT NULL OR caught_up FROM outboxd.outbox WHERE outbox = $1";
+    let known =
+        "SELECT start IS NOT NULL, start = 'now', caught_up FROM outboxd.outbox WHERE outbox = $1";
     let known = match client.query_opt(known, &[&shown(table)]).await {
-        Ok(row) => row.is_some_and(|row| row.get(0)),
+        Ok(row) => row.map(|row| (row.get(0), row.get::<_, Option<bool>>(1), row.get(2))),
         Err(error) => return report.push(unknown("start", error)),
     };
-    if known || config.source.start.is_some() {
+    let (is_decided, is_now, is_caught_up) = known.unwrap_or((false, None, false));
+    let decided = is_now.map(|is_now: bool| match is_now {
+        true => Start::Now,
+        false => Start::All,
+    });
+    let source = &config.source;
+    let order = fit::order(source.mark, source.order_column.as_deref(), table);
+    let is_read = source.mode == Mode::Replication && !is_caught_up && is_now != Some(true);
+    let is_skipped = !is_decided && source.start == Some(Start::Now);
+    let needs_order = is_read && !is_skipped && order == Order::Untold;
+    let is_unclear = !is_decided && !is_caught_up && source.start.is_none();
+    if !needs_order && !is_unclear {
         return;
     }
     let count = format!(
@@ -155,6 +168,10 @@ async fn start(client: &Client, config: &Config, table: &Table, report: &mut Rep
     if rows == 0 {
         return;
     }
+    if !is_unclear {
+        let Refusal { text, remedy } = fit::untold(source.mark, table, decided);
+        return report.push(Finding::missing("start", text, remedy));
+    }
     let many = if rows == ROWS_COUNTED_MAX {
         "at least "
     } else {
@@ -163,7 +180,7 @@ async fn start(client: &Client, config: &Config, table: &Table, report: &mut Rep
     report.push(Finding::missing(
         "start",
         format!("the table holds {many}{rows} rows and nothing is known of them"),
-        "source.start = \"all\" publishes them, source.start = \"now\" only what is committed from now on",
+        fit::start_remedy(source.mode, order),
     ));
 }
 

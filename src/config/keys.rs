@@ -39,7 +39,7 @@ pub(super) const KEYS: &[Key] = &[
     key("source.table", Value(r#""public.outbox""#), "The outbox table, `schema.table` as in SQL: names that need double quotes have them here too."),
     key("source.mark", Value(r#""ledger""#), "How a row is marked as sent: \"ledger\" (ranges in a table of ours), \"sent_at\", \"delete\" or \"none\"."),
     key("source.start", Unset(r#""all""#), "What happens to rows older than the relay: \"all\" or \"now\" (skip them); asked for only when it is unclear."),
-    key("source.order_column", Unset(r#""created_at""#), "Orders rows of a table without `seq`, for polling with \"sent_at\" or \"delete\"."),
+    key("source.order_column", Unset(r#""created_at""#), "Orders rows where `seq` does not, with \"sent_at\" or \"delete\": for polling and for what stands before a slot."),
     key("source.retention", Value(r#""none""#), "How long rows are kept before those that were sent are removed, such as \"7d\"; \"none\": the relay removes none."),
     key("source.polling.interval", Value(r#""100ms""#), "Pause after a read that found less than a full batch."),
     key("source.polling.batch_rows", Value("2000"), "Rows read at once."),

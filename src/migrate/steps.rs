@@ -6,7 +6,7 @@ use super::fragment::{COLUMNS, GRANTS, OUTBOX, STATE, STATUS, Values};
 use super::partitioned;
 use super::standing::{Grants, Standing, View};
 use super::{MigrateError, Names, Part, RELAY_ROLE, Step, StepState};
-use crate::check::fit::mark_name;
+use crate::check::fit::{self, Order, mark_name};
 use crate::config::{Mark, Mode};
 use crate::inspect::{Table, qualified};
 use crate::publication::Operations;
@@ -257,7 +257,19 @@ fn slot(names: &Names, standing: &Standing, values: &Values) -> Vec<Step> {
         "slot",
         !standing.has_slot,
     ));
+    if !standing.has_slot && !is_order_told(names, standing) {
+        let description = "a look whether rows stand that the new slot does not bring".to_owned();
+        steps.push(step(description, "nothing before", true));
+    }
     steps
+}
+
+/// Whether rows that stand in the table can be read from it in their order.
+fn is_order_told(names: &Names, standing: &Standing) -> bool {
+    let order_column = names.order_column.as_deref();
+    let order = |table: &Table| fit::order(names.mark, order_column, table);
+    let order = standing.table.as_ref().map(order);
+    order.is_none_or(|order| order != Order::Untold)
 }
 
 fn grants(names: &Names, standing: &Standing, values: &Values, steps: &mut Vec<Step>) {
@@ -372,6 +384,7 @@ mod tests {
             mode,
             mark,
             removes: false,
+            order_column: None,
             partition_rows: None,
             publication: "outboxd orders".to_owned(),
             slot: "outboxd_orders".to_owned(),

@@ -1,15 +1,18 @@
 //! The way down: a batch is screened for repetitions, each row is encoded and offered to the core,
 //! and what it admits goes to the producer.
 
+use std::collections::HashSet;
+
 use tokio::time::Instant;
 use tracing::{error, trace};
 
-use super::{End, Phase, Run};
+use super::{End, Phase, Run, Session};
 use crate::core::{Followers, Offer, RowFacts};
 use crate::mark::{MarkError, Marks};
 use crate::outbox::OutboxRow;
 use crate::publish::{Outgoing, Ticket};
 use crate::source::{Batch, SourceError};
+use crate::state::Commits;
 use crate::telemetry::chain;
 
 /// Records handed to the producer at once.
@@ -49,6 +52,7 @@ impl Run<'_> {
         if batch.rows.is_empty() {
             return Ok(());
         }
+        let skipped = self.skipped_ids(&batch.rows).await?;
         let (core, state, read_before) = (
             &self.relay.core,
             &self.session.state,
@@ -62,6 +66,14 @@ impl Run<'_> {
                     .as_ref()
                     .is_some_and(|id| owed.contains(&(row.seq, id)))
         };
+        let is_skipped = |row: &OutboxRow| {
+            state.skips(row)
+                || !skipped.is_empty()
+                    && row
+                        .id
+                        .as_ref()
+                        .is_some_and(|id| skipped.contains(&id.to_string()))
+        };
         let held = &self.held_ids;
         let is_held = |row: &OutboxRow| {
             !held.is_empty() && row.id.as_ref().is_some_and(|id| held.contains(id))
@@ -72,7 +84,7 @@ impl Run<'_> {
             false => core.was_in_flight(row) || core.is_kept(row),
         };
         let is_known =
-            |row: &OutboxRow| was_taken(row) || state.skips(row) || is_held(row) || is_owed(row);
+            |row: &OutboxRow| was_taken(row) || is_skipped(row) || is_held(row) || is_owed(row);
         let mut repeated: Vec<_> = batch.rows.iter().map(is_known).collect();
         if self.session.source.is_stream() {
             let settled = self
@@ -94,6 +106,28 @@ impl Run<'_> {
         let count = batch.remove(&repeated);
         self.relay.metrics.repeated(count);
         Ok(())
+    }
+
+    /// The ids of those of these rows that the first start skipped by their ids.
+    async fn skipped_ids(&self, rows: &[OutboxRow]) -> Result<HashSet<String>, MarkError> {
+        let Session {
+            source,
+            state,
+            layout,
+            sql,
+            ..
+        } = &self.session;
+        // A source of unsent rows hands out none of them.
+        if source.repeats_held_rows() {
+            return Ok(HashSet::new());
+        }
+        let commits = match source.is_stream() {
+            true => Commits::Known,
+            false => Commits::Bounded,
+        };
+        let outbox = layout.outbox();
+        let asked = state.skipped_ids(&sql.client, &outbox, rows, commits);
+        asked.await.map_err(MarkError::sql("look skipped rows up"))
     }
 
     /// Feeds rows until one has to wait or the batch ends.

@@ -98,6 +98,8 @@ impl Run<'_> {
             whole: match session.phase {
                 // They were kept whole before, and may stand nowhere else.
                 Phase::Replay(_) => Whole::All,
+                // The table is not read for them again.
+                _ if !session.order_is_told => Whole::All,
                 _ => whole(mark, session.source.is_stream()),
             },
             entries: Vec::new(),

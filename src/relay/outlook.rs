@@ -111,9 +111,15 @@ impl Run<'_> {
             .status
             .update(|status| status.dead_letters = Some(requests.dead_letters));
         let reason = "a release or a replay was asked for";
-        requests
-            .is_asked_for
-            .then(|| End::Reread(reason.to_owned()))
+        requests.is_asked_for.then(|| self.released(reason))
+    }
+
+    /// Ends the session for rows that were held: the table is read for them, unless it tells no order.
+    pub(super) fn released(&self, reason: &str) -> End {
+        match self.session.order_is_told {
+            true => End::Reread(reason.to_owned()),
+            false => End::Released(reason.to_owned()),
+        }
     }
 
     /// Observes how long what was handed over together took until its last row was acknowledged.

@@ -87,7 +87,7 @@ impl Run<'_> {
         self.note_leaderless();
         if has_rows {
             info!(%topic, "a held topic can be written again");
-            return Some(End::Reread("a held topic can be written again".to_owned()));
+            return Some(self.released("a held topic can be written again"));
         }
         self.announce_topic(topic, state);
         None

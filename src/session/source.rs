@@ -7,14 +7,13 @@ use tracing::info;
 
 use super::known::KnownOutbox;
 use super::{OpenError, Opening, connect};
-use crate::config::{CatchUpFrom, Mark, Mode};
+use crate::check::fit::{self, Order, Refusal};
+use crate::config::{CatchUpFrom, Mark, Mode, Start};
 use crate::inspect::Table;
 use crate::mark::Marks;
-use crate::outbox::RowId;
-use crate::ranges::RangeSet;
 use crate::relay::Phase;
 use crate::slot;
-use crate::source::polling::{CaughtUp, Known, Polling, UnsentMark};
+use crate::source::polling::{CaughtUp, Known, Ordering, Polling, UnsentMark};
 use crate::source::replication::pgoutput::Described;
 use crate::source::{LAG_BYTES_MAX, SlotMover, Source};
 use crate::state::StateTable;
@@ -36,7 +35,7 @@ impl Opening<'_> {
             let stream = Source::stream(&self.options, replication, outbox, bytes_max).await?;
             return Ok((stream, Phase::Steady));
         }
-        let source = self.table_source(table, marks, known.top_id).await?;
+        let source = self.table_source(table, marks, known).await?;
         // Until the table is read, a stream that took over would miss what stands there only.
         states.set_caught_up(false).await?;
         if !is_streamed {
@@ -60,6 +59,12 @@ impl Opening<'_> {
         Ok(is_far)
     }
 
+    /// What orders the rows that stand in the table.
+    pub(super) fn order(&self, table: &Table) -> Order<'_> {
+        let source = &self.config.source;
+        fit::order(source.mark, source.order_column.as_deref(), table)
+    }
+
     /// The slot that is moved while the table is read in its place.
     fn moves_slot(&self) -> Option<&str> {
         let source = &self.config.source;
@@ -81,6 +86,8 @@ impl Opening<'_> {
             value_bytes_max: crate::kafka::record_bytes_max(&self.config.kafka),
             interval: source.polling.interval,
             caught_up: match (self.legacy.impassable, self.moves_slot()) {
+                // A row that stands in no order must not become visible only later.
+                _ if self.order(table) == Order::Untold => CaughtUp::WithTheWriters,
                 (Some(_), _) => CaughtUp::WithTheWriters,
                 (None, Some(_)) => CaughtUp::WithPositions,
                 (None, None) => CaughtUp::WithTheTable,
@@ -93,28 +100,27 @@ impl Opening<'_> {
         &self,
         table: &Table,
         marks: &Marks,
-        top_id: Option<RowId>,
+        known: KnownOutbox,
     ) -> Result<Source, OpenError> {
+        let KnownOutbox { state, top_id, .. } = known;
         let source = &self.config.source;
         let polling = self.polling(table).await?;
         let first = table.first_number();
-        let (top, settled) = match (marks, source.mark) {
-            (Marks::Ledger(ledger), _) => (Some(ledger.highest()), ledger.settled()),
-            (_, Mark::SentAt) => {
-                return Ok(Source::unsent(
-                    polling,
-                    UnsentMark::SentAt,
-                    source.order_column.clone(),
-                ));
-            }
-            (_, Mark::Delete) => {
-                return Ok(Source::unsent(
-                    polling,
-                    UnsentMark::Present,
-                    source.order_column.clone(),
-                ));
-            }
-            (_, Mark::Ledger | Mark::None) => (None, RangeSet::new()),
+        let order = self.order(table);
+        let unsent = match source.mark {
+            Mark::SentAt => Some(UnsentMark::SentAt),
+            Mark::Delete => Some(UnsentMark::Present),
+            Mark::None if order == Order::Untold => Some(UnsentMark::Present),
+            Mark::Ledger | Mark::None => None,
+        };
+        if let Some(unsent) = unsent {
+            let ordering = ordering(order, source.mark, table, state.start);
+            let skipped = state.skipped_in(&table.layout);
+            return Ok(Source::unsent(polling, unsent, ordering, skipped));
+        }
+        let (top, settled) = match marks {
+            Marks::Ledger(ledger) => (Some(ledger.highest()), ledger.settled()),
+            Marks::Rows(_) | Marks::None => (state.skipped().last(), state.skipped().clone()),
         };
         let top = top.filter(|top| *top >= first);
         // The ledger's tail is the top, unless rows above it were skipped.
@@ -137,5 +143,17 @@ impl Opening<'_> {
                 Source::ahead_of_slot(polling, known, mover)
             }
         })
+    }
+}
+
+fn ordering(order: Order<'_>, mark: Mark, table: &Table, start: Option<Start>) -> Ordering {
+    let seq = table.layout.seq.map(|seq| &table.layout.columns[seq].name);
+    match (order, seq) {
+        (Order::Column(column), _) => Ordering::By(column.to_owned()),
+        (Order::Numbers, Some(seq)) => Ordering::By(seq.clone()),
+        (Order::Numbers | Order::Untold, _) => {
+            let Refusal { text, remedy } = fit::untold(mark, table, start);
+            Ordering::Untold(format!("{text}; {remedy}").into())
+        }
     }
 }

@@ -13,6 +13,7 @@ mod shape;
 pub(in crate::source) mod statement;
 mod turn;
 mod unsent;
+mod unskipped;
 mod writers;
 
 use std::sync::Arc;
@@ -28,7 +29,8 @@ use crate::ranges::RangeSet;
 
 pub use ahead::{RowsAhead, read_ahead};
 pub use gate::WalGeometry;
-pub use unsent::{Unsent, UnsentMark, poll_unsent};
+pub use locks::Locks;
+pub use unsent::{Ordering, Unsent, UnsentMark, poll_unsent};
 
 /// What both kinds of polling need.
 pub struct Polling {
@@ -90,8 +92,11 @@ pub enum PollError {
     TableChanged,
     #[error("PostgreSQL answered with {0}")]
     Unexpected(&'static str),
-    #[error("the table has no column `seq`, and none was named to order its rows")]
+    #[error("the table has no column `seq`")]
     NoOrder,
+    /// The stream knows the order of what it brings; these may have come before it.
+    #[error("{0}")]
+    Untold(Box<str>),
 }
 
 /// What stands in the place of the highest row: the numbers are not what they were.

@@ -40,6 +40,7 @@ pub(super) fn verdict(attempt: &Attempt, mark: Mark) -> Verdict {
             End::Deposed | End::PostgresStops | End::Mark(_) | End::Producer(_) => Verdict::Retry,
             End::Halt(_) => Verdict::Halt,
             End::Reread(_)
+            | End::Released(_)
             | End::Moved(_)
             | End::Renumbered(_)
             | End::CaughtUp
@@ -91,7 +92,7 @@ fn of_source(failure: &SourceError, mark: Mark) -> Verdict {
         ) => Verdict::Retry,
         // The next opening looks at the slot itself.
         SourceError::Slot(_) => Verdict::Retry,
-        SourceError::Polling(PollError::NoOrder) => Verdict::Halt,
+        SourceError::Polling(PollError::NoOrder | PollError::Untold(_)) => Verdict::Halt,
         SourceError::Polling(PollError::TableChanged) => Verdict::Again,
         SourceError::Polling(_) | SourceError::Ended => Verdict::Retry,
     }
@@ -148,6 +149,7 @@ pub(super) fn reason(attempt: &Attempt) -> String {
             End::Producer(reason)
             | End::Halt(reason)
             | End::Reread(reason)
+            | End::Released(reason)
             | End::Moved(reason)
             | End::Renumbered(reason) => reason.clone(),
             End::CaughtUp => "the rows that stood in the table are published".to_owned(),
@@ -170,6 +172,7 @@ pub(super) fn label(attempt: &Attempt) -> &'static str {
             End::Deposed => "deposed",
             End::Halt(_) => "halt",
             End::Reread(_) => "reread",
+            End::Released(_) => "released",
             End::Moved(_) => "moved",
             End::Renumbered(_) => "renumbered",
             End::CaughtUp => "caught_up",

@@ -54,7 +54,7 @@ const QUERY: &str = "\
     FROM holder, instant";
 
 /// Reads the locks no more often than they may be read.
-pub(in crate::source) struct Locks {
+pub struct Locks {
     table: u32,
     statement: Statement,
     /// When the last reading ended, and how long readings take.
@@ -65,10 +65,7 @@ pub(in crate::source) struct Locks {
 }
 
 impl Locks {
-    pub(in crate::source) async fn prepare(
-        session: &Session,
-        table: &str,
-    ) -> Result<Self, PollError> {
+    pub async fn prepare(session: &Session, table: &str) -> Result<Self, PollError> {
         let oid = session
             .client
             .query_one("SELECT $1::text::regclass::oid", &[&table])
@@ -95,10 +92,7 @@ impl Locks {
         self.last.map_or(Duration::ZERO, |(_, cost)| cost)
     }
 
-    pub(in crate::source) async fn read(
-        &mut self,
-        session: &Session,
-    ) -> Result<LockReading, PollError> {
+    pub async fn read(&mut self, session: &Session) -> Result<LockReading, PollError> {
         let began = Instant::now();
         let rows = session.client.query(&self.statement, &[&self.table]).await;
         let rows = PollError::check(session, "read the locks", rows).await?;

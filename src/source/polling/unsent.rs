@@ -19,12 +19,14 @@ use super::rows::{PAGE_BYTES, Page, RowReader};
 use super::shape::Shape;
 use super::statement::{PLANNER, prepare, stream};
 use super::turn::at;
+use super::unskipped::{Look, Unskipped};
 use super::writers::Writers;
 use super::{Ended, Next, PollError, Polling, jittered, send, until_stopped};
 use crate::inspect::{Selection, select_columns};
 use crate::outbox::{Layout, RowId};
 use crate::postgres::Session;
 use crate::source::Batch;
+use crate::state::Skipped;
 
 /// How long the transaction of a pass stays open: it keeps dead rows from VACUUM, and ALTER TABLE waits for it.
 const PASS_MAX: Duration = Duration::from_secs(1);
@@ -33,12 +35,21 @@ const CURSOR: &str = "outboxd_unsent";
 /// How unsent rows are told from sent ones, and how the relay answers.
 pub struct Unsent {
     pub mark: UnsentMark,
-    /// The column that orders the rows; `seq` where it is `None`. Rows of equal value come by `id`.
-    pub order_by: Option<String>,
+    pub order: Ordering,
+    /// Rows that stay unsent for good.
+    pub skipped: Option<Skipped>,
     /// How many rows are held: they stay unsent, and each turn reads so many more.
     pub held_rows: watch::Receiver<usize>,
     /// How many of the batches with rows are marked or held, every row of them.
     pub resolved: watch::Receiver<u64>,
+}
+
+/// What orders unsent rows.
+pub enum Ordering {
+    /// This column; rows of equal value come by `id`.
+    By(String),
+    /// Nothing: that none stands is all that can be said; why, and what helps, where one does.
+    Untold(Box<str>),
 }
 
 /// What an unsent row looks like.
@@ -56,8 +67,9 @@ struct Turns {
     shape: Shape,
     gate: Gate,
     writers: Writers,
-    statement: Statement,
+    statements: Statements,
     query: Query,
+    unskipped: Option<Unskipped>,
     unsent: Unsent,
     batch_rows: usize,
     layout: Arc<Layout>,
@@ -65,8 +77,8 @@ struct Turns {
     value_bytes_max: usize,
     /// Batches with rows that were handed over.
     handed_over: u64,
-    /// The turn before was a full page.
-    has_backlog: bool,
+    /// The turn before was a full page, of this look.
+    has_backlog: Option<Look>,
     /// Bytes that a turn may read; grows while it shows nothing but rows of the turn before.
     bytes_max: usize,
     /// The last row of the turn before, where there was more behind it.
@@ -75,12 +87,38 @@ struct Turns {
     is_behind: bool,
 }
 
+/// The query with a limit: of all rows, and of new ones alone where others are skipped.
+struct Statements {
+    all: Statement,
+    new: Option<Statement>,
+}
+
+impl Statements {
+    async fn prepare(session: &Session, query: &Query) -> Result<Self, PollError> {
+        let limited = |look| format!("{} LIMIT $1::int8", query.rows(look));
+        Ok(Self {
+            all: prepare(session, &limited(Look::AtAll)).await?,
+            new: match query.floor {
+                Some(_) => Some(prepare(session, &limited(Look::AtNew)).await?),
+                None => None,
+            },
+        })
+    }
+
+    fn of(&self, look: Look) -> &Statement {
+        match (look, &self.new) {
+            (Look::AtNew, Some(statement)) => statement,
+            (Look::AtAll | Look::AtNew, _) => &self.all,
+        }
+    }
+}
+
 /// Polls the unsent rows of a table in the order of a column.
 ///
 /// Held rows come again each turn, the relay knows them by their id. A page that was cut off by its bytes and showed nothing
 /// new, because all its rows are held, is followed by one that may read twice as many.
 ///
-/// Errors: the connection's end, or `NoOrder`.
+/// Errors: the connection's end, or `Untold` where rows stand whose order nothing tells.
 /// Ends without one when `stop` is cancelled or nobody takes batches.
 /// Cancel-safe: yes.
 pub async fn poll_unsent(
@@ -121,10 +159,18 @@ impl Turns {
         let settings = session.client.batch_execute(&settings).await;
         PollError::check(&session, "set the planner up", settings).await?;
         let selection = select_columns(&layout, value_bytes_max);
-        let query = Query::new(&layout, &table, &unsent, &selection)?;
+        let mut query = Query::new(&layout, &table, &unsent, &selection)?;
+        let unskipped = match (&unsent.skipped, &unsent.order) {
+            (Some(skipped), Ordering::By(order)) => {
+                Unskipped::prepare(&session, &table, order, skipped, unsent.mark).await?
+            }
+            _ => None,
+        };
+        query.floor = unskipped.as_ref().map(|unskipped| unskipped.floor.clone());
         Ok(Self {
-            statement: prepare(&session, &format!("{} LIMIT $1::int8", query.rows())).await?,
+            statements: Statements::prepare(&session, &query).await?,
             query,
+            unskipped,
             layout: Arc::clone(&layout),
             table: table.clone(),
             value_bytes_max,
@@ -136,7 +182,7 @@ impl Turns {
             unsent,
             batch_rows,
             handed_over: 0,
-            has_backlog: false,
+            has_backlog: None,
             bytes_max: PAGE_BYTES,
             cut_off_at: None,
             is_behind: true,
@@ -147,11 +193,21 @@ impl Turns {
     ///
     /// A page follows each pass, so that a pass that shows nothing but held rows before it ends keeps nothing back.
     async fn turn(&mut self, batches: &mpsc::Sender<Batch>) -> Result<Next, Ended> {
-        let next = if std::mem::take(&mut self.has_backlog) {
-            self.pass(batches).await?
+        let next = if let Some(look) = self.has_backlog.take() {
+            self.pass(look, batches).await?
         } else {
-            let next = self.page(batches).await?;
-            self.has_backlog = next == Next::AtOnce;
+            let look = match &mut self.unskipped {
+                Some(unskipped) => unskipped.look(&self.session).await?,
+                None => Look::AtAll,
+            };
+            let began = Instant::now();
+            let next = self.page(look, batches).await?;
+            self.has_backlog = (next == Next::AtOnce).then_some(look);
+            if let (Some(unskipped), None, Look::AtAll) =
+                (&mut self.unskipped, self.has_backlog, look)
+            {
+                unskipped.looked_at_all(began.elapsed());
+            }
             next
         };
         let handed_over = self.handed_over;
@@ -163,12 +219,12 @@ impl Turns {
     /// Reads what one snapshot shows until `PASS_MAX` has passed or the relay takes no more.
     ///
     /// Turns of a page each, with the marks of one awaited before the next is read, were 5 to 10 times as slow.
-    async fn pass(&mut self, batches: &mpsc::Sender<Batch>) -> Result<Next, Ended> {
+    async fn pass(&mut self, look: Look, batches: &mpsc::Sender<Batch>) -> Result<Next, Ended> {
         let deadline = Instant::now() + PASS_MAX;
         let limit = self.rows.limit(self.batch_rows);
         let declare = format!(
             "BEGIN READ ONLY; DECLARE {CURSOR} NO SCROLL CURSOR FOR {}",
-            self.query.rows()
+            self.query.rows(look)
         );
         self.execute(&declare).await?;
         // The cursor's snapshot is older, and what reading its rows writes to the log is newer: nobody would flush that soon.
@@ -222,7 +278,7 @@ impl Turns {
     }
 
     /// Reads one page.
-    async fn page(&mut self, batches: &mpsc::Sender<Batch>) -> Result<Next, Ended> {
+    async fn page(&mut self, look: Look, batches: &mpsc::Sender<Batch>) -> Result<Next, Ended> {
         self.writers.look(&self.session).await?;
         let held = *self.unsent.held_rows.borrow_and_update();
         let limit = self.batch_rows.saturating_add(held);
@@ -230,17 +286,21 @@ impl Turns {
             self.bytes_max = PAGE_BYTES;
         }
         let limit_rows = i64::try_from(limit).unwrap_or(i64::MAX);
-        let stream = stream(&self.session, &self.statement, [&limit_rows]).await?;
+        let statement = self.statements.of(look);
+        let stream = stream(&self.session, statement, [&limit_rows]).await?;
         let mut page = self
             .rows
             .read(&self.session, stream, self.bytes_max)
             .await?;
         if let Some(stuck) = page.stuck.take() {
-            self.read_apart(stuck, &mut page).await?;
+            self.read_apart(stuck, look, &mut page).await?;
         }
         let Some(last) = page.rows.last() else {
             return self.rest(batches).await;
         };
+        if let Ordering::Untold(why) = &self.unsent.order {
+            return Err(PollError::Untold(why.clone()).into());
+        }
         let last = last.id.clone();
         self.shape.check(&self.session).await?;
         let next = if page.is_whole && page.rows.len() < limit {
@@ -262,12 +322,17 @@ impl Turns {
     }
 
     /// Adds the row behind the last one as far as it can be read; from now on no page reads it, for none would get past it.
-    async fn read_apart(&mut self, stuck: PollError, page: &mut Page) -> Result<(), PollError> {
+    async fn read_apart(
+        &mut self,
+        stuck: PollError,
+        look: Look,
+        page: &mut Page,
+    ) -> Result<(), PollError> {
         if self.query.unread.len() >= APART_MAX {
             return Err(stuck);
         }
         let place = page.rows.len();
-        let sql = format!("{} LIMIT 1 OFFSET {place}", self.query.places());
+        let sql = format!("{} LIMIT 1 OFFSET {place}", self.query.places(look));
         let found = self.session.client.query_opt(&sql, &[]).await;
         let found = PollError::check(&self.session, "look for a row", found).await?;
         let Some(found) = found else {
@@ -285,8 +350,7 @@ impl Turns {
         .await?;
         page.rows.extend(row);
         self.query.unread.push(condition);
-        let query = format!("{} LIMIT $1::int8", self.query.rows());
-        self.statement = prepare(&self.session, &query).await?;
+        self.statements = Statements::prepare(&self.session, &self.query).await?;
         Ok(())
     }
 
@@ -326,8 +390,13 @@ struct Query {
     columns: String,
     from: String,
     sizes: String,
+    /// Every unsent row but those that are skipped: none of these takes a place within a limit.
     condition: String,
+    /// What orders the rows, and the column itself.
     order: String,
+    order_by: String,
+    /// The highest value of skipped rows in that column: new rows are not below it.
+    floor: Option<String>,
     /// The conditions that find rows which can't be sent; while they stand as they are they are not read again.
     unread: Vec<String>,
 }
@@ -340,9 +409,6 @@ impl Query {
         selection: &Selection,
     ) -> Result<Self, PollError> {
         let column = |index: usize| layout.columns.get(index).map(|column| column.name.as_str());
-        let order_by = unsent.order_by.as_deref();
-        let order_by = order_by.or_else(|| layout.seq.and_then(column));
-        let order_by = escape_identifier(order_by.ok_or(PollError::NoOrder)?);
         let id = escape_identifier(column(layout.id).ok_or(PollError::NoOrder)?);
         let unsent_only = match (unsent.mark, layout.sent_at.and_then(column)) {
             (UnsentMark::SentAt, Some(sent_at)) => {
@@ -353,42 +419,61 @@ impl Query {
             }
             (UnsentMark::Present, _) => "true".to_owned(),
         };
+        let skipped = unsent.skipped.as_ref();
+        let not_skipped = skipped.map_or(String::new(), |skipped| {
+            format!(" AND NOT ({})", skipped.condition)
+        });
+        // `o.`: a bare name in ORDER BY means the selected text.
+        let (order, order_by) = match &unsent.order {
+            Ordering::By(column) => {
+                let order_by = format!("o.{}", escape_identifier(column));
+                (format!("ORDER BY {order_by}, o.{id}"), order_by)
+            }
+            Ordering::Untold(_) => Default::default(),
+        };
         let Selection { columns, sizes, .. } = selection;
         Ok(Self {
             columns: columns.clone(),
             from: format!("{table} AS o"),
             sizes: sizes.clone(),
-            condition: unsent_only,
-            // `o.`: a bare name in ORDER BY means the selected text.
-            order: format!("o.{order_by}, o.{id}"),
+            condition: format!("{unsent_only}{not_skipped}"),
+            order,
+            order_by,
+            floor: None,
             unread: Vec::new(),
         })
     }
 
-    fn rows(&self) -> String {
+    fn rows(&self, look: Look) -> String {
         let Self { columns, sizes, .. } = self;
-        self.select(&format!("{columns}, o.xmin"), sizes)
+        self.select(&format!("{columns}, o.xmin"), sizes, look)
     }
 
     /// For each row the condition that finds this version of it.
-    fn places(&self) -> String {
+    fn places(&self, look: Look) -> String {
         let place = "pg_catalog.format('o.tableoid = %s AND o.ctid = %L AND o.xmin = %L', o.tableoid, o.ctid, o.xmin)";
-        self.select(place, "")
+        self.select(place, "", look)
     }
 
-    fn select(&self, what: &str, sizes: &str) -> String {
+    fn select(&self, what: &str, sizes: &str, look: Look) -> String {
         let Self {
             from,
             condition,
             order,
+            order_by,
+            floor,
             unread,
             ..
         } = self;
+        let floor = match (look, floor) {
+            (Look::AtNew, Some(floor)) => format!(" AND {order_by} >= {floor}"),
+            (Look::AtAll | Look::AtNew, _) => String::new(),
+        };
         let unread: String = unread
             .iter()
             .map(|one| format!(" AND NOT ({one})"))
             .collect();
-        format!("SELECT {what} FROM {from} {sizes} WHERE {condition}{unread} ORDER BY {order}")
+        format!("SELECT {what} FROM {from} {sizes} WHERE {condition}{floor}{unread} {order}")
     }
 }
 

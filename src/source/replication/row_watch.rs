@@ -11,7 +11,6 @@ use tokio_postgres::types::ToSql;
 use crate::config::Mark;
 use crate::outbox::{Layout, Lsn, RowId};
 use crate::postgres::Session;
-use crate::ranges::RangeSet;
 use crate::source::polling::PollError;
 use crate::state::OutboxState;
 
@@ -26,8 +25,6 @@ pub struct RowWatch {
     unmarked_sql: String,
     still_sql: String,
     outbox: String,
-    /// Numbers and ids that `source.start = "now"` skipped: they stay unmarked.
-    skipped: (RangeSet, Vec<String>),
     has_numbers: bool,
     /// The rows of the first look, and the position behind their commits.
     candidates: Option<(Vec<String>, Lsn)>,
@@ -48,21 +45,22 @@ impl RowWatch {
         let seq = layout
             .seq
             .map(|column| escape_identifier(&layout.columns[column].name));
-        let order = order_column
-            .map(escape_identifier)
-            .or_else(|| seq.clone())
-            .ok_or(PollError::NoOrder)?;
+        let order = order_column.map(escape_identifier).or_else(|| seq.clone());
+        let order = order.map_or(String::new(), |order| format!("ORDER BY o.{order}"));
         let unmarked = match mark {
             Mark::SentAt => "o.sent_at IS NULL",
             Mark::Ledger | Mark::Delete | Mark::None => "true",
         };
+        // They stay unmarked.
+        let skipped = state.skipped_in(layout);
+        let skipped = skipped.map_or("false".to_owned(), |skipped| skipped.condition);
         let number = seq.map_or("NULL::int8".to_owned(), |seq| format!("o.{seq}::int8"));
         Ok(Self {
             session,
             unmarked_sql: format!(
                 "SELECT pg_catalog.concat(o.{name}) FROM {table} AS o WHERE {unmarked} \
                  AND NOT coalesce($2::text::int8multirange @> {number}, false) \
-                 AND NOT o.{name} = ANY (($3::text[])::{type_name}[]) ORDER BY o.{order} LIMIT $1"
+                 AND NOT o.{name} = ANY (($3::text[])::{type_name}[]) AND NOT ({skipped}) {order} LIMIT $1"
             ),
             still_sql: format!(
                 "SELECT pg_catalog.concat(o.{name}), {number} FROM {table} AS o \
@@ -71,10 +69,6 @@ impl RowWatch {
                  AND k.row_id = pg_catalog.concat(o.{name}) AND k.state <> 'replayed')"
             ),
             outbox: layout.outbox(),
-            skipped: (
-                state.skipped().clone(),
-                state.skipped_ids().map(str::to_owned).collect(),
-            ),
             has_numbers: layout.seq.is_some(),
             candidates: None,
         })
@@ -120,11 +114,11 @@ impl RowWatch {
         progress: &Progress,
     ) -> Result<Option<(Vec<String>, Lsn)>, PollError> {
         // Left out by the statement: behind its limit a missed row would wait for those that are known.
-        let numbers = progress.settled.union(&self.skipped.0).to_multirange_text();
-        let mut ids = self.skipped.1.clone();
-        if !self.has_numbers {
-            ids.extend(progress.in_flight.iter().map(ToString::to_string));
-        }
+        let numbers = progress.settled.to_multirange_text();
+        let ids: Vec<String> = match self.has_numbers {
+            true => Vec::new(),
+            false => progress.in_flight.iter().map(ToString::to_string).collect(),
+        };
         let values: [&(dyn ToSql + Sync); 3] = [&ROWS_MAX, &numbers, &ids];
         let rows = self.session.client.query(&self.unmarked_sql, &values).await;
         let rows = PollError::check(&self.session, "look for unmarked rows", rows).await?;
