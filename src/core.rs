@@ -349,6 +349,7 @@ impl Core {
         self.positions.restart();
         self.held.ask_again();
         self.aside.clear();
+        self.mark_published_again();
         self.forget_all_in(State::Aside);
         self.from_before = Before::of(self.entries.iter().map(|(_, entry)| entry));
     }

@@ -143,6 +143,19 @@ impl Core {
         self.admit(&facts, State::Aside, None)
     }
 
+    /// A row that was published and put aside is not handed out a second time: its mark is tried again until it is recorded.
+    pub(super) fn mark_published_again(&mut self) {
+        let is_published = |entry: &Entry| entry.state == State::Aside && entry.topic.is_some();
+        let published = self.entries.iter().filter(|(_, entry)| is_published(entry));
+        let published: Vec<Ticket> = published.map(|(ticket, _)| ticket).collect();
+        for ticket in published {
+            if let Some(entry) = self.entries.get_mut(ticket) {
+                entry.state = State::Delivered;
+                self.delivered.push(ticket);
+            }
+        }
+    }
+
     /// Rows that were put aside and are not being recorded yet.
     pub fn aside(&self) -> usize {
         self.aside.len()
