@@ -307,6 +307,24 @@ impl Database {
         is_released
     }
 
+    /// `hold::keep_unmarked`.
+    pub fn keep_unmarked(&mut self, id: u32) {
+        let of_row = |entry: &&mut Blocked| entry.row_id.parse() == Ok(id);
+        for entry in self.blocked.iter_mut().filter(of_row) {
+            if entry.state == BlockedState::Skip {
+                entry.state = BlockedState::Blocked;
+            }
+        }
+    }
+
+    /// The numbers that are read again once a wish is fulfilled.
+    pub fn held_of_wishes(&self) -> Vec<RangeSet> {
+        let is_wish =
+            |entry: &&Blocked| matches!(entry.state, BlockedState::Retry | BlockedState::Skip);
+        let wishes = self.blocked.iter().filter(is_wish);
+        wishes.map(|entry| entry.held.clone()).collect()
+    }
+
     /// The rows at fault that somebody asked to skip.
     pub fn skipped(&self) -> impl Iterator<Item = (i64, u32)> {
         let skipped = self.blocked.iter();

@@ -23,6 +23,10 @@ pub enum Flaw {
     Rejected,
     /// The broker refuses it.
     Refused,
+    /// The statement that marks it fails: a foreign key.
+    Unmarkable,
+    /// The statement that marks it changes nothing: a trigger.
+    Unchanged,
 }
 
 /// A row as its writer knows it.

@@ -169,7 +169,7 @@ impl World {
         }
     }
 
-    fn note_aside(&mut self, relay: usize, ticket: Ticket, row: OutboxRow) {
+    pub fn note_aside(&mut self, relay: usize, ticket: Ticket, row: OutboxRow) {
         tell!(
             self,
             "relay {relay} puts row {} aside, ticket {ticket}",

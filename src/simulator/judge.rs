@@ -228,6 +228,17 @@ impl Judge {
         }
     }
 
+    /// Rows that were published and wait for their mark are published again by whoever releases them.
+    pub fn grant_logged(&mut self, numbers: &RangeSet) {
+        for seq in numbers.ranges().flatten() {
+            if let Some(id) = self.by_seq.get(&seq).copied()
+                && self.in_log(id)
+            {
+                self.grant(id);
+            }
+        }
+    }
+
     /// Every row that may come again when the stream begins at `confirmed`.
     pub fn grant_behind(&mut self, confirmed: u64) {
         let behind = self

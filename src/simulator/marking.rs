@@ -145,8 +145,7 @@ impl World {
         match marking.reply {
             Some(Reply::Done) => {
                 if let Work::Rows(rows) = &mut marking.work {
-                    let waits = rows.take_waiting();
-                    self.take_row_mark(relay, &marking.rows, waits);
+                    self.take_row_mark(relay, &marking.rows, rows);
                     return None;
                 }
                 if let Some(ledger) = &mut session.ledger {

@@ -47,6 +47,8 @@ pub enum Mutation {
     MarkHitsAnotherVersion,
     /// A slot is taken because it exists.
     SlotTaken,
+    /// A mark that fails is tried again as it is, for ever.
+    FailedMarkIsPassing,
 }
 
 impl Mutation {
@@ -62,6 +64,7 @@ impl Mutation {
             Self::AbsenceIsEvidence
             | Self::MarkUnrecorded
             | Self::PassedIsResolved
+            | Self::FailedMarkIsPassing
             | Self::MarkHitsAnotherVersion => setting.marks_rows(),
             Self::SlotTaken => has(Kind::Neighbour),
             _ => true,
@@ -70,7 +73,7 @@ impl Mutation {
 }
 
 /// Every planted defect.
-pub const ALL: [Mutation; 20] = [
+pub const ALL: [Mutation; 21] = [
     Mutation::ConfirmBeforeMark,
     Mutation::ConfirmCommitLsn,
     Mutation::KeepaliveTooEarly,
@@ -91,4 +94,5 @@ pub const ALL: [Mutation; 20] = [
     Mutation::PassedIsResolved,
     Mutation::MarkHitsAnotherVersion,
     Mutation::SlotTaken,
+    Mutation::FailedMarkIsPassing,
 ];

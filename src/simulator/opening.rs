@@ -47,8 +47,15 @@ impl World {
 
     /// A row that is skipped does not stay unsent.
     pub fn mark_skipped(&mut self) {
+        for held in self.database.held_of_wishes() {
+            self.judge.grant_logged(&held);
+        }
         let skipped: Vec<_> = self.database.skipped().collect();
         for (seq, id) in skipped {
+            if self.setting.marks_rows() && self.resists(seq, id).is_some() {
+                self.database.keep_unmarked(id);
+                continue;
+            }
             if self.server.unsent(seq, id).is_some() {
                 match self.setting.mark {
                     Mark::SentAt => self.server.set_sent(id),

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use super::database::Reply;
-use super::event::{Event, id_of, seq_and_id, seqs_of};
+use super::event::{Event, Flaw, id_of, layout, seq_and_id, seqs_of};
 use super::mutations::Mutation;
 use super::world::{World, tell};
 use crate::config::Mark;
-use crate::core::Delivered;
+use crate::core::{Delivered, RowFacts};
 use crate::mark::Tenure;
 use crate::mark::evidence::{Snapshot, Unmarked, judge};
 use crate::outbox::{Lsn, Origin, OutboxRow};
@@ -46,6 +46,8 @@ pub struct RowMarking {
     /// Rows that somebody works on.
     locked: Vec<Delivered>,
     waiting: Vec<Delivered>,
+    /// Rows that stand and can't be marked.
+    refused: Vec<Delivered>,
 }
 
 /// Its next statement.
@@ -65,11 +67,17 @@ impl RowMarking {
             stood: Vec::new(),
             locked: Vec::new(),
             waiting: Vec::new(),
+            refused: Vec::new(),
         }
     }
 
     pub fn statement(&self) -> Arc<RowMark> {
         self.statement.clone()
+    }
+
+    /// The rows that can't be marked.
+    pub fn take_refused(&mut self) -> Vec<Delivered> {
+        std::mem::take(&mut self.refused)
     }
 
     /// The rows whose mark is to be tried again.
@@ -108,7 +116,13 @@ impl World {
         let statement = marking.statement();
         match marking.next {
             Next::Mark => {
+                if self.mutation == Mutation::FailedMarkIsPassing
+                    && statement.rows.iter().any(|row| self.fails(row))
+                {
+                    return None;
+                }
                 let rows = self.leave_locked(&statement.rows, &mut marking.locked);
+                let rows = self.leave_failing(rows, &mut marking.refused);
                 let Some(marked) = self.mark_rows(&statement, &rows) else {
                     return Some(Reply::NotLeader);
                 };
@@ -126,6 +140,7 @@ impl World {
             }
             Next::MarkAgain => {
                 let rows = self.leave_locked(&marking.stood.clone(), &mut marking.locked);
+                let rows = self.leave_failing(rows, &mut marking.refused);
                 marking.next = Next::Judge;
                 match self.mark_rows(&statement, &rows) {
                     Some(_) => None,
@@ -149,6 +164,29 @@ impl World {
         rows
     }
 
+    /// A row that a statement fails for is found by halving.
+    fn leave_failing(&self, rows: Vec<Delivered>, refused: &mut Vec<Delivered>) -> Vec<Delivered> {
+        let (left, rows): (Vec<_>, _) = rows.into_iter().partition(|row| self.fails(row));
+        for row in left {
+            if !refused.contains(&row) {
+                refused.push(row);
+            }
+        }
+        rows
+    }
+
+    fn fails(&self, row: &Delivered) -> bool {
+        let (seq, id) = seq_and_id(row);
+        self.resists(seq, id) == Some(Flaw::Unmarkable)
+    }
+
+    /// Why a row that stands can't be marked.
+    pub fn resists(&self, seq: i64, id: u32) -> Option<Flaw> {
+        let flaw = self.server.unsent(seq, id)?.flaw;
+        let is_of_mark = matches!(flaw, Flaw::Unmarkable | Flaw::Unchanged);
+        (is_of_mark && !self.broker.mended.contains(&id)).then_some(flaw)
+    }
+
     fn stands(&self, statement: &RowMark, row: &Delivered) -> bool {
         let (seq, id) = seq_and_id(row);
         let standing = self.server.unsent(seq, id);
@@ -161,8 +199,11 @@ impl World {
             return None;
         }
         self.judge.sync(&self.server);
-        let found = rows.iter().filter(|row| self.stands(statement, row));
-        let found: Vec<Delivered> = found.cloned().collect();
+        let is_found = |row: &&Delivered| {
+            let (seq, id) = seq_and_id(row);
+            self.stands(statement, row) && self.resists(seq, id).is_none()
+        };
+        let found: Vec<Delivered> = rows.iter().filter(is_found).cloned().collect();
         for row in &found {
             let (seq, id) = seq_and_id(row);
             if let Some(event) = self.server.unsent(seq, id).copied() {
@@ -187,9 +228,9 @@ impl World {
     fn judge_rows(&mut self, marking: &mut RowMarking) -> Option<Reply> {
         let statement = marking.statement();
         let snapshot = Snapshot::parse(&self.server.printed_snapshot())?;
-        let (mut gone, mut refused) = (Vec::new(), Vec::new());
+        let mut gone = Vec::new();
         for row in &statement.rows {
-            if marking.locked.contains(row) {
+            if marking.locked.contains(row) || marking.refused.contains(row) {
                 continue;
             }
             let stands = self.stands(&statement, row);
@@ -207,15 +248,18 @@ impl World {
                 Unmarked::Refused if !marking.stood.contains(row) => {
                     marking.waiting.push(row.clone());
                 }
-                Unmarked::Refused => refused.push(row.clone()),
+                Unmarked::Refused => {
+                    let (seq, id) = seq_and_id(row);
+                    if self.resists(seq, id).is_none() {
+                        self.judge
+                            .breaks("mark", format!("row {id} is called refused"));
+                    }
+                    marking.refused.push(row.clone());
+                }
             }
         }
         for row in &gone {
             self.judge.gone(seq_and_id(row).1, &self.server);
-        }
-        if !refused.is_empty() {
-            let text = format!("rows {:?} are called refused", seqs_of(&refused));
-            self.judge.breaks("mark", text);
         }
         if !self.may_write(&statement.tenure) {
             return Some(Reply::NotLeader);
@@ -231,17 +275,36 @@ impl World {
     }
 
     /// The mark was heard of; what waits is owed.
-    pub fn take_row_mark(&mut self, relay: usize, rows: &[Delivered], waiting: Vec<Delivered>) {
+    pub fn take_row_mark(&mut self, relay: usize, rows: &[Delivered], marking: &mut RowMarking) {
+        let (waiting, refused) = (marking.take_waiting(), marking.take_refused());
         let process = &mut self.relays[relay];
         let waits = |row: &Delivered| {
             let same = |other: &Delivered| (other.ticket, &other.id) == (row.ticket, &row.id);
-            waiting.iter().any(same)
+            waiting.iter().chain(&refused).any(same)
         };
         let marked: Vec<_> = rows.iter().filter(|row| !waits(row)).cloned().collect();
         process.core.marked(&marked);
         process.core.mark_waits(&waiting);
         if let Some(session) = &mut process.session {
             session.owing.extend(waiting);
+        }
+        for row in &refused {
+            self.refuse(relay, row);
+        }
+    }
+
+    /// The aggregate of a row that was published and can't be marked is blocked.
+    fn refuse(&mut self, relay: usize, row: &Delivered) {
+        let (seq, id) = seq_and_id(row);
+        let Some(stub) = self.judge.event(id).map(|event| event.row(row.lsn.0)) else {
+            return;
+        };
+        tell!(self, "row {id}, number {seq}, can't be marked");
+        let aggregate = RowFacts::of(&layout(), &stub).aggregate;
+        let core = &mut self.relays[relay].core;
+        match core.refuse_mark(row, aggregate, "", "it can't be marked") {
+            Ok(ticket) => self.note_aside(relay, ticket, stub),
+            Err(reason) => self.judge.breaks("L1", reason),
         }
     }
 

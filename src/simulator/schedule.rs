@@ -194,6 +194,10 @@ fn setting(rng: &mut Rng) -> Setting {
                 Mark::SentAt | Mark::Delete if rng.bool() => rng.u8(1..4),
                 _ => 0,
             },
+            unmarkable: match mark {
+                Mark::SentAt | Mark::Delete if rng.u8(..3) == 0 => rng.u8(4..12),
+                _ => 0,
+            },
             unseen: if rng.bool() { 0 } else { rng.u8(1..6) },
         },
         catch_up: CatchUpFrom::Stream,

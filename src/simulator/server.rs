@@ -39,6 +39,8 @@ pub struct Commit {
 pub struct Habits {
     /// Of a hundred rows so many can't be published.
     pub flawed: u8,
+    /// Of a hundred rows so many can't be marked in themselves.
+    pub unmarkable: u8,
     /// Of ten transactions so many commit without waiting for the flush.
     pub asynchronous: u8,
     /// Of twenty transactions so many remove rows, and of ten rows so many go in their own transaction.

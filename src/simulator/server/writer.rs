@@ -181,6 +181,10 @@ impl Server {
         let flaw = match rng.u8(..100) {
             roll if roll * 2 < self.habits.flawed => Flaw::Rejected,
             roll if roll < self.habits.flawed => Flaw::Refused,
+            roll if roll >= 100 - self.habits.unmarkable => match roll % 2 {
+                0 => Flaw::Unmarkable,
+                _ => Flaw::Unchanged,
+            },
             _ => Flaw::None,
         };
         let writer = &mut self.writers[index];
