@@ -36,6 +36,8 @@ pub struct Table {
     /// Rules for UPDATE and for DELETE, as `rule on table`: with them a statement says nothing of what it changed.
     pub update_rules: Vec<String>,
     pub delete_rules: Vec<String>,
+    /// A new row has a `sent_at`: by a default, or because it must.
+    pub is_born_sent: bool,
     /// A unique index on `id` alone: no two rows share one.
     pub id_is_unique: bool,
     pub replica_identity: ReplicaIdentity,
@@ -248,6 +250,9 @@ pub async fn inspect(client: &Client, schema: &str, table: &str) -> Result<Table
         row_security: class.get("relrowsecurity"),
         update_rules: rules("2"),
         delete_rules: rules("4"),
+        is_born_sent: attributes
+            .iter()
+            .any(|one| one.name == "sent_at" && (one.is_not_null || !one.default.is_empty())),
         id_is_unique: id_index.map_err(catalog)?.get(0),
         replica_identity: match class.get("relreplident") {
             "n" => ReplicaIdentity::Nothing,
@@ -440,6 +445,7 @@ pub(crate) mod tests {
             row_security: false,
             update_rules: Vec::new(),
             delete_rules: Vec::new(),
+            is_born_sent: false,
             id_is_unique: true,
             replica_identity: ReplicaIdentity::Default,
             has_primary_key: true,

@@ -64,6 +64,7 @@ pub fn table() -> Table {
         row_security: false,
         update_rules: Vec::new(),
         delete_rules: Vec::new(),
+        is_born_sent: false,
         id_is_unique: true,
         replica_identity: ReplicaIdentity::Full,
         has_primary_key: true,

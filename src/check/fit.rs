@@ -76,83 +76,128 @@ const MARKS: [Mark; 4] = [Mark::Ledger, Mark::SentAt, Mark::Delete, Mark::None];
 
 /// The reasons against reading `table` in this mode with this mark; none where it is allowed.
 pub fn refusals(mode: Mode, mark: Mark, order_column: Option<&str>, table: &Table) -> Vec<Refusal> {
-    let mut refusals = Vec::new();
-    let mut refuse = |text: String, remedy: String| refusals.push(Refusal { text, remedy });
-    let name = table.name();
-    for heir in table.leaves.iter().filter(|leaf| leaf.is_heir) {
-        let heir = &heir.name;
-        refuse(
-            format!(
-                "`{heir}` inherits from it, and neither keys nor publication of a table reach such a child"
-            ),
-            format!(
-                "ALTER TABLE {heir} NO INHERIT {name}; -- and insert its rows into {name}, or make {name} a partitioned table"
-            ),
-        );
-    }
+    let mut refusals = Refusals::default();
+    refusals.of_children(table);
     if mode == Mode::Polling && mark == Mark::None {
-        refuse(
-            "with `none` nothing says which rows polling has sent".to_owned(),
-            "set source.mark = \"ledger\", or source.mode = \"replication\"".to_owned(),
+        refusals.add(
+            "with `none` nothing says which rows polling has sent",
+            "set source.mark = \"ledger\", or source.mode = \"replication\"",
         );
     }
-    if mark != Mark::Ledger && !tells_rows_apart(table) {
-        refuse(
-            "two rows may share an `id`: no unique index covers it alone, and a mark or a hold would be taken for the \
-             other row's"
-                .to_owned(),
-            repeating_ids(table),
-        );
-    }
-    let rules = match mark {
-        Mark::SentAt => &table.update_rules[..],
-        Mark::Delete => &table.delete_rules,
-        Mark::Ledger | Mark::None => &[],
-    };
-    for rule in rules {
-        refuse(
-            format!("the rule {rule} rewrites the statement that marks rows"),
-            format!("DROP RULE {rule};"),
-        );
-    }
-    if mark == Mark::SentAt && table.layout.sent_at.is_none() {
-        refuse(
-            "the table has no column `sent_at`".to_owned(),
-            format!("ALTER TABLE {name} ADD COLUMN \"sent_at\" timestamptz;"),
-        );
-    }
-    if let (Mark::Ledger, Err(distrusts)) = (mark, seq_trusted(table)) {
-        for distrust in distrusts {
-            let text = format!("the ledger keeps numbers, and {}", distrust.text);
-            refuse(text, distrust.remedy);
-        }
-    }
-    let by_unsent = matches!(mark, Mark::SentAt | Mark::Delete);
-    if let (true, Some(column)) = (by_unsent, order_column)
-        && table.layout.column(column).is_none()
-    {
-        refuse(
-            format!("`source.order_column` names `{column}`, which the table does not have"),
-            format!("name one of: {}", column_names(table)),
-        );
-    }
-    if mode == Mode::Polling && by_unsent && order(mark, order_column, table) == Order::Untold {
-        refuse(
-            "its numbers tell no order, and no column says in which order unsent rows go"
-                .to_owned(),
-            "set source.order_column to a column that grows, such as \"created_at\"".to_owned(),
-        );
+    refusals.of_mark(mark, table);
+    if matches!(mark, Mark::SentAt | Mark::Delete) {
+        refusals.of_order(mode, mark, order_column, table);
     }
     if mode == Mode::Replication {
+        refusals.of_log(table);
+    }
+    refusals.0
+}
+
+#[derive(Default)]
+struct Refusals(Vec<Refusal>);
+
+impl Refusals {
+    fn add(&mut self, text: impl Into<String>, remedy: impl Into<String>) {
+        self.0.push(Refusal {
+            text: text.into(),
+            remedy: remedy.into(),
+        });
+    }
+
+    fn of_children(&mut self, table: &Table) {
+        let name = table.name();
+        for heir in table.leaves.iter().filter(|leaf| leaf.is_heir) {
+            let heir = &heir.name;
+            self.add(
+                format!(
+                    "`{heir}` inherits from it, and neither keys nor publication of a table reach such a child"
+                ),
+                format!(
+                    "ALTER TABLE {heir} NO INHERIT {name}; -- and insert its rows into {name}, or make {name} a partitioned table"
+                ),
+            );
+        }
+    }
+
+    /// What keeps rows from being marked, each for itself.
+    fn of_mark(&mut self, mark: Mark, table: &Table) {
+        if mark != Mark::Ledger && !tells_rows_apart(table) {
+            self.add(
+                "two rows may share an `id`: no unique index covers it alone, and a mark or a hold would be taken for \
+                 the other row's",
+                repeating_ids(table),
+            );
+        }
+        let rules = match mark {
+            Mark::SentAt => &table.update_rules[..],
+            Mark::Delete => &table.delete_rules,
+            Mark::Ledger | Mark::None => &[],
+        };
+        for rule in rules {
+            self.add(
+                format!("the rule {rule} rewrites the statement that marks rows"),
+                format!("DROP RULE {rule};"),
+            );
+        }
+        match mark {
+            Mark::SentAt => self.of_sent_at(table),
+            Mark::Ledger => {
+                for distrust in seq_trusted(table).err().unwrap_or_default() {
+                    let text = format!("the ledger keeps numbers, and {}", distrust.text);
+                    self.add(text, distrust.remedy);
+                }
+            }
+            Mark::Delete | Mark::None => {}
+        }
+    }
+
+    fn of_sent_at(&mut self, table: &Table) {
+        let name = table.name();
+        if table.layout.sent_at.is_none() {
+            self.add(
+                "the table has no column `sent_at`",
+                format!("ALTER TABLE {name} ADD COLUMN \"sent_at\" timestamptz;"),
+            );
+        }
+        if table.is_born_sent {
+            self.add(
+                "`sent_at` has a default or is NOT NULL, and NULL is what says that a row was not sent",
+                format!(
+                    "ALTER TABLE {name} ALTER COLUMN \"sent_at\" DROP DEFAULT, ALTER COLUMN \"sent_at\" DROP NOT NULL;"
+                ),
+            );
+        }
+    }
+
+    /// What keeps unsent rows from being read in an order.
+    fn of_order(&mut self, mode: Mode, mark: Mark, order_column: Option<&str>, table: &Table) {
+        let is_untold = order(mark, order_column, table) == Order::Untold;
+        match order_column {
+            Some(column) if table.layout.column(column).is_none() => self.add(
+                format!("`source.order_column` names `{column}`, which the table does not have"),
+                format!("name one of: {}", column_names(table)),
+            ),
+            _ if mode == Mode::Polling && is_untold => self.add(
+                "its numbers tell no order, and no column says in which order unsent rows go",
+                "set source.order_column to a column that grows, such as \"created_at\"",
+            ),
+            Some(_) | None => {}
+        }
+    }
+
+    /// What the write-ahead log does not show.
+    fn of_log(&mut self, table: &Table) {
+        let name = table.name();
         for leaf in table.leaves.iter().filter(|leaf| !leaf.is_permanent) {
             let leaf = &leaf.name;
-            refuse(
+            self.add(
                 format!("`{leaf}` is not logged, and logical replication reads the log"),
                 format!("ALTER TABLE {leaf} SET LOGGED;"),
             );
         }
         for leaf in table.leaves.iter().filter(|leaf| leaf.is_foreign) {
-            refuse(
+            self.add(
                 format!(
                     "the rows of `{}` stand on another server, and this one's log does not show them",
                     leaf.name
@@ -161,7 +206,6 @@ pub fn refusals(mode: Mode, mark: Mark, order_column: Option<&str>, table: &Tabl
             );
         }
     }
-    refusals
 }
 
 /// Whether a row can't be taken for another one: by its number, or by its id alone.
@@ -256,6 +300,17 @@ mod tests {
             refusals[0].text,
             "`source.order_column` names `nope`, which the table does not have"
         );
+    }
+
+    #[test]
+    fn a_row_that_is_born_sent_is_never_sent() {
+        let mut table = trusted();
+        table.layout.sent_at = Some(0);
+        assert!(refusals(Mode::Polling, Mark::SentAt, None, &table).is_empty());
+        table.is_born_sent = true;
+        let refused = refusals(Mode::Polling, Mark::SentAt, None, &table);
+        assert!(refused[0].text.contains("has a default"));
+        assert!(refusals(Mode::Polling, Mark::Delete, None, &table).is_empty());
     }
 
     #[test]

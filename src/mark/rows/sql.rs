@@ -155,7 +155,7 @@ impl Sql {
         let seq = self.seq.as_deref().unwrap_or_default();
         let access = match &batch.access {
             Access::Range(..) => {
-                format!("o.{seq} BETWEEN ${} AND ${}", place(), place())
+                format!("o.{seq} BETWEEN ${}::int8 AND ${}::int8", place(), place())
             }
             Access::Numbers(_) => format!("o.{seq} = ANY (${}::int8[])", place()),
             Access::Ids(_) => format!(
