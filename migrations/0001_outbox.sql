@@ -83,7 +83,13 @@ ALTER PUBLICATION {publication} SET (publish = '{operations}', publish_via_parti
 
 --: read again
 -- A new slot does not bring the rows that were committed before it.
-UPDATE outboxd.outbox SET caught_up = false WHERE outbox = {outbox};
+UPDATE outboxd.outbox SET caught_up = false WHERE outbox = {state_key};
+
+--: claim
+-- The slot is this outbox's, unless one of that name stands already.
+INSERT INTO outboxd.slot (slot, outbox, publication)
+SELECT {slot}, {state_key}, {publication_name}{claim_condition}
+    ON CONFLICT (slot) DO NOTHING;
 
 --: slot
 -- After the publication: a slot that is older than its publication cannot see it. Standbys keep it from PostgreSQL 17 on.

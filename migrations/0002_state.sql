@@ -2,7 +2,7 @@
 CREATE SCHEMA IF NOT EXISTS outboxd;
 
 CREATE TABLE IF NOT EXISTS outboxd.schema_version (
-    version integer NOT NULL
+    version integer PRIMARY KEY
 );
 
 -- What is known of an outbox: the start decision, the identity of its numbers, what was skipped.
@@ -33,6 +33,14 @@ CREATE TABLE IF NOT EXISTS outboxd.skipped (
     PRIMARY KEY (outbox, id)
 );
 
+-- Which slots are ours, and for which outbox: a name in a space that others share is taken only if it stands here.
+CREATE TABLE IF NOT EXISTS outboxd.slot (
+    slot        text PRIMARY KEY,
+    outbox      text NOT NULL,
+    publication text,
+    at          timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
 -- Who publishes an outbox. A holder renews; nobody else may take it while `renewals` moves.
 CREATE TABLE IF NOT EXISTS outboxd.lease (
     outbox   text PRIMARY KEY,
@@ -47,6 +55,7 @@ CREATE TABLE IF NOT EXISTS outboxd.lease (
 -- The numbers that were sent, exactly: one row for each checkpoint, folded into one row a segment
 -- of a million numbers.
 CREATE TABLE IF NOT EXISTS outboxd.ledger (
+    id         bigint GENERATED ALWAYS AS IDENTITY,
     outbox     text NOT NULL,
     generation integer NOT NULL,
     segment    bigint NOT NULL,                     -- seq / 1,000,000
@@ -57,9 +66,9 @@ CREATE TABLE IF NOT EXISTS outboxd.ledger (
     closed     boolean NOT NULL DEFAULT false,
     retired    boolean NOT NULL DEFAULT false,
     epoch      bigint NOT NULL,
-    at         timestamptz NOT NULL DEFAULT clock_timestamp()
+    at         timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (outbox, generation, segment, id)
 );
-CREATE INDEX IF NOT EXISTS ledger_by_segment ON outboxd.ledger (outbox, generation, segment);
 
 -- Beside a stream with marks in the rows: which rows were marked, until the position that may be confirmed stands behind
 -- them. That a row does not stand in the table says nothing: it may be invisible, or somebody may have deleted it.
@@ -135,6 +144,25 @@ CREATE TABLE IF NOT EXISTS outboxd.kept (
     UNIQUE (outbox, key)
 );
 CREATE INDEX IF NOT EXISTS kept_by_state ON outboxd.kept (outbox, state, generation, seq NULLS FIRST, id);
+
+-- Earlier versions knew a slot that is read without a mark by its lease alone.
+INSERT INTO outboxd.slot (slot, outbox)
+SELECT substring(outbox FROM '#([a-z0-9_]+)$'), min(regexp_replace(outbox, '#[a-z0-9_]+$', ''))
+FROM outboxd.lease WHERE outbox ~ '#[a-z0-9_]+$' AND NOT EXISTS (SELECT FROM outboxd.slot)
+GROUP BY 1 HAVING count(*) = 1;
+
+-- What earlier versions made lacks it. Every table of ours has a primary key: a publication of all tables, which anybody
+-- may make, lets no other be changed.
+ALTER TABLE outboxd.ledger ADD COLUMN IF NOT EXISTS id bigint GENERATED ALWAYS AS IDENTITY;
+DO $outboxd$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_index WHERE indrelid = 'outboxd.ledger'::regclass AND indisprimary) THEN
+        ALTER TABLE outboxd.ledger ADD PRIMARY KEY (outbox, generation, segment, id);
+        DROP INDEX IF EXISTS outboxd.ledger_by_segment;
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_index WHERE indrelid = 'outboxd.schema_version'::regclass AND indisprimary) THEN
+        ALTER TABLE outboxd.schema_version ADD PRIMARY KEY (version);
+    END IF;
+END $outboxd$;
 
 INSERT INTO outboxd.schema_version (version)
 SELECT 1 WHERE NOT EXISTS (SELECT FROM outboxd.schema_version);

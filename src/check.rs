@@ -20,6 +20,7 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::inspect::Table;
+use crate::names;
 use crate::postgres::{ConnectOptions, Session, connect};
 
 /// How a finding stands.
@@ -134,7 +135,19 @@ pub async fn run(config: &Config) -> Report {
             report.push(finding);
             route::fixed_topics(config)
         }
-        Ok(session) => look_at_postgres(&session, config, &mut report).await,
+        Ok(session) => match names::resolve(&session.client, &config.source).await {
+            Ok(source) => {
+                let config = Config {
+                    source,
+                    ..config.clone()
+                };
+                look_at_postgres(&session, &config, &mut report).await
+            }
+            Err(error) => {
+                report.push(Finding::missing("slot", chain(&error), ""));
+                route::fixed_topics(config)
+            }
+        },
     };
     kafka::look(config, topics, &mut report).await;
     report

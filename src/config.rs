@@ -117,7 +117,9 @@ pub struct PollingConfig {
 
 #[derive(Clone, Debug)]
 pub struct ReplicationConfig {
+    /// Empty until [`crate::names::resolve`] has asked the database, unless the configuration names it.
     pub slot: String,
+    /// As the slot's name.
     pub publication: String,
     /// WAL that the slot may keep before it is an alarm.
     pub wal_budget_bytes: u64,

@@ -20,12 +20,14 @@ pub mod lease;
 pub mod mark;
 pub mod metrics;
 pub mod migrate;
+pub mod names;
 pub mod outbox;
 pub mod postgres;
 pub mod publication;
 pub mod publish;
 pub mod ranges;
 pub mod relay;
+pub mod rename;
 pub mod retention;
 pub mod session;
 #[cfg(test)]

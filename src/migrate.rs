@@ -15,9 +15,11 @@ use std::io::Write;
 
 use tokio_postgres::Client;
 
-use crate::config::{Config, Mark, Mode};
+use crate::check::fit::Refusal;
+use crate::config::{Config, Mark, Mode, SourceConfig};
 use crate::identity::IdentityError;
 use crate::inspect::InspectError;
+use crate::names::{self, NamesError};
 use crate::postgres::{Class, PostgresError};
 use standing::{LookError, Standing};
 
@@ -60,6 +62,8 @@ pub enum Part {
     Function,
     View,
     Publication,
+    /// That the slot is this outbox's.
+    Claim,
     Slot,
     Grant,
 }
@@ -121,6 +125,10 @@ pub enum MigrateError {
         source: PostgresError,
     },
     #[error(transparent)]
+    Names(#[from] NamesError),
+    #[error("{text}")]
+    NotOurs { text: String, remedy: String },
+    #[error(transparent)]
     Identity(#[from] IdentityError),
     #[error("cannot begin a new generation of `{outbox}`")]
     Generation {
@@ -138,7 +146,13 @@ impl MigrateError {
     /// What a person can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::NotAdoptable { remedy, .. } => Some(remedy.clone()),
+            Self::NotAdoptable { remedy, .. } | Self::NotOurs { remedy, .. } => {
+                Some(remedy.clone())
+            }
+            Self::Names(NamesError::NoDatabase) => Some(
+                "name the database in the URL, or set source.replication.slot and source.replication.publication"
+                    .to_owned(),
+            ),
             Self::NotPartitionable { remedy, .. } => Some((*remedy).to_owned()),
             Self::Step { source, .. } if is_denied(source) => Some(
                 "this role may not; give the output of `outboxd migrate --print` to whoever may"
@@ -162,6 +176,7 @@ impl From<LookError> for MigrateError {
             LookError::Inspect(error) => Self::Inspect(error),
             LookError::Catalog(error) => Self::Look(error.into()),
             LookError::Denied => Self::StateDenied,
+            LookError::Names(error) => Self::Names(error),
         }
     }
 }
@@ -185,19 +200,19 @@ struct Names {
 }
 
 impl Names {
-    fn new(config: &Config, options: &MigrateOptions) -> Result<Self, MigrateError> {
-        let name = config.source.table_name()?;
+    fn new(source: &SourceConfig, options: &MigrateOptions) -> Result<Self, MigrateError> {
+        let name = source.table_name()?;
         Ok(Self {
             schema: name.schema,
             table: name.table,
-            mode: config.source.mode,
-            mark: config.source.mark,
-            removes: config.source.retention.is_some(),
-            order_column: config.source.order_column.clone(),
+            mode: source.mode,
+            mark: source.mark,
+            removes: source.retention.is_some(),
+            order_column: source.order_column.clone(),
             partition_rows: options.partition_rows,
-            publication: config.source.replication.publication.clone(),
-            slot: config.source.replication.slot.clone(),
-            failover: config.source.replication.failover,
+            publication: source.replication.publication.clone(),
+            slot: source.replication.slot.clone(),
+            failover: source.replication.failover,
             relay_role: options.relay_role.clone(),
             application_role: options.application_role.clone(),
         })
@@ -215,7 +230,7 @@ impl Names {
 
 /// The whole SQL for a database that has nothing yet, one transaction a step; needs no server.
 pub fn script(config: &Config, options: &MigrateOptions) -> Result<String, MigrateError> {
-    let names = Names::new(config, options)?;
+    let names = Names::new(&names::resolve_offline(&config.source)?, options)?;
     let mut script = String::new();
     for step in steps::steps(&names, &Standing::default())? {
         let Step {
@@ -242,7 +257,7 @@ pub async fn plan(
     config: &Config,
     options: &MigrateOptions,
 ) -> Result<Vec<Step>, MigrateError> {
-    let names = Names::new(config, options)?;
+    let names = Names::new(&config.source, options)?;
     let standing = Standing::look(client, &names).await?;
     if let Some(found) = standing.version.filter(|found| *found > STATE_VERSION) {
         return Err(MigrateError::NewerState { found });
@@ -271,7 +286,13 @@ async fn run_locked(
     options: &MigrateOptions,
     out: &mut (dyn Write + Send),
 ) -> Result<(), MigrateError> {
+    let mut is_ours = false;
     for step in plan(client, config, options).await? {
+        // The state stands by then: a person says in it whose a slot is that was there before.
+        if step.part != Part::State && !is_ours {
+            refuse_others(client, config).await?;
+            is_ours = true;
+        }
         match step.state {
             StepState::AlreadyThere => writeln!(out, "already there  {}", step.description)?,
             StepState::Skipped(why) => writeln!(out, "skipped        {}: {why}", step.description)?,
@@ -293,11 +314,20 @@ async fn run_locked(
         }
     }
     if options.adopt {
-        let names = Names::new(config, options)?;
+        let names = Names::new(&config.source, options)?;
         let done = adopt::adopt(client, &names).await?;
         writeln!(out, "adopted        {done}")?;
     }
     Ok(())
+}
+
+/// Errors: `NotOurs` where slot or publication are somebody else's.
+async fn refuse_others(client: &Client, config: &Config) -> Result<(), MigrateError> {
+    let refused = names::refused(client, &config.source).await?;
+    match refused.into_iter().next() {
+        Some(Refusal { text, remedy }) => Err(MigrateError::NotOurs { text, remedy }),
+        None => Ok(()),
+    }
 }
 
 /// Creates what a relay needs at its start and its role may create, and gives back the rest.
@@ -324,7 +354,7 @@ pub async fn ensure(
 fn is_wanted(step: &Step, creates: Creates) -> bool {
     let is_part = match step.part {
         Part::State | Part::View | Part::Table => true,
-        Part::Publication | Part::Slot => creates == Creates::Everything,
+        Part::Publication | Part::Claim | Part::Slot => creates == Creates::Everything,
         Part::Start | Part::Function | Part::Grant => false,
     };
     is_part && step.state == StepState::Needed
@@ -350,7 +380,10 @@ async fn ensure_locked(
         match apply(client, step).await {
             Ok(()) => {}
             Err(MigrateError::Step { source, .. }) if is_denied(&source) || !denied.is_empty() => {
-                denied.push(step.clone());
+                // Nothing but people reads the view.
+                if step.part != Part::View {
+                    denied.push(step.clone());
+                }
             }
             Err(error) => return Err(error),
         }

@@ -221,6 +221,11 @@ impl Relay {
         }
     }
 
+    /// Takes the configuration with the names that the database knows; before the first session.
+    pub fn configure(&mut self, config: Arc<Config>) {
+        self.config = config;
+    }
+
     /// Runs one session until it ends.
     ///
     /// Cancel-safe: no.

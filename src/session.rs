@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::check::fit::Order;
+use crate::check::fit::{Order, Refusal};
 use crate::config::{Config, Mark, Mode, SourceConfig};
 use crate::encode::{EncodeError, Encoder};
 use crate::hold;
@@ -27,9 +27,11 @@ use crate::lease::LeaseState;
 use crate::mark::ledger::Ledger;
 use crate::mark::{MarkError, Marks, Owed, Tenure, load_marked};
 use crate::migrate::{self, Creates, MigrateError, Step};
+use crate::names::{self, NamesError};
 use crate::outbox::Lsn;
 use crate::postgres::{self, ConnectOptions, PostgresError};
 use crate::relay::Session;
+use crate::rename::{self, RenameError};
 use crate::slot::SlotError;
 use crate::source::SourceError;
 use crate::state::{OutboxState, StateError, StateTable};
@@ -49,6 +51,10 @@ pub enum OpenError {
     },
     #[error(transparent)]
     Migrate(#[from] MigrateError),
+    #[error(transparent)]
+    Names(#[from] NamesError),
+    #[error(transparent)]
+    Rename(#[from] RenameError),
     #[error("{}; run `outboxd migrate` with a role that may", missing(.0))]
     Missing(Vec<Step>),
     #[error("cannot read table `{table}`")]
@@ -153,10 +159,34 @@ pub fn lease_key(source: &SourceConfig) -> String {
         Ok(name) => format!("{}.{}", name.schema, name.table),
         Err(_) => source.table.clone(),
     };
+    lease_key_of(source, &table)
+}
+
+/// The same where the state stands under another name.
+pub fn lease_key_of(source: &SourceConfig, outbox: &str) -> String {
     match source.mark {
-        Mark::None => format!("{table}#{}", source.replication.slot),
-        Mark::Ledger | Mark::SentAt | Mark::Delete => table,
+        Mark::None => format!("{outbox}#{}", source.replication.slot),
+        Mark::Ledger | Mark::SentAt | Mark::Delete => outbox.to_owned(),
     }
+}
+
+/// Moves the state of a renamed table to its name of now, under the lease of its former name.
+pub async fn follow_rename(
+    source: &SourceConfig,
+    options: &ConnectOptions,
+    former: &str,
+    epoch: i64,
+) -> Result<(), OpenError> {
+    let name = source.table_name().map_err(MigrateError::Name)?;
+    let outbox = format!("{}.{}", name.schema, name.table);
+    let lease = lease_key_of(source, former);
+    let session = connect(options, "setup").await?;
+    rename::follow(&session.client, former, &outbox, &lease, epoch).await?;
+    info!(
+        former,
+        outbox, "the table was renamed: what is known of it stands under its new name"
+    );
+    Ok(())
 }
 
 /// Opens a connection for one purpose.
@@ -168,12 +198,33 @@ pub async fn connect(
     session.map_err(|source| OpenError::Postgres { purpose, source })
 }
 
-/// Creates the state tables where they are missing: the lease needs them.
-pub async fn ensure_state(config: &Config, options: &ConnectOptions) -> Result<(), OpenError> {
+/// Creates the state tables where they are missing, for the lease needs them, and finds out the names that the
+/// configuration leaves open.
+///
+/// Gives the name too under which the state stands, where the table has another one now.
+/// Errors: `Halt` where the state can't follow its table.
+pub async fn prepare(
+    config: &Config,
+    options: &ConnectOptions,
+) -> Result<(Config, Option<String>), OpenError> {
     let session = connect(options, "setup").await?;
-    let denied = migrate::ensure(&session.client, config, Creates::State).await?;
+    let name = config.source.table_name().map_err(MigrateError::Name)?;
+    let outbox = format!("{}.{}", name.schema, name.table);
+    let home = rename::home(&session.client, &name.schema, &name.table).await?;
+    if let Some(Refusal { text, remedy }) = home.refusal(&outbox) {
+        return Err(OpenError::Halt {
+            reason: text,
+            remedy,
+        });
+    }
+    let source = names::resolve(&session.client, &config.source).await?;
+    let config = Config {
+        source,
+        ..config.clone()
+    };
+    let denied = migrate::ensure(&session.client, &config, Creates::State).await?;
     if denied.is_empty() {
-        Ok(())
+        Ok((config, home.former()))
     } else {
         Err(OpenError::Missing(denied))
     }

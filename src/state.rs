@@ -173,6 +173,26 @@ impl StateTable<'_> {
         self.execute(statement, "note the mode").await
     }
 
+    /// Notes that a slot is this outbox's; `false` where it is another one's.
+    pub async fn note_slot(&self, slot: &str, publication: &str) -> Result<bool, StateError> {
+        let statement = "INSERT INTO outboxd.slot AS s (slot, outbox, publication) VALUES ($2, $1, $3) \
+                         ON CONFLICT (slot) DO UPDATE SET publication = excluded.publication, at = clock_timestamp() \
+                         WHERE s.outbox = excluded.outbox";
+        let values: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
+            [&self.outbox, &slot, &publication];
+        let done = self.client.execute(statement, &values).await;
+        done.map(|rows| rows == 1)
+            .map_err(self.sql("note the slot"))
+    }
+
+    /// Forgets the other slots of this outbox that do not stand any more.
+    pub async fn forget_dropped_slots(&self, slot: &str) -> Result<(), StateError> {
+        let statement = "DELETE FROM outboxd.slot s WHERE s.outbox = $1 AND s.slot <> $2 AND NOT EXISTS \
+                         (SELECT FROM pg_catalog.pg_replication_slots r WHERE r.slot_name = s.slot)";
+        let done = self.client.execute(statement, &[&self.outbox, &slot]).await;
+        done.map(drop).map_err(self.sql("forget slots"))
+    }
+
     /// Begins a new generation of numbers; the earlier ones keep what they sent.
     pub async fn begin_generation(&self, after: i32) -> Result<(), StateError> {
         let statement = "UPDATE outboxd.outbox SET generation = $2 + 1, skipped = '{}' \

@@ -59,6 +59,9 @@ pub struct Status {
     /// What the publication keeps from the stream, with the SQL that mends it.
     #[serde(default)]
     pub drift: Vec<String>,
+    /// Slots of this outbox that keep WAL and that nobody reads, with the SQL that drops them.
+    #[serde(default)]
+    pub unread_slots: Vec<String>,
     pub last_error: Option<LastError>,
 }
 
@@ -274,6 +277,7 @@ impl Status {
             wal_budget: None,
             holes_open: None,
             drift: Vec::new(),
+            unread_slots: Vec::new(),
             last_error: None,
         }
     }

@@ -59,6 +59,8 @@ pub struct Supervisor {
     /// By replication, as long as the keeper.
     wal_watch: Option<WalWatch>,
     epoch: Option<i64>,
+    /// The name under which the state stands until it has followed the table.
+    former: Option<String>,
     legacy: Legacy,
     passage: Passage,
     attempts: usize,
@@ -90,6 +92,7 @@ impl Supervisor {
             keeper: None,
             wal_watch: None,
             epoch: None,
+            former: None,
             legacy: Legacy {
                 catch_up: CatchUp::AsRecorded,
                 replayed: Vec::new(),
@@ -157,8 +160,15 @@ impl Supervisor {
 
     async fn open(&mut self) -> Result<crate::relay::Session, OpenError> {
         let options = session::connect_options(&self.config)?;
-        let lease = self.lease(&options).await?;
-        let epoch = self.await_leadership(lease.clone()).await;
+        let mut lease = self.lease(&options).await?;
+        let mut epoch = self.await_leadership(lease.clone()).await;
+        if let Some(former) = self.former.clone() {
+            // Whoever published under the former name has ended, or is deposed now.
+            session::follow_rename(&self.config.source, &options, &former, epoch).await?;
+            self.change_lease().await;
+            lease = self.lease(&options).await?;
+            epoch = self.await_leadership(lease.clone()).await;
+        }
         self.status.state(State::Waiting, OPENING);
         if self
             .epoch
@@ -194,12 +204,15 @@ impl Supervisor {
         if let Some(keeper) = &self.keeper {
             return Ok(keeper.state());
         }
-        session::ensure_state(&self.config, options).await?;
-        let keeper = LeaseKeeper::start(
-            self.config.source.url.clone(),
-            session::lease_key(&self.config.source),
-            self.config.lease.ttl,
-        );
+        let (config, former) = session::prepare(&self.config, options).await?;
+        let config = Arc::new(config);
+        self.relay.configure(config.clone());
+        let key = match &former {
+            Some(former) => session::lease_key_of(&config.source, former),
+            None => session::lease_key(&config.source),
+        };
+        (self.config, self.former) = (config, former);
+        let keeper = LeaseKeeper::start(self.config.source.url.clone(), key, self.config.lease.ttl);
         if self.config.source.mode == Mode::Replication {
             let (source, status) = (&self.config.source, self.status.clone());
             let (url, replication) = (source.url.clone(), source.replication.clone());
@@ -207,6 +220,14 @@ impl Supervisor {
             self.wal_watch = Some(watch);
         }
         Ok(self.keeper.insert(keeper).state())
+    }
+
+    /// Ends the contest for the lease of a name that the table does not have any more.
+    async fn change_lease(&mut self) {
+        self.wal_watch = None;
+        if let Some(keeper) = self.keeper.take() {
+            keeper.release().await;
+        }
     }
 
     /// Waits until the lease is ours and returns its epoch.

@@ -8,6 +8,7 @@ use crate::config::{Config, Mark, Mode, Start};
 use crate::identity::{self, IdentityError, Verdict};
 use crate::inspect::Table;
 use crate::migrate::{self, MigrateError, MigrateOptions, Part, Step, StepState};
+use crate::rename;
 
 /// Rows are counted up to here: `check` must stay quick on any table.
 const ROWS_COUNTED_MAX: i64 = 100_000;
@@ -33,14 +34,49 @@ pub(super) async fn look(client: &Client, config: &Config, table: &Table, report
     for step in &steps {
         left_to_do(step, &options, report);
     }
-    let reads = steps.iter().filter(|step| step.part == Part::Grant);
-    let reads = reads
-        .clone()
+    // What only people read is no reason to say less of the rows.
+    let needed = steps
+        .iter()
+        .filter(|step| step.part == Part::Grant && !is_for_people(step));
+    let reads = needed
+        .into_iter()
         .all(|step| step.state == StepState::AlreadyThere);
     if has_state && reads {
-        numbers(client, config, table, report).await;
-        start(client, config, table, report).await;
+        let Some(outbox) = home(client, table, report).await else {
+            return;
+        };
+        numbers(client, config, table, &outbox, report).await;
+        start(client, config, table, &outbox, report).await;
     }
+}
+
+fn is_for_people(step: &Step) -> bool {
+    step.description.contains("status view")
+}
+
+/// The name under which the state stands; nothing where it can't follow its table.
+async fn home(client: &Client, table: &Table, report: &mut Report) -> Option<String> {
+    let (schema, name) = (&table.layout.schema, &table.layout.table);
+    let outbox = shown(table);
+    let home = match rename::home(client, schema, name).await {
+        Ok(home) => home,
+        Err(error) => {
+            report.push(Finding::warning("state", chain(&error), ""));
+            return Some(outbox);
+        }
+    };
+    if let Some(refusal) = home.refusal(&outbox) {
+        report.push(Finding::missing("state", refusal.text, refusal.remedy));
+        return None;
+    }
+    let key = home.key(&outbox).to_owned();
+    if key != outbox {
+        report.push(Finding::ok(
+            "state",
+            format!("stands under `{key}`, the table's former name: the relay takes it along when it starts"),
+        ));
+    }
+    Some(key)
 }
 
 fn migrate_command(options: &MigrateOptions) -> String {
@@ -66,12 +102,12 @@ fn left_to_do(step: &Step, options: &MigrateOptions, report: &mut Report) {
         Part::Publication => "publication",
         Part::Grant => "right",
         // The table has its own finding, the slot too, and the function is the application's affair.
-        Part::Table | Part::Start | Part::Slot | Part::Function => return,
+        Part::Table | Part::Start | Part::Claim | Part::Slot | Part::Function => return,
     };
     let outcome = match (step.state, step.part) {
         (StepState::AlreadyThere, _) => Outcome::Ok,
         (StepState::Skipped(_), _) | (_, Part::View) => Outcome::Warning,
-        (StepState::Needed, _) if step.description.contains("status view") => Outcome::Warning,
+        (StepState::Needed, _) if is_for_people(step) => Outcome::Warning,
         (StepState::Needed, _) => Outcome::Missing,
     };
     let detail = match step.state {
@@ -97,11 +133,17 @@ fn left_to_do(step: &Step, options: &MigrateOptions, report: &mut Report) {
     report.push(Finding::new(what, outcome, detail, remedy));
 }
 
-async fn numbers(client: &Client, config: &Config, table: &Table, report: &mut Report) {
+async fn numbers(
+    client: &Client,
+    config: &Config,
+    table: &Table,
+    outbox: &str,
+    report: &mut Report,
+) {
     if table.seq.is_none() {
         return;
     }
-    let verdict = match verdict(client, config.source.mark, table).await {
+    let verdict = match verdict(client, config.source.mark, table, outbox).await {
         Ok(verdict) => verdict,
         Err(error) => {
             return report.push(Finding::warning("numbers", chain(&error), ""));
@@ -122,12 +164,16 @@ async fn numbers(client: &Client, config: &Config, table: &Table, report: &mut R
 }
 
 /// What the relay would say of the numbers; where nothing is stored of them, whether they are fit to begin with.
-async fn verdict(client: &Client, mark: Mark, table: &Table) -> Result<Verdict, IdentityError> {
-    let outbox = shown(table);
+async fn verdict(
+    client: &Client,
+    mark: Mark,
+    table: &Table,
+    outbox: &str,
+) -> Result<Verdict, IdentityError> {
     let now = identity::read(client, table).await?;
-    let stored = identity::load(client, &outbox).await?;
+    let stored = identity::load(client, outbox).await?;
     let tail = match mark {
-        Mark::Ledger => identity::ledger_tail(client, &outbox).await?,
+        Mark::Ledger => identity::ledger_tail(client, outbox).await?,
         Mark::SentAt | Mark::Delete | Mark::None => None,
     };
     let evidence = identity::evidence(client, table, mark, tail).await?;
@@ -136,10 +182,10 @@ async fn verdict(client: &Client, mark: Mark, table: &Table) -> Result<Verdict, 
 }
 
 /// Rows that stand before anything is known of them need a decision, and to be read an order.
-async fn start(client: &Client, config: &Config, table: &Table, report: &mut Report) {
+async fn start(client: &Client, config: &Config, table: &Table, outbox: &str, report: &mut Report) {
     let known =
         "SELECT start IS NOT NULL, start = 'now', caught_up FROM outboxd.outbox WHERE outbox = $1";
-    let known = match client.query_opt(known, &[&shown(table)]).await {
+    let known = match client.query_opt(known, &[&outbox]).await {
         Ok(row) => row.map(|row| (row.get(0), row.get::<_, Option<bool>>(1), row.get(2))),
         Err(error) => return report.push(unknown("start", error)),
     };

@@ -2,9 +2,10 @@
 
 use tokio_postgres::Client;
 
-use super::{Finding, Report, chain, state, unknown};
-use crate::config::{Config, OnLostSlot};
+use super::{Finding, Outcome, Report, chain, state, unknown};
+use crate::config::{Config, Mark, OnLostSlot};
 use crate::inspect::Table;
+use crate::names::{self, Facts};
 use crate::postgres::PostgresError;
 use crate::publication;
 use crate::slot::{self, Fitness, Slot};
@@ -26,6 +27,14 @@ pub(super) async fn look(client: &Client, config: &Config, table: &Table, report
         }
         return;
     }
+    let mut is_ours = true;
+    match names::facts(client, &config.source).await {
+        Ok(facts) => {
+            is_ours = ownership(&facts, config, report);
+            leftovers(&facts, config, report);
+        }
+        Err(error) => report.push(Finding::warning("slot", chain(&error), "")),
+    }
     publication(client, config, table, report).await;
     if config.source.replication.failover {
         super::failover::look(client, found.as_ref(), report).await;
@@ -36,13 +45,43 @@ pub(super) async fn look(client: &Client, config: &Config, table: &Table, report
     match database {
         Ok(row) => {
             let policy = config.source.replication.on_lost_slot;
-            report.push(judge_slot(name, found, row.get(0), policy));
+            let finding = judge_slot(name, found, row.get(0), policy);
+            if is_ours || finding.outcome == Outcome::Missing {
+                report.push(finding);
+            }
         }
         Err(error) => report.push(Finding::warning(
             "slot",
             chain(&PostgresError::from(error)),
             "",
         )),
+    }
+}
+
+/// Says whose slot and publication are, where they are not this outbox's; tells whether they are.
+fn ownership(facts: &Facts, config: &Config, report: &mut Report) -> bool {
+    match names::refusals_of(facts, &config.source) {
+        Ok(refusals) => {
+            let is_ours = refusals.is_empty();
+            let findings = refusals.into_iter();
+            let findings = findings.map(|one| Finding::missing("slot", one.text, one.remedy));
+            report.findings.extend(findings);
+            is_ours
+        }
+        Err(error) => {
+            report.push(Finding::warning("slot", chain(&error), ""));
+            true
+        }
+    }
+}
+
+/// Names what keeps WAL for nobody. Without a mark another relay may read another slot.
+fn leftovers(facts: &Facts, config: &Config, report: &mut Report) {
+    if config.source.mark == Mark::None {
+        return;
+    }
+    for left in names::leftovers(facts, &config.source.replication.slot) {
+        report.push(Finding::warning("slot", left.text, left.remedy));
     }
 }
 

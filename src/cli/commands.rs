@@ -4,6 +4,7 @@ use std::error::Error;
 use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -13,6 +14,7 @@ use crate::config::Config;
 use crate::demo::{DemoOptions, DemoOutcome};
 use crate::metrics::Metrics;
 use crate::migrate::MigrateOptions;
+use crate::names::{self, NamesError};
 use crate::session;
 use crate::slot::{self, Consent};
 use crate::status::StatusCell;
@@ -133,11 +135,11 @@ pub(super) async fn migrate(config: &Config, arguments: &Migrate) -> Outcome {
             Err(failure) => failed(&failure, failure.hint().as_deref()),
         };
     }
-    let session = match connect(config).await {
-        Ok(session) => session,
+    let (session, config) = match resolve(config).await {
+        Ok(resolved) => resolved,
         Err(outcome) => return outcome,
     };
-    match migrate::run(&session.client, config, &options, &mut std::io::stdout()).await {
+    match migrate::run(&session.client, &config, &options, &mut std::io::stdout()).await {
         Ok(()) => Outcome::Done,
         Err(failure) => failed(&failure, failure.hint().as_deref()),
     }
@@ -157,8 +159,8 @@ pub(super) async fn status(config: &Config, json: bool) -> Outcome {
 }
 
 pub(super) async fn slot_status(config: &Config, json: bool) -> Outcome {
-    let session = match connect(config).await {
-        Ok(session) => session,
+    let (session, config) = match resolve(config).await {
+        Ok(resolved) => resolved,
         Err(outcome) => return outcome,
     };
     let name = &config.source.replication.slot;
@@ -179,11 +181,25 @@ pub(super) async fn slot_status(config: &Config, json: bool) -> Outcome {
 }
 
 pub(super) async fn slot_drop(config: &Config, yes: bool) -> Outcome {
-    let session = match connect(config).await {
-        Ok(session) => session,
+    let (session, config) = match resolve(config).await {
+        Ok(resolved) => resolved,
         Err(outcome) => return outcome,
     };
     let name = &config.source.replication.slot;
+    match foreign(&session.client, &config).await {
+        Ok(None) => {}
+        Ok(Some(text)) => {
+            let drops = names::drop_statement(name);
+            complain(
+                &text,
+                Some(&format!(
+                    "nothing is dropped; SQL drops it all the same: {drops}"
+                )),
+            );
+            return Outcome::Failed;
+        }
+        Err(failure) => return failed(&failure, None),
+    }
     let consent = if yes {
         Consent::Given
     } else {
@@ -206,7 +222,31 @@ pub(super) async fn demo(options: DemoOptions) -> Outcome {
     }
 }
 
-pub(super) async fn connect(config: &Config) -> Result<crate::postgres::Session, Outcome> {
+/// Why a slot that stands is not this outbox's to drop.
+async fn foreign(client: &Client, config: &Config) -> Result<Option<String>, NamesError> {
+    let facts = names::facts(client, &config.source).await?;
+    if facts.slot(&config.source.replication.slot).is_none() {
+        return Ok(None);
+    }
+    let refused = names::slot_refused(&facts, &config.source)?;
+    Ok(refused.map(|refusal| refusal.text))
+}
+
+/// Connects and finds out the names that the configuration leaves open.
+pub(super) async fn resolve(
+    config: &Config,
+) -> Result<(crate::postgres::Session, Config), Outcome> {
+    let session = connect(config).await?;
+    let source = names::resolve(&session.client, &config.source).await;
+    let source = source.map_err(|failure| failed(&failure, None))?;
+    let config = Config {
+        source,
+        ..config.clone()
+    };
+    Ok((session, config))
+}
+
+async fn connect(config: &Config) -> Result<crate::postgres::Session, Outcome> {
     let connected = async {
         let options = session::connect_options(config)?;
         session::connect(&options, "command").await

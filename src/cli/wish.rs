@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::json;
 use tokio_postgres::Client;
 
-use super::commands::{connect, failed};
+use super::commands::{failed, resolve};
 use super::{Common, Outcome, complain, load, print, print_error};
 use crate::config::Config;
 use crate::hold::{self, Answer, Asker, Wished};
@@ -50,7 +50,7 @@ pub(super) async fn open(common: &Common, refusal: Option<String>) -> Result<Ope
         complain(&text, None);
         return Err(Outcome::Misused);
     }
-    let session = connect(&config).await?;
+    let (session, config) = resolve(&config).await?;
     let outbox = lease_key(&config.source);
     Ok(Opened {
         config,

@@ -12,7 +12,7 @@ use super::settings::{Entry, Setting, Settings, written};
 use super::{
     AdminConfig, CatchUpFrom, Config, ConfigError, ConfigErrors, FaultPolicy, FaultsConfig,
     KafkaConfig, LeaseConfig, LimitsConfig, LogConfig, Mark, Mode, OnLostSlot, Origin,
-    PollingConfig, ReplicationConfig, RouteConfig, Secret, ShutdownConfig, SourceConfig, TableName,
+    PollingConfig, ReplicationConfig, RouteConfig, Secret, ShutdownConfig, SourceConfig,
     TopicsConfig, UrlSource, check, convert, document, environment,
 };
 
@@ -218,8 +218,6 @@ impl Reader<'_> {
             ));
         }
         let table = self.checked("source.table", convert::text, |table| check::table(table));
-        let default_slot =
-            TableName::parse(&table).map_or_else(|_| String::new(), |name| name.slot());
         let slot = self.optional("source.replication.slot", convert::text, |slot| {
             check::slot(slot)
         });
@@ -243,8 +241,8 @@ impl Reader<'_> {
                 batch_rows: self.read("source.polling.batch_rows", |s| convert::whole(s, 1)),
             },
             replication: ReplicationConfig {
-                slot: slot.unwrap_or_else(|| default_slot.clone()),
-                publication: publication.unwrap_or(default_slot),
+                slot: slot.unwrap_or_default(),
+                publication: publication.unwrap_or_default(),
                 wal_budget_bytes: self.read("source.replication.wal_budget", convert::bytes) as u64,
                 on_lost_slot: self.on_lost_slot(mark),
                 failover: self.read("source.replication.failover", convert::truth),

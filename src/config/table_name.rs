@@ -41,21 +41,52 @@ impl TableName {
         format!("{}.{}", quote(&self.schema), quote(&self.table))
     }
 
-    /// The default name of the slot and the publication: `outboxd_<table>`, cleaned to `[a-z0-9_]`.
-    pub fn slot(&self) -> String {
-        let clean = |c: char| {
-            if c.is_ascii_alphanumeric() {
-                c.to_ascii_lowercase()
-            } else {
-                '_'
-            }
-        };
-        let name: String = "outboxd_"
-            .chars()
-            .chain(self.table.chars().map(clean))
-            .collect();
+    /// The default name of the slot and the publication: `outboxd_database__schema__table`.
+    ///
+    /// No two tables of one server share it: a digest follows where cleaning to `[a-z0-9_]`, underscores or 63 bytes
+    /// would let two names meet.
+    pub fn slot(&self, database: &str) -> String {
+        let parts = [database, &self.schema, &self.table];
+        let cleaned = parts.map(clean).join("__");
+        let name = format!("{PREFIX}{cleaned}");
+        if parts.iter().all(|part| stands_for_itself(part)) && name.len() <= NAME_BYTES_MAX {
+            return name;
+        }
+        let digest = digest(&parts.join("\0"));
+        let room = NAME_BYTES_MAX - digest.len() - 1;
+        format!("{}_{digest}", &name[..name.len().min(room)])
+    }
+
+    /// The default name before databases and schemas were part of it.
+    pub fn short_slot(&self) -> String {
+        let name = format!("{PREFIX}{}", clean(&self.table));
         name.chars().take(NAME_BYTES_MAX).collect()
     }
+}
+
+const PREFIX: &str = "outboxd_";
+
+fn clean(part: &str) -> String {
+    let clean = |c: char| {
+        if c.is_ascii_alphanumeric() {
+            c.to_ascii_lowercase()
+        } else {
+            '_'
+        }
+    };
+    part.chars().map(clean).collect()
+}
+
+/// Whether a part is clean and can't be mistaken for another beside `__`.
+fn stands_for_itself(part: &str) -> bool {
+    let is_at_edge = part.starts_with('_') || part.ends_with('_');
+    clean(part) == part && !is_at_edge && !part.contains("__")
+}
+
+/// Eight hexadecimal digits that stay the same for ever (FNV-1a).
+fn digest(text: &str) -> String {
+    let step = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+    format!("{:08x}", text.bytes().fold(0x811c_9dc5, step))
 }
 
 impl fmt::Display for TableName {
@@ -156,10 +187,42 @@ mod tests {
     }
 
     #[test]
-    fn the_default_slot_is_a_legal_slot_name() {
-        assert_eq!(name("public", "outbox").slot(), "outboxd_outbox");
-        assert_eq!(name("s", "Out-Böx").slot(), "outboxd_out_b_x");
-        assert_eq!(name("s", &"x".repeat(63)).slot().len(), 63);
+    fn the_default_slot_holds_database_schema_and_table() {
+        assert_eq!(
+            name("orders", "order_outbox").slot("shop"),
+            "outboxd_shop__orders__order_outbox"
+        );
+        assert_eq!(
+            name("s", "Out-Böx").slot("shop"),
+            "outboxd_shop__s__out_b_x_49faf73e"
+        );
+        assert_eq!(name("s", "Out-Böx").short_slot(), "outboxd_out_b_x");
+    }
+
+    #[test]
+    fn default_slots_of_names_that_look_alike_differ() {
+        let slots = [
+            name("a", "b__c").slot("d"),
+            name("a__b", "c").slot("d"),
+            name("a_", "_b").slot("d"),
+            name("a", "b-c").slot("d"),
+            name("a", "b c").slot("d"),
+            name("a", "b_c").slot("d"),
+            name("A", "b_c").slot("d"),
+            name("a", &"x".repeat(62)).slot("d"),
+            name("a", &"x".repeat(63)).slot("d"),
+        ];
+        let different: std::collections::HashSet<&String> = slots.iter().collect();
+        assert_eq!(different.len(), slots.len(), "{slots:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn every_default_slot_is_a_legal_name(database in "[^\0]{1,40}", schema in "[^\0]{1,40}", table in "[^\0]{1,40}") {
+            let slot = name(&schema, &table).slot(&database);
+            prop_assert!(slot.len() <= NAME_BYTES_MAX, "{}", slot);
+            prop_assert!(slot.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'));
+        }
     }
 
     proptest! {

@@ -47,8 +47,8 @@ fn the_fewest_keys_give_the_defaults() {
     );
     assert_eq!(source.polling.interval, Duration::from_millis(100));
     assert_eq!(source.polling.batch_rows, 2000);
-    assert_eq!(source.replication.slot, "outboxd_outbox");
-    assert_eq!(source.replication.publication, "outboxd_outbox");
+    let replication = &source.replication;
+    assert!(replication.slot.is_empty() && replication.publication.is_empty());
     assert_eq!(config.route.topic, "outbox.event.${aggregatetype}");
     assert_eq!(config.route.allow, ["outbox.event.*"]);
     assert_eq!(config.route.null_key, NullKey::Block);

@@ -93,7 +93,7 @@ impl Values {
 }
 
 /// `escape_literal` puts a blank before a literal that needs `E`.
-fn literal(text: &str) -> String {
+pub(super) fn literal(text: &str) -> String {
     escape_literal(text).trim_start().to_owned()
 }
 

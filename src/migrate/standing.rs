@@ -5,6 +5,8 @@ use tokio_postgres::Client;
 use super::Names;
 use super::fragment::{state_tables, suffixed};
 use crate::inspect::{InspectError, Table, inspect};
+use crate::names::{self as owned, Facts, NamesError};
+use crate::rename::{self, Home, RenameError};
 
 /// What was found; the default is an empty database.
 #[derive(Debug, Default)]
@@ -12,16 +14,23 @@ pub(super) struct Standing {
     /// `server_version_num`.
     pub server_version: i32,
     pub table: Option<Table>,
+    /// Every state table stands, as this version makes it.
     pub has_state: bool,
     /// The version of the state tables.
     pub version: Option<i32>,
+    /// Where the state of the table stands.
+    pub home: Home,
     /// The table is empty, and nothing was decided of the rows that come.
     pub is_undecided: bool,
+    /// A name for the sequence of a table that is to be made.
+    pub sequence: Option<String>,
     /// The body of the publish function.
     pub function: Option<String>,
     pub view: Option<View>,
     pub publication: Option<Publication>,
     pub has_slot: bool,
+    /// The state says that the slot is this outbox's.
+    pub has_claim: bool,
     /// The rows that stood before the slot were read.
     pub is_caught_up: bool,
     pub may_create_role: bool,
@@ -35,13 +44,17 @@ pub(super) struct View {
     /// Empty where there is none.
     pub comment: String,
     pub columns: Vec<String>,
+    /// It shows this table, and not one that had its name before.
+    pub is_of_table: bool,
 }
 
 #[derive(Debug)]
 pub(super) struct Publication {
     pub has_table: bool,
     /// The table is all that it publishes.
-    pub is_ours: bool,
+    pub is_alone: bool,
+    /// The state says that it is this outbox's.
+    pub is_claimed: bool,
     /// Of its operations only inserts, and updates where this says so.
     pub is_plain: bool,
     pub has_updates: bool,
@@ -68,6 +81,19 @@ pub(super) enum LookError {
     Catalog(tokio_postgres::Error),
     /// The state schema stands, and this role may not look into it.
     Denied,
+    Names(NamesError),
+}
+
+impl From<NamesError> for LookError {
+    fn from(error: NamesError) -> Self {
+        Self::Names(error)
+    }
+}
+
+impl From<RenameError> for LookError {
+    fn from(error: RenameError) -> Self {
+        Self::Names(error.into())
+    }
 }
 
 impl From<tokio_postgres::Error> for LookError {
@@ -88,8 +114,10 @@ impl Standing {
             table,
             ..Self::default()
         };
-        standing.look_at_state(client, names).await?;
-        standing.is_undecided = standing.is_undecided(client, names).await?;
+        standing.home = rename::home(client, &names.schema, &names.table).await?;
+        let key = standing.home.key(&names.outbox()).to_owned();
+        standing.look_at_state(client, &key).await?;
+        standing.is_undecided = standing.is_undecided(client, &key).await?;
         standing.look_beside_the_table(client, names).await?;
         standing.look_at_stream(client, names).await?;
         let oid = standing.table.as_ref().map(|table| table.oid);
@@ -104,10 +132,11 @@ impl Standing {
         Ok(standing)
     }
 
-    async fn look_at_state(&mut self, client: &Client, names: &Names) -> Result<(), LookError> {
+    async fn look_at_state(&mut self, client: &Client, outbox: &str) -> Result<(), LookError> {
         let row = client.query_one(STATE_TABLES, &[]).await?;
         let there: Vec<String> = row.get("tables");
-        self.has_state = state_tables().all(|table| there.iter().any(|one| one == table));
+        let keyed: Vec<String> = row.get("keyed");
+        self.has_state = state_tables().all(|table| keyed.iter().any(|one| one == table));
         if there.iter().all(|one| one != "schema_version") {
             return Ok(());
         }
@@ -118,13 +147,13 @@ impl Standing {
         self.version = client.query_one(version, &[]).await?.get(0);
         if there.iter().any(|one| one == "outbox") {
             let caught_up = "SELECT caught_up FROM outboxd.outbox WHERE outbox = $1";
-            let row = client.query_opt(caught_up, &[&names.outbox()]).await?;
+            let row = client.query_opt(caught_up, &[&outbox]).await?;
             self.is_caught_up = row.is_some_and(|row| row.get(0));
         }
         Ok(())
     }
 
-    async fn is_undecided(&self, client: &Client, names: &Names) -> Result<bool, LookError> {
+    async fn is_undecided(&self, client: &Client, outbox: &str) -> Result<bool, LookError> {
         let Some(table) = &self.table else {
             return Ok(false);
         };
@@ -138,11 +167,7 @@ impl Standing {
         }
         if self.has_state {
             let decided = "SELECT FROM outboxd.outbox WHERE outbox = $1 AND start IS NOT NULL";
-            if client
-                .query_opt(decided, &[&names.outbox()])
-                .await?
-                .is_some()
-            {
+            if client.query_opt(decided, &[&outbox]).await?.is_some() {
                 return Ok(false);
             }
         }
@@ -161,11 +186,26 @@ impl Standing {
             .await?;
         self.function = row.map(|row| row.get(0));
         let view = suffixed(&names.table, "_status");
-        let row = client.query_opt(VIEW, &[&names.schema, &view]).await?;
+        let oid = self.table.as_ref().map(|table| table.oid);
+        let row = client
+            .query_opt(VIEW, &[&names.schema, &view, &oid])
+            .await?;
         self.view = row.map(|row| View {
             comment: row.get("comment"),
             columns: row.get("columns"),
+            is_of_table: row.get("is_of_table"),
         });
+        if self.table.is_none() {
+            // The sequence of a table that was renamed keeps its name.
+            let wanted: Vec<String> = (0..10)
+                .map(|number| match number {
+                    0 => suffixed(&names.table, "_seq_seq"),
+                    number => suffixed(&names.table, &format!("_seq_seq{number}")),
+                })
+                .collect();
+            let row = client.query_one(FREE, &[&names.schema, &wanted]).await?;
+            self.sequence = row.get(0);
+        }
         Ok(())
     }
 
@@ -175,13 +215,20 @@ impl Standing {
         let row = client.query_opt(PUBLICATION, &parameters).await?;
         self.publication = row.map(|row| Publication {
             has_table: row.get("has_table"),
-            is_ours: row.get("is_ours"),
+            is_alone: row.get("is_alone"),
+            is_claimed: false,
             is_plain: row.get("is_plain"),
             has_updates: row.get("pubupdate"),
         });
         let slot = "SELECT FROM pg_catalog.pg_replication_slots \
                     WHERE slot_name = $1 AND database = pg_catalog.current_database()";
         self.has_slot = client.query_opt(slot, &[&names.slot]).await?.is_some();
+        let facts = Facts::read(client, &names.schema, &names.table).await?;
+        self.has_claim = facts.has_noted(&names.slot);
+        if let Some(publication) = &mut self.publication {
+            publication.is_claimed = facts.has_claimed_publication(&names.publication)
+                || owned::is_made_for_us(&facts, &names.publication);
+        }
         Ok(())
     }
 }
@@ -216,6 +263,8 @@ async fn grants(
 
 const STATE_TABLES: &str = "
     SELECT coalesce(array_agg(c.relname::text) FILTER (WHERE c.relname IS NOT NULL), '{}') AS tables,
+           coalesce(array_agg(c.relname::text) FILTER (WHERE EXISTS (
+               SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)), '{}') AS keyed,
            coalesce(bool_and(pg_catalog.has_schema_privilege(n.oid, 'USAGE')
                              AND (c.oid IS NULL OR pg_catalog.has_table_privilege(c.oid, 'SELECT'))), true) AS may_look
     FROM pg_catalog.pg_namespace n
@@ -231,9 +280,18 @@ const FUNCTION: &str = "
 const VIEW: &str = "
     SELECT coalesce(pg_catalog.obj_description(c.oid, 'pg_class'), '') AS comment,
            coalesce((SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_catalog.pg_attribute a
-                     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), '{}') AS columns
+                     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), '{}') AS columns,
+           EXISTS (SELECT FROM pg_catalog.pg_rewrite r
+                   JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_rewrite'::regclass AND d.objid = r.oid
+                   WHERE r.ev_class = c.oid AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = $3)
+               AS is_of_table
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = $1 AND c.relname = $2";
+
+const FREE: &str = "
+    SELECT min(name) FROM unnest($2::text[]) AS name
+    WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                      WHERE n.nspname = $1 AND c.relname = name)";
 
 const PUBLICATION: &str = "
     SELECT p.puballtables OR t.has_table OR EXISTS (
@@ -241,7 +299,7 @@ const PUBLICATION: &str = "
                JOIN pg_catalog.pg_class c ON c.oid = r.prrelid
                JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
                WHERE r.prpubid = p.oid AND n.nspname = $2 AND c.relname = $3) AS has_table,
-           NOT p.puballtables AND t.tables <= 1 AS is_ours,
+           NOT p.puballtables AND t.tables <= 1 AS is_alone,
            p.pubinsert AND p.pubviaroot AND NOT (p.pubdelete OR p.pubtruncate) AS is_plain, p.pubupdate
     FROM pg_catalog.pg_publication p
     CROSS JOIN LATERAL (

@@ -2,7 +2,7 @@
 
 use postgres_protocol::escape::escape_identifier;
 
-use super::fragment::{COLUMNS, GRANTS, OUTBOX, STATE, STATUS, Values};
+use super::fragment::{COLUMNS, GRANTS, OUTBOX, STATE, STATUS, Values, literal};
 use super::partitioned;
 use super::standing::{Grants, Standing, View};
 use super::{MigrateError, Names, Part, RELAY_ROLE, Step, StepState};
@@ -101,10 +101,24 @@ fn values(names: &Names, standing: &Standing) -> Result<Values, MigrateError> {
     partitioned::set(&mut values, names, standing)?;
     if let Some(sequence) = standing.table.as_ref().and_then(Table::sequence) {
         values.set("sequence", sequence.name.clone());
+    } else if let Some(free) = &standing.sequence {
+        values.set("sequence", qualified(&names.schema, free));
     }
     values.set_identifier("publication", &names.publication);
     values.set("operations", operations(names, standing).sql().to_owned());
+    // The relay moves the state of a renamed table, under the lease.
+    values.set_literal("state_key", standing.home.key(&names.outbox()));
     values.set_literal("slot", &names.slot);
+    values.set_literal("publication_name", &names.publication);
+    // What stands was looked at before; a script meets a database that nobody has seen.
+    let condition = match standing.has_slot {
+        true => "",
+        false => {
+            "\nWHERE NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name = {slot})"
+        }
+    };
+    let condition = condition.replace("{slot}", &literal(&names.slot));
+    values.set("claim_condition", condition);
     let is_kept = names.failover && standing.server_version >= FAILOVER_SINCE;
     let options = if is_kept { ", false, false, true" } else { "" };
     values.set("slot_options", options.to_owned());
@@ -170,9 +184,13 @@ fn view(names: &Names, standing: &Standing, values: &Values) -> Step {
         Some(View { comment, .. }) if !comment.starts_with(STATUS_COMMENT) => {
             StepState::Skipped("something else of that name is there")
         }
-        Some(View { comment, columns }) => {
-            let stands = *comment == status_comment(names) && wanted.eq(columns.iter());
-            needed(!stands)
+        Some(View {
+            comment,
+            columns,
+            is_of_table,
+        }) => {
+            let is_known = *comment == status_comment(names) && wanted.eq(columns.iter());
+            needed(!is_known || !is_of_table)
         }
     };
     Step {
@@ -223,10 +241,12 @@ fn publication(names: &Names, standing: &Standing, values: &Values) -> Vec<Step>
         let has_updates = operations == Operations::InsertsAndUpdates;
         !found.is_plain || found.has_updates != has_updates
     }) {
-        let state = if found.is_ours {
-            StepState::Needed
-        } else {
-            StepState::Skipped("it publishes other tables too, and other operations")
+        let state = match (found.is_claimed, found.is_alone) {
+            (true, true) => StepState::Needed,
+            (true, false) => {
+                StepState::Skipped("it publishes other tables too, and other operations")
+            }
+            (false, _) => StepState::Skipped("it was not made for this outbox alone"),
         };
         let description = format!(
             "publication `{name}` of {}, through the partition root",
@@ -239,7 +259,10 @@ fn publication(names: &Names, standing: &Standing, values: &Values) -> Vec<Step>
 
 fn slot(names: &Names, standing: &Standing, values: &Values) -> Vec<Step> {
     let step = |description: String, fragment: &str, is_needed: bool| Step {
-        part: Part::Slot,
+        part: match fragment {
+            "claim" => Part::Claim,
+            _ => Part::Slot,
+        },
         description,
         sql: values.render(OUTBOX, fragment),
         state: needed(is_needed),
@@ -249,6 +272,11 @@ fn slot(names: &Names, standing: &Standing, values: &Values) -> Vec<Step> {
         let description = "the wish to read the rows that are older than the new slot".to_owned();
         steps.push(step(description, "read again", true));
     }
+    steps.push(step(
+        format!("note that slot `{}` is this outbox's", names.slot),
+        "claim",
+        !standing.has_claim,
+    ));
     steps.push(step(
         format!(
             "slot `{}` (waits for the transactions that are open)",

@@ -8,13 +8,15 @@ use tokio_postgres::Client;
 use tracing::{debug, error, info};
 
 use super::{End, Run};
-use crate::check::fit;
+use crate::check::fit::{self, Refusal};
 use crate::config::{Config, Mark, Mode};
 use crate::identity::{self, Horizon, IdentityError, Verdict};
 use crate::inspect::{self, InspectError};
+use crate::names::{self, NamesError};
 use crate::outbox::Layout;
 use crate::postgres::PostgresError;
 use crate::publication::{self, Drift};
+use crate::retention;
 use crate::telemetry::chain;
 
 /// How often, unless sweeps come more often (design 15).
@@ -23,9 +25,11 @@ const SURVEY_EVERY: Duration = Duration::from_secs(30);
 /// What a survey found.
 pub(super) struct Findings {
     horizon: Horizon,
-    /// Why the table is not the one that the session was opened on.
+    /// Why the table is not the one that the session was opened on, or does not allow what it does any more.
     moved: Option<String>,
     drift: Vec<Drift>,
+    /// Slots of this outbox that nobody reads.
+    unread_slots: Vec<Refusal>,
 }
 
 /// Why a survey could not be made.
@@ -35,8 +39,17 @@ pub(super) enum SurveyError {
     Inspect(#[from] InspectError),
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Names(#[from] NamesError),
     #[error("cannot look at the publication")]
     Publication(#[source] PostgresError),
+}
+
+/// Whether the session removes old rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Removing {
+    Rows,
+    Nothing,
 }
 
 pub(super) type Surveying = JoinHandle<Result<Findings, SurveyError>>;
@@ -54,7 +67,11 @@ impl Run<'_> {
         }
         let (sql, config) = (self.session.sql.clone(), self.relay.config.clone());
         let layout = Arc::clone(&self.session.layout);
-        let surveying = async move { look(&sql.client, &config, &layout).await };
+        let removing = match self.session.retention {
+            Some(_) => Removing::Rows,
+            None => Removing::Nothing,
+        };
+        let surveying = async move { look(&sql.client, &config, &layout, removing).await };
         self.surveying = Some(tokio::spawn(surveying));
     }
 
@@ -75,6 +92,13 @@ impl Run<'_> {
         };
         self.relay.saw(findings.horizon);
         self.show_drift(findings.drift);
+        let unread = findings.unread_slots.iter();
+        let unread: Vec<String> = unread
+            .map(|slot| format!("{}; {}", slot.text, slot.remedy))
+            .collect();
+        self.relay
+            .status
+            .update(|status| status.unread_slots = unread);
         findings.moved.map(End::Moved)
     }
 
@@ -102,12 +126,32 @@ impl Run<'_> {
     }
 }
 
-async fn look(client: &Client, config: &Config, layout: &Layout) -> Result<Findings, SurveyError> {
+/// Without a mark another relay may read another slot of this table.
+async fn unread_slots(client: &Client, config: &Config) -> Result<Vec<Refusal>, SurveyError> {
+    let source = &config.source;
+    if source.mark == Mark::None {
+        return Ok(Vec::new());
+    }
+    let facts = names::facts(client, source).await?;
+    let read = match source.mode {
+        Mode::Replication => source.replication.slot.as_str(),
+        Mode::Polling => "",
+    };
+    Ok(names::leftovers(&facts, read))
+}
+
+async fn look(
+    client: &Client,
+    config: &Config,
+    layout: &Layout,
+    removing: Removing,
+) -> Result<Findings, SurveyError> {
     let outbox = layout.outbox();
     let mut findings = Findings {
         horizon: identity::horizon(client, &outbox).await?,
         moved: None,
         drift: Vec::new(),
+        unread_slots: unread_slots(client, config).await?,
     };
     let Some(stored) = identity::load(client, &outbox).await? else {
         return Ok(findings);
@@ -120,6 +164,18 @@ async fn look(client: &Client, config: &Config, layout: &Layout) -> Result<Findi
         }
         Err(failure) => return Err(failure.into()),
     };
+    let source = &config.source;
+    let order_column = source.order_column.as_deref();
+    let refusals = fit::refusals(source.mode, source.mark, order_column, &table);
+    if let Some(Refusal { text, .. }) = refusals.into_iter().next() {
+        findings.moved = Some(text);
+        return Ok(findings);
+    }
+    // The next session publishes and keeps its rows, and says why.
+    if let (Removing::Rows, Err(refusal)) = (removing, retention::fit::age(source.mark, &table)) {
+        findings.moved = Some(refusal.text);
+        return Ok(findings);
+    }
     let now = identity::read(client, &table).await?;
     let tail = match config.source.mark {
         Mark::Ledger => identity::ledger_tail(client, &outbox).await?,

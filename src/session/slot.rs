@@ -3,9 +3,11 @@
 use tracing::{error, info, warn};
 
 use super::{OpenError, Opening, connect, insert_position, slot_wait};
-use crate::config::{Mark, Mode, OnLostSlot};
+use crate::check::fit::Refusal;
+use crate::config::{Mark, Mode, OnLostSlot, ReplicationConfig};
 use crate::inspect::Table;
 use crate::migrate::{self, Creates};
+use crate::names::{self, Facts};
 use crate::outbox::Lsn;
 use crate::postgres;
 use crate::publication::{self, Drift};
@@ -46,26 +48,41 @@ impl Opening<'_> {
                 remedy: "name another in source.replication.slot".to_owned(),
             });
         }
+        let facts = names::facts(&sql.client, &self.config.source).await?;
+        self.refuse_others(&facts)?;
         if !state.caught_up {
             let is_read_through = state.slot.as_ref() == Some(name);
             if !is_read_through || fitness != Some(Fitness::Usable) {
                 self.create(sql, fitness).await?;
             }
-            return self.remember(states, state).await;
+            return self.remember(states, state, &facts).await;
+        }
+        if let Some(known) = self.another_than(state) {
+            return Err(self.switch(states, &facts, known).await?);
         }
         let lost = match fitness {
             None => Some(format!(
                 "slot `{name}` is gone, and rows may have gone with it"
             )),
             Some(Fitness::Lost(reason)) => Some(reason),
-            _ => self.another_than(state).map(|known| {
-                format!("slot `{name}` is not the one that the rows were read through, `{known}`")
-            }),
+            _ => None,
         };
         match lost {
             Some(reason) => Err(self.lose(states, reason).await?),
             None if self.passage == Passage::Barred => self.bypass(sql, states).await,
-            None => self.remember(states, state).await,
+            None => self.remember(states, state, &facts).await,
+        }
+    }
+
+    /// Two outboxes on one slot would take each other's rows.
+    fn refuse_others(&self, facts: &Facts) -> Result<(), OpenError> {
+        let refusals = names::refusals_of(facts, &self.config.source)?;
+        match refusals.into_iter().next() {
+            Some(Refusal { text, remedy }) => Err(OpenError::Halt {
+                reason: text,
+                remedy,
+            }),
+            None => Ok(()),
         }
     }
 
@@ -109,15 +126,70 @@ impl Opening<'_> {
         &self,
         states: &StateTable<'_>,
         state: &OutboxState,
+        facts: &Facts,
     ) -> Result<(), OpenError> {
-        let replication = &self.config.source.replication;
-        let is_known = state.slot.as_ref() == Some(&replication.slot);
-        if !is_known && self.config.source.mark != Mark::None {
-            states
-                .set_slot(&replication.slot, &replication.publication)
-                .await?;
+        let ReplicationConfig {
+            slot, publication, ..
+        } = &self.config.source.replication;
+        if !facts.has_noted(slot) && !states.note_slot(slot, publication).await? {
+            return Err(OpenError::Halt {
+                reason: format!("slot `{slot}` was just taken for another outbox"),
+                remedy: "name another in source.replication.slot".to_owned(),
+            });
+        }
+        if self.config.source.mark == Mark::None {
+            return Ok(());
+        }
+        if state.slot.as_ref() != Some(slot) {
+            states.set_slot(slot, publication).await?;
+        }
+        states.forget_dropped_slots(slot).await?;
+        for Refusal { text, remedy } in names::leftovers(facts, slot) {
+            warn!(reason = text, remedy, "a slot that nobody reads keeps WAL");
         }
         Ok(())
+    }
+
+    /// Decides what follows when the configuration names another slot than the one that was read: as for a lost one, for
+    /// what was committed between the two comes through neither.
+    async fn switch(
+        &self,
+        states: &StateTable<'_>,
+        facts: &Facts,
+        known: &str,
+    ) -> Result<OpenError, OpenError> {
+        let name = &self.config.source.replication.slot;
+        let stands = facts.has_slot(known);
+        let reason = match facts.slot(known).filter(|_| stands) {
+            Some(slot) => format!(
+                "the configuration names slot `{name}`, and the rows were read through `{known}`, which still stands and \
+                 keeps {} bytes of WAL",
+                slot.retained_bytes.unwrap_or_default()
+            ),
+            None => format!(
+                "slot `{known}`, through which the rows were read, is gone, and the configuration names `{name}`"
+            ),
+        };
+        let dropping = match stands {
+            true => format!("; {} drops it", names::drop_statement(known)),
+            false => String::new(),
+        };
+        if self.config.source.replication.on_lost_slot == OnLostSlot::Halt {
+            return Ok(OpenError::Halt {
+                reason,
+                remedy: format!(
+                    "set source.replication.slot = \"{known}\" to go on with it, or source.replication.on_lost_slot = \
+                     \"repair\" to have the table read and go on with `{name}`{dropping}"
+                ),
+            });
+        }
+        states.set_caught_up(false).await?;
+        let reason = format!("{reason}{dropping}");
+        error!(
+            slot = name,
+            reason, "another slot is named: the table is read"
+        );
+        Ok(OpenError::SlotLost { reason })
     }
 
     async fn fitness(&self, sql: &postgres::Session, slot: &Slot) -> Result<Fitness, OpenError> {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Status, database};
 use crate::config::{Config, ConfigError};
+use crate::names::NamesError;
 use crate::postgres::PostgresError;
 use crate::telemetry::chain;
 
@@ -49,6 +50,8 @@ pub enum StatusError {
         #[source]
         source: PostgresError,
     },
+    #[error(transparent)]
+    Names(#[from] NamesError),
     #[error("cannot read the status of `{outbox}` from the database")]
     Read {
         outbox: String,

@@ -9,6 +9,7 @@ use tokio_postgres::Client;
 use super::{Lag, Lease, Peer, Role, State, Status, StatusError};
 use crate::config::{Mark, Mode, SourceConfig};
 use crate::mark::ledger::segment_numbers_sql;
+use crate::names;
 use crate::postgres::{self, ConnectOptions, Session};
 use crate::retention;
 use crate::session::lease_key;
@@ -65,6 +66,7 @@ pub async fn ask(source: &SourceConfig, no_relay: &str) -> Result<Status, Status
         no_relay: no_relay.to_owned(),
         source,
     })?;
+    let source = &names::resolve(&session.client, source).await?;
     let mut status = Status::starting(source);
     let outbox = status.table.clone();
     match read(&session, source, &mut status).await {

@@ -28,6 +28,9 @@ impl fmt::Display for Answer {
         for drift in &status.drift {
             line(f, "publication", drift)?;
         }
+        for slot in &status.unread_slots {
+            line(f, "slot", slot)?;
+        }
         write_peer(f, "postgres", &status.postgres)?;
         write_peer(f, "kafka", &status.kafka)?;
         match &status.last_error {

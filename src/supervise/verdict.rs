@@ -56,13 +56,14 @@ pub(super) fn verdict(attempt: &Attempt, mark: Mark) -> Verdict {
             | OpenError::Rewound { .. }
             | OpenError::Encode(_)
             | OpenError::Missing(_) => Verdict::Halt,
-            OpenError::Migrate(_) | OpenError::Inspect { .. } => {
+            OpenError::Migrate(_) | OpenError::Names(_) | OpenError::Inspect { .. } => {
                 class_of(failure).map_or(Verdict::Halt, of_class)
             }
             OpenError::Url(_)
             | OpenError::Identity(_)
             | OpenError::Moved { .. }
             | OpenError::State(_)
+            | OpenError::Rename(_)
             | OpenError::Mark(_) => Verdict::Retry,
         },
     }
