@@ -24,6 +24,7 @@ mod letters;
 mod matrix;
 mod migrate;
 mod names;
+mod neighbours;
 mod numbers;
 mod orders;
 mod peers;

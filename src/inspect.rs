@@ -3,6 +3,7 @@
 //! Reads catalogs only, as whatever role is connected. Never reads a row and never changes anything.
 
 mod columns;
+pub mod published;
 mod trust;
 
 use tokio_postgres::{Client, Row};
@@ -43,6 +44,8 @@ pub struct Table {
     pub replica_identity: ReplicaIdentity,
     /// A primary key of its own, which partitions that are added get, too.
     pub has_primary_key: bool,
+    /// Publications that keep rows from being changed.
+    pub barred: Vec<published::Barred>,
     /// What stands behind the column `seq`, where there is one.
     pub seq: Option<SeqFacts>,
 }
@@ -236,6 +239,7 @@ pub async fn inspect(client: &Client, schema: &str, table: &str) -> Result<Table
     let tree = client.query(TREE, &[&oid]).await.map_err(catalog)?;
     let triggers = client.query(TRIGGERS, &[&oid]).await.map_err(catalog)?;
     let feeds = client.query(FEEDS, &[&oid]).await.map_err(catalog)?;
+    let barred = published::read(client, oid).await.map_err(catalog)?;
     Ok(Table {
         oid,
         read_at: read_at.get::<_, &str>(0).parse().unwrap_or_default(),
@@ -261,6 +265,7 @@ pub async fn inspect(client: &Client, schema: &str, table: &str) -> Result<Table
             _ => ReplicaIdentity::Default,
         },
         has_primary_key: class.get("has_primary_key"),
+        barred,
         seq: seq.transpose().map_err(catalog)?,
     })
 }
@@ -449,6 +454,7 @@ pub(crate) mod tests {
             id_is_unique: true,
             replica_identity: ReplicaIdentity::Default,
             has_primary_key: true,
+            barred: Vec::new(),
             seq: None,
         }
     }

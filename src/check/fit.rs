@@ -1,6 +1,7 @@
 //! Which modes and marks a table allows, and why not the others (design §6, "Mode, mark and table"). Pure.
 
 use crate::config::{Mark, Mode, Start};
+use crate::inspect::published::{self, Change};
 use crate::inspect::{SeqFacts, SeqIndex, Table, TableKind, seq_orders, seq_trusted};
 use postgres_protocol::escape::escape_identifier;
 
@@ -140,6 +141,14 @@ impl Refusals {
                 format!("DROP RULE {rule};"),
             );
         }
+        let change = match mark {
+            Mark::SentAt => Some((Change::Update, "to set `sent_at`")),
+            Mark::Delete => Some((Change::Delete, "to delete rows that were sent")),
+            Mark::Ledger | Mark::None => None,
+        };
+        let barred =
+            change.and_then(|(change, purpose)| published::refusal(&table.barred, change, purpose));
+        self.0.extend(barred);
         match mark {
             Mark::SentAt => self.of_sent_at(table),
             Mark::Ledger => {

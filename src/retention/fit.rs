@@ -2,6 +2,7 @@
 
 use crate::check::fit::Refusal;
 use crate::config::Mark;
+use crate::inspect::published::{self, Change};
 use crate::inspect::{SeqIndex, Table};
 
 /// The column that tells how old a row is.
@@ -25,7 +26,7 @@ impl Age {
 
 /// Says how the age of sent rows is known.
 ///
-/// Errors: why it can't be, or why looking for old rows would read the whole table.
+/// Errors: why it can't be, why looking for old rows would read the whole table, or why PostgreSQL would not remove them.
 pub fn age(mark: Mark, table: &Table) -> Result<Age, Refusal> {
     let name = table.name();
     let refuse = |text: &str, remedy: String| {
@@ -45,6 +46,10 @@ pub fn age(mark: Mark, table: &Table) -> Result<Age, Refusal> {
                 "set source.retention = \"none\", or CREATE UNIQUE INDEX CONCURRENTLY ON {name} (\"seq\");"
             ),
         );
+    }
+    let purpose = "to remove rows that were sent";
+    if let Some(barred) = published::refusal(&table.barred, Change::Delete, purpose) {
+        return Err(barred);
     }
     if mark == Mark::SentAt {
         return Ok(Age::Sent);
