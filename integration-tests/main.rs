@@ -21,6 +21,7 @@ mod kafka_security;
 mod lease;
 mod ledger;
 mod letters;
+mod mark_change;
 mod matrix;
 mod migrate;
 mod names;

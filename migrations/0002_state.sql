@@ -21,6 +21,8 @@ CREATE TABLE IF NOT EXISTS outboxd.outbox (
     sequence_filenode oid,
     slot              text,                         -- through which the rows were read last
     publication       text,
+    mark              text,                         -- how rows were marked last, and read
+    mode              text,
     at                timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
@@ -155,6 +157,16 @@ GROUP BY 1 HAVING count(*) = 1;
 -- may make, lets no other be changed.
 ALTER TABLE outboxd.ledger ADD COLUMN IF NOT EXISTS id bigint GENERATED ALWAYS AS IDENTITY;
 DO $outboxd$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attrelid = 'outboxd.outbox'::regclass AND attname = 'mark') THEN
+        ALTER TABLE outboxd.outbox ADD COLUMN mark text, ADD COLUMN mode text;
+        EXECUTE $mark$
+            UPDATE outboxd.outbox o SET mark = CASE
+                WHEN EXISTS (SELECT FROM outboxd.ledger l WHERE l.outbox = o.outbox) THEN 'ledger'
+                WHEN EXISTS (SELECT FROM outboxd.slot s WHERE s.outbox = o.outbox)
+                     AND NOT EXISTS (SELECT FROM outboxd.lease l WHERE l.outbox = o.outbox) THEN 'none'
+            END
+        $mark$;
+    END IF;
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_index WHERE indrelid = 'outboxd.ledger'::regclass AND indisprimary) THEN
         ALTER TABLE outboxd.ledger ADD PRIMARY KEY (outbox, generation, segment, id);
         DROP INDEX IF EXISTS outboxd.ledger_by_segment;

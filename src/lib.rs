@@ -18,6 +18,7 @@ pub mod inspect;
 pub mod kafka;
 pub mod lease;
 pub mod mark;
+pub mod mark_change;
 pub mod metrics;
 pub mod migrate;
 pub mod names;

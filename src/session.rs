@@ -5,6 +5,7 @@
 mod beside;
 mod first_start;
 mod known;
+mod mark_change;
 mod replay;
 mod slot;
 mod slot_wait;
@@ -26,6 +27,7 @@ use crate::inspect::{self, InspectError, Table};
 use crate::lease::LeaseState;
 use crate::mark::ledger::Ledger;
 use crate::mark::{MarkError, Marks, Owed, Tenure, load_marked};
+use crate::mark_change::CarryError;
 use crate::migrate::{self, Creates, MigrateError, Step};
 use crate::names::{self, NamesError};
 use crate::outbox::Lsn;
@@ -69,6 +71,8 @@ pub enum OpenError {
     State(#[from] StateError),
     #[error(transparent)]
     Mark(#[from] MarkError),
+    #[error(transparent)]
+    Carry(#[from] CarryError),
     #[error(transparent)]
     Encode(#[from] EncodeError),
     #[error(transparent)]
@@ -260,6 +264,8 @@ impl Opening<'_> {
         let mut known = self.check_identity(&sql, &states, &table, state).await?;
         self.record_legacy(&states, &tenure).await?;
         known.state = states.load().await?;
+        self.change_mark(&table, &states, &tenure, &known.state)
+            .await?;
         self.prepare_slot(&sql, &states, &known.state).await?;
         self.leave_to_the_table(&sql, &states).await?;
         // A slot that was made on an empty table leaves nothing to read from it.

@@ -7,6 +7,7 @@ use super::{Finding, Outcome, Report, chain, shown, unknown};
 use crate::config::{Config, Mark, Mode, Start};
 use crate::identity::{self, IdentityError, Verdict};
 use crate::inspect::Table;
+use crate::mark_change::{self, Carry, Change};
 use crate::migrate::{self, MigrateError, MigrateOptions, Part, Step, StepState};
 use crate::rename;
 
@@ -47,6 +48,7 @@ pub(super) async fn look(client: &Client, config: &Config, table: &Table, report
         };
         numbers(client, config, table, &outbox, report).await;
         start(client, config, table, &outbox, report).await;
+        mark(client, config, table, &outbox, report).await;
     }
 }
 
@@ -227,6 +229,27 @@ async fn start(client: &Client, config: &Config, table: &Table, outbox: &str, re
         "start",
         format!("the table holds {many}{rows} rows and nothing is known of them"),
         fit::start_remedy(source.mode, order),
+    ));
+}
+
+/// What follows from another mark than before.
+async fn mark(client: &Client, config: &Config, table: &Table, outbox: &str, report: &mut Report) {
+    let carried = match mark_change::judge(client, outbox, &config.source, table).await {
+        Ok(Change::Unchanged | Change::Record) => return,
+        Ok(Change::Refuse(refusal)) => {
+            return report.push(Finding::missing("mark", refusal.text, refusal.remedy));
+        }
+        Err(error) => return report.push(Finding::warning("mark", chain(&error), "")),
+        Ok(Change::Carry(Carry::LedgerToSentAt)) => {
+            "the relay sets `sent_at` of the rows that the ledger knows as sent"
+        }
+        Ok(Change::Carry(Carry::SentAtToLedger)) => {
+            "the relay enters the rows that carry `sent_at` into the ledger"
+        }
+    };
+    report.push(Finding::ok(
+        "mark",
+        format!("it is another one than before: {carried}"),
     ));
 }
 

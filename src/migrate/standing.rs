@@ -31,6 +31,8 @@ pub(super) struct Standing {
     pub has_slot: bool,
     /// The state says that the slot is this outbox's.
     pub has_claim: bool,
+    /// Another slot of this outbox stands.
+    pub has_another_slot: bool,
     /// The rows that stood before the slot were read.
     pub is_caught_up: bool,
     pub may_create_role: bool,
@@ -136,7 +138,8 @@ impl Standing {
         let row = client.query_one(STATE_TABLES, &[]).await?;
         let there: Vec<String> = row.get("tables");
         let keyed: Vec<String> = row.get("keyed");
-        self.has_state = state_tables().all(|table| keyed.iter().any(|one| one == table));
+        let is_keyed = |table: &str| keyed.iter().any(|one| one == table);
+        self.has_state = row.get("has_mark") && state_tables().all(is_keyed);
         if there.iter().all(|one| one != "schema_version") {
             return Ok(());
         }
@@ -225,6 +228,7 @@ impl Standing {
         self.has_slot = client.query_opt(slot, &[&names.slot]).await?.is_some();
         let facts = Facts::read(client, &names.schema, &names.table).await?;
         self.has_claim = facts.has_noted(&names.slot);
+        self.has_another_slot = facts.has_another_than(&names.slot);
         if let Some(publication) = &mut self.publication {
             publication.is_claimed = facts.has_claimed_publication(&names.publication)
                 || owned::is_made_for_us(&facts, &names.publication);
@@ -265,6 +269,8 @@ const STATE_TABLES: &str = "
     SELECT coalesce(array_agg(c.relname::text) FILTER (WHERE c.relname IS NOT NULL), '{}') AS tables,
            coalesce(array_agg(c.relname::text) FILTER (WHERE EXISTS (
                SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)), '{}') AS keyed,
+           coalesce(bool_or(c.relname = 'outbox' AND EXISTS (
+               SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attname = 'mark')), false) AS has_mark,
            coalesce(bool_and(pg_catalog.has_schema_privilege(n.oid, 'USAGE')
                              AND (c.oid IS NULL OR pg_catalog.has_table_privilege(c.oid, 'SELECT'))), true) AS may_look
     FROM pg_catalog.pg_namespace n

@@ -268,7 +268,9 @@ fn slot(names: &Names, standing: &Standing, values: &Values) -> Vec<Step> {
         state: needed(is_needed),
     };
     let mut steps = Vec::new();
-    if !standing.has_slot && standing.is_caught_up {
+    // A second relay that marks nothing begins with its slot; the first one does not read the table again for it.
+    let is_second = names.mark == Mark::None && standing.has_another_slot;
+    if !standing.has_slot && standing.is_caught_up && !is_second {
         let description = "the wish to read the rows that are older than the new slot".to_owned();
         steps.push(step(description, "read again", true));
     }

@@ -179,8 +179,14 @@ impl Facts {
     }
 
     /// The claims on a slot that are this outbox's.
-    pub fn ours<'a>(&'a self) -> impl Iterator<Item = &'a Claim> {
+    pub fn ours(&self) -> impl Iterator<Item = &Claim> {
         self.claims.iter().filter(|one| one.outbox == self.outbox)
+    }
+
+    /// Whether another slot of this outbox stands: one that another relay may read, where nothing is marked.
+    pub fn has_another_than(&self, slot: &str) -> bool {
+        self.ours()
+            .any(|claim| claim.slot != slot && self.has_slot(&claim.slot))
     }
 
     /// Whether the state says that this outbox made the publication, or used it last.

@@ -64,6 +64,7 @@ pub(super) fn verdict(attempt: &Attempt, mark: Mark) -> Verdict {
             | OpenError::Moved { .. }
             | OpenError::State(_)
             | OpenError::Rename(_)
+            | OpenError::Carry(_)
             | OpenError::Mark(_) => Verdict::Retry,
         },
     }

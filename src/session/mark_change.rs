@@ -1,0 +1,58 @@
+//! Another mark than before: what the former one recorded is carried over before anything is read.
+
+use tracing::{info, warn};
+
+use super::{OpenError, Opening};
+use crate::check::fit::{Refusal, mark_name};
+use crate::inspect::Table;
+use crate::mark::Tenure;
+use crate::mark_change::{self, Carried, Change};
+use crate::state::{OutboxState, StateTable};
+use crate::status::State;
+
+impl Opening<'_> {
+    /// Records the mark, once it knows what the former one knew.
+    ///
+    /// Errors: `Halt` where nothing can tell the new mark which rows were sent.
+    pub(super) async fn change_mark(
+        &self,
+        table: &Table,
+        states: &StateTable<'_>,
+        tenure: &Tenure,
+        state: &OutboxState,
+    ) -> Result<(), OpenError> {
+        let (client, source) = (states.client, &self.config.source);
+        match mark_change::judge(client, states.outbox, source, table).await? {
+            Change::Unchanged => return Ok(()),
+            Change::Record => {}
+            Change::Carry(what) => {
+                let mark = mark_name(source.mark);
+                warn!(
+                    mark,
+                    "the mark is another one: what was sent is entered into it"
+                );
+                self.status.state(
+                    State::Waiting,
+                    "carrying over what the former mark recorded",
+                );
+                let carried = Carried {
+                    outbox: states.outbox,
+                    generation: state.generation,
+                    table,
+                    tenure,
+                };
+                mark_change::carry(client, what, &carried).await?;
+            }
+            Change::Refuse(Refusal { text, remedy }) => {
+                return Err(OpenError::Halt {
+                    reason: text,
+                    remedy,
+                });
+            }
+        }
+        mark_change::record(client, states.outbox, tenure, source).await?;
+        let mark = mark_name(source.mark);
+        info!(mark, "recorded how rows are marked");
+        Ok(())
+    }
+}
