@@ -115,14 +115,6 @@ impl Outcome {
         let is_marked = |row: &&Delivered| !unmarked.contains(&key(row));
         rows.iter().filter(is_marked).cloned().collect()
     }
-
-    /// Adds rows that were not reached.
-    fn with_waiting(mut self, part: &[Delivered], parts: &[&[Delivered]]) -> Self {
-        self.waiting.extend_from_slice(part);
-        let left = parts.iter().flat_map(|part| part.iter().cloned());
-        self.waiting.extend(left);
-        self
-    }
 }
 
 /// One statement that marks rows, ready to run.

@@ -67,6 +67,7 @@ impl RowStatement {
         let mut outcome = Outcome::default();
         let mut parts = vec![self.rows.as_slice()];
         let mut failures = 0;
+        let mut unreached = Vec::new();
         while let Some(part) = parts.pop() {
             let failure = match self.mark(client, part, &mut outcome).await {
                 Ok(()) => continue,
@@ -84,7 +85,7 @@ impl RowStatement {
                     0
                 }
                 Reach::Lock if is_alone => {
-                    outcome.waiting.push(part[0].clone());
+                    unreached.push(part[0].clone());
                     0
                 }
                 Reach::SomeRows => 1,
@@ -94,19 +95,33 @@ impl RowStatement {
                 continue;
             }
             if failures > FAILURES_MAX {
-                return match parts.iter().map(|part| part.len()).sum::<usize>() + part.len() {
-                    left if left == self.rows.len() => Err(MarkError::Sql { what, source }),
-                    _ => Ok(outcome.with_waiting(part, &parts)),
-                };
+                unreached.extend_from_slice(part);
+                unreached.extend(parts.drain(..).flatten().cloned());
+                if unreached.len() == self.rows.len() {
+                    return Err(MarkError::Sql { what, source });
+                }
+                break;
             }
             let (left, right) = part.split_at(part.len() / 2);
             parts.extend([right, left]);
         }
+        self.owe(client, &unreached).await?;
+        outcome.waiting.extend(unreached);
         if matches!(self.recording, Recording::Payment) && outcome.waiting.is_empty() {
             record::pay(client, &self.tenure).await?;
         }
         self.name_aggregates(client, &mut outcome).await?;
         Ok(outcome)
+    }
+
+    /// Records rows that no statement reached: the stream may bring them again, whoever marks them later.
+    async fn owe(&self, client: &Client, rows: &[Delivered]) -> Result<(), MarkError> {
+        match self.recording {
+            Recording::Marks(resolved) => {
+                record::note(client, &self.tenure, &self.sql, (&[], rows), resolved).await
+            }
+            Recording::Nothing | Recording::Payment => Ok(()),
+        }
     }
 
     /// Reads to which aggregates the refused rows belong. One that is gone by now needs no mark.
