@@ -415,12 +415,16 @@ impl Opening<'_> {
                 Marks::Ledger(ledger)
             }
             Mark::None => Marks::None,
-            mark if self.config.source.mode == Mode::Polling => Marks::rows(mark, table, tenure),
             mark => {
                 let position = insert_position(sql).await?;
                 let (record, unpaid) = load_marked(&sql.client, &tenure.outbox).await?;
                 owed = unpaid;
-                Marks::rows_beside_a_stream(mark, table, tenure, record, position)
+                match self.config.source.mode {
+                    Mode::Polling => Marks::rows(mark, table, tenure),
+                    Mode::Replication => {
+                        Marks::rows_beside_a_stream(mark, table, tenure, record, position)
+                    }
+                }
             }
         };
         Ok((marks, owed))

@@ -115,7 +115,9 @@ pub async fn cut_streams_lose_no_row_that_is_deleted(pair: Pair) {
             execute(&scene.client, cuts).await;
         }
     }
-    scene.judge_to_the_end(&mut relay).await;
+    // Without marks the row of a transaction whose end was not read may come again (S6): one for each cut.
+    let repeated = if pair.mark == "none" { 6 } else { 0 };
+    scene.judge_to_the_end_with(&mut relay, repeated).await;
 }
 
 /// An outbox whose rows are coalesced: a row that was read changes before it is marked. The mark is for the version that

@@ -72,7 +72,9 @@ async fn new_generation(
 }
 
 const NEW_GENERATION: &str = "
-    WITH forgotten AS (DELETE FROM outboxd.skipped WHERE outbox = $1)
+    WITH forgotten AS (DELETE FROM outboxd.skipped WHERE outbox = $1),
+         -- Positions of another server say nothing of this one.
+         unmarked AS (DELETE FROM outboxd.marked WHERE outbox = $1)
     UPDATE outboxd.outbox SET
         generation = generation + 1, start = NULL, caught_up = false, skipped = '{}', start_lsn = NULL,
         system_identifier = $2, timeline = $3, database = $4, table_oid = $5, table_filenodes = $6,

@@ -53,18 +53,15 @@ impl Run<'_> {
             return Ok(());
         }
         let skipped = self.skipped_ids(&batch.rows).await?;
+        let owed = self.owed_keys();
         let (core, state, read_before) = (
             &self.relay.core,
             &self.session.state,
             &mut self.relay.read_before,
         );
-        let owed = self.owing.keys();
         let is_owed = |row: &OutboxRow| {
-            !owed.is_empty()
-                && row
-                    .id
-                    .as_ref()
-                    .is_some_and(|id| owed.contains(&(row.seq, id)))
+            let id = row.id.as_ref().filter(|_| !owed.is_empty());
+            id.is_some_and(|id| owed.contains(&(row.seq, id.clone())))
         };
         let is_skipped = |row: &OutboxRow| {
             state.skips(row)

@@ -74,11 +74,6 @@ impl Owing {
         &self.rows
     }
 
-    /// What tells the rows that a source hands out again.
-    pub(super) fn keys(&self) -> HashSet<(Option<i64>, &RowId)> {
-        self.rows.iter().map(|row| (row.seq, &row.id)).collect()
-    }
-
     fn is_due(&self, now: Instant) -> bool {
         self.again_at.is_some_and(|at| now >= at)
     }
@@ -107,6 +102,19 @@ pub(super) struct Finding {
 }
 
 impl Run<'_> {
+    /// The rows whose mark is owed, with those that are being marked again.
+    pub(super) fn owed(&self) -> impl Iterator<Item = &Delivered> {
+        let marking = self.marking.as_ref();
+        let again = marking.filter(|marking| marking.attempt == Attempt::Another);
+        let again = again.into_iter().flat_map(|marking| marking.rows.iter());
+        self.owing.rows.iter().chain(again)
+    }
+
+    /// What tells the owed rows that a source hands out again.
+    pub(super) fn owed_keys(&self) -> HashSet<(Option<i64>, RowId)> {
+        self.owed().map(|row| (row.seq, row.id.clone())).collect()
+    }
+
     pub(super) fn mark_due_at(&self) -> Option<Instant> {
         let owed_at = self.owing.again_at.filter(|_| self.marking.is_none());
         let deadlines = [self.drain_until, self.keeping.again_at(), owed_at];

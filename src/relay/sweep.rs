@@ -63,7 +63,7 @@ impl Run<'_> {
     /// The numbers of which it is known what becomes of them, and the highest number seen.
     fn numbers_known(&self) -> (RangeSet, i64) {
         let mut known = self.relay.core.numbers();
-        known.extend(&self.owing.rows().iter().filter_map(|row| row.seq).collect());
+        known.extend(&self.owed().filter_map(|row| row.seq).collect());
         let Marks::Ledger(ledger) = &self.session.marks else {
             return (known, self.top);
         };
@@ -83,7 +83,7 @@ impl Run<'_> {
     /// The ids of the rows in flight, and of those whose mark is owed.
     fn ids_known(&self) -> HashSet<RowId> {
         let mut ids = self.relay.core.ids();
-        ids.extend(self.owing.rows().iter().map(|row| row.id.clone()));
+        ids.extend(self.owed().map(|row| row.id.clone()));
         ids
     }
 

@@ -107,7 +107,7 @@ impl RowStatement {
         }
         self.owe(client, &unreached).await?;
         outcome.waiting.extend(unreached);
-        if matches!(self.recording, Recording::Payment) && outcome.waiting.is_empty() {
+        if matches!(self.recording, Recording::Payment) && outcome.is_complete() {
             record::pay(client, &self.tenure).await?;
         }
         self.name_aggregates(client, &mut outcome).await?;
