@@ -2,7 +2,7 @@
 -- The relay never reads it; it is for people.
 
 --: ledger
--- The table is known by its oid, which a renaming does not change.
+-- The table is known by its oid, which a renaming does not change, once a relay has opened it.
 -- `sent_at` is the time of the checkpoint that recorded the row, of its segment once the ledger was folded.
 DROP VIEW IF EXISTS {status_view};
 CREATE VIEW {status_view} AS
@@ -12,7 +12,7 @@ LEFT JOIN LATERAL (
     SELECT min(l.at) AS at
     FROM outboxd.ledger l
     JOIN outboxd.outbox b ON b.outbox = l.outbox AND b.generation = l.generation
-    WHERE b.table_oid = {table_literal}::pg_catalog.regclass AND l.segment = {segment} AND l.sent @> o.seq::bigint
+    WHERE coalesce(b.table_oid = {table_literal}::pg_catalog.regclass, b.outbox = {outbox}) AND l.segment = {segment} AND l.sent @> o.seq::bigint
 ) ledger ON true;
 COMMENT ON VIEW {status_view} IS {status_comment};
 
