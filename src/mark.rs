@@ -174,7 +174,7 @@ impl Marks {
     }
 
     /// Whether a row whose mark is owed is not sent again when this process ends.
-    pub fn remember_what_is_owed(&self) -> bool {
+    pub fn remembers_what_is_owed(&self) -> bool {
         matches!(self, Self::Rows(marks) if marks.is_recorded())
     }
 

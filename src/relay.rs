@@ -434,7 +434,7 @@ impl Run<'_> {
             self.session.source.resolved();
         }
         let deadline = self.drain_until?;
-        let is_owed = !self.owing.is_empty() && !self.session.marks.remember_what_is_owed();
+        let is_owed = !self.owing.is_empty() && !self.session.marks.remembers_what_is_owed();
         if is_settled && !is_owed && !self.is_within_transaction() {
             return Some(End::Stopped);
         }

@@ -170,14 +170,7 @@ async fn set_sent_at(
     let (lows, highs): (Vec<i64>, Vec<i64>) = piece.iter().copied().unzip();
     let Tenure { outbox, epoch } = carried.tenure;
     let values: [&(dyn ToSql + Sync); 5] = [outbox, epoch, &lows, &highs, &at];
-    let row = client.query_one(&sql, &values).await;
-    let row = row.map_err(MarkError::sql("carry marks over"))?;
-    if row.get::<_, i64>(1) == 0 {
-        return Err(MarkError::NotLeader {
-            outbox: outbox.clone(),
-        });
-    }
-    Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or_default())
+    counted(client, &sql, &values, "carry marks over", outbox).await
 }
 
 /// Enters the numbers of the rows that carry `sent_at`; their commits lie below where the log stands then.
@@ -218,11 +211,29 @@ async fn enter(
     let segment = segment_of(low);
     let values: [&(dyn ToSql + Sync); 6] =
         [outbox, epoch, &low, &high, &carried.generation, &segment];
-    let row = client.query_one(&sql, &values).await;
-    let row = row.map_err(MarkError::sql("enter sent rows into the ledger"))?;
+    counted(
+        client,
+        &sql,
+        &values,
+        "enter sent rows into the ledger",
+        outbox,
+    )
+    .await
+}
+
+/// Runs a statement that says how many rows it dealt with and whether the lease, of the outbox in `$1`, is held.
+async fn counted(
+    client: &Client,
+    sql: &str,
+    values: &[&(dyn ToSql + Sync)],
+    what: &'static str,
+    outbox: &str,
+) -> Result<u64, MarkError> {
+    let row = client.query_one(sql, values).await;
+    let row = row.map_err(MarkError::sql(what))?;
     if row.get::<_, i64>(1) == 0 {
         return Err(MarkError::NotLeader {
-            outbox: outbox.clone(),
+            outbox: outbox.to_owned(),
         });
     }
     Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or_default())
