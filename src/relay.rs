@@ -53,7 +53,7 @@ use removal::Removal;
 use survey::{Surveying, survey_every};
 use sweep::{Reread, Sweep};
 
-/// How often a held topic is asked for.
+/// How often the core is asked which topics are to be asked for.
 const TOPICS_EVERY: Duration = Duration::from_secs(2);
 /// How long a session that ends waits for what is being recorded as put aside.
 const KEEP_WITHIN: Duration = Duration::from_secs(2);
@@ -261,7 +261,8 @@ impl Relay {
             shutdown_notices,
             handed_over: VecDeque::new(),
             ticks: 0,
-            topic_ticks: 0,
+            asking: HashMap::new(),
+            waits_for_answer: None,
             session,
         };
         run.note_leaderless();
@@ -307,7 +308,10 @@ struct Run<'a> {
     /// The last ticket of what was handed to the producer, and when.
     handed_over: VecDeque<(Ticket, Instant)>,
     ticks: u32,
-    topic_ticks: u32,
+    /// Rows that wait to hear whether their topic can be written, and the records they are to become.
+    asking: HashMap<Ticket, (OutboxRow, Record)>,
+    /// The first of them, and since when it is.
+    waits_for_answer: Option<(Ticket, Instant)>,
 }
 
 impl Run<'_> {
@@ -390,7 +394,11 @@ impl Run<'_> {
                 _ = maintain.tick() => self.maintain(),
                 _ = look.tick() => self.look_for_missed(),
                 _ = survey.tick() => self.survey(),
-                _ = topics.tick() => self.ask_for_topics(),
+                _ = topics.tick() => {
+                    if let Some(end) = self.ask_for_topics() {
+                        return end;
+                    }
+                }
                 _ = outlook.tick() => {
                     self.look_out();
                     self.renew_producer();
@@ -415,8 +423,12 @@ impl Run<'_> {
         }
         let may_publish = lease.may_publish(self.session.tenure.epoch);
         drop(lease);
-        if may_publish && self.feeds() && self.successor.is_none() {
-            let end = self.too_much_is_kept().or_else(|| self.feed_rows());
+        if may_publish && self.successor.is_none() {
+            // In a drain too: what went out behind a row that asks waits for it.
+            let mut end = self.feed_answered();
+            if end.is_none() && self.feeds() {
+                end = self.too_much_is_kept().or_else(|| self.feed_rows());
+            }
             if end.is_some() {
                 return end;
             }
@@ -430,7 +442,8 @@ impl Run<'_> {
         self.start_keep();
         self.confirm();
         let is_settled = self.is_settled();
-        if is_settled && self.feed.is_empty() {
+        // A row that still waits for its topic is not to be read again.
+        if is_settled && self.feed.is_empty() && self.relay.core.asking() == 0 {
             self.session.source.resolved();
         }
         let deadline = self.drain_until?;
@@ -456,7 +469,9 @@ impl Run<'_> {
 
     fn is_settled(&self) -> bool {
         let core = &self.relay.core;
-        let is_idle = self.marking.is_none() && self.keeping.is_idle();
+        // Where nothing is marked what went out behind a row that waits for an answer would be sent again.
+        let is_answered = core.asking() == 0 || !matches!(self.session.marks, Marks::None);
+        let is_idle = self.marking.is_none() && self.keeping.is_idle() && is_answered;
         is_idle && core.sent() == 0 && core.unmarked() == 0 && core.aside() == 0
     }
 
@@ -480,7 +495,7 @@ impl Run<'_> {
                 self.delay_successor();
                 None
             }
-            Some(PublisherEvent::Topic { topic, state }) => self.take_topic(&topic, &state),
+            Some(PublisherEvent::Topics(answers)) => self.take_topics(&answers),
             Some(PublisherEvent::Ended(end)) => {
                 Some(End::Producer(self.relay.producer_ended(&end)))
             }

@@ -187,7 +187,7 @@ impl Supervisor {
             lease,
             epoch,
             legacy: &mut self.legacy,
-            topics: self.relay.core.held().available().cloned().collect(),
+            topics: self.relay.core.held().to_release().cloned().collect(),
             passage: self.passage,
             horizon: self.relay.horizon(),
             status: self.status.clone(),

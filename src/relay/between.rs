@@ -126,8 +126,8 @@ impl Relay {
             Some(PublisherEvent::Delivered(tickets)) => {
                 self.core.delivered(&tickets);
             }
-            Some(PublisherEvent::Topic { topic, state }) => {
-                return self.take_topic_at_rest(&topic, &state);
+            Some(PublisherEvent::Topics(answers)) => {
+                return self.take_topics_at_rest(&answers);
             }
             Some(PublisherEvent::Ended(end)) => {
                 let error = self.producer_ended(&end);

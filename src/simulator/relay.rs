@@ -183,11 +183,13 @@ impl World {
         if process.keeper.epoch() != Some(session.tenure.epoch) {
             return Some(End::Deposed);
         }
-        if process.keeper.publishes(now)
-            && session.feeds()
-            && let Some(end) = self.feed_rows(relay)
-        {
-            return Some(end);
+        if process.keeper.publishes(now) {
+            self.feed_answered(relay);
+            if self.relays[relay].session.as_ref()?.feeds()
+                && let Some(end) = self.feed_rows(relay)
+            {
+                return Some(end);
+            }
         }
         self.settle(relay)
     }
@@ -202,8 +204,9 @@ impl World {
         let core = &process.core;
         let marks = &self.database.marks;
         let is_remembered = |row: &Delivered| row.seq.is_some_and(|seq| marks.owes(seq));
-        let is_whole =
-            !session.is_within_transaction() || self.mutation == Mutation::StopWithinTransaction;
+        // Rows of the transaction are still to be read, or have gone out behind one that asks for its topic.
+        let is_whole = self.mutation == Mutation::StopWithinTransaction
+            || !session.is_within_transaction() && (core.asking() == 0 || self.setting.has_marks());
         let is_settled = is_whole
             && !session.has_statement()
             && core.sent() == 0
@@ -242,7 +245,9 @@ impl World {
                 }
                 let state = self.topic_state(&topic);
                 tell!(self, "relay {relay} hears that {topic} is {state:?}");
-                let is_due = self.relays[relay].core.topic(&topic, &state);
+                let core = &mut self.relays[relay].core;
+                // That a topic can't be seen for a moment is the producer's to wait for.
+                let is_due = !core.held().is_available(&topic) && core.topic(&topic, &state);
                 is_due.then_some(End::Reread)
             }
         }
@@ -268,9 +273,10 @@ impl World {
                 process.told.push_back(Told::Asked(topic(index).clone()));
             }
         }
+        let is_due = process.core.pass_turn_of_topics();
         let is_replay = process.session.as_ref()?.is_replay();
         let is_asked = !is_replay && self.database.is_asked_for();
-        is_asked.then_some(End::Reread)
+        (is_asked || is_due).then_some(End::Reread)
     }
 
     /// Ends a process in order, and begins another one.

@@ -203,7 +203,10 @@ impl World {
                 super::relay::Told::Ended(end) => self.relays[relay].core.producer_ended(&end),
                 super::relay::Told::Asked(topic) => {
                     let state = self.topic_state(&topic);
-                    self.relays[relay].core.topic(&topic, &state);
+                    let core = &mut self.relays[relay].core;
+                    if !core.held().is_available(&topic) {
+                        core.topic(&topic, &state);
+                    }
                 }
             }
         }
@@ -216,7 +219,7 @@ impl World {
             return;
         }
         let held = self.relays[relay].core.held();
-        let mut topics: Vec<String> = held.available().map(ToString::to_string).collect();
+        let mut topics: Vec<String> = held.to_release().map(ToString::to_string).collect();
         topics.sort_unstable();
         let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
         let has_marks = self.setting.has_marks();
