@@ -8,6 +8,7 @@ pub(crate) mod keeping;
 mod lag;
 mod marking;
 mod outlook;
+pub(crate) mod paid;
 mod patience;
 mod producer;
 mod removal;
@@ -29,7 +30,7 @@ use tracing::{info, warn};
 use crate::config::{Config, KafkaConfig};
 use crate::core::{Core, Faults, Recorded, Window};
 use crate::encode::{Encoder, Record, Rejection};
-use crate::hold::Requests;
+use crate::hold::{Copies, Replayed, Requests};
 use crate::identity::Horizon;
 use crate::lease::LeaseState;
 use crate::mark::{MarkError, Marks, Owed, Tenure};
@@ -74,6 +75,7 @@ pub struct Relay {
     leaderless_since: Option<Instant>,
     /// What the catch-up read where nothing is marked, for the stream brings some of it again.
     read_before: ReadBefore,
+    replayed: Replayed,
     /// The rows for which the table was read last.
     reread: Reread,
     /// How far the server's history was seen; a session that is opened on less of it is refused.
@@ -149,8 +151,8 @@ pub struct Session {
 pub enum Phase {
     /// The rows that stood before the slot; the stream takes over afterwards.
     CatchUp,
-    /// Rows that were kept whole, by the numbers of their entries; table and stream follow.
-    Replay(Vec<i64>),
+    /// Rows that were kept whole; table and stream follow.
+    Replay(Copies),
     Steady,
 }
 
@@ -208,6 +210,7 @@ impl Relay {
             silent: None,
             leaderless_since: None,
             read_before: ReadBefore::default(),
+            replayed: Replayed::default(),
             reread: Reread::default(),
             horizon: None,
             generation: None,
@@ -226,11 +229,19 @@ impl Relay {
         self.config = config;
     }
 
+    /// Takes the entries of the copies that were replayed and marked, however their session ended.
+    pub fn take_replayed(&mut self) -> Vec<i64> {
+        self.replayed.take_marked()
+    }
+
     /// Runs one session until it ends.
     ///
     /// Cancel-safe: no.
     pub async fn run(&mut self, mut session: Session) -> End {
         let recorded = std::mem::take(&mut session.recorded);
+        if let Phase::Replay(copies) = &session.phase {
+            self.replayed.begin(copies);
+        }
         let keeping = Keeping::new(recorded.kept_bytes);
         self.core.restore(recorded);
         let owing = Owing::new(std::mem::take(&mut session.owed));

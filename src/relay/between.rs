@@ -10,6 +10,7 @@ use tracing::warn;
 use super::producer::next_event;
 use super::sweep::Reread;
 use super::{Phase, ReadBefore, Relay, Session};
+use crate::hold::Replayed;
 use crate::identity::Horizon;
 use crate::lease::LeaseState;
 use crate::outbox::Lsn;
@@ -22,6 +23,7 @@ impl Relay {
         self.core.forget_all();
         self.read_before = ReadBefore::default();
         self.reread = Reread::default();
+        self.replayed = Replayed::default();
     }
 
     /// Takes over a session that was opened; drops what is in flight where its numbers are others now.

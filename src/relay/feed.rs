@@ -60,9 +60,10 @@ impl Run<'_> {
             &self.session.state,
             &mut self.relay.read_before,
         );
+        let owing = &self.owing;
         let is_owed = |row: &OutboxRow| {
             let id = row.id.as_ref().filter(|_| !owed.is_empty());
-            id.is_some_and(|id| owed.contains(&(row.seq, id.clone())))
+            owing.is_paid(row) || id.is_some_and(|id| owed.contains(&(row.seq, id.clone())))
         };
         let is_skipped = |row: &OutboxRow| {
             state.skips(row)
@@ -288,7 +289,7 @@ impl Run<'_> {
         }
         match &self.session.phase {
             Phase::CatchUp => Some(End::CaughtUp),
-            Phase::Replay(entries) => Some(End::Replayed(entries.clone())),
+            Phase::Replay(copies) => Some(End::Replayed(copies.entries().to_vec())),
             Phase::Steady => None,
         }
     }

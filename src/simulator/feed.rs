@@ -66,7 +66,7 @@ impl World {
             is_known |= was_marked || session.held.contains(&id_of(row));
             let is_owed =
                 |owed: &Delivered| owed.seq == row.seq && Some(&owed.id) == row.id.as_ref();
-            is_known |= session.owed().any(is_owed);
+            is_known |= session.owed().any(is_owed) || session.paid.has(row);
             if session.is_stream() {
                 let meaning = session.ledger.as_ref().map(|l| l.meaning(seq, row.lsn));
                 is_known |= match meaning {
@@ -147,7 +147,7 @@ impl World {
     /// Sends or puts aside the rows that have heard of their topic; now and then they have waited for too long.
     pub fn feed_answered(&mut self, relay: usize) {
         let process = &mut self.relays[relay];
-        if process.core.asking() > 0 && self.rng.u8(..200) == 0 {
+        if process.core.asking() > 0 && self.rng.u8(..40) == 0 {
             process.core.give_up_asking();
         }
         let answered = process.core.take_answered(|_| None);
@@ -248,7 +248,7 @@ impl World {
         }
         match &session.phase {
             Phase::CatchUp => Some(End::CaughtUp),
-            Phase::Replay(entries) => Some(End::Replayed(entries.clone())),
+            Phase::Replay(copies) => Some(End::Replayed(copies.entries().to_vec())),
             Phase::Steady => None,
         }
     }

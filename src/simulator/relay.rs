@@ -11,6 +11,7 @@ use super::schedule::{Mode, Setting};
 use super::session::{End, Session};
 use super::world::{World, tell};
 use crate::core::{Core, Delivered, Faults, Settling, Window};
+use crate::hold::Replayed;
 use crate::lease::Standby;
 use crate::publish::{SessionEnd, Ticket};
 use crate::ranges::RangeSet;
@@ -36,6 +37,7 @@ pub struct Process {
     pub epoch: Option<i64>,
     pub catch_up: CatchUp,
     pub replayed: Vec<i64>,
+    pub replaying: Replayed,
     /// What the last session was replaying when it ended.
     pub left_replaying: Vec<i64>,
     pub read_before: ReadBefore,
@@ -67,6 +69,7 @@ impl Process {
             epoch: None,
             catch_up: CatchUp::AsRecorded,
             replayed: Vec::new(),
+            replaying: Replayed::default(),
             left_replaying: Vec::new(),
             read_before: ReadBefore::default(),
             impassable: None,
@@ -89,6 +92,12 @@ impl Process {
         let mode = self.next_mode;
         *self = Self::new(0, keeper.ttl, setting);
         (self.keeper, self.mode, self.next_mode) = (keeper, mode, mode);
+    }
+
+    /// The relay has heard that rows are marked; of copies it remembers it beyond the session.
+    pub fn marked(&mut self, rows: &[Delivered]) {
+        self.core.marked(rows);
+        self.replaying.marked(rows);
     }
 
     /// The entries that are being replayed, or were and that is not recorded.
