@@ -429,11 +429,8 @@ impl Core {
 
     /// The numbers of all rows that are in flight or held.
     pub fn numbers(&self) -> RangeSet {
-        let mut numbers: RangeSet = self
-            .entries
-            .iter()
-            .filter_map(|(_, entry)| entry.seq)
-            .collect();
+        let seqs = self.entries.iter().filter_map(|(_, entry)| entry.seq);
+        let mut numbers: RangeSet = seqs.collect();
         numbers.extend(self.held.numbers());
         numbers
     }

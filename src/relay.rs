@@ -2,6 +2,7 @@
 //! confirmations follow. Executes what the core says and decides nothing about order.
 
 mod between;
+mod end;
 mod feed;
 pub(crate) mod intake;
 pub(crate) mod keeping;
@@ -11,6 +12,7 @@ mod outlook;
 pub(crate) mod paid;
 mod patience;
 mod producer;
+mod read_before;
 mod removal;
 mod silence;
 mod survey;
@@ -30,26 +32,27 @@ use tracing::{info, warn};
 use crate::config::{Config, KafkaConfig};
 use crate::core::{Core, Faults, Recorded, Window};
 use crate::encode::{Encoder, Record, Rejection};
-use crate::hold::{Copies, Replayed, Requests};
+use crate::hold::{Replayed, Requests};
 use crate::identity::Horizon;
 use crate::lease::LeaseState;
 use crate::mark::{MarkError, Marks, Owed, Tenure};
 use crate::metrics::Metrics;
-use crate::outbox::{Layout, Lsn, OutboxRow, RowId};
+use crate::outbox::{Layout, OutboxRow, RowId};
 use crate::postgres;
 use crate::publish::{Place, PublisherEvent, Ticket};
-use crate::ranges::RangeSet;
 use crate::retention::Retention;
+use crate::source::Source;
 use crate::source::replication::missed::Watch;
-use crate::source::{Source, SourceError};
 use crate::state::OutboxState;
 use crate::status::StatusCell;
 use crate::telemetry::Episodes;
+pub use end::{End, Phase};
 use intake::Intake;
 use keeping::Keeping;
 use marking::{Failing, Finding, Marking, Owing, finished, joined};
 use patience::Patience;
 use producer::{Producer, Successor};
+pub(crate) use read_before::ReadBefore;
 use removal::Removal;
 use survey::{Surveying, survey_every};
 use sweep::{Reread, Sweep};
@@ -94,32 +97,6 @@ pub struct Relay {
     config: Arc<Config>,
 }
 
-/// Numbers that were read from the table, and a position that bounds their commits.
-#[derive(Default)]
-pub(crate) struct ReadBefore {
-    numbers: RangeSet,
-    until: Lsn,
-}
-
-impl ReadBefore {
-    pub(crate) fn note(&mut self, row: &OutboxRow) {
-        if let Some(seq) = row.seq {
-            self.numbers.insert(seq);
-            self.until = self.until.max(row.lsn);
-        }
-    }
-
-    pub(crate) fn forget(&mut self, seq: Option<i64>) {
-        if let Some(seq) = seq {
-            self.numbers.remove(seq);
-        }
-    }
-
-    pub(crate) fn has(&self, row: &OutboxRow) -> bool {
-        row.lsn <= self.until && row.seq.is_some_and(|seq| self.numbers.contains(seq))
-    }
-}
-
 /// What one session works with.
 pub struct Session {
     pub source: Source,
@@ -144,47 +121,6 @@ pub struct Session {
     pub sql: Arc<postgres::Session>,
     pub lease: watch::Receiver<LeaseState>,
     pub stop: CancellationToken,
-}
-
-/// What the source of a session is for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// The rows that stood before the slot; the stream takes over afterwards.
-    CatchUp,
-    /// Rows that were kept whole; table and stream follow.
-    Replay(Copies),
-    Steady,
-}
-
-/// Why a session ended.
-#[derive(Debug)]
-pub enum End {
-    /// We were asked to stop, and everything in flight was settled or the grace period passed.
-    Stopped,
-    /// The source or the marking connection was lost; the producer and what is in flight stay.
-    Source(SourceError),
-    /// A mark could not be written.
-    Mark(MarkError),
-    /// The producer ended; what it did not deliver is read again.
-    Producer(String),
-    /// PostgreSQL said on the lease's connection that it is stopping: it waits for the stream to end.
-    PostgresStops,
-    /// The lease is somebody else's.
-    Deposed,
-    /// A person must act.
-    Halt(String),
-    /// Rows stand in the table that the source will not bring: read it again.
-    Reread(String),
-    /// What was held goes out again, from where it is kept whole.
-    Released(String),
-    /// The table is not the one that the session was opened on.
-    Moved(String),
-    /// A sent number came again with a new row: a new generation of numbers begins.
-    Renumbered(String),
-    /// The rows that stood before the slot are delivered and marked; the stream takes over.
-    CaughtUp,
-    /// The rows that were kept whole are delivered or put aside again.
-    Replayed(Vec<i64>),
 }
 
 impl Relay {
