@@ -291,9 +291,9 @@ async fn look_up(
     events: &mut UnboundedReceiver<PublisherEvent>,
     topic: &str,
 ) -> TopicState {
-    publisher.look_up(topic.into());
+    publisher.look_up(vec![topic.into()]);
     match next(events).await {
-        PublisherEvent::Topic { state, .. } => state,
+        PublisherEvent::Topics(answers) => answers.into_iter().next_back().expect("an answer").1,
         other => panic!("{other:?}"),
     }
 }

@@ -1,5 +1,8 @@
 //! What a topic may do under a relay that writes it: take less than a batch, and grow.
 
+mod far;
+mod unknown;
+
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::time::Duration;

@@ -3,6 +3,7 @@
 //! Owns every row between the source and its mark. Does no I/O, reads no clock, awaits nothing.
 
 mod aside;
+mod asking;
 mod before;
 mod bulkhead;
 mod entries;
@@ -13,26 +14,30 @@ mod row;
 mod suspects;
 #[cfg(test)]
 mod tests;
+mod topics;
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
-pub use held::{Followers, Held, HeldAggregate, Recorded, TopicHold, UNMARKABLE};
+pub use held::{Followers, Held, HeldAggregate, Recorded, UNMARKABLE};
 pub use row::{
-    Aggregate, Aside, Delivered, Extent, Fate, Faults, Offer, RowFacts, Settling, Window,
+    Aggregate, Answered, Aside, Delivered, Extent, Fate, Faults, Offer, RowFacts, Settling, Window,
 };
+pub use topics::{OTHERS, Questions, TopicHold};
 
 use crate::config::FaultPolicy;
 use crate::encode::Rejection;
 use crate::outbox::{Lsn, OutboxRow, RowId};
-use crate::publish::{Fault, SessionEnd, Ticket, TopicState};
+use crate::publish::{Fault, SessionEnd, Ticket};
 use crate::ranges::RangeSet;
+use asking::Asking;
 use before::Before;
 use bulkhead::Bulkhead;
 use entries::Entries;
 use entry::{Entry, RowKey, State};
 use positions::Positions;
 use suspects::Suspects;
+use topics::Standing;
 
 /// Every row in flight, in publishing order.
 #[derive(Debug)]
@@ -47,6 +52,7 @@ pub struct Core {
     sent_bytes: usize,
     delivered: Vec<Ticket>,
     aside: Vec<Aside>,
+    asking: Asking,
     positions: Positions,
     policy: FaultPolicy,
     bulkhead: Bulkhead,
@@ -69,10 +75,11 @@ impl Core {
             sent_bytes: 0,
             delivered: Vec::new(),
             aside: Vec::new(),
+            asking: Asking::default(),
             positions: Positions::default(),
             policy: faults.policy,
             bulkhead: Bulkhead::new(faults.halt_share),
-            held: Held::default(),
+            held: Held::new(faults.halt_share),
             suspects: Suspects::default(),
             from_before: Before::default(),
         }
@@ -126,14 +133,20 @@ impl Core {
             let error = error.to_owned();
             return self.at_fault(row, "refused", error);
         }
-        match self.held.ask_topic(topic) {
-            held::TopicAnswer::Ask => return Offer::LookUp,
-            held::TopicAnswer::Asked => return Offer::Wait,
-            held::TopicAnswer::Held => {
-                self.held.count_of_topic(topic);
-                return Offer::Aside(self.put_aside(row, Fate::Topic(topic.clone())));
+        if let Some(ahead) = self.held.topics.behind(row.aggregate, row.seq) {
+            if self.has_sent_ahead(row.aggregate, topic) {
+                return Offer::Wait;
             }
-            held::TopicAnswer::Available => {}
+            return Offer::Aside(self.put_aside(row, Fate::Topic(ahead)));
+        }
+        let standing = self.held.topics.standing(topic);
+        if self.asking.has(row.aggregate) {
+            return self.ask(row, topic);
+        }
+        match standing {
+            Standing::Available => {}
+            Standing::Asked => return self.ask(row, topic),
+            Standing::Held(name) => return Offer::Aside(self.put_aside(row, Fate::Topic(name))),
         }
         let is_suspect = self.suspects.has(&key);
         if self.suspects.is_one_alone() || (is_suspect && self.sent > 0) {
@@ -210,6 +223,7 @@ impl Core {
                 Settling::OnConfirmation => self.resolve_unmarked(*ticket),
             }
         }
+        self.asking.delivered();
         self.release_confirmed();
         bytes
     }
@@ -347,10 +361,11 @@ impl Core {
     /// Rows put aside that are not recorded are dropped: a source hands them out again.
     pub fn source_ended(&mut self) {
         self.positions.restart();
-        self.held.ask_again();
+        self.held.topics.ask_again();
         self.aside.clear();
         self.mark_published_again();
         self.forget_all_in(State::Aside);
+        self.drop_asking();
         self.from_before = Before::of(self.entries.iter().map(|(_, entry)| entry));
     }
 
@@ -367,9 +382,12 @@ impl Core {
             match (fault, &entry.topic) {
                 (Fault::Row(reason), _) => self.suspects.refuse(*ticket, key, reason),
                 (Fault::Topic(reason), Some(topic)) => {
-                    self.held.refuse_topic(topic, reason.clone());
+                    self.held.topics.refuse(topic, reason.clone());
                 }
-                (Fault::Topic(_), None) => {}
+                (Fault::NoTopic(reason), Some(topic)) => {
+                    self.held.topics.lose(topic, reason.clone());
+                }
+                (Fault::Topic(_) | Fault::NoTopic(_), None) => {}
                 (Fault::Session(_), _) => troubled.push((key, entry.id.clone())),
             }
         }
@@ -391,21 +409,13 @@ impl Core {
         tickets.into_iter().for_each(|ticket| self.forget(ticket));
     }
 
-    /// Takes what was found out about a topic; `true` when a held topic can be written again.
-    pub fn topic(&mut self, topic: &Arc<str>, state: &TopicState) -> bool {
-        self.held.topic(topic, state)
-    }
-
-    /// Forgets the questions about topics that nobody has answered yet: another producer is to be asked.
-    pub fn ask_again(&mut self) {
-        self.held.ask_again();
-    }
-
     /// Forgets everything that is in flight: the numbers or the database are no longer the same.
     pub fn forget_all(&mut self) {
         self.entries = Entries::default();
         self.delivered.clear();
         self.aside.clear();
+        self.asking = Asking::default();
+        self.held.topics.lose_sight();
         self.suspects = Suspects::default();
         self.from_before = Before::default();
         (self.rows, self.bytes) = (0, 0);
@@ -419,11 +429,8 @@ impl Core {
 
     /// The numbers of all rows that are in flight or held.
     pub fn numbers(&self) -> RangeSet {
-        let mut numbers: RangeSet = self
-            .entries
-            .iter()
-            .filter_map(|(_, entry)| entry.seq)
-            .collect();
+        let seqs = self.entries.iter().filter_map(|(_, entry)| entry.seq);
+        let mut numbers: RangeSet = seqs.collect();
         numbers.extend(self.held.numbers());
         numbers
     }

@@ -19,7 +19,7 @@ pub use history::forget_history;
 pub use record::{Entry, Keep, KeptRow, What, Whole};
 pub use release::{Released, keep_unmarked, release, to_skip};
 pub(crate) use replay::merge;
-pub use replay::{Due, ReplayOrder, replayed, take_out_sent, to_replay};
+pub use replay::{Copies, Due, ReplayOrder, Replayed, replayed, take_out_sent, to_replay};
 pub use wait::{Answer, Asker, Wished, wait};
 
 use crate::core::{Aggregate, Followers, HeldAggregate, Recorded, TopicHold};

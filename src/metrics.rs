@@ -361,7 +361,7 @@ impl Gauges {
     fn set_held(&self, status: &Status) {
         self.held_rows.reset();
         self.held_aggregates.reset();
-        let topics: u64 = status.held_topics.iter().map(|topic| topic.rows).sum();
+        let topics = status.held_topic_rows.unwrap_or(0);
         let rows: u64 = status.held.iter().map(|held| held.rows).sum();
         self.held_rows
             .with_label_values(&["topic"])

@@ -8,6 +8,7 @@ mod bootstrap;
 mod clocks;
 mod fault;
 mod handles;
+mod inquiry;
 mod look_up;
 mod openings;
 mod place;
@@ -28,7 +29,7 @@ use crate::config::{KafkaConfig, LimitsConfig};
 use crate::encode::Record;
 use crate::kafka::{ClientFiles, KafkaError};
 use clocks::Clocks;
-use look_up::LookUps;
+use look_up::{LookUps, Question};
 pub use place::{Place, partition_of};
 use reports::Broker;
 use session::{Command, Session};
@@ -50,8 +51,8 @@ pub struct Outgoing {
 pub enum PublisherEvent {
     /// The broker acknowledged these rows, in the order in which the reports came.
     Delivered(Vec<Ticket>),
-    /// The answer to `Publisher::look_up`; before the answer for a topic, one for each partition without a leader.
-    Topic { topic: Arc<str>, state: TopicState },
+    /// Answers to `Publisher::look_up`; before the answer for a topic, one for each partition without a leader.
+    Topics(Vec<(Arc<str>, TopicState)>),
     /// A report failed, or the producer died: nothing more is sent, everything was purged and
     /// harvested; what was neither delivered nor listed here is to be sent again.
     Ended(SessionEnd),
@@ -64,6 +65,8 @@ pub enum TopicState {
         partitions: usize,
     },
     Unknown,
+    /// Unknown, and a broker refused to create it with these words.
+    NotCreated(String),
     Denied,
     /// Said of a `Place` only, a single partition.
     Leaderless,
@@ -85,10 +88,21 @@ pub struct SessionEnd {
 pub enum Fault {
     /// May be the row's own (too large, invalid): a suspect, guilty only when refused alone.
     Row(String),
-    /// The topic's (unknown, not writable).
+    /// The topic's: it may not be written.
     Topic(String),
+    /// The topic's: it is not there.
+    NoTopic(String),
     /// The session's or the cluster's: never condemns a row.
     Session(String),
+}
+
+impl Fault {
+    /// What the broker or librdkafka said.
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Row(text) | Self::Topic(text) | Self::NoTopic(text) | Self::Session(text) => text,
+        }
+    }
 }
 
 /// The producer session can't begin.
@@ -106,7 +120,7 @@ pub enum PublishError {
 #[derive(Debug)]
 pub struct Publisher {
     commands: mpsc::Sender<Command>,
-    look_ups: mpsc::Sender<Arc<str>>,
+    look_ups: mpsc::Sender<Question>,
     in_flight: Arc<AtomicUsize>,
     broker: Broker,
     files: ClientFiles,
@@ -163,13 +177,22 @@ impl Publisher {
         let _ = self.commands.send(Command::Publish(records));
     }
 
-    /// Asks whether a topic can be written; `PublisherEvent::Topic` answers as soon as a broker has.
+    /// Asks whether topics can be written; `PublisherEvent::Topics` answers as soon as a broker has, many at once.
     ///
     /// WRITE is not asked for: only the C binding can. A topic that may be described but not written
     /// is `Available` here, and its first record ends the session with `Fault::Topic`.
-    pub fn look_up(&self, topic: Arc<str>) {
+    pub fn look_up(&self, topics: Vec<Arc<str>>) {
+        self.ask(Question::Usual(topics));
+    }
+
+    /// `look_up` before all other questions.
+    pub fn look_up_urgently(&self, topics: Vec<Arc<str>>) {
+        self.ask(Question::Urgent(topics));
+    }
+
+    fn ask(&self, question: Question) {
         // The thread lives as long as this sender, unless it panicked.
-        let _ = self.look_ups.send(topic);
+        let _ = self.look_ups.send(question);
     }
 
     /// Rows handed over and not yet reported.
@@ -182,7 +205,8 @@ impl Publisher {
         self.broker.subscribe()
     }
 
-    /// Lets the producer ask for a topic's leaders, and for its brokers where it knows none any more.
+    /// Lets the producer ask for a topic's leaders, and for its brokers where it knows none any more; nothing waits for
+    /// the answer.
     ///
     /// It takes up new partitions at once, so this is for a topic that was seen to have as many as before.
     pub fn refresh(&self, topic: Arc<str>) {

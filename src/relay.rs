@@ -2,14 +2,17 @@
 //! confirmations follow. Executes what the core says and decides nothing about order.
 
 mod between;
+mod end;
 mod feed;
 pub(crate) mod intake;
 pub(crate) mod keeping;
 mod lag;
 mod marking;
 mod outlook;
+pub(crate) mod paid;
 mod patience;
 mod producer;
+mod read_before;
 mod removal;
 mod silence;
 mod survey;
@@ -29,31 +32,32 @@ use tracing::{info, warn};
 use crate::config::{Config, KafkaConfig};
 use crate::core::{Core, Faults, Recorded, Window};
 use crate::encode::{Encoder, Record, Rejection};
-use crate::hold::Requests;
+use crate::hold::{Replayed, Requests};
 use crate::identity::Horizon;
 use crate::lease::LeaseState;
 use crate::mark::{MarkError, Marks, Owed, Tenure};
 use crate::metrics::Metrics;
-use crate::outbox::{Layout, Lsn, OutboxRow, RowId};
+use crate::outbox::{Layout, OutboxRow, RowId};
 use crate::postgres;
 use crate::publish::{Place, PublisherEvent, Ticket};
-use crate::ranges::RangeSet;
 use crate::retention::Retention;
+use crate::source::Source;
 use crate::source::replication::missed::Watch;
-use crate::source::{Source, SourceError};
 use crate::state::OutboxState;
 use crate::status::StatusCell;
 use crate::telemetry::Episodes;
+pub use end::{End, Phase};
 use intake::Intake;
 use keeping::Keeping;
 use marking::{Failing, Finding, Marking, Owing, finished, joined};
 use patience::Patience;
 use producer::{Producer, Successor};
+pub(crate) use read_before::ReadBefore;
 use removal::Removal;
 use survey::{Surveying, survey_every};
 use sweep::{Reread, Sweep};
 
-/// How often a held topic is asked for.
+/// How often the core is asked which topics are to be asked for.
 const TOPICS_EVERY: Duration = Duration::from_secs(2);
 /// How long a session that ends waits for what is being recorded as put aside.
 const KEEP_WITHIN: Duration = Duration::from_secs(2);
@@ -74,6 +78,7 @@ pub struct Relay {
     leaderless_since: Option<Instant>,
     /// What the catch-up read where nothing is marked, for the stream brings some of it again.
     read_before: ReadBefore,
+    replayed: Replayed,
     /// The rows for which the table was read last.
     reread: Reread,
     /// How far the server's history was seen; a session that is opened on less of it is refused.
@@ -90,32 +95,6 @@ pub struct Relay {
     /// Of the topics that were found.
     partitions: HashMap<Arc<str>, usize>,
     config: Arc<Config>,
-}
-
-/// Numbers that were read from the table, and a position that bounds their commits.
-#[derive(Default)]
-pub(crate) struct ReadBefore {
-    numbers: RangeSet,
-    until: Lsn,
-}
-
-impl ReadBefore {
-    pub(crate) fn note(&mut self, row: &OutboxRow) {
-        if let Some(seq) = row.seq {
-            self.numbers.insert(seq);
-            self.until = self.until.max(row.lsn);
-        }
-    }
-
-    pub(crate) fn forget(&mut self, seq: Option<i64>) {
-        if let Some(seq) = seq {
-            self.numbers.remove(seq);
-        }
-    }
-
-    pub(crate) fn has(&self, row: &OutboxRow) -> bool {
-        row.lsn <= self.until && row.seq.is_some_and(|seq| self.numbers.contains(seq))
-    }
 }
 
 /// What one session works with.
@@ -144,47 +123,6 @@ pub struct Session {
     pub stop: CancellationToken,
 }
 
-/// What the source of a session is for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// The rows that stood before the slot; the stream takes over afterwards.
-    CatchUp,
-    /// Rows that were kept whole, by the numbers of their entries; table and stream follow.
-    Replay(Vec<i64>),
-    Steady,
-}
-
-/// Why a session ended.
-#[derive(Debug)]
-pub enum End {
-    /// We were asked to stop, and everything in flight was settled or the grace period passed.
-    Stopped,
-    /// The source or the marking connection was lost; the producer and what is in flight stay.
-    Source(SourceError),
-    /// A mark could not be written.
-    Mark(MarkError),
-    /// The producer ended; what it did not deliver is read again.
-    Producer(String),
-    /// PostgreSQL said on the lease's connection that it is stopping: it waits for the stream to end.
-    PostgresStops,
-    /// The lease is somebody else's.
-    Deposed,
-    /// A person must act.
-    Halt(String),
-    /// Rows stand in the table that the source will not bring: read it again.
-    Reread(String),
-    /// What was held goes out again, from where it is kept whole.
-    Released(String),
-    /// The table is not the one that the session was opened on.
-    Moved(String),
-    /// A sent number came again with a new row: a new generation of numbers begins.
-    Renumbered(String),
-    /// The rows that stood before the slot are delivered and marked; the stream takes over.
-    CaughtUp,
-    /// The rows that were kept whole are delivered or put aside again.
-    Replayed(Vec<i64>),
-}
-
 impl Relay {
     pub fn new(config: Arc<Config>, metrics: Arc<Metrics>, status: StatusCell) -> Self {
         let window = Window {
@@ -208,6 +146,7 @@ impl Relay {
             silent: None,
             leaderless_since: None,
             read_before: ReadBefore::default(),
+            replayed: Replayed::default(),
             reread: Reread::default(),
             horizon: None,
             generation: None,
@@ -226,11 +165,19 @@ impl Relay {
         self.config = config;
     }
 
+    /// Takes the entries of the copies that were replayed and marked, however their session ended.
+    pub fn take_replayed(&mut self) -> Vec<i64> {
+        self.replayed.take_marked()
+    }
+
     /// Runs one session until it ends.
     ///
     /// Cancel-safe: no.
     pub async fn run(&mut self, mut session: Session) -> End {
         let recorded = std::mem::take(&mut session.recorded);
+        if let Phase::Replay(copies) = &session.phase {
+            self.replayed.begin(copies);
+        }
         let keeping = Keeping::new(recorded.kept_bytes);
         self.core.restore(recorded);
         let owing = Owing::new(std::mem::take(&mut session.owed));
@@ -261,7 +208,8 @@ impl Relay {
             shutdown_notices,
             handed_over: VecDeque::new(),
             ticks: 0,
-            topic_ticks: 0,
+            asking: HashMap::new(),
+            waits_for_answer: None,
             session,
         };
         run.note_leaderless();
@@ -307,7 +255,10 @@ struct Run<'a> {
     /// The last ticket of what was handed to the producer, and when.
     handed_over: VecDeque<(Ticket, Instant)>,
     ticks: u32,
-    topic_ticks: u32,
+    /// Rows that wait to hear whether their topic can be written, and the records they are to become.
+    asking: HashMap<Ticket, (OutboxRow, Record)>,
+    /// The first of them, and since when it is.
+    waits_for_answer: Option<(Ticket, Instant)>,
 }
 
 impl Run<'_> {
@@ -390,7 +341,11 @@ impl Run<'_> {
                 _ = maintain.tick() => self.maintain(),
                 _ = look.tick() => self.look_for_missed(),
                 _ = survey.tick() => self.survey(),
-                _ = topics.tick() => self.ask_for_topics(),
+                _ = topics.tick() => {
+                    if let Some(end) = self.ask_for_topics() {
+                        return end;
+                    }
+                }
                 _ = outlook.tick() => {
                     self.look_out();
                     self.renew_producer();
@@ -415,8 +370,12 @@ impl Run<'_> {
         }
         let may_publish = lease.may_publish(self.session.tenure.epoch);
         drop(lease);
-        if may_publish && self.feeds() && self.successor.is_none() {
-            let end = self.too_much_is_kept().or_else(|| self.feed_rows());
+        if may_publish && self.successor.is_none() {
+            // In a drain too: what went out behind a row that asks waits for it.
+            let mut end = self.feed_answered();
+            if end.is_none() && self.feeds() {
+                end = self.too_much_is_kept().or_else(|| self.feed_rows());
+            }
             if end.is_some() {
                 return end;
             }
@@ -430,7 +389,8 @@ impl Run<'_> {
         self.start_keep();
         self.confirm();
         let is_settled = self.is_settled();
-        if is_settled && self.feed.is_empty() {
+        // A row that still waits for its topic is not to be read again.
+        if is_settled && self.feed.is_empty() && self.relay.core.asking() == 0 {
             self.session.source.resolved();
         }
         let deadline = self.drain_until?;
@@ -456,7 +416,9 @@ impl Run<'_> {
 
     fn is_settled(&self) -> bool {
         let core = &self.relay.core;
-        let is_idle = self.marking.is_none() && self.keeping.is_idle();
+        // Where nothing is marked what went out behind a row that waits for an answer would be sent again.
+        let is_answered = core.asking() == 0 || !matches!(self.session.marks, Marks::None);
+        let is_idle = self.marking.is_none() && self.keeping.is_idle() && is_answered;
         is_idle && core.sent() == 0 && core.unmarked() == 0 && core.aside() == 0
     }
 
@@ -480,7 +442,7 @@ impl Run<'_> {
                 self.delay_successor();
                 None
             }
-            Some(PublisherEvent::Topic { topic, state }) => self.take_topic(&topic, &state),
+            Some(PublisherEvent::Topics(answers)) => self.take_topics(&answers),
             Some(PublisherEvent::Ended(end)) => {
                 Some(End::Producer(self.relay.producer_ended(&end)))
             }

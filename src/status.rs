@@ -42,6 +42,12 @@ pub struct Status {
     pub kept: Option<Kept>,
     pub held: Vec<HeldRows>,
     pub held_topics: Vec<HeldTopic>,
+    /// Topics that can't be written and are not in that list; `*` in it stands for the rows of many of them.
+    #[serde(default)]
+    pub held_topics_left_out: u64,
+    /// Rows that wait for any of these topics.
+    #[serde(default)]
+    pub held_topic_rows: Option<u64>,
     /// All blocked aggregates, of which `held` shows some; `outboxd blocked list` shows them.
     #[serde(default)]
     pub blocked_aggregates: Option<u64>,
@@ -269,6 +275,8 @@ impl Status {
             kept: None,
             held: Vec::new(),
             held_topics: Vec::new(),
+            held_topics_left_out: 0,
+            held_topic_rows: None,
             blocked_aggregates: None,
             dead_letters: None,
             postgres: Peer::default(),

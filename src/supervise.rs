@@ -187,7 +187,7 @@ impl Supervisor {
             lease,
             epoch,
             legacy: &mut self.legacy,
-            topics: self.relay.core.held().available().cloned().collect(),
+            topics: self.relay.core.held().to_release().cloned().collect(),
             passage: self.passage,
             horizon: self.relay.horizon(),
             status: self.status.clone(),
@@ -251,9 +251,10 @@ impl Supervisor {
 
     /// Draws the consequences that outlive the session.
     fn follow(&mut self, attempt: &Attempt) {
+        self.legacy.replayed.extend(self.relay.take_replayed());
         match attempt {
             Attempt::Ended(End::CaughtUp) => self.legacy.catch_up = CatchUp::Done,
-            Attempt::Ended(End::Replayed(ids)) => self.legacy.replayed.clone_from(ids),
+            Attempt::Ended(End::Replayed(ids)) => self.legacy.replayed.extend(ids),
             // Where nothing is marked the table cannot say what is missing: only the stream can be read again.
             Attempt::Ended(End::Reread(_)) if self.config.source.mark == Mark::None => {}
             Attempt::Ended(End::Reread(_)) => self.legacy.catch_up = CatchUp::Demanded,

@@ -97,8 +97,6 @@ fn core() -> Box<dyn FnMut()> {
     let layout = messages::outbox().layout;
     let mut rows = messages::rows(ROWS as u64);
     let topic: Arc<str> = "outbox.event.order".into();
-    let asked = core.offer(&RowFacts::of(&layout, &rows[0]), Ok(&topic));
-    assert_eq!(asked, Offer::LookUp);
     core.topic(&topic, &TopicState::Available { partitions: 12 });
     let mut tickets = Vec::new();
     Box::new(move || {

@@ -1,5 +1,6 @@
 //! A TCP proxy whose weather a test makes: it cuts, holds, loses, delays and slows what passes.
 
+use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -9,6 +10,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
+
+/// Reads that may be on a far way at once.
+const LATE_MAX: usize = 256;
 
 /// What happens to bytes in one direction.
 #[derive(Clone, Copy, Debug, Default)]
@@ -17,8 +22,10 @@ pub struct Flow {
     pub is_held: bool,
     /// What comes is taken and never passed on.
     pub is_lost: bool,
-    /// Each read waits so long before it is passed on.
+    /// Each read waits so long before it is passed on, and the next read for it.
     pub delay: Duration,
+    /// What comes arrives so much later: a far way, which is as wide as a near one.
+    pub latency: Duration,
     /// At most so many bytes are passed on at once; 0: as they come.
     pub chunk_bytes: usize,
     /// At most so many bytes a second; 0: as fast as they come.
@@ -50,6 +57,8 @@ pub struct Proxy {
 #[derive(Default)]
 struct Seen {
     connections: AtomicUsize,
+    /// Requests of Kafka's protocol for metadata, where each came alone.
+    metadata_requests: AtomicUsize,
     /// The highest LSN that a status update to a walsender called flushed.
     confirmed_lsn: AtomicU64,
 }
@@ -110,6 +119,11 @@ impl Proxy {
         self.seen.connections.load(Ordering::Relaxed)
     }
 
+    /// How many requests for metadata came to Kafka so far; one that comes together with others is not seen.
+    pub fn metadata_requests(&self) -> usize {
+        self.seen.metadata_requests.load(Ordering::Relaxed)
+    }
+
     /// The highest LSN that a status update asked a walsender to confirm; it is counted before it is passed on.
     pub fn confirmed_lsn(&self) -> u64 {
         self.seen.confirmed_lsn.load(Ordering::Relaxed)
@@ -156,7 +170,7 @@ async fn carry(
             flow: |weather| weather.to_server,
             is_replication,
             weather: weather.clone(),
-            seen: is_replication.then_some(&*seen),
+            seen: Some(&*seen),
         };
         let down = Pump {
             flow: |weather| weather.to_client,
@@ -194,19 +208,43 @@ struct Pump<'a> {
 impl Pump<'_> {
     async fn run(mut self, mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) {
         let mut buffer = vec![0; 64 << 10];
+        let mut late: VecDeque<(Instant, Vec<u8>)> = VecDeque::new();
         loop {
-            let size = match from.read(&mut buffer).await {
-                Ok(size) if size > 0 => size,
-                _ => break,
+            let next_at = late.front().map_or_else(Instant::now, |(at, _)| *at);
+            let size = tokio::select! {
+                () = sleep_until(next_at), if !late.is_empty() => {
+                    let (_, bytes) = late.pop_front().expect("it is not empty");
+                    if self.pass(&bytes, &mut to).await.is_err() {
+                        break;
+                    }
+                    continue;
+                }
+                read = from.read(&mut buffer), if late.len() < LATE_MAX => match read {
+                    Ok(size) if size > 0 => size,
+                    _ => break,
+                },
             };
-            if let Some(seen) = self.seen {
-                note_confirmation(&buffer[..size], seen);
-            }
-            if self.pass(&buffer[..size], &mut to).await.is_err() {
+            self.note(&buffer[..size]);
+            let latency = (self.flow)(&self.weather.borrow()).latency;
+            if !latency.is_zero() || !late.is_empty() {
+                late.push_back((Instant::now() + latency, buffer[..size].to_vec()));
+            } else if self.pass(&buffer[..size], &mut to).await.is_err() {
                 break;
             }
         }
+        for (at, bytes) in late {
+            sleep_until(at).await;
+            let _ = self.pass(&bytes, &mut to).await;
+        }
         let _ = to.shutdown().await;
+    }
+
+    fn note(&self, bytes: &[u8]) {
+        match self.seen {
+            Some(seen) if self.is_replication => note_confirmation(bytes, seen),
+            Some(seen) => note_metadata(bytes, seen),
+            None => {}
+        }
     }
 
     async fn pass(
@@ -251,6 +289,17 @@ impl Pump<'_> {
             Ok(weather) => felt(&weather),
             Err(_) => Flow::default(),
         }
+    }
+}
+
+/// A request of Kafka's protocol: length, number of the API; 3 asks for metadata.
+fn note_metadata(bytes: &[u8], seen: &Seen) {
+    let length = bytes
+        .first_chunk()
+        .map(|length| u32::from_be_bytes(*length));
+    let is_whole = length.is_some_and(|length| length as usize + 4 == bytes.len());
+    if is_whole && bytes.get(4..6) == Some(&[0, 3]) {
+        seen.metadata_requests.fetch_add(1, Ordering::Relaxed);
     }
 }
 

@@ -1,19 +1,24 @@
 //! What a person can do next, for each reason.
 
 use super::Blocked;
+use crate::core::OTHERS;
 
 impl Blocked {
     /// What mends it, in one or two sentences.
     pub fn remedy(&self) -> &'static str {
         if self.topic.is_some() {
             return match self.reason.as_str() {
+                _ if self.topic.as_deref() == Some(&**OTHERS) => {
+                    "many topics at once can't be written: look who writes rows for them, and create the ones that \
+                     are right; outboxd asks again every minute and continues by itself"
+                }
                 "refused" => {
                     "give the relay the right to write the topic, or mend what the brokers say; outboxd tries again \
                      by itself every 30 s"
                 }
                 _ => {
                     "create the topic (`outboxd status` prints the command) or grant the right to it; outboxd asks \
-                     again every 2 s and continues by itself"
+                     again every 30 s and continues by itself"
                 }
             };
         }

@@ -13,7 +13,7 @@ impl Core {
         error: String,
     ) -> Offer {
         // A row ahead of it that had to be sent again would be taken for its follower.
-        if self.has_sent(row.aggregate) {
+        if self.has_sent(row.aggregate) || self.asking.has(row.aggregate) {
             return Offer::Wait;
         }
         if self.policy == FaultPolicy::Halt {
@@ -51,6 +51,12 @@ impl Core {
         }
     }
 
+    /// A row that would be put aside has rows of its aggregate ahead of it in its own topic: were they to be sent again,
+    /// it might go out before them.
+    pub(super) fn has_sent_ahead(&self, aggregate: Aggregate, topic: &str) -> bool {
+        self.held.is_available(topic) && self.has_sent(aggregate)
+    }
+
     fn has_sent(&self, aggregate: Aggregate) -> bool {
         let is_sent = |(_, entry): (Ticket, &Entry)| {
             entry.state == State::Sent && entry.aggregate == aggregate
@@ -73,6 +79,9 @@ impl Core {
     }
 
     pub(super) fn put_aside(&mut self, row: &RowFacts<'_>, fate: Fate) -> Ticket {
+        if let Fate::Topic(name) = &fate {
+            self.held.topics.put_behind(row.aggregate, row.seq, name);
+        }
         let ticket = self.admit(row, State::Aside, None);
         self.aside.push(Aside {
             ticket,

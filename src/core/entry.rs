@@ -7,6 +7,8 @@ use crate::outbox::{Lsn, Origin, RowId};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
+    /// Waits to hear whether its topic can be written.
+    Asking,
     Sent,
     Delivered,
     Marking,

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::row::ByAggregate;
+use super::topics::{TopicHold, Topics};
 use super::{Aggregate, RowFacts};
 use crate::outbox::RowId;
-use crate::publish::TopicState;
 use crate::ranges::RangeSet;
 
 /// Bounds the memory that blocked aggregates take; about 2 MB.
@@ -39,29 +39,6 @@ pub struct HeldAggregate {
     pub rows: u64,
 }
 
-/// A topic none of whose rows is published.
-#[derive(Clone, Debug)]
-pub struct TopicHold {
-    pub reason: String,
-    /// Its records were refused, whatever a look-up says of it: to be tried again now and then.
-    pub is_refused: bool,
-    pub rows: u64,
-}
-
-#[derive(Debug)]
-enum Topic {
-    Asked,
-    Available,
-    Held(TopicHold),
-}
-
-pub(super) enum TopicAnswer {
-    Ask,
-    Asked,
-    Held,
-    Available,
-}
-
 /// What a session finds recorded when it begins.
 #[derive(Debug, Default)]
 pub struct Recorded {
@@ -74,22 +51,29 @@ pub struct Recorded {
 }
 
 /// Everything that is held back.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Held {
     aggregates: HashMap<Aggregate, HeldAggregate, ByAggregate>,
-    topics: HashMap<Arc<str>, Topic>,
+    pub(super) topics: Topics,
     /// The numbers of the rows whose hold is durable.
     numbers: RangeSet,
 }
 
 impl Held {
+    /// Holds topics together where this share of them can't be written.
+    pub(super) fn new(share: f64) -> Self {
+        Self {
+            aggregates: HashMap::default(),
+            topics: Topics::new(share),
+            numbers: RangeSet::new(),
+        }
+    }
+
     /// Begins with what is recorded; what is known of topics that can be written stays.
     pub(super) fn restore(&mut self, recorded: Recorded) {
         self.aggregates = recorded.aggregates.into_iter().collect();
         self.numbers = recorded.numbers;
-        for (topic, hold) in recorded.topics {
-            self.topics.insert(topic, Topic::Held(hold));
-        }
+        self.topics.restore(recorded.topics);
     }
 
     pub(super) fn followers_of(&self, aggregate: Aggregate) -> Option<Followers> {
@@ -144,12 +128,6 @@ impl Held {
         }
     }
 
-    pub(super) fn count_of_topic(&mut self, topic: &Arc<str>) {
-        if let Some(Topic::Held(hold)) = self.topics.get_mut(topic) {
-            hold.rows += 1;
-        }
-    }
-
     /// Takes a row whose hold is durable.
     pub(super) fn kept(&mut self, seq: Option<i64>) {
         if let Some(seq) = seq {
@@ -157,80 +135,18 @@ impl Held {
         }
     }
 
-    pub(super) fn ask_topic(&mut self, topic: &Arc<str>) -> TopicAnswer {
-        match self.topics.get(topic) {
-            None => {
-                self.topics.insert(topic.clone(), Topic::Asked);
-                TopicAnswer::Ask
-            }
-            Some(Topic::Asked) => TopicAnswer::Asked,
-            Some(Topic::Held(_)) => TopicAnswer::Held,
-            Some(Topic::Available) => TopicAnswer::Available,
-        }
-    }
-
-    /// Holds a topic whose records were refused.
-    pub(super) fn refuse_topic(&mut self, topic: &Arc<str>, reason: String) {
-        let is_refused = true;
-        let hold = TopicHold {
-            reason,
-            is_refused,
-            rows: 0,
-        };
-        self.topics.insert(topic.clone(), Topic::Held(hold));
-    }
-
-    /// Takes what was found out about a topic; `true` when rows that waited for it can go out.
-    pub(super) fn topic(&mut self, topic: &Arc<str>, state: &TopicState) -> bool {
-        let known = self.topics.get(topic);
-        let (was_held, has_rows) = match known {
-            Some(Topic::Held(hold)) => (true, hold.rows > 0),
-            _ => (false, false),
-        };
-        let reason = match state {
-            TopicState::Available { .. } => {
-                self.topics.insert(topic.clone(), Topic::Available);
-                return has_rows;
-            }
-            TopicState::Unknown => "the topic does not exist",
-            TopicState::Denied => "the topic may not be described or written",
-            TopicState::Leaderless => "the partition has no leader",
-        };
-        if !was_held {
-            let hold = TopicHold {
-                reason: reason.to_owned(),
-                is_refused: false,
-                rows: 0,
-            };
-            self.topics.insert(topic.clone(), Topic::Held(hold));
-        }
-        false
-    }
-
     /// Topics that can be written as far as is known.
     pub fn available(&self) -> impl Iterator<Item = &Arc<str>> {
-        let is_available = |(name, topic): (_, &Topic)| match topic {
-            Topic::Available => Some(name),
-            _ => None,
-        };
-        self.topics.iter().filter_map(is_available)
+        self.topics.available()
+    }
+
+    pub fn is_available(&self, topic: &str) -> bool {
+        self.topics.is_available(topic)
     }
 
     /// The numbers of the rows whose hold is durable.
     pub fn numbers(&self) -> &RangeSet {
         &self.numbers
-    }
-
-    /// A row waits to hear whether its topic can be written.
-    pub fn is_asking(&self) -> bool {
-        let mut topics = self.topics.values();
-        topics.any(|topic| matches!(topic, Topic::Asked))
-    }
-
-    /// A topic that is being asked for is asked for again.
-    pub(super) fn ask_again(&mut self) {
-        self.topics
-            .retain(|_, topic| !matches!(topic, Topic::Asked));
     }
 
     pub fn aggregates(&self) -> impl Iterator<Item = (&Aggregate, &HeldAggregate)> {
@@ -242,17 +158,22 @@ impl Held {
     }
 
     pub fn topic_hold(&self, topic: &str) -> Option<&TopicHold> {
-        match self.topics.get(topic) {
-            Some(Topic::Held(hold)) => Some(hold),
-            _ => None,
-        }
+        self.topics.hold(topic)
     }
 
+    /// Topics that are held, each by its name; `OTHERS` stands for those that are not.
     pub fn topics(&self) -> impl Iterator<Item = (&Arc<str>, &TopicHold)> {
-        self.topics.iter().filter_map(|(name, topic)| match topic {
-            Topic::Held(hold) => Some((name, hold)),
-            _ => None,
-        })
+        self.topics.holds()
+    }
+
+    /// Topics that can't be written and are held among others.
+    pub fn topics_among_others(&self) -> usize {
+        self.topics.missing()
+    }
+
+    /// The names behind which rows may be released: what can be written, and what is to be looked at again.
+    pub fn to_release(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.topics.to_release()
     }
 
     /// Too many aggregates are blocked to keep them in memory.

@@ -122,10 +122,17 @@ pub enum Offer {
     },
     /// Nothing may be published until a person acts.
     Halt(String),
-    /// Ask whether its topic can be written, and offer it again.
-    LookUp,
+    /// It waits under this ticket to hear whether its topic can be written; `take_answered` ends that.
+    Ask(Ticket),
     /// Offer it again when something was settled.
     Wait,
+}
+
+/// What becomes of a row that has waited to hear of its topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answered {
+    Publish,
+    Aside,
 }
 
 /// A delivered row that is to be marked.

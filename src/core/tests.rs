@@ -3,6 +3,7 @@
 use super::*;
 use crate::encode::RejectionReason;
 use crate::outbox::{Origin, OutboxRow};
+use crate::publish::TopicState;
 use crate::simulator::event::{Event, Flaw, layout, topic};
 
 const WINDOW_ROWS: usize = 16;

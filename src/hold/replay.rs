@@ -1,12 +1,15 @@
 //! Replaying what was kept whole, in order with what stands in the table.
 
+use std::collections::HashMap;
+
 use bytes::BytesMut;
 use tokio_postgres::Client;
 use tokio_postgres::types::{PgLsn, ToSql};
 
+use crate::core::Delivered;
 use crate::mark::ledger::{LEASE, segment_sql};
 use crate::mark::{MarkError, Tenure};
-use crate::outbox::{Field, Layout, Lsn, OutboxRow};
+use crate::outbox::{Field, Layout, Lsn, OutboxRow, RowId};
 use crate::source::polling::RowsAhead;
 
 /// Rows and bytes that one session replays; bounds memory, the next session goes on.
@@ -73,23 +76,75 @@ pub async fn to_replay(
     Ok(rows.iter().map(replay).collect())
 }
 
+/// The copies that one session replays.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Copies {
+    /// The numbers of their entries.
+    entries: Vec<i64>,
+    by_row: HashMap<(Option<i64>, RowId), i64>,
+}
+
+impl Copies {
+    fn of(copies: &[(i64, OutboxRow)]) -> Self {
+        let by_row = |(entry, row): &(i64, OutboxRow)| Some(((row.seq, row.id.clone()?), *entry));
+        Self {
+            entries: copies.iter().map(|(entry, _)| *entry).collect(),
+            by_row: copies.iter().filter_map(by_row).collect(),
+        }
+    }
+
+    /// The entries of all of them.
+    pub fn entries(&self) -> &[i64] {
+        &self.entries
+    }
+}
+
+/// Which copies were replayed and marked, however their sessions ended: they are not to be replayed again.
+#[derive(Debug, Default)]
+pub struct Replayed {
+    by_row: HashMap<(Option<i64>, RowId), i64>,
+    marked: Vec<i64>,
+}
+
+impl Replayed {
+    /// A session replays these.
+    pub fn begin(&mut self, copies: &Copies) {
+        let copies = copies.by_row.iter();
+        self.by_row
+            .extend(copies.map(|(row, entry)| (row.clone(), *entry)));
+    }
+
+    /// Rows were marked, maybe by a session after the one that replayed them.
+    pub fn marked(&mut self, rows: &[Delivered]) {
+        if self.by_row.is_empty() {
+            return;
+        }
+        let keys = rows.iter().map(|row| (row.seq, row.id.clone()));
+        let entries = keys.filter_map(|key| self.by_row.remove(&key));
+        self.marked.extend(entries);
+    }
+
+    /// Takes the entries of what was marked.
+    pub fn take_marked(&mut self) -> Vec<i64> {
+        std::mem::take(&mut self.marked)
+    }
+}
+
 /// Puts what stands in the table among the copies, by `seq`; a copy that more of the table may come before waits.
-///
-/// Returns the numbers of the copies' entries, and the rows.
 pub(crate) fn merge(
     mut copies: Vec<(i64, OutboxRow)>,
     ahead: RowsAhead,
-) -> (Vec<i64>, Vec<OutboxRow>) {
-    let Some(last) = ahead.rows.last() else {
-        return copies.into_iter().unzip();
-    };
-    if ahead.is_cut {
+) -> (Copies, Vec<OutboxRow>) {
+    if let (Some(last), true) = (ahead.rows.last(), ahead.is_cut) {
         copies.retain(|(_, copy)| copy.seq < last.seq);
     }
-    let (entries, mut rows): (Vec<_>, Vec<_>) = copies.into_iter().unzip();
-    rows.extend(ahead.rows);
-    rows.sort_by_key(|row| row.seq);
-    (entries, rows)
+    let replayed = Copies::of(&copies);
+    let mut rows: Vec<_> = copies.into_iter().map(|(_, row)| row).collect();
+    if !ahead.rows.is_empty() {
+        rows.extend(ahead.rows);
+        rows.sort_by_key(|row| row.seq);
+    }
+    (replayed, rows)
 }
 
 /// What is kept of one row.

@@ -1,5 +1,5 @@
-//! Leads a client that knows no broker any more back to the ones of `bootstrap.servers`: with `handles`, the only unsafe code
-//! here.
+//! Leads a client that knows no broker any more back to the ones of `bootstrap.servers`: with `handles` and `inquiry`, the only
+//! unsafe code here.
 //!
 //! While its brokers are fenced, a KRaft cluster answers that it has none; librdkafka then drops those that it knew, and
 //! asks nobody ever again (its issue 5301, open; seen with 2.12.1 and a broker that was frozen for 20 s).

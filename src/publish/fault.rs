@@ -36,8 +36,8 @@ pub(super) fn of(code: Code) -> Option<Fault> {
         Code::UnknownTopicOrPartition
         | Code::UnknownTopic
         | Code::UnknownPartition
-        | Code::UnknownTopicId
-        | Code::TopicAuthorizationFailed
+        | Code::UnknownTopicId => Some(Fault::NoTopic(text)),
+        Code::TopicAuthorizationFailed
         | Code::InvalidReplicationFactor
         | Code::UnsupportedForMessageFormat => Some(Fault::Topic(text)),
         // Such as an invalid timestamp: records carry the time of this machine, so a clock is wrong and no row.

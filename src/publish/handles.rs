@@ -1,4 +1,4 @@
-//! Hands records to librdkafka by its handle of their topic: with `bootstrap`, the only unsafe code here.
+//! Hands records to librdkafka by its handle of their topic: with `bootstrap` and `inquiry`, the only unsafe code here.
 //!
 //! By name, as the binding does it, librdkafka looks through the list of all its topics, under the lock that its threads
 //! share: with 1,000 topics that was half of the time of the thread that hands over.

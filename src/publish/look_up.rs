@@ -1,50 +1,129 @@
-//! Asking whether topics exist and may be seen, on a thread and a client of their own.
+//! Asking whether topics exist and may be seen, many by one request, on a thread and a client of their own.
 //!
-//! Never through the producer's client: its metadata calls would make it switch partition counts.
+//! Never through the producer's client: its metadata calls would make it switch partition counts. At most two requests
+//! a second, however many topics there are.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::time::{Duration, Instant};
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::metadata::MetadataPartition;
 use rdkafka::producer::{BaseProducer, Producer};
-use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
+use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::mpsc::UnboundedSender;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
+use super::bootstrap;
+use super::inquiry::{Found, Inquiry, Partitions, Refusal, Reply, answering_broker};
 use super::reports::{Broker, Reports};
 use super::{Place, PublisherEvent, TopicState};
 use crate::config::KafkaConfig;
 use crate::kafka::{self, KafkaError};
 
-/// How long one question waits for a broker.
-pub(super) const ASK_MAX: Duration = Duration::from_secs(3);
-/// Pause before a question that no broker answered is asked again.
-const PAUSE: Duration = Duration::from_millis(300);
+/// How long one question waits for a broker; Kafka may be 2 s away.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// A question that is not answered by then is told as an outage.
+const UNANSWERED_AFTER: Duration = Duration::from_secs(3);
+/// How long a new client may take to find a broker: the first attempt, and the longest. Each is twice as long as the one
+/// before, for a broker that is far away must be connected and answer within one of them.
+const CONNECT: Duration = Duration::from_secs(3);
+const CONNECT_MAX: Duration = Duration::from_secs(12);
+/// From one request to the next.
+const PACE: Duration = Duration::from_millis(500);
+/// A look at the questions and at the end while an answer is waited for.
+const SLICE: Duration = Duration::from_millis(100);
+/// Topics that one request asks for: 2,000 of the longest names are half a megabyte.
+const TOPICS_MAX: usize = 2_000;
+/// Topics that one request creates.
+const CREATED_MAX: usize = 100;
 /// The client is closed when nobody has asked for this long.
 const IDLE: Duration = Duration::from_secs(10);
+
+/// Topics to ask for.
+#[derive(Debug)]
+pub(super) enum Question {
+    Usual(Vec<Arc<str>>),
+    /// Rows wait for them one after another: before all others.
+    Urgent(Vec<Arc<str>>),
+}
 
 /// Topics that were asked for and not yet answered.
 pub(super) struct LookUps {
     kafka: KafkaConfig,
     broker: Broker,
-    questions: Receiver<Arc<str>>,
+    questions: Receiver<Question>,
     events: UnboundedSender<PublisherEvent>,
-    pending: VecDeque<Arc<str>>,
-    client: Option<BaseProducer<Reports>>,
+    pending: Pending,
+    client: Option<Asker>,
+    connect: Duration,
+    asked_at: Option<Instant>,
 }
+
+/// A client and the broker that it asks, once one has answered.
+struct Asker {
+    client: BaseProducer<Reports>,
+    broker: Option<i32>,
+}
+
+/// What is to be asked next, each name once.
+#[derive(Default)]
+struct Pending {
+    names: VecDeque<Arc<str>>,
+    known: HashSet<Arc<str>>,
+}
+
+/// What was found out, topic by topic.
+type Answers = Vec<(Arc<str>, TopicState)>;
 
 /// Nobody wants answers any more.
 struct Gone;
+
+impl Asker {
+    /// Serves errors and logs, which would pile up else.
+    fn serve(&self) {
+        for _ in 0..100 {
+            self.client.poll(Duration::ZERO);
+        }
+    }
+}
+
+impl Pending {
+    fn take(&mut self, question: Question) {
+        match question {
+            Question::Usual(names) => {
+                let new = names.into_iter();
+                let new = new.filter(|name| self.known.insert(name.clone()));
+                self.names.extend(new);
+            }
+            Question::Urgent(names) => {
+                let urgent: HashSet<&Arc<str>> = names.iter().collect();
+                self.names.retain(|name| !urgent.contains(name));
+                for name in names.iter().rev() {
+                    self.known.insert(name.clone());
+                    self.names.push_front(name.clone());
+                }
+            }
+        }
+    }
+
+    fn next(&mut self, most: usize) -> Vec<Arc<str>> {
+        let names: Vec<_> = self.names.drain(..most.min(self.names.len())).collect();
+        for name in &names {
+            self.known.remove(name);
+        }
+        names
+    }
+
+    fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+}
 
 impl LookUps {
     pub(super) fn new(
         kafka: KafkaConfig,
         broker: Broker,
-        questions: Receiver<Arc<str>>,
+        questions: Receiver<Question>,
         events: UnboundedSender<PublisherEvent>,
     ) -> Self {
         Self {
@@ -52,36 +131,36 @@ impl LookUps {
             broker,
             questions,
             events,
-            pending: VecDeque::new(),
+            pending: Pending::default(),
             client: None,
+            connect: CONNECT,
+            asked_at: None,
         }
     }
 
     /// Answers until the publisher is dropped.
     pub(super) fn run(mut self) {
-        while self.take_question().is_ok() {
-            let Some(topic) = self.pending.pop_front() else {
+        while self.take_questions().is_ok() {
+            let names = self.pending.next(TOPICS_MAX);
+            if names.is_empty() {
                 continue;
-            };
-            match self.ask(&topic) {
-                Some(state) => {
-                    self.broker.answered();
+            }
+            match self.ask(&names) {
+                Ok(Some(answers)) if answers.is_empty() => {}
+                Ok(Some(answers)) => {
                     // Nobody listens when the relay is gone; the next question finds out.
-                    let _ = self.events.send(PublisherEvent::Topic { topic, state });
+                    let _ = self.events.send(PublisherEvent::Topics(answers));
                 }
-                None => {
-                    self.pending.push_back(topic);
-                    if self.wait_for_question(PAUSE).is_err() {
-                        return;
-                    }
-                }
+                Ok(None) => self.pending.take(Question::Usual(names)),
+                Err(Gone) => return,
             }
         }
     }
 
-    fn take_question(&mut self) -> Result<(), Gone> {
+    /// Waits for questions, and until the next request may go out.
+    fn take_questions(&mut self) -> Result<(), Gone> {
         let pause = match (&self.client, self.pending.is_empty()) {
-            (_, false) => Duration::ZERO,
+            (_, false) => self.pace(),
             (Some(_), true) => IDLE,
             // A plain wait: nothing is open that would have to be closed.
             (None, true) => Duration::from_secs(3600),
@@ -90,162 +169,255 @@ impl LookUps {
         if self.pending.is_empty() {
             self.client = None;
         }
+        while !self.pace().is_zero() {
+            self.wait_for_question(self.pace())?;
+        }
         Ok(())
     }
 
+    /// How long the next request has to wait.
+    fn pace(&self) -> Duration {
+        let since = self.asked_at.map(|at| at.elapsed());
+        since.map_or(Duration::ZERO, |since| PACE.saturating_sub(since))
+    }
+
     fn wait_for_question(&mut self, pause: Duration) -> Result<(), Gone> {
-        let mut question = self.questions.recv_timeout(pause);
+        match self.questions.recv_timeout(pause) {
+            Ok(question) => self.pending.take(question),
+            Err(RecvTimeoutError::Timeout) => return Ok(()),
+            Err(RecvTimeoutError::Disconnected) => return Err(Gone),
+        }
+        self.take_waiting()
+    }
+
+    fn take_waiting(&mut self) -> Result<(), Gone> {
         loop {
-            match question {
-                Ok(topic) if self.pending.contains(&topic) => {}
-                Ok(topic) => self.pending.push_back(topic),
-                Err(RecvTimeoutError::Timeout) => return Ok(()),
-                Err(RecvTimeoutError::Disconnected) => return Err(Gone),
+            match self.questions.try_recv() {
+                Ok(question) => self.pending.take(question),
+                Err(TryRecvError::Empty) => return Ok(()),
+                Err(TryRecvError::Disconnected) => return Err(Gone),
             }
-            question = self.questions.recv_timeout(Duration::ZERO);
         }
     }
 
-    /// `None` when no broker could say.
-    fn ask(&mut self, name: &Arc<str>) -> Option<TopicState> {
-        let place = Place::parse(name);
-        let topic = place.as_ref().map_or(name, |place| &place.topic);
-        let client = match self.open() {
-            Ok(client) => client,
-            Err(error) => {
-                self.broker.failed(None, &error.to_string());
-                return None;
+    /// Asks for these names; `None` when no broker could say. What a broker is not sure of is asked for again.
+    fn ask(&mut self, names: &[Arc<str>]) -> Result<Option<Answers>, Gone> {
+        let mut asked: HashMap<Arc<str>, Vec<Place>> = HashMap::new();
+        let mut plain = HashSet::new();
+        for name in names {
+            match Place::parse(name) {
+                Some(place) => asked.entry(place.topic.clone()).or_default().push(place),
+                None => {
+                    asked.entry(name.clone()).or_default();
+                    plain.insert(name.clone());
+                }
             }
-        };
-        let answer = client.client().fetch_metadata(Some(topic), ASK_MAX);
-        // Serves errors and logs, which would pile up else.
-        for _ in 0..100 {
-            client.poll(Duration::ZERO);
         }
-        let metadata = match answer {
-            Ok(metadata) => metadata,
-            Err(error) => {
-                debug!(%error, "no broker answered");
-                let text = error.rdkafka_error_code().map(|code| code.to_string());
-                // The connection's own error, where there is one, says more.
-                let text = text.as_deref().unwrap_or("no broker answered");
-                self.broker
-                    .failed(Some(RDKafkaErrorCode::AllBrokersDown), text);
-                // It may know no broker any more, as `bootstrap.rs` tells: each question has a new one until a broker
-                // answers.
-                self.client = None;
-                return None;
-            }
+        let topics: Vec<_> = asked.keys().cloned().collect();
+        let describe = |asker: &Asker| {
+            let client = asker.client.client();
+            Inquiry::describe(client, asker.broker?, &topics, ANSWER_MAX)
         };
-        let found = metadata
-            .topics()
-            .iter()
-            .find(|found| found.name() == &**topic)?;
-        match found.error() {
-            None if found.partitions().is_empty() => None,
-            None => Some(self.state_of(topic, place.as_ref(), found.partitions())),
-            Some(
-                RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
-                | RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION,
-            ) if self.kafka.topics.create => self.create(topic),
-            Some(
-                RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
-                | RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION,
-            ) => Some(TopicState::Unknown),
-            Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED) => {
-                Some(TopicState::Denied)
-            }
-            Some(_) => None,
-        }
-    }
-
-    /// What a topic's partitions say of it, or of one of them.
-    fn state_of(
-        &self,
-        topic: &Arc<str>,
-        place: Option<&Place>,
-        partitions: &[MetadataPartition],
-    ) -> TopicState {
-        let available = TopicState::Available {
-            partitions: partitions.len(),
+        let Some(Reply::Found(found)) = self.reply_to(describe)? else {
+            return Ok(None);
         };
-        let count = u32::try_from(partitions.len()).unwrap_or(u32::MAX);
-        let leaderless = partitions.iter().filter(|found| found.leader() < 0);
-        let mut leaderless = leaderless.filter_map(|found| u32::try_from(found.id()).ok());
-        if let Some(place) = place {
-            return match leaderless.any(|partition| partition == place.partition) {
-                true => TopicState::Leaderless,
-                false => available,
+        self.broker.answered();
+        let mut answers = Vec::with_capacity(names.len());
+        let (mut missing, mut unsure) = (Vec::new(), Vec::new());
+        for Found { topic, partitions } in found {
+            let Some((topic, places)) = asked.get_key_value(topic.as_str()) else {
+                continue;
             };
+            let of_topic = plain.get(topic).cloned();
+            let names = || {
+                let places = places.iter().map(|place| place.name().clone());
+                of_topic.iter().cloned().chain(places)
+            };
+            match partitions {
+                Ok(found) if found.count == 0 => unsure.extend(names()),
+                Ok(found) => answer(&mut answers, of_topic.as_ref(), places, &found),
+                Err(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::InvalidTopic) => {
+                    missing.extend(names())
+                }
+                Err(RDKafkaErrorCode::TopicAuthorizationFailed) => {
+                    answers.extend(names().map(|name| (name, TopicState::Denied)));
+                }
+                Err(code) => {
+                    debug!(%topic, %code, "no broker is sure of the topic");
+                    unsure.extend(names());
+                }
+            }
         }
-        for partition in leaderless {
-            let topic = Place::new(topic, partition, count).name().clone();
-            let state = TopicState::Leaderless;
-            let _ = self.events.send(PublisherEvent::Topic { topic, state });
+        match self.kafka.topics.create {
+            true => self.create(missing, &mut answers)?,
+            false => answers.extend(missing.into_iter().map(|name| (name, TopicState::Unknown))),
         }
-        available
+        self.pending.take(Question::Usual(unsure));
+        Ok(Some(answers))
     }
 
-    fn open(&mut self) -> Result<&BaseProducer<Reports>, KafkaError> {
-        if self.client.is_none() {
-            let config = kafka::look_up_config(&self.kafka)?;
-            let context = Reports::new(self.broker.clone());
-            self.client = Some(config.create_with_context(context)?);
+    /// Sends one request and waits for its reply; `None` when no broker could say.
+    fn reply_to(
+        &mut self,
+        question: impl FnOnce(&Asker) -> Option<Inquiry>,
+    ) -> Result<Option<Reply>, Gone> {
+        self.asked_at = Some(Instant::now());
+        let Some(asker) = self.open() else {
+            return Ok(None);
+        };
+        let Some(inquiry) = question(&asker) else {
+            return Ok(None);
+        };
+        let began_at = Instant::now();
+        let mut is_told = false;
+        let reply = loop {
+            let reply = inquiry.wait(SLICE);
+            asker.serve();
+            if reply.is_some() || began_at.elapsed() >= 2 * ANSWER_MAX {
+                break reply;
+            }
+            self.take_waiting()?;
+            if !is_told && began_at.elapsed() >= UNANSWERED_AFTER {
+                is_told = true;
+                self.unanswered(None);
+            }
+        };
+        drop(inquiry);
+        match reply {
+            Some(Reply::Failed(code)) => {
+                self.unanswered(Some(code));
+                Ok(None)
+            }
+            Some(reply) => {
+                self.client = Some(asker);
+                Ok(Some(reply))
+            }
+            None => Ok(None),
         }
-        Ok(self.client.as_ref().expect("it was opened above"))
     }
 
-    /// Creates a topic; `None` means ask again, also after success: metadata follows a moment later.
-    fn create(&self, topic: &str) -> Option<TopicState> {
-        match self.try_create(topic) {
-            Ok(()) => {
-                info!(topic, "topic created");
+    fn unanswered(&self, code: Option<RDKafkaErrorCode>) {
+        debug!(?code, "no broker answered");
+        let text = code.map(|code| code.to_string());
+        // The connection's own error, where there is one, says more.
+        let text = text.as_deref().unwrap_or("no broker answered");
+        self.broker
+            .failed(Some(RDKafkaErrorCode::AllBrokersDown), text);
+    }
+
+    /// The client that is open, or a new one, once a broker has answered it; the caller keeps it when it was answered.
+    fn open(&mut self) -> Option<Asker> {
+        let mut asker = match self.client.take() {
+            Some(asker) => asker,
+            None => match self.connect() {
+                Ok(client) => Asker {
+                    client,
+                    broker: None,
+                },
+                Err(error) => {
+                    self.broker.failed(None, &error.to_string());
+                    return None;
+                }
+            },
+        };
+        if asker.broker.is_some() {
+            return Some(asker);
+        }
+        let answer = answering_broker(asker.client.client(), self.connect);
+        asker.serve();
+        match answer {
+            Ok(broker) => {
+                self.connect = CONNECT;
+                asker.broker = Some(broker);
+                Some(asker)
+            }
+            Err(code) => {
+                self.unanswered(Some(code));
+                // It may know no broker any more, as `bootstrap.rs` tells.
+                bootstrap::add_brokers(asker.client.client(), &self.kafka.brokers.join(","));
+                if self.connect < CONNECT_MAX {
+                    self.connect = CONNECT_MAX.min(self.connect * 2);
+                    self.client = Some(asker);
+                }
                 None
             }
-            Err(CreateError::Refused(RDKafkaErrorCode::TopicAlreadyExists)) => None,
-            Err(CreateError::Refused(code)) => {
-                warn!(topic, error = %code, "cannot create the topic");
-                let is_denied = matches!(
-                    code,
-                    RDKafkaErrorCode::TopicAuthorizationFailed
-                        | RDKafkaErrorCode::ClusterAuthorizationFailed
-                );
-                Some(if is_denied {
-                    TopicState::Denied
-                } else {
-                    TopicState::Unknown
-                })
-            }
-            Err(CreateError::Unanswered(error)) => {
-                debug!(
-                    topic,
-                    error, "nobody answered the request to create the topic"
-                );
-                None
-            }
         }
     }
 
-    fn try_create(&self, topic: &str) -> Result<(), CreateError> {
-        let unanswered = |error: &dyn std::fmt::Display| CreateError::Unanswered(error.to_string());
-        let config = kafka::look_up_config(&self.kafka).map_err(|error| unanswered(&error))?;
-        let admin: AdminClient<DefaultClientContext> = config
-            .create()
-            .map_err(|error| unanswered(&KafkaError::from(error)))?;
-        let runtime = tokio::runtime::Builder::new_current_thread().build();
-        let runtime = runtime.map_err(|error| unanswered(&error))?;
-        let replication = TopicReplication::Fixed(self.kafka.topics.replication_factor);
-        let new = NewTopic::new(topic, self.kafka.topics.partitions, replication);
-        let options = AdminOptions::new().request_timeout(Some(ASK_MAX));
-        let results = runtime.block_on(admin.create_topics([&new], &options));
-        match results.map_err(|error| unanswered(&error))?.pop() {
-            Some(Err((_, code))) => Err(CreateError::Refused(code)),
-            _ => Ok(()),
+    fn connect(&self) -> Result<BaseProducer<Reports>, KafkaError> {
+        let config = kafka::look_up_config(&self.kafka)?;
+        let context = Reports::new(self.broker.clone());
+        Ok(config.create_with_context(context)?)
+    }
+
+    /// Creates topics, and asks for them again: metadata follows a moment later.
+    fn create(&mut self, names: Vec<Arc<str>>, answers: &mut Answers) -> Result<(), Gone> {
+        let (places, mut names): (Vec<_>, Vec<_>) = names
+            .into_iter()
+            .partition(|name| Place::parse(name).is_some());
+        answers.extend(places.into_iter().map(|name| (name, TopicState::Unknown)));
+        let later = names.split_off(CREATED_MAX.min(names.len()));
+        if !names.is_empty() {
+            let topics = &self.kafka.topics;
+            let (partitions, replicas) = (topics.partitions, topics.replication_factor);
+            let create = |asker: &Asker| {
+                let client = asker.client.client();
+                Inquiry::create(client, &names, partitions, replicas, ANSWER_MAX)
+            };
+            match self.reply_to(create)? {
+                Some(Reply::Created(refusals)) => self.take_created(&names, refusals, answers),
+                _ => debug!("nobody answered the request to create topics"),
+            }
+        }
+        let answered: HashSet<_> = answers.iter().map(|(name, _)| name.clone()).collect();
+        names.retain(|name| !answered.contains(name));
+        names.extend(later);
+        self.pending.take(Question::Usual(names));
+        Ok(())
+    }
+
+    fn take_created(&self, names: &[Arc<str>], refusals: Vec<Refusal>, answers: &mut Answers) {
+        let mut refused = HashSet::new();
+        for Refusal { topic, code, words } in refusals {
+            let Some(name) = names.iter().find(|name| ***name == *topic) else {
+                continue;
+            };
+            refused.insert(name.clone());
+            if code == RDKafkaErrorCode::TopicAlreadyExists {
+                continue;
+            }
+            let words = if words.is_empty() {
+                code.to_string()
+            } else {
+                words
+            };
+            answers.push((name.clone(), TopicState::NotCreated(words)));
+        }
+        for topic in names.iter().filter(|name| !refused.contains(*name)) {
+            info!(%topic, "topic created");
         }
     }
 }
 
-enum CreateError {
-    Refused(RDKafkaErrorCode),
-    Unanswered(String),
+/// What a topic's partitions say of it, and of the places in it that were asked for: partitions without a leader first.
+fn answer(answers: &mut Answers, topic: Option<&Arc<str>>, places: &[Place], found: &Partitions) {
+    let available = || TopicState::Available {
+        partitions: found.count,
+    };
+    for place in places {
+        let state = match found.leaderless.contains(&place.partition) {
+            true => TopicState::Leaderless,
+            false => available(),
+        };
+        answers.push((place.name().clone(), state));
+    }
+    let Some(topic) = topic else {
+        return;
+    };
+    let count = u32::try_from(found.count).unwrap_or(u32::MAX);
+    for partition in &found.leaderless {
+        let place = Place::new(topic, *partition, count);
+        answers.push((place.name().clone(), TopicState::Leaderless));
+    }
+    answers.push((topic.clone(), available()));
 }

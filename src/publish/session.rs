@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,6 @@ use tokio::sync::{mpsc::UnboundedSender, oneshot};
 use tracing::debug;
 
 use super::handles::Handles;
-use super::look_up::ASK_MAX;
 use super::openings::Openings;
 use super::reports::{Broker, Failure, Reports};
 use super::{Fault, Outgoing, PublisherEvent, SessionEnd, Ticket, bootstrap, fault};
@@ -28,6 +27,8 @@ const TURN_QUIET: Duration = Duration::from_millis(10);
 const QUIET_AFTER: Duration = Duration::from_millis(500);
 /// The same when nothing waits and nothing is in flight: only errors and logs can come.
 const TURN_IDLE: Duration = Duration::from_millis(500);
+/// How long a question for leaders may take; a producer that ends meanwhile is closed behind it.
+const REFRESH_MAX: Duration = Duration::from_secs(5);
 /// How long requests in flight may still be answered once the session has failed: a round trip.
 const HARVEST_MAX: Duration = Duration::from_millis(300);
 /// How long the records before one that was never sent may take; a frozen broker's `socket.timeout.ms`.
@@ -62,7 +63,7 @@ struct Refused {
 pub(super) struct Session {
     // First, for it must be dropped before the producer.
     handles: Handles,
-    producer: BaseProducer<Reports>,
+    producer: Arc<BaseProducer<Reports>>,
     broker: Broker,
     commands: Receiver<Command>,
     events: UnboundedSender<PublisherEvent>,
@@ -75,6 +76,8 @@ pub(super) struct Session {
     /// Of one request's records of a partition, at most.
     batch_bytes: usize,
     bootstrap_servers: String,
+    /// A thread asks for leaders.
+    is_refreshing: Arc<AtomicBool>,
     refused: Option<Refused>,
     ending: Option<Ending>,
     reported_at: Instant,
@@ -97,6 +100,7 @@ impl Session {
         let bootstrap_servers = config.get("bootstrap.servers").unwrap_or_default();
         let bootstrap_servers = bootstrap_servers.to_owned();
         let producer = config.create_with_context(Reports::new(broker.clone()))?;
+        let producer = Arc::new(producer);
         Ok(Self {
             handles: Handles::default(),
             producer,
@@ -110,6 +114,7 @@ impl Session {
             failed: Vec::new(),
             batch_bytes,
             bootstrap_servers,
+            is_refreshing: Arc::default(),
             refused: None,
             ending: None,
             reported_at: Instant::now(),
@@ -146,7 +151,7 @@ impl Session {
         loop {
             match command {
                 Ok(Command::Publish(records)) => self.pending.extend(records),
-                Ok(Command::Refresh(topic)) => self.refresh(&topic),
+                Ok(Command::Refresh(topic)) => self.refresh(topic),
                 Ok(Command::End { deadline, reply }) => {
                     let reply = Some(reply);
                     self.ending = Some(Ending { deadline, reply });
@@ -163,13 +168,24 @@ impl Session {
         }
     }
 
-    /// Asks for a topic's leaders, which librdkafka takes note of.
-    fn refresh(&self, topic: &str) {
-        let client = self.producer.client();
-        let answer = client.fetch_metadata(Some(topic), ASK_MAX);
-        debug!(topic, error = ?answer.as_ref().err(), "asked for leaders");
-        if answer.is_err() {
-            bootstrap::add_brokers(client, &self.bootstrap_servers);
+    /// Asks for a topic's leaders, which librdkafka takes note of, on a thread of its own: the answer may take long.
+    fn refresh(&self, topic: Arc<str>) {
+        if self.is_refreshing.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (producer, is_refreshing) = (self.producer.clone(), self.is_refreshing.clone());
+        let servers = self.bootstrap_servers.clone();
+        let ask = move || {
+            let client = producer.client();
+            let answer = client.fetch_metadata(Some(&topic), REFRESH_MAX);
+            debug!(%topic, error = ?answer.as_ref().err(), "asked for leaders");
+            if answer.is_err() {
+                bootstrap::add_brokers(client, &servers);
+            }
+            is_refreshing.store(false, Ordering::Relaxed);
+        };
+        if super::spawn("refresh", ask).is_err() {
+            self.is_refreshing.store(false, Ordering::Relaxed);
         }
     }
 
@@ -325,10 +341,8 @@ impl Session {
 
     fn reason(&self, failed: &[(Ticket, Fault)], batch_bytes_max: Option<usize>) -> String {
         let mut reasons = Vec::new();
-        if let Some((_, Fault::Row(text) | Fault::Topic(text) | Fault::Session(text))) =
-            failed.first()
-        {
-            reasons.push(format!("a record was refused: {text}"));
+        if let Some((_, fault)) = failed.first() {
+            reasons.push(format!("a record was refused: {}", fault.text()));
         }
         if let Some(bytes) = batch_bytes_max {
             reasons.push(format!(

@@ -10,6 +10,7 @@ use tracing::warn;
 use super::producer::next_event;
 use super::sweep::Reread;
 use super::{Phase, ReadBefore, Relay, Session};
+use crate::hold::Replayed;
 use crate::identity::Horizon;
 use crate::lease::LeaseState;
 use crate::outbox::Lsn;
@@ -22,6 +23,7 @@ impl Relay {
         self.core.forget_all();
         self.read_before = ReadBefore::default();
         self.reread = Reread::default();
+        self.replayed = Replayed::default();
     }
 
     /// Takes over a session that was opened; drops what is in flight where its numbers are others now.
@@ -126,8 +128,8 @@ impl Relay {
             Some(PublisherEvent::Delivered(tickets)) => {
                 self.core.delivered(&tickets);
             }
-            Some(PublisherEvent::Topic { topic, state }) => {
-                return self.take_topic_at_rest(&topic, &state);
+            Some(PublisherEvent::Topics(answers)) => {
+                return self.take_topics_at_rest(&answers);
             }
             Some(PublisherEvent::Ended(end)) => {
                 let error = self.producer_ended(&end);

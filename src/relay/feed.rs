@@ -6,8 +6,9 @@ use std::collections::HashSet;
 use tokio::time::Instant;
 use tracing::{error, trace};
 
+use super::topics::place_of;
 use super::{End, Phase, Run, Session};
-use crate::core::{Followers, Offer, RowFacts};
+use crate::core::{Answered, Followers, Offer, RowFacts};
 use crate::mark::{MarkError, Marks};
 use crate::outbox::OutboxRow;
 use crate::publish::{Outgoing, Ticket};
@@ -59,9 +60,10 @@ impl Run<'_> {
             &self.session.state,
             &mut self.relay.read_before,
         );
+        let owing = &self.owing;
         let is_owed = |row: &OutboxRow| {
             let id = row.id.as_ref().filter(|_| !owed.is_empty());
-            id.is_some_and(|id| owed.contains(&(row.seq, id.clone())))
+            owing.is_paid(row) || id.is_some_and(|id| owed.contains(&(row.seq, id.clone())))
         };
         let is_skipped = |row: &OutboxRow| {
             state.skips(row)
@@ -143,7 +145,9 @@ impl Run<'_> {
                 break;
             };
             let facts = RowFacts::of(&self.session.layout, &row);
-            let topic = encoded.as_ref().map(|record| self.place_of(record).clone());
+            let topic = encoded
+                .as_ref()
+                .map(|record| place_of(&self.leaderless, record).clone());
             let offer = self
                 .relay
                 .core
@@ -173,10 +177,10 @@ impl Run<'_> {
                     end = Some(End::Halt(reason));
                     break;
                 }
-                Offer::LookUp => {
-                    self.look_up(topic.ok());
-                    self.feed.wait(row, encoded);
-                    break;
+                Offer::Ask(ticket) => {
+                    if let Ok(record) = encoded {
+                        self.asking.insert(ticket, (row, record));
+                    }
                 }
                 Offer::Wait => {
                     self.feed.wait(row, encoded);
@@ -192,7 +196,37 @@ impl Run<'_> {
             }
         }
         self.publish(outgoing);
+        self.ask_questions();
         end.or_else(|| self.caught_up())
+    }
+
+    /// Sends or puts aside the rows that have heard of their topic.
+    pub(super) fn feed_answered(&mut self) -> Option<End> {
+        let (asking, leaderless) = (&self.asking, &self.leaderless);
+        let place = |ticket| {
+            let (_, record) = asking.get(&ticket)?;
+            Some(place_of(leaderless, record).clone())
+        };
+        let answered = self.relay.core.take_answered(place);
+        let (mut outgoing, mut end) = (Vec::new(), None);
+        for (ticket, answer) in answered {
+            let Some((row, record)) = self.asking.remove(&ticket) else {
+                continue;
+            };
+            match answer {
+                Answered::Publish => {
+                    let partition = self.partition_of(&record);
+                    outgoing.push(Outgoing {
+                        ticket,
+                        record,
+                        partition,
+                    });
+                }
+                Answered::Aside => end = end.or(self.note_aside(ticket, row)),
+            }
+        }
+        self.publish(outgoing);
+        end
     }
 
     /// Keeps the row until it is recorded; a source of unsent rows hands a held one out again with each turn.
@@ -255,7 +289,7 @@ impl Run<'_> {
         }
         match &self.session.phase {
             Phase::CatchUp => Some(End::CaughtUp),
-            Phase::Replay(entries) => Some(End::Replayed(entries.clone())),
+            Phase::Replay(copies) => Some(End::Replayed(copies.entries().to_vec())),
             Phase::Steady => None,
         }
     }

@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
+use super::paid::Paid;
 use super::{End, Run};
 use crate::core::{Aggregate, Delivered, Extent, UNMARKABLE};
 use crate::mark::{MarkError, Marks, Outcome, Refusal, Statement};
@@ -54,6 +55,7 @@ pub(super) struct Owing {
     rows: Vec<Delivered>,
     again_at: Option<Instant>,
     pause: Duration,
+    paid: Paid,
 }
 
 impl Owing {
@@ -63,7 +65,13 @@ impl Owing {
             again_at: (!rows.is_empty()).then(Instant::now),
             rows,
             pause: OWED_AGAIN_AFTER,
+            paid: Paid::default(),
         }
+    }
+
+    /// Whether a row that a page hands out was marked since the page was read.
+    pub(super) fn is_paid(&self, row: &OutboxRow) -> bool {
+        self.paid.has(row)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -228,12 +236,16 @@ impl Run<'_> {
         };
         self.session.marks.committed(&marked);
         self.relay.core.marked(&marked);
+        self.relay.replayed.marked(&marked);
         self.relay
             .metrics
             .marked(marked.len(), self.last_mark_at.elapsed());
         let Outcome { waiting, refused } = outcome;
         debug!(rows = marked.len(), waiting = waiting.len(), "marked");
         self.relay.core.mark_waits(&waiting);
+        if marking.attempt == Attempt::Another {
+            self.owing.paid.add(&marked);
+        }
         if marking.attempt == Attempt::Another || !waiting.is_empty() {
             self.owing.add(waiting, !marked.is_empty());
             self.leave_in_table();

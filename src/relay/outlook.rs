@@ -10,6 +10,7 @@ use super::lag::{HeldFacts, Measured, Question};
 use super::marking::Failing;
 use super::patience::{self, Moment, Wait};
 use super::{End, Phase, Relay, Run};
+use crate::core::OTHERS;
 use crate::hold::{self, Requests};
 use crate::kafka::create_command;
 use crate::lease::since_boot;
@@ -17,7 +18,7 @@ use crate::mark::{MarkError, Marks};
 use crate::publish::{Place, Ticket};
 use crate::status::{HeldRows, HeldTopic, InFlight, LEASE_RAN_OUT, Role, State, StatusCell};
 
-/// Blocked aggregates that the status names; a metric counts all of them.
+/// Blocked aggregates and held topics that the status names; metrics count all of them.
 const HELD_SHOWN_MAX: usize = 100;
 /// How often the table is asked for the rows that were not sent.
 const LAG_EVERY_TICKS: u32 = 5;
@@ -47,15 +48,8 @@ impl Run<'_> {
         });
         let held: Vec<_> = held.take(HELD_SHOWN_MAX).collect();
         let blocked = core.held().aggregates().count() as u64;
-        let topics = core.held().topics().map(|(topic, hold)| HeldTopic {
-            topic: topic.to_string(),
-            rows: hold.rows,
-            reason: hold.reason.clone(),
-            command: Place::parse(topic)
-                .is_none()
-                .then(|| create_command(&self.relay.config.kafka, topic)),
-        });
-        let topics: Vec<_> = topics.collect();
+        let (topics, topics_left_out) = self.held_topics();
+        let rows_of_topics = core.held().topics().map(|(_, hold)| hold.rows).sum();
         let in_flight = InFlight {
             rows: core.rows() as u64,
             bytes: core.bytes() as u64,
@@ -74,6 +68,8 @@ impl Run<'_> {
         self.relay.status.update(|status| {
             (status.held, status.held_topics, status.in_flight) = (held, topics, in_flight);
             status.blocked_aggregates = Some(blocked);
+            status.held_topics_left_out = topics_left_out;
+            status.held_topic_rows = Some(rows_of_topics);
             status.position.confirmed_lsn = confirmed.map(|lsn| lsn.to_string());
             status.position.sent_seq = sent_seq;
             status.lag.bytes = lag_bytes;
@@ -88,6 +84,28 @@ impl Run<'_> {
         if self.ticks.is_multiple_of(HALF_MINUTE_TICKS) {
             self.relay.core.half_minute_passed();
         }
+    }
+
+    /// Some of the topics that are held, those with most rows first, and how many more there are.
+    fn held_topics(&self) -> (Vec<HeldTopic>, u64) {
+        let held = self.relay.core.held();
+        let mut holds: Vec<_> = held.topics().collect();
+        holds.sort_by(|(name, hold), (other_name, other)| {
+            other.rows.cmp(&hold.rows).then(name.cmp(other_name))
+        });
+        let among_others = held.topics_among_others();
+        let shown = holds.iter().take(HELD_SHOWN_MAX).map(|(topic, hold)| {
+            let is_one = Place::parse(topic).is_none() && ***topic != **OTHERS;
+            HeldTopic {
+                topic: topic.to_string(),
+                rows: hold.rows,
+                reason: hold.reason.clone(),
+                command: is_one.then(|| create_command(&self.relay.config.kafka, topic)),
+            }
+        });
+        let shown: Vec<_> = shown.collect();
+        let left_out = holds.len() - shown.len() + among_others;
+        (shown, left_out as u64)
     }
 
     /// Asks, beside everything else, whether somebody wants something released or replayed.
@@ -252,7 +270,7 @@ impl Relay {
         let seen = patience::InFlight {
             oldest_sent: core.oldest_sent(),
             next: core.next_ticket(),
-            is_asking: core.held().is_asking(),
+            is_asking: core.asking() > 0,
             delivered_rows: self.delivered_rows,
         };
         let wait = self.patience.look(seen, Moment::now());

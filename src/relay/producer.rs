@@ -123,6 +123,7 @@ impl Run<'_> {
         let successor = self.successor.take()?;
         self.relay.producer = Some(successor.producer);
         self.relay.core.ask_again();
+        self.ask_questions();
         info!("the new producer has taken over");
         None
     }

@@ -9,7 +9,7 @@ impl Relay {
     /// Asks for the topic of a row that has waited for long; the answer goes to `refresh_if_silent`.
     pub(super) fn ask_if_silent(&self) {
         if let (Some(topic), Some(producer)) = (self.silent_topic(), &self.producer) {
-            producer.publisher.look_up(topic);
+            producer.publisher.look_up(vec![topic]);
         }
     }
 

@@ -9,48 +9,54 @@ use tracing::{info, warn};
 
 use super::{End, Relay, Run};
 use crate::encode::Record;
+use crate::kafka::create_command;
 use crate::publish::{Place, TopicState, partition_of};
-
-/// Every so many questions for the others, a topic that refused records is tried again, and a topic that is written is
-/// asked for its partitions: 30 s.
-const ALL_TOPICS_EVERY_TICKS: u32 = 15;
 
 /// A single broker that was frozen, fenced and registered again leads its partitions within 2 s (Kafka 4.1.1); brokers
 /// hear of an election by then too.
 const ELECTION_MAX: Duration = Duration::from_secs(5);
 
+/// Where topics are known that can be written, rows wait no longer than this to hear of another: those behind them find
+/// no place.
+const ANSWER_AWAITED_MAX: Duration = Duration::from_secs(2);
+
+/// What must be there so that a record can go out: its topic, or its partition where that has lost its leader.
+pub(super) fn place_of<'r>(leaderless: &'r [Place], record: &'r Record) -> &'r Arc<str> {
+    let place = leaderless.iter().find(|place| place.takes(record));
+    place.map_or(&record.topic, Place::name)
+}
+
 impl Run<'_> {
-    pub(super) fn look_up(&self, topic: Option<Arc<str>>) {
-        if let (Some(topic), Some(producer)) = (topic, &self.relay.producer) {
-            producer.publisher.look_up(topic);
-        }
+    /// Asks what the core wants to know, many topics at once.
+    pub(super) fn ask_questions(&mut self) {
+        self.relay.ask_questions();
     }
 
-    /// Asks whether held topics can be written again; one that refused records less often, since
-    /// only a record shows whether it still does.
-    pub(super) fn ask_for_topics(&mut self) {
-        self.topic_ticks += 1;
-        // What fills the window may wait for a leader.
-        let is_turn_of_all =
-            self.topic_ticks.is_multiple_of(ALL_TOPICS_EVERY_TICKS) || self.relay.core.is_stuck();
-        let held = self.relay.core.held();
-        let due = held
-            .topics()
-            .filter(|(_, hold)| is_turn_of_all || !hold.is_refused);
-        let mut due: Vec<_> = due.map(|(topic, _)| topic.clone()).collect();
-        if is_turn_of_all {
-            let is_topic = |name: &&Arc<str>| Place::parse(name).is_none();
-            due.extend(held.available().filter(is_topic).cloned());
-        }
-        for topic in due {
-            self.look_up(Some(topic));
-        }
+    /// Asks whether held topics can be written again; ends the session where rows that are held among others are to be
+    /// looked at.
+    pub(super) fn ask_for_topics(&mut self) -> Option<End> {
+        let is_due = self.relay.core.pass_turn_of_topics();
+        self.ask_questions();
+        self.look_at_asking();
+        is_due.then(|| self.released("topics of held rows can be written by now"))
     }
 
-    /// What must be there so that a record can go out: its topic, or its partition where that has lost its leader.
-    pub(super) fn place_of<'r>(&'r self, record: &'r Record) -> &'r Arc<str> {
-        let place = self.leaderless.iter().find(|place| place.takes(record));
-        place.map_or(&record.topic, Place::name)
+    /// Rows that wait for an answer for long, while Kafka answers, let those behind them pass.
+    fn look_at_asking(&mut self) {
+        let core = &mut self.relay.core;
+        let Some(oldest) = core.oldest_asking() else {
+            self.waits_for_answer = None;
+            return;
+        };
+        let (known, since) = *self
+            .waits_for_answer
+            .get_or_insert_with(|| (oldest, Instant::now()));
+        if known != oldest {
+            self.waits_for_answer = Some((oldest, Instant::now()));
+        } else if since.elapsed() >= ANSWER_AWAITED_MAX && core.held().available().next().is_some()
+        {
+            core.give_up_asking();
+        }
     }
 
     /// The partition into which the producer puts a record; `None` where nobody can say or it has no key.
@@ -71,26 +77,49 @@ impl Run<'_> {
         self.leaderless = held.filter_map(|(name, _)| Place::parse(name)).collect();
     }
 
-    /// Takes the answer to a question.
-    pub(super) fn take_topic(&mut self, topic: &Arc<str>, state: &TopicState) -> Option<End> {
+    /// Takes the answers to questions.
+    pub(super) fn take_topics(&mut self, answers: &[(Arc<str>, TopicState)]) -> Option<End> {
+        let mut is_due = false;
+        let among_others = self.relay.core.held().topics_among_others();
+        for (topic, state) in answers {
+            is_due |= self.take_topic(topic, state);
+        }
+        self.relay.look_at_leaders();
+        self.note_leaderless();
+        self.announce_others(among_others);
+        self.ask_questions();
+        is_due.then(|| self.released("a held topic can be written again"))
+    }
+
+    /// Takes one answer; `true` when rows that waited for it can go out.
+    fn take_topic(&mut self, topic: &Arc<str>, state: &TopicState) -> bool {
+        let core = &self.relay.core;
         if *state == TopicState::Leaderless {
             self.take_leaderless(topic);
-            return None;
+            return false;
         }
-        let is_topic = |known: &Arc<str>| known == topic;
-        if self.relay.core.held().available().any(is_topic) {
+        if core.held().is_available(topic) {
             self.relay.refresh_if_silent(topic, state);
             self.compare_partitions(topic, state);
-            return None;
+            return false;
         }
-        let has_rows = self.relay.learn(topic, state);
-        self.note_leaderless();
-        if has_rows {
-            info!(%topic, "a held topic can be written again");
-            return Some(self.released("a held topic can be written again"));
+        let was_held = core.held().topic_hold(topic).is_some();
+        let is_due = self.relay.learn(topic, state);
+        match state {
+            TopicState::Available { .. } if was_held => {
+                info!(%topic, "a held topic can be written again");
+            }
+            TopicState::Available { partitions } => {
+                info!(%topic, partitions, "publishing to topic");
+            }
+            TopicState::Unknown | TopicState::NotCreated(_) | TopicState::Denied => {
+                if !was_held {
+                    self.announce_hold(topic);
+                }
+            }
+            TopicState::Leaderless => {}
         }
-        self.announce_topic(topic, state);
-        None
+        is_due
     }
 
     /// Holds the rows of a partition that has lost its leader: those in flight wait for as long as an election takes, then
@@ -122,41 +151,58 @@ impl Run<'_> {
         self.start_successor("a topic has other partitions");
     }
 
-    fn announce_topic(&self, topic: &Arc<str>, state: &TopicState) {
-        match state {
-            TopicState::Available { partitions } => {
-                info!(%topic, partitions, "publishing to topic")
-            }
-            TopicState::Leaderless => {}
-            TopicState::Unknown | TopicState::Denied => {
-                let mut held = self.relay.core.held().topics();
-                if held.any(|(name, hold)| name == topic && hold.rows == 0) {
-                    warn!(
-                        %topic,
-                        reason = ?state,
-                        remedy = %crate::kafka::create_command(&self.relay.config.kafka, topic),
-                        "topic can't be written: its rows are held, all others flow"
-                    );
-                }
-            }
+    fn announce_hold(&self, topic: &Arc<str>) {
+        if let Some(hold) = self.relay.core.held().topic_hold(topic) {
+            warn!(
+                %topic,
+                reason = hold.reason,
+                remedy = %create_command(&self.relay.config.kafka, topic),
+                "topic can't be written: its rows are held, all others flow"
+            );
+        }
+    }
+
+    /// Says it once for all topics that are held without a name.
+    fn announce_others(&self, before: usize) {
+        let topics = self.relay.core.held().topics_among_others();
+        if before == 0 && topics > 0 {
+            warn!(
+                "so many topics can't be written that the rows of further ones are held together; `/status` counts them"
+            );
         }
     }
 }
 
 impl Relay {
-    /// Takes an answer while no session runs; `true` when rows wait for a leader for too long.
-    pub(super) fn take_topic_at_rest(&mut self, topic: &Arc<str>, state: &TopicState) -> bool {
-        if *state == TopicState::Leaderless {
-            self.hold_leaderless(topic);
-            return self.waits_for_leader();
+    /// Asks what the core wants to know.
+    pub(super) fn ask_questions(&mut self) {
+        let questions = self.core.take_questions();
+        let Some(producer) = &self.producer else {
+            return;
+        };
+        if !questions.usual.is_empty() {
+            producer.publisher.look_up(questions.usual);
         }
-        let is_topic = |known: &Arc<str>| known == topic;
-        if self.core.held().available().any(is_topic) {
-            self.refresh_if_silent(topic, state);
-        } else {
-            self.learn(topic, state);
+        if !questions.urgent.is_empty() {
+            producer.publisher.look_up_urgently(questions.urgent);
         }
-        false
+    }
+
+    /// Takes answers while no session runs; `true` when rows wait for a leader for too long.
+    pub(super) fn take_topics_at_rest(&mut self, answers: &[(Arc<str>, TopicState)]) -> bool {
+        let mut has_lost_leader = false;
+        for (topic, state) in answers {
+            if *state == TopicState::Leaderless {
+                self.hold_leaderless(topic);
+                has_lost_leader |= self.waits_for_leader();
+            } else if self.core.held().is_available(topic) {
+                self.refresh_if_silent(topic, state);
+            } else {
+                self.learn(topic, state);
+            }
+        }
+        self.look_at_leaders();
+        has_lost_leader
     }
 
     fn hold_leaderless(&mut self, name: &Arc<str>) {
@@ -180,11 +226,14 @@ impl Relay {
         if let TopicState::Available { partitions } = state {
             self.partitions.insert(topic.clone(), *partitions);
         }
-        let has_rows = self.core.topic(topic, state);
+        self.core.topic(topic, state)
+    }
+
+    /// Notes whether every partition has its leader back.
+    fn look_at_leaders(&mut self) {
         let mut held = self.core.held().topics();
         if !held.any(|(name, _)| Place::parse(name).is_some()) {
             self.leaderless_since = None;
         }
-        has_rows
     }
 }

@@ -51,8 +51,8 @@ impl Opening<'_> {
             Some(settled) => self.ahead(table, &settled, &rows).await?,
             None => RowsAhead::default(),
         };
-        let (entries, rows) = hold::merge(copies, ahead);
-        Ok(Some((Source::given(rows), Phase::Replay(entries))))
+        let (copies, rows) = hold::merge(copies, ahead);
+        Ok(Some((Source::given(rows), Phase::Replay(copies))))
     }
 
     /// What stands unsent in the table ahead of the copies, in their aggregates.

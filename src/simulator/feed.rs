@@ -7,7 +7,7 @@ use super::relay::Told;
 use super::session::{End, Session, Source};
 use super::world::{World, tell};
 use crate::config::{FaultPolicy, Mark};
-use crate::core::{Delivered, Offer, RowFacts};
+use crate::core::{Answered, Delivered, Offer, RowFacts};
 use crate::mark::ledger::Meaning;
 use crate::outbox::OutboxRow;
 use crate::publish::Ticket;
@@ -66,7 +66,7 @@ impl World {
             is_known |= was_marked || session.held.contains(&id_of(row));
             let is_owed =
                 |owed: &Delivered| owed.seq == row.seq && Some(&owed.id) == row.id.as_ref();
-            is_known |= session.owed().any(is_owed);
+            is_known |= session.owed().any(is_owed) || session.paid.has(row);
             if session.is_stream() {
                 let meaning = session.ledger.as_ref().map(|l| l.meaning(seq, row.lsn));
                 is_known |= match meaning {
@@ -126,10 +126,8 @@ impl World {
                     self.judge.breaks("L1", reason);
                     return None;
                 }
-                Offer::LookUp => {
-                    process.told.extend(encoded.clone().ok().map(Told::Asked));
-                    session.intake.wait(row, encoded);
-                    break;
+                Offer::Ask(ticket) => {
+                    session.rows.insert(ticket, row);
                 }
                 Offer::Wait => {
                     session.intake.wait(row, encoded);
@@ -138,8 +136,31 @@ impl World {
             }
             self.relays[relay].session.as_mut()?.intake.row_left();
         }
+        let process = &mut self.relays[relay];
+        let questions = process.core.take_questions();
+        let questions = questions.urgent.into_iter().chain(questions.usual);
+        process.told.extend(questions.map(Told::Asked));
         self.feed_swept(relay);
         self.caught_up(relay)
+    }
+
+    /// Sends or puts aside the rows that have heard of their topic; now and then they have waited for too long.
+    pub fn feed_answered(&mut self, relay: usize) {
+        let process = &mut self.relays[relay];
+        if process.core.asking() > 0 && self.rng.u8(..40) == 0 {
+            process.core.give_up_asking();
+        }
+        let answered = process.core.take_answered(|_| None);
+        for (ticket, answer) in answered {
+            let session = self.relays[relay].session.as_mut();
+            let Some(row) = session.and_then(|session| session.rows.remove(&ticket)) else {
+                continue;
+            };
+            match answer {
+                Answered::Publish => self.publish(relay, ticket, &row),
+                Answered::Aside => self.note_aside(relay, ticket, row),
+            }
+        }
     }
 
     fn publish(&mut self, relay: usize, ticket: Ticket, row: &OutboxRow) {
@@ -227,7 +248,7 @@ impl World {
         }
         match &session.phase {
             Phase::CatchUp => Some(End::CaughtUp),
-            Phase::Replay(entries) => Some(End::Replayed(entries.clone())),
+            Phase::Replay(copies) => Some(End::Replayed(copies.entries().to_vec())),
             Phase::Steady => None,
         }
     }

@@ -145,13 +145,14 @@ impl World {
         match marking.reply {
             Some(Reply::Done) => {
                 if let Work::Rows(rows) = &mut marking.work {
-                    self.take_row_mark(relay, &marking.rows, rows);
+                    let is_again = marking.is_again;
+                    self.take_row_mark(relay, &marking.rows, rows, is_again);
                     return None;
                 }
                 if let Some(ledger) = &mut session.ledger {
                     ledger.committed(&marking.rows);
                 }
-                process.core.marked(&marking.rows);
+                process.marked(&marking.rows);
                 tell!(self, "relay {relay} hears that its mark was committed");
                 None
             }

@@ -11,6 +11,7 @@ use super::schedule::{Mode, Setting};
 use super::session::{End, Session};
 use super::world::{World, tell};
 use crate::core::{Core, Delivered, Faults, Settling, Window};
+use crate::hold::Replayed;
 use crate::lease::Standby;
 use crate::publish::{SessionEnd, Ticket};
 use crate::ranges::RangeSet;
@@ -36,6 +37,7 @@ pub struct Process {
     pub epoch: Option<i64>,
     pub catch_up: CatchUp,
     pub replayed: Vec<i64>,
+    pub replaying: Replayed,
     /// What the last session was replaying when it ended.
     pub left_replaying: Vec<i64>,
     pub read_before: ReadBefore,
@@ -67,6 +69,7 @@ impl Process {
             epoch: None,
             catch_up: CatchUp::AsRecorded,
             replayed: Vec::new(),
+            replaying: Replayed::default(),
             left_replaying: Vec::new(),
             read_before: ReadBefore::default(),
             impassable: None,
@@ -89,6 +92,12 @@ impl Process {
         let mode = self.next_mode;
         *self = Self::new(0, keeper.ttl, setting);
         (self.keeper, self.mode, self.next_mode) = (keeper, mode, mode);
+    }
+
+    /// The relay has heard that rows are marked; of copies it remembers it beyond the session.
+    pub fn marked(&mut self, rows: &[Delivered]) {
+        self.core.marked(rows);
+        self.replaying.marked(rows);
     }
 
     /// The entries that are being replayed, or were and that is not recorded.
@@ -183,11 +192,13 @@ impl World {
         if process.keeper.epoch() != Some(session.tenure.epoch) {
             return Some(End::Deposed);
         }
-        if process.keeper.publishes(now)
-            && session.feeds()
-            && let Some(end) = self.feed_rows(relay)
-        {
-            return Some(end);
+        if process.keeper.publishes(now) {
+            self.feed_answered(relay);
+            if self.relays[relay].session.as_ref()?.feeds()
+                && let Some(end) = self.feed_rows(relay)
+            {
+                return Some(end);
+            }
         }
         self.settle(relay)
     }
@@ -202,8 +213,9 @@ impl World {
         let core = &process.core;
         let marks = &self.database.marks;
         let is_remembered = |row: &Delivered| row.seq.is_some_and(|seq| marks.owes(seq));
-        let is_whole =
-            !session.is_within_transaction() || self.mutation == Mutation::StopWithinTransaction;
+        // Rows of the transaction are still to be read, or have gone out behind one that asks for its topic.
+        let is_whole = self.mutation == Mutation::StopWithinTransaction
+            || !session.is_within_transaction() && (core.asking() == 0 || self.setting.has_marks());
         let is_settled = is_whole
             && !session.has_statement()
             && core.sent() == 0
@@ -242,7 +254,9 @@ impl World {
                 }
                 let state = self.topic_state(&topic);
                 tell!(self, "relay {relay} hears that {topic} is {state:?}");
-                let is_due = self.relays[relay].core.topic(&topic, &state);
+                let core = &mut self.relays[relay].core;
+                // That a topic can't be seen for a moment is the producer's to wait for.
+                let is_due = !core.held().is_available(&topic) && core.topic(&topic, &state);
                 is_due.then_some(End::Reread)
             }
         }
@@ -268,9 +282,10 @@ impl World {
                 process.told.push_back(Told::Asked(topic(index).clone()));
             }
         }
+        let is_due = process.core.pass_turn_of_topics();
         let is_replay = process.session.as_ref()?.is_replay();
         let is_asked = !is_replay && self.database.is_asked_for();
-        is_asked.then_some(End::Reread)
+        (is_asked || is_due).then_some(End::Reread)
     }
 
     /// Ends a process in order, and begins another one.

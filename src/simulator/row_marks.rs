@@ -275,7 +275,13 @@ impl World {
     }
 
     /// The mark was heard of; what waits is owed.
-    pub fn take_row_mark(&mut self, relay: usize, rows: &[Delivered], marking: &mut RowMarking) {
+    pub fn take_row_mark(
+        &mut self,
+        relay: usize,
+        rows: &[Delivered],
+        marking: &mut RowMarking,
+        is_again: bool,
+    ) {
         let (waiting, refused) = (marking.take_waiting(), marking.take_refused());
         let process = &mut self.relays[relay];
         let waits = |row: &Delivered| {
@@ -283,10 +289,13 @@ impl World {
             waiting.iter().chain(&refused).any(same)
         };
         let marked: Vec<_> = rows.iter().filter(|row| !waits(row)).cloned().collect();
-        process.core.marked(&marked);
+        process.marked(&marked);
         process.core.mark_waits(&waiting);
         if let Some(session) = &mut process.session {
             session.owing.extend(waiting);
+            if is_again {
+                session.paid.add(&marked);
+            }
         }
         for row in &refused {
             self.refuse(relay, row);

@@ -14,7 +14,7 @@ use super::world::{World, tell};
 use crate::config::{CatchUpFrom, Mark};
 use crate::core::Delivered;
 use crate::encode::Rejection;
-use crate::hold::{ReplayOrder, merge};
+use crate::hold::{ReplayOrder, Replayed, merge};
 use crate::mark::Tenure;
 use crate::mark::evidence::Record;
 use crate::mark::ledger::Ledger;
@@ -22,6 +22,7 @@ use crate::outbox::{Lsn, OutboxRow};
 use crate::publish::Ticket;
 use crate::ranges::RangeSet;
 use crate::relay::intake::Intake;
+use crate::relay::paid::Paid;
 use crate::relay::{Phase, ReadBefore};
 use crate::session::CatchUp;
 use crate::source::Batch;
@@ -73,6 +74,8 @@ pub struct Session {
     pub replayed_below: Lsn,
     /// Rows that were acknowledged and whose mark is to be tried again.
     pub owing: Vec<Delivered>,
+    /// Those of them that are marked by now.
+    pub paid: Paid,
     /// Held rows that come again with every page.
     pub held: HashSet<u32>,
     /// Rows that stood unsent, and the position behind them.
@@ -141,7 +144,7 @@ impl Session {
 
     pub fn replays(&self) -> &[i64] {
         match &self.phase {
-            Phase::Replay(ids) => ids,
+            Phase::Replay(copies) => copies.entries(),
             _ => &[],
         }
     }
@@ -181,6 +184,7 @@ impl World {
             process.catch_up = CatchUp::AsRecorded;
             process.impassable = None;
             process.replayed.clear();
+            process.replaying = Replayed::default();
             for other in (0..self.relays.len()).filter(|other| *other != relay) {
                 self.grant_in_flight(other);
                 self.grant_replay(other);
@@ -203,7 +207,10 @@ impl World {
                 super::relay::Told::Ended(end) => self.relays[relay].core.producer_ended(&end),
                 super::relay::Told::Asked(topic) => {
                     let state = self.topic_state(&topic);
-                    self.relays[relay].core.topic(&topic, &state);
+                    let core = &mut self.relays[relay].core;
+                    if !core.held().is_available(&topic) {
+                        core.topic(&topic, &state);
+                    }
                 }
             }
         }
@@ -216,7 +223,7 @@ impl World {
             return;
         }
         let held = self.relays[relay].core.held();
-        let mut topics: Vec<String> = held.available().map(ToString::to_string).collect();
+        let mut topics: Vec<String> = held.to_release().map(ToString::to_string).collect();
         topics.sort_unstable();
         let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
         let has_marks = self.setting.has_marks();
@@ -274,6 +281,7 @@ impl World {
             ledger,
             record,
             owing,
+            paid: Paid::default(),
             replayed_below: Lsn(self.server.wal),
             held: HashSet::new(),
             candidates: None,
@@ -320,13 +328,14 @@ impl World {
                 }
                 _ => RowsAhead::default(),
             };
-            let (ids, rows) = merge(replay, ahead);
+            let (copies, rows) = merge(replay, ahead);
             let batch = Batch {
                 rows,
                 caught_up: true,
                 ..Batch::default()
             };
-            return Some((Source::Given, Phase::Replay(ids), Some(batch)));
+            self.relays[relay].replaying.begin(&copies);
+            return Some((Source::Given, Phase::Replay(copies), Some(batch)));
         }
         let is_stream = self.relays[relay].mode == Mode::Stream;
         if is_stream && self.database.caught_up && !self.is_far_behind() {
@@ -417,13 +426,15 @@ impl World {
         {
             self.relays[relay].learned = Some(turns);
         }
+        let process = &mut self.relays[relay];
+        process.replayed.extend(process.replaying.take_marked());
         match end {
             End::Deposed => {
                 self.depose(relay);
                 return;
             }
             End::CaughtUp => self.relays[relay].catch_up = CatchUp::Done,
-            End::Replayed(ids) => self.relays[relay].replayed = ids,
+            End::Replayed(ids) => self.relays[relay].replayed.extend(ids),
             End::Reread if self.setting.has_marks() => {
                 self.relays[relay].catch_up = CatchUp::Demanded;
             }

@@ -122,6 +122,10 @@ fn write_held(f: &mut fmt::Formatter<'_>, status: &Status) -> fmt::Result {
             line(f, "", format_args!("run: {command}"))?;
         }
     }
+    if let count @ 1.. = status.held_topics_left_out {
+        let text = format_args!("{count} more can't be written");
+        line(f, "held topics", text)?;
+    }
     Ok(())
 }
 

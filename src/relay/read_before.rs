@@ -1,0 +1,30 @@
+//! What a catch-up read where nothing is marked, for the stream brings some of it again.
+
+use crate::outbox::{Lsn, OutboxRow};
+use crate::ranges::RangeSet;
+
+/// Numbers that were read from the table, and a position that bounds their commits.
+#[derive(Default)]
+pub(crate) struct ReadBefore {
+    numbers: RangeSet,
+    until: Lsn,
+}
+
+impl ReadBefore {
+    pub(crate) fn note(&mut self, row: &OutboxRow) {
+        if let Some(seq) = row.seq {
+            self.numbers.insert(seq);
+            self.until = self.until.max(row.lsn);
+        }
+    }
+
+    pub(crate) fn forget(&mut self, seq: Option<i64>) {
+        if let Some(seq) = seq {
+            self.numbers.remove(seq);
+        }
+    }
+
+    pub(crate) fn has(&self, row: &OutboxRow) -> bool {
+        row.lsn <= self.until && row.seq.is_some_and(|seq| self.numbers.contains(seq))
+    }
+}
