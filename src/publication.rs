@@ -38,10 +38,9 @@ pub struct Drift {
     pub text: String,
     /// The SQL that mends it.
     pub remedy: String,
-    /// `outboxd migrate` mends it too.
+    /// `outboxd migrate` mends it too, and until then the sweep finds what the stream misses. What it does not mend forbids
+    /// to publish: records would be others than those of the rows, or rows pass their followers.
     pub is_migrated: bool,
-    /// Records would be other ones than those of the table's rows: nothing may be published.
-    pub is_forbidding: bool,
 }
 
 /// Reads what is wrong with a publication of the outbox; nothing where it publishes every row whole.
@@ -183,7 +182,6 @@ impl<'a> Words<'a> {
                 self.quoted, self.table, self.operations
             ),
             is_migrated: true,
-            is_forbidding: false,
         }
     }
 
@@ -232,7 +230,6 @@ impl<'a> Words<'a> {
             text,
             remedy,
             is_migrated: false,
-            is_forbidding: true,
         }
     }
 
@@ -257,7 +254,6 @@ impl<'a> Words<'a> {
                 text,
                 remedy,
                 is_migrated,
-                is_forbidding: false,
             });
         };
         if !found.has_table {

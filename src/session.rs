@@ -270,7 +270,7 @@ impl Opening<'_> {
         self.leave_to_the_table(&sql, &states).await?;
         // A slot that was made on an empty table leaves nothing to read from it.
         known.state = states.load().await?;
-        self.check_columns(&sql, &table).await?;
+        self.check_publication(&sql, &table).await?;
         if known.state.start.is_none() {
             self.decide_start(&sql, &states, &table).await?;
             known.state = states.load().await?;

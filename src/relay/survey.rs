@@ -191,7 +191,7 @@ async fn look(
         adapted.map_err(|error| SurveyError::Publication(error.into()))?;
         let drift = publication::drift(client, config, &table).await;
         findings.drift = drift.map_err(|error| SurveyError::Publication(error.into()))?;
-        let forbidding = findings.drift.iter().find(|drift| drift.is_forbidding);
+        let forbidding = findings.drift.iter().find(|drift| !drift.is_migrated);
         findings.moved = findings
             .moved
             .or(forbidding.map(|drift| drift.text.clone()));

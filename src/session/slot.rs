@@ -86,8 +86,9 @@ impl Opening<'_> {
         }
     }
 
-    /// Has the publication bring what suits the table, and refuses a stream that leaves out of rows what records need.
-    pub(super) async fn check_columns(
+    /// Has the publication bring what suits the table, and refuses one that leaves out rows, or of rows what
+    /// records need.
+    pub(super) async fn check_publication(
         &self,
         sql: &postgres::Session,
         table: &Table,
@@ -105,7 +106,7 @@ impl Opening<'_> {
             purpose: "its publication",
             source: source.into(),
         })?;
-        match drift.into_iter().find(|drift| drift.is_forbidding) {
+        match drift.into_iter().find(|drift| !drift.is_migrated) {
             Some(Drift { text, remedy, .. }) => Err(OpenError::Halt {
                 reason: text,
                 remedy,
