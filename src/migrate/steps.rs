@@ -201,11 +201,11 @@ fn view(names: &Names, standing: &Standing, values: &Values) -> Step {
     }
 }
 
-/// What the publication brings; a table that is made here has a primary key unless it is partitioned.
+/// What the publication brings; a table that is made here has a primary key.
 fn operations(names: &Names, standing: &Standing) -> Operations {
     match &standing.table {
         Some(table) => Operations::of(names.mark, table),
-        None if names.mark == Mark::SentAt || names.partition_rows.is_some() => Operations::Inserts,
+        None if names.mark == Mark::SentAt => Operations::Inserts,
         None => Operations::InsertsAndUpdates,
     }
 }
