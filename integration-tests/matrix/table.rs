@@ -88,7 +88,7 @@ pub static ROWS: &[Row] = &[
     row(22, "slot read by another consumer", Replication, 1, by!(slot::slot_is_read_by_another)),
     row(23, "slot moved past unsent rows", Replication, 1, by!(missed::slot_advanced)),
     row(24, "publication dropped and made anew; table taken out and put back", Replication, 1, by!(missed::publication_changed)),
-    row(25, "publication with a row filter; rows committed without it; rows consumed by a thief", Replication, 1, Shown::ByTests(&["sweep::rows_that", "sweep::rows_committed"])),
+    row(25, "publication with a row filter; rows committed without it; rows consumed by a thief", Replication, 1, Shown::ByTests(&["sweep::rows_that", "sweep::a_filter_stops", "sweep::rows_committed"])),
     row(26, "extra columns added, renamed, retyped, dropped; table renamed; mandatory column gone", Both, 1, by!(schema::altered)),
     row(27, "payload changes its type", Both, 1, by!(schema::payload_type_changed)),
     row(28, "one transaction of 2 GB, one of a million rows", Both, 1, by!(bounded::large_transactions)),
@@ -152,6 +152,13 @@ pub static ROWS: &[Row] = &[
     row(82, "others publish all tables, and take it back", Both, 1, by!(others::published_by_others)),
     row(83, "rows changed and deleted in their own transaction and by a job, while connections are cut", Both, 1, by!(others::changed)),
     row(84, "DDL of neighbours: tables, indexes, columns, ANALYZE, VACUUM, REINDEX", Both, 1, by!(others::neighbours)),
+    // What people have.
+    row(85, "rows that can't be marked: triggers, rules, foreign keys, locks", Both, 1, Shown::ByTests(&["conformance::a_trigger_that_undoes_a_mark", "conformance::a_foreign_key_on_one_row", "conformance::a_row_that_changes_before"])),
+    row(86, "bytes and characters that PostgreSQL cannot send as UTF-8", Both, 1, Shown::ByTests(&["values::sendable::"])),
+    row(87, "20,000 topics that do not exist, in one transaction", Both, 1, Shown::ByTests(&["topics::unknown::"])),
+    row(88, "a cluster that is seconds away", Both, 1, Shown::ByTests(&["topics::far::"])),
+    row(89, "a first start from now on a table with a past", Both, 1, Shown::ByTests(&["first_start::a_start_from_now"])),
+    row(90, "a kill after a first start of more rows than the ledger keeps in memory", Both, 1, Shown::ByTests(&["ledger::numbers_of_closed_segments"])),
     // At any instant, whatever happens (O6).
     row(0, "frozen at random moments: nothing marked or confirmed early", Both, 1, by!(marks::nothing_is_early)),
 ];
