@@ -8,9 +8,9 @@ use uuid::Uuid;
 
 use crate::harness::kafka::Kafka;
 use crate::harness::postgres::{Database, Postgres, Stop, USUAL};
-use crate::harness::relay::{Relay, RelayConfig, outboxd, said};
+use crate::harness::relay::{OUTBOXD, Relay, RelayConfig, outboxd, said};
 use crate::harness::topic::TopicReader;
-use crate::harness::{SOON, wait_until};
+use crate::harness::{SOON, wait_until, workspace};
 
 const COMMANDS: [&[&str]; 14] = [
     &["run"],
@@ -117,6 +117,66 @@ fn wrong_arguments_exit_with_two() {
             "{arguments:?}: {}",
             said(&done)
         );
+    }
+}
+
+/// What is printed in backticks, or stands on a line of its own, does what it says when it is pasted.
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_that_are_printed_can_be_pasted() {
+    let scene = Scene::new("replication").await;
+    let file = scene.config.write();
+    let run = |arguments: &str| {
+        let words: Vec<&str> = arguments.split(' ').collect();
+        said(&outboxd(&words))
+    };
+    let config = format!("--config {}", file.display());
+    let text = run(&format!("slot drop {config}"));
+    let drop = format!("`outboxd slot drop --yes {config}`");
+    assert!(text.contains(&drop), "{text}");
+    let text = run(&format!("slot drop --yes {config}"));
+    assert!(text.contains("is dropped"), "{text}");
+    let text = run(&format!("slot status {config}"));
+    assert!(
+        text.contains(&format!("`outboxd migrate {config}` creates it")),
+        "{text}"
+    );
+    for (arguments, command) in [
+        (
+            format!("blocked skip x --note why {config}"),
+            format!("`outboxd blocked skip x --yes --note why {config}`"),
+        ),
+        (
+            format!("dead-letters discard 1 2 {config}"),
+            format!("`outboxd dead-letters discard 1 2 --yes {config}`"),
+        ),
+    ] {
+        let text = run(&arguments);
+        assert!(text.contains(&command), "{text}");
+    }
+}
+
+#[test]
+fn the_configuration_is_found_without_an_argument() {
+    let folder = workspace::folder("variable");
+    let (file, missing) = (folder.join("o.toml"), folder.join("missing.toml"));
+    std::fs::write(&file, "[sorce]\n").expect("write a configuration");
+    let status = |variable: &std::path::Path| {
+        let mut command = std::process::Command::new(OUTBOXD);
+        let done = command.arg("status").env("OUTBOXD_CONFIG", variable);
+        let done = done.output().expect("run outboxd");
+        assert_eq!(done.status.code(), Some(2), "{}", said(&done));
+        said(&done)
+    };
+    let text = status(&file);
+    assert!(text.contains("o.toml:1: unknown key `sorce`"), "{text}");
+    let text = status(&missing);
+    assert!(
+        text.contains("missing.toml") && text.contains("OUTBOXD_CONFIG"),
+        "{text}"
+    );
+    let text = said(&outboxd(&["status"]));
+    for place in ["--config", "OUTBOXD_CONFIG", "/etc/outboxd/outboxd.toml"] {
+        assert!(text.contains(place), "{text}");
     }
 }
 

@@ -76,7 +76,7 @@ async fn a_missing_table_is_named_with_the_command_that_creates_it() {
         &config,
         &[
             "table `public.outbox` does not exist",
-            "`outboxd migrate` creates it",
+            "`outboxd migrate --config ",
         ],
     );
     let relay = Relay::start(&config);

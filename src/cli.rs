@@ -2,17 +2,19 @@
 
 mod blocked;
 mod commands;
+mod file;
 mod letters;
 mod wish;
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, ConfigErrors};
 use crate::demo::DemoOptions;
+use crate::paste;
 
 /// Relays a transactional outbox from PostgreSQL to Kafka: nothing lost, nothing reordered.
 ///
@@ -63,8 +65,11 @@ enum Command {
 #[derive(Debug, Args)]
 struct Common {
     /// The configuration: one file for one database; config/outboxd.toml explains every key.
+    ///
+    /// Default: the file that the variable OUTBOXD_CONFIG names, else /etc/outboxd/outboxd.toml. Variables such as
+    /// OUTBOXD_SOURCE__URL_FILE go over keys of the file (here `source.url_file`).
     #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    config: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -190,7 +195,14 @@ async fn dispatch(command: Command) -> Outcome {
 }
 
 fn load(common: &Common) -> Result<Config, Outcome> {
-    Config::load(&common.config).map_err(|errors: ConfigErrors| {
+    let file = file::find(common.config.as_deref()).map_err(|failure| {
+        complain(&failure.to_string(), None);
+        Outcome::Misused
+    })?;
+    if file != Path::new(file::USUAL) {
+        paste::name(&file);
+    }
+    Config::load(&file).map_err(|errors: ConfigErrors| {
         print_error(&format!("{errors}"));
         Outcome::Misused
     })
@@ -206,18 +218,23 @@ fn complain(error: &str, hint: Option<&str>) {
 
 /// Prints a line on stderr; nobody is left to tell when that fails.
 fn print_error(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(std::io::stderr(), "{}", paste::complete(text));
 }
 
 /// Prints an answer for programs.
 fn print_json(answer: &impl serde::Serialize) {
     match serde_json::to_string_pretty(answer) {
-        Ok(text) => print(&text),
+        Ok(text) => print_as_it_is(&text),
         Err(failure) => print_error(&format!("error: {failure}")),
     }
 }
 
+/// Prints what a program reads: no command in it is completed.
+fn print_as_it_is(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
 /// Prints a line on stdout; a reader that went away has read enough.
 fn print(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
+    let _ = writeln!(std::io::stdout(), "{}", paste::complete(text));
 }

@@ -23,6 +23,7 @@ pub mod metrics;
 pub mod migrate;
 pub mod names;
 pub mod outbox;
+mod paste;
 pub mod postgres;
 pub mod publication;
 pub mod publish;

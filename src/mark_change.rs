@@ -125,7 +125,7 @@ fn conditions(
     if former == Mark::None || source.mark == Mark::None {
         let held = refuse(
             "rows are blocked or held, and what is known of them does not go along".to_owned(),
-            "release or skip them first: outboxd blocked list".to_owned(),
+            "release or skip them first: `outboxd blocked list`".to_owned(),
         );
         conditions.push((Question::Held, held));
     }

@@ -20,6 +20,7 @@ use crate::config::{Config, Mark, Mode, SourceConfig};
 use crate::identity::IdentityError;
 use crate::inspect::InspectError;
 use crate::names::{self, NamesError};
+use crate::paste::shell_word;
 use crate::postgres::{Class, PostgresError};
 use standing::{LookError, Standing};
 
@@ -95,9 +96,9 @@ pub enum MigrateError {
     #[error("cannot read what stands in the database already")]
     Look(#[source] PostgresError),
     #[error(
-        "the schema `outboxd` is closed to this role; its owner opens it with `outboxd migrate --relay-role NAME`"
+        "the schema `outboxd` is closed to role `{role}`; its owner opens it with `outboxd migrate --relay-role {role}`"
     )]
-    StateDenied,
+    StateDenied { role: String },
     #[error(
         "the state tables have version {found}, and this outboxd knows {STATE_VERSION}: use a newer outboxd"
     )]
@@ -175,7 +176,9 @@ impl From<LookError> for MigrateError {
         match error {
             LookError::Inspect(error) => Self::Inspect(error),
             LookError::Catalog(error) => Self::Look(error.into()),
-            LookError::Denied => Self::StateDenied,
+            LookError::Denied { role } => Self::StateDenied {
+                role: shell_word(&role),
+            },
             LookError::Names(error) => Self::Names(error),
         }
     }

@@ -93,7 +93,9 @@ pub enum SlotError {
     NotFound { name: String },
     #[error("slot `{name}` is being read by {reader}; stop it first")]
     Active { name: String, reader: Reader },
-    #[error("dropping slot `{name}` gives up what it holds for the relay; repeat with `--yes`")]
+    #[error(
+        "dropping slot `{name}` gives up what it holds for the relay; repeat with `--yes`: `outboxd slot drop --yes`"
+    )]
     NotConfirmed { name: String },
     #[error("cannot {action} slot `{name}`")]
     Query {

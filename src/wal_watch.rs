@@ -186,7 +186,7 @@ impl Looker {
                 budget_bytes,
                 wal_status,
                 "the slot keeps more than {CRITICAL_AT} % of the WAL budget, or more than the server allows: \
-                 let rows go out, or give the slot up with `outboxd slot drop`"
+                 let rows go out, or give the slot up with `outboxd slot drop --yes`"
             ),
         }
     }

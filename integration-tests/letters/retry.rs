@@ -88,7 +88,10 @@ async fn assert_told(relay: &Relay, config: &RelayConfig, entry: &Value, row: Uu
     })
     .await;
     let status = done(relay.config(), &["status"]);
-    assert!(status.contains("`outboxd blocked list`"), "{status}");
+    assert!(
+        status.contains("`outboxd blocked list --config "),
+        "{status}"
+    );
     let id = id_of(entry);
     let shown = done(config, &["blocked", "show", &id[..5]]);
     for part in [

@@ -50,8 +50,7 @@ pub(crate) fn of_reason(reason: &str) -> &'static str {
         "unreadable" => "PostgreSQL cannot send a value of the row: correct it in the table",
         "mark" => {
             "the row was published, and PostgreSQL doesn't let it be marked: take away what the error names (a foreign \
-             key, a trigger, a rule), then `outboxd blocked skip` marks it and releases what follows; `retry` would send \
-             it a second time"
+             key, a trigger, a rule), then skip it: that marks it and releases what follows; a retry would send it a second time"
         }
         "no_column" => "the row came while the table lacked a column: correct the row",
         "follows" => {

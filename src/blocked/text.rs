@@ -47,10 +47,14 @@ impl fmt::Display for Shown {
         write!(f, "{:<13} {remedy}", "what to do")?;
         if blocked.topic.is_none() && blocked.state == "blocked" {
             let id = &blocked.id;
-            write!(
-                f,
-                "; then `outboxd blocked retry {id}`, or give the row up: `outboxd blocked skip {id}`"
-            )?;
+            let skip = format_args!("`outboxd blocked skip {id} --yes --note 'why'`");
+            match blocked.reason.as_str() {
+                "mark" => write!(f, ": {skip}")?,
+                _ => write!(
+                    f,
+                    "; then `outboxd blocked retry {id}`, or give the row up: {skip}"
+                )?,
+            }
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use crate::identity::{self, IdentityError, Verdict};
 use crate::inspect::Table;
 use crate::mark_change::{self, Carry, Change};
 use crate::migrate::{self, MigrateError, MigrateOptions, Part, Step, StepState};
+use crate::paste::shell_word;
 use crate::rename;
 
 /// Rows are counted up to here: `check` must stay quick on any table.
@@ -83,12 +84,13 @@ async fn home(client: &Client, table: &Table, report: &mut Report) -> Option<Str
 
 fn migrate_command(options: &MigrateOptions) -> String {
     let role = options.relay_role.as_deref().unwrap_or_default();
-    format!("outboxd migrate --relay-role {role}, as the owner of table and database; or:")
+    let role = shell_word(role);
+    format!("`outboxd migrate --relay-role {role}`, as the owner of table and database; or:")
 }
 
 fn refused(error: &MigrateError, options: &MigrateOptions) -> Finding {
     let remedy = match error {
-        MigrateError::StateDenied => migrate_command(options)
+        MigrateError::StateDenied { .. } => migrate_command(options)
             .trim_end_matches("; or:")
             .to_owned(),
         error => error.hint().unwrap_or_default(),

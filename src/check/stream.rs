@@ -141,7 +141,7 @@ fn lost(text: String, policy: OnLostSlot) -> Finding {
         OnLostSlot::Halt => Finding::missing(
             "slot",
             text,
-            "outboxd slot drop --yes, then outboxd migrate: with a mark the relay reads the table again",
+            "`outboxd slot drop --yes`, then `outboxd migrate`: with a mark the relay reads the table again",
         ),
     }
 }

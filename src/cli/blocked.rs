@@ -8,6 +8,7 @@ use super::{Common, Outcome, print};
 use crate::blocked::{BlockedTable, Lines, Which, Wish};
 use crate::hold::Wished;
 use crate::inspect;
+use crate::paste::shell_word;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Blocked {
@@ -109,11 +110,19 @@ impl Blocked {
     }
 
     fn refusal(&self) -> Option<String> {
-        let Self::Skip(Skip { yes: false, id, .. }) = self else {
+        let Self::Skip(Skip {
+            yes: false,
+            id,
+            note,
+            ..
+        }) = self
+        else {
             return None;
         };
+        let (word, note) = (shell_word(id), shell_word(note));
         Some(format!(
-            "the row at fault of `{id}` would never be published; repeat with `--yes`"
+            "the row at fault of `{id}` would never be published; repeat with `--yes`: \
+             `outboxd blocked skip {word} --yes --note {note}`"
         ))
     }
 }

@@ -38,7 +38,7 @@ pub(super) fn failed(failure: &dyn Error, hint: Option<&str>) -> Outcome {
 /// Prints an answer for people or for programs.
 pub(super) fn show(answer: &(impl std::fmt::Display + serde::Serialize), json: bool) {
     match serde_json::to_string_pretty(answer) {
-        Ok(text) if json => print(&text),
+        Ok(text) if json => super::print_as_it_is(&text),
         _ => print(&answer.to_string()),
     }
 }

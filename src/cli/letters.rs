@@ -6,6 +6,7 @@ use super::commands::{failed, show};
 use super::wish::{Asking, Opened, fulfil, open};
 use super::{Common, Outcome, print};
 use crate::dead_letter::{LetterTable, Lines, Which};
+use crate::paste::shell_word;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DeadLetters {
@@ -113,8 +114,23 @@ impl DeadLetters {
     }
 
     fn refusal(&self) -> Option<String> {
-        let would_end = matches!(self, Self::Discard(Discard { yes: false, .. }));
-        would_end.then(|| "the letters would never be published; repeat with `--yes`".to_owned())
+        let Self::Discard(Discard {
+            yes: false,
+            ids,
+            note,
+            ..
+        }) = self
+        else {
+            return None;
+        };
+        let ids: Vec<String> = ids.iter().map(i64::to_string).collect();
+        let note = note.as_ref().map_or(String::new(), |note| {
+            format!(" --note {}", shell_word(note))
+        });
+        Some(format!(
+            "the letters would never be published; repeat with `--yes`: `outboxd dead-letters discard {} --yes{note}`",
+            ids.join(" ")
+        ))
     }
 }
 

@@ -79,7 +79,7 @@ impl fmt::Display for DeadLetter {
         let (remedy, id) = (remedy::of_reason(&self.reason), self.id);
         write!(
             f,
-            "{:<13} {remedy}; then `outboxd dead-letters replay {id}`, or `discard {id}`",
+            "{:<13} {remedy}; then `outboxd dead-letters replay {id}`, or `outboxd dead-letters discard {id} --yes --note 'why'`",
             "what to do"
         )
     }

@@ -82,7 +82,9 @@ pub(super) enum LookError {
     Inspect(InspectError),
     Catalog(tokio_postgres::Error),
     /// The state schema stands, and this role may not look into it.
-    Denied,
+    Denied {
+        role: String,
+    },
     Names(NamesError),
 }
 
@@ -144,7 +146,9 @@ impl Standing {
             return Ok(());
         }
         if !row.get::<_, bool>("may_look") {
-            return Err(LookError::Denied);
+            return Err(LookError::Denied {
+                role: row.get("role"),
+            });
         }
         let version = "SELECT max(version) FROM outboxd.schema_version";
         self.version = client.query_one(version, &[]).await?.get(0);
@@ -272,7 +276,8 @@ const STATE_TABLES: &str = "
            coalesce(bool_or(c.relname = 'outbox' AND EXISTS (
                SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attname = 'mark')), false) AS has_mark,
            coalesce(bool_and(pg_catalog.has_schema_privilege(n.oid, 'USAGE')
-                             AND (c.oid IS NULL OR pg_catalog.has_table_privilege(c.oid, 'SELECT'))), true) AS may_look
+                             AND (c.oid IS NULL OR pg_catalog.has_table_privilege(c.oid, 'SELECT'))), true) AS may_look,
+           current_user::text AS role
     FROM pg_catalog.pg_namespace n
     LEFT JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relkind IN ('r', 'p')
     WHERE n.nspname = 'outboxd'";

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::paste;
+
 /// At a few hundred bytes a line this is about a megabyte.
 const LINES_MAX: usize = 4096;
 /// How long the end of the process waits for a stream that may be blocked.
@@ -73,7 +75,11 @@ fn write_all(mut stream: impl Write, lines: &Receiver<Line>) {
 impl Write for LineWriter {
     /// Takes a whole line at once, which is how the formatter writes.
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
-        if self.0.try_send(Line::Text(text.to_vec())).is_err() {
+        let line = match std::str::from_utf8(text) {
+            Ok(line) => paste::complete(line).into_owned().into_bytes(),
+            Err(_) => text.to_vec(),
+        };
+        if self.0.try_send(Line::Text(line)).is_err() {
             DROPPED.fetch_add(1, Ordering::Relaxed);
         }
         Ok(text.len())
