@@ -21,7 +21,7 @@ use serde::Serialize;
 use crate::config::Config;
 use crate::inspect::Table;
 use crate::names;
-use crate::postgres::{ConnectOptions, Session, connect};
+use crate::postgres::{Session, connect};
 
 /// How a finding stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -158,8 +158,11 @@ async fn open(config: &Config) -> Result<Session, Finding> {
         let remedy = "`source.url` or `source.url_file` says where and as whom; the server's log says why it refuses";
         Finding::missing("PostgreSQL", chain(error), remedy)
     };
-    let url = config.source.url.read().map_err(|error| failed(&error))?;
-    let options = ConnectOptions::parse(&url).map_err(|error| failed(&error))?;
+    let options = config
+        .source
+        .url
+        .options()
+        .map_err(|error| failed(&error))?;
     connect(&options, "check")
         .await
         .map_err(|error| failed(&error))

@@ -172,7 +172,7 @@ async fn dispatch(command: Command) -> Outcome {
             Ok(config) => commands::check(&config, report.json).await,
             Err(outcome) => outcome,
         },
-        Command::Migrate(migrate) => match load(&migrate.common) {
+        Command::Migrate(migrate) => match load_for(&migrate) {
             Ok(config) => commands::migrate(&config, &migrate).await,
             Err(outcome) => outcome,
         },
@@ -195,6 +195,13 @@ async fn dispatch(command: Command) -> Outcome {
 }
 
 fn load(common: &Common) -> Result<Config, Outcome> {
+    load_by(common, Config::load)
+}
+
+fn load_by(
+    common: &Common,
+    read: impl FnOnce(&Path) -> Result<Config, ConfigErrors>,
+) -> Result<Config, Outcome> {
     let file = file::find(common.config.as_deref()).map_err(|failure| {
         complain(&failure.to_string(), None);
         Outcome::Misused
@@ -202,10 +209,18 @@ fn load(common: &Common) -> Result<Config, Outcome> {
     if file != Path::new(file::USUAL) {
         paste::name(&file);
     }
-    Config::load(&file).map_err(|errors: ConfigErrors| {
+    read(&file).map_err(|errors: ConfigErrors| {
         print_error(&format!("{errors}"));
         Outcome::Misused
     })
+}
+
+/// What is only printed needs no server, and no file that says where one is.
+fn load_for(migrate: &Migrate) -> Result<Config, Outcome> {
+    match migrate.print {
+        true => load_by(&migrate.common, Config::load_unconnected),
+        false => load(&migrate.common),
+    }
 }
 
 /// Prints an error and what can be done about it.

@@ -24,6 +24,8 @@ use std::path::Path;
 use std::time::Duration;
 
 pub use error::{ConfigError, ConfigErrors, Origin};
+use load::UrlFile;
+
 pub use kafka_security::resolve_property;
 pub use keys::reference_toml;
 pub use secret::{Secret, UrlSource};
@@ -46,9 +48,15 @@ pub struct Config {
 impl Config {
     /// Reads a file and the process's environment, which goes over it.
     ///
-    /// Errors: everything that is wrong, at once, each with its place and its remedy.
+    /// Errors: everything that is wrong, at once, each with its place and its remedy; also what is wrong with the
+    /// file that `source.url_file` names.
     pub fn load(file: &Path) -> Result<Self, ConfigErrors> {
-        load::load(file)
+        load::load(file, UrlFile::Read)
+    }
+
+    /// The same for a command that connects to nothing: the URL's file may be on another machine.
+    pub fn load_unconnected(file: &Path) -> Result<Self, ConfigErrors> {
+        load::load(file, UrlFile::Unread)
     }
 
     /// Builds a configuration from a file's text and environment variables; reads nothing itself.
@@ -57,7 +65,7 @@ impl Config {
         text: &str,
         env: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigErrors> {
-        load::parse(file_name, text, env)
+        load::parse(file_name, text, env, UrlFile::Unread)
     }
 }
 

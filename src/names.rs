@@ -10,7 +10,7 @@ use tokio_postgres::Client;
 
 use crate::check::fit::Refusal;
 use crate::config::{Mark, Mode, SourceConfig, TableName, TableNameError};
-use crate::postgres::{ConnectOptions, PostgresError};
+use crate::postgres::PostgresError;
 use crate::rename::RenameError;
 pub use facts::Facts;
 use verdict::Reading;
@@ -58,8 +58,7 @@ pub fn resolve_offline(source: &SourceConfig) -> Result<SourceConfig, NamesError
     if is_complete(source) {
         return Ok(source.clone());
     }
-    let url = source.url.read().map_err(|_| NamesError::NoDatabase)?;
-    let options = ConnectOptions::parse(&url).map_err(|_| NamesError::NoDatabase)?;
+    let options = source.url.options().map_err(|_| NamesError::NoDatabase)?;
     let default = source.table_name()?.slot(&options.dbname);
     let or_default = |name: &str| match name {
         "" => default.clone(),

@@ -10,6 +10,7 @@ mod socket;
 pub mod time;
 mod tls;
 
+mod url;
 use std::fmt::Write as _;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -28,6 +29,7 @@ pub use socket::{ReadHalf, Socket, WriteHalf};
 pub use tls::{ChannelBinding, Security, SslMode, TlsFault, TlsOptions, Verified};
 
 /// How long unacknowledged bytes may stand in a socket, on our side and on the server's.
+pub use url::UrlFault;
 ///
 /// Source: reference measurements of a checkpointer that waits for an unread socket (design decision 13).
 pub const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -82,7 +84,7 @@ pub struct Session {
 /// Cancel-safe: yes, a connection that is being opened is dropped.
 pub async fn connect(options: &ConnectOptions, name: &str) -> Result<Session, PostgresError> {
     let config = session_config(options, name);
-    let mut failure = PostgresError::Url("it names no host");
+    let mut failure = PostgresError::Url(UrlFault::no_host());
     let mut standby = None;
     for attempt in Attempt::all(options) {
         let is_answered = |session: &Session| session.host == attempt.host;

@@ -43,7 +43,7 @@ pub use slot::Passage;
 /// Why a session could not be opened.
 #[derive(Debug, Error)]
 pub enum OpenError {
-    #[error("cannot read `source.url`")]
+    #[error("cannot use the connection URL")]
     Url(#[source] crate::config::ConfigError),
     #[error("cannot use PostgreSQL for {purpose}")]
     Postgres {
@@ -149,11 +149,7 @@ pub struct Opening<'a> {
 
 /// Reads the URL anew, so that a rotated secret is picked up at the next connect.
 pub fn connect_options(config: &Config) -> Result<ConnectOptions, OpenError> {
-    let url = config.source.url.read().map_err(OpenError::Url)?;
-    ConnectOptions::parse(&url).map_err(|source| OpenError::Postgres {
-        purpose: "anything",
-        source,
-    })
+    config.source.url.options().map_err(OpenError::Url)
 }
 
 /// The name of the lease: the outbox, since only one relay may mark it; a relay that marks nothing

@@ -12,7 +12,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::config::{ReplicationConfig, UrlSource};
 use crate::lease::LeaseState;
-use crate::postgres::{self, ConnectOptions, PostgresError};
+use crate::postgres::{self, PostgresError};
 use crate::slot::{self, Slot, SlotError};
 use crate::status::{StatusCell, WalAlarm, WalBudget};
 use crate::telemetry::chain;
@@ -116,8 +116,7 @@ impl Looker {
         let session = match &mut self.session {
             Some(session) => session,
             none => {
-                let url = self.url.read().map_err(LookError::Url)?;
-                let options = ConnectOptions::parse(&url)?;
+                let options = self.url.options().map_err(LookError::Url)?;
                 let session = postgres::connect(&options, "watch").await?;
                 let limited = session.client.batch_execute(STATEMENT_TIMEOUT).await;
                 limited.map_err(PostgresError::from)?;

@@ -1,12 +1,14 @@
 //! Refusals that need no server: what a single value or two of them together can't be.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
-use super::TableName;
 use super::error::{Problem, shown};
-use super::secret::is_postgres_url;
+use super::{ConfigError, Secret, TableName, UrlSource};
+use crate::postgres::{ConnectOptions, Host};
 
 /// Kafka's longest topic name.
 const TOPIC_CHARS_MAX: usize = 249;
@@ -21,13 +23,49 @@ const SWEEP_MIN: Duration = Duration::from_secs(1);
 const RETENTION_MIN: Duration = Duration::from_secs(1);
 
 pub(super) fn url(url: &str) -> Result<(), Problem> {
-    if is_postgres_url(url) {
-        return Ok(());
-    }
-    Err(Problem::new(
-        "is no PostgreSQL URL",
-        "write postgres://user:password@host:port/database, or name a file that holds it in `source.url_file`",
-    ))
+    let parsed = ConnectOptions::parse(&Secret::new(url.to_owned()));
+    parsed.map(drop).map_err(Problem::from)
+}
+
+/// The same for the URL that a file holds.
+pub(super) fn url_in(file: &Path) -> Result<(), Problem> {
+    let path = file.display();
+    let (problem, remedy) = match UrlSource::File(file.to_owned()).options() {
+        Ok(_) => return Ok(()),
+        Err(ConfigError::Url { fault, .. }) => (
+            format!("names `{path}`, whose URL {}", fault.problem),
+            fault.remedy,
+        ),
+        Err(ConfigError::Read { source, .. }) => {
+            let remedy = match source.kind() {
+                ErrorKind::PermissionDenied => "let the user that outboxd runs as read it",
+                _ => {
+                    "correct the path, or write postgres://user:password@host:port/database to that file"
+                }
+            };
+            (
+                format!("names `{path}`, which can't be read ({source})"),
+                remedy.to_owned(),
+            )
+        }
+        Err(_) => (
+            format!("names `{path}`, which is empty"),
+            "write postgres://user:password@host:port/database to it".to_owned(),
+        ),
+    };
+    Err(Problem::new(problem, remedy))
+}
+
+/// What listens on one address is one of the two.
+pub(super) fn servers(postgres: &ConnectOptions, brokers: &[String]) -> Result<(), Problem> {
+    let hosts = postgres.hosts.iter().map(Host::to_string);
+    let both = hosts.into_iter().find(|host| brokers.contains(host));
+    both.map_or(Ok(()), |host| {
+        Err(Problem::new(
+            format!("names {host}, which `kafka.brokers` names too: one server can't be both"),
+            "write PostgreSQL's port, usually 5432, and Kafka's, usually 9092",
+        ))
+    })
 }
 
 pub(super) fn url_file(path: &str) -> Result<(), Problem> {

@@ -6,6 +6,8 @@ use std::error::Error;
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::postgres::UrlFault;
+
 /// Where a setting stands; sorts by line, the environment last.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
@@ -63,8 +65,8 @@ pub enum ConfigError {
     },
     #[error("`{path}` is empty: it must hold a secret")]
     EmptyFile { path: PathBuf },
-    #[error("`{path}` holds no PostgreSQL URL: write postgres://user:password@host:port/database")]
-    NoUrl { path: PathBuf },
+    #[error("`{place}`: the connection URL {fault}")]
+    Url { place: String, fault: UrlFault },
 }
 
 impl ConfigError {
@@ -77,10 +79,16 @@ impl ConfigError {
                 let (file, line) = (file.clone(), *line);
                 (Origin::Line { file, line }, *column)
             }
-            Self::Read { path, .. } | Self::EmptyFile { path } | Self::NoUrl { path } => {
+            Self::Read { path, .. } | Self::EmptyFile { path } => {
                 let file = path.display().to_string();
                 (Origin::File { file }, 0)
             }
+            Self::Url { place, .. } => (
+                Origin::File {
+                    file: place.clone(),
+                },
+                0,
+            ),
         }
     }
 }
@@ -147,6 +155,12 @@ impl Problem {
             problem: self.problem,
             remedy: self.remedy,
         }
+    }
+}
+
+impl From<UrlFault> for Problem {
+    fn from(fault: UrlFault) -> Self {
+        Self::new(fault.problem, fault.remedy)
     }
 }
 

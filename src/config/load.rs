@@ -16,7 +16,14 @@ use super::{
     TopicsConfig, UrlSource, check, convert, document, environment,
 };
 
-pub(super) fn load(file: &Path) -> Result<Config, ConfigErrors> {
+/// What becomes of the file that `source.url_file` names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum UrlFile {
+    Read,
+    Unread,
+}
+
+pub(super) fn load(file: &Path, url_file: UrlFile) -> Result<Config, ConfigErrors> {
     let text = std::fs::read_to_string(file).map_err(|source| ConfigError::Read {
         path: file.to_owned(),
         source,
@@ -41,7 +48,7 @@ pub(super) fn load(file: &Path) -> Result<Config, ConfigErrors> {
         }
     }
     if errors.is_empty() {
-        return parse(&file.display().to_string(), &text, env);
+        return parse(&file.display().to_string(), &text, env, url_file);
     }
     Err(ConfigErrors::new(errors))
 }
@@ -50,6 +57,7 @@ pub(super) fn parse(
     file: &str,
     text: &str,
     env: impl IntoIterator<Item = (String, String)>,
+    url_file: UrlFile,
 ) -> Result<Config, ConfigErrors> {
     let mut errors = Vec::new();
     let from_env = environment::entries(env, &mut errors);
@@ -69,6 +77,7 @@ pub(super) fn parse(
     let mut reader = Reader {
         settings: &settings,
         errors,
+        url_file,
     };
     let config = reader.config();
     if reader.errors.is_empty() {
@@ -169,6 +178,7 @@ fn refusal(entry: &Entry) -> Option<ConfigError> {
 struct Reader<'a> {
     settings: &'a Settings,
     errors: Vec<ConfigError>,
+    url_file: UrlFile,
 }
 
 impl Reader<'_> {
@@ -177,10 +187,13 @@ impl Reader<'_> {
             in_flight_rows_max: self.read("limits.in_flight_rows_max", |s| convert::whole(s, 1)),
             in_flight_bytes_max: self.read("limits.in_flight_bytes_max", convert::bytes),
         };
+        let source = self.source();
+        let kafka = self.kafka(&limits);
+        self.apart(&source, &kafka.brokers);
         Config {
-            source: self.source(),
+            source,
             route: self.route(),
-            kafka: self.kafka(&limits),
+            kafka,
             limits,
             lease: LeaseConfig {
                 ttl: self.checked("lease.ttl", convert::duration, |ttl| check::lease_ttl(*ttl)),
@@ -320,9 +333,32 @@ impl Reader<'_> {
             }
             _ => {}
         }
-        match file {
-            Some(file) => UrlSource::File(PathBuf::from(file)),
-            None => UrlSource::Inline(Secret::new(url.unwrap_or_default())),
+        let Some(file) = file.map(PathBuf::from) else {
+            return UrlSource::Inline(Secret::new(url.unwrap_or_default()));
+        };
+        if self.url_file == UrlFile::Read
+            && let Err(problem) = check::url_in(&file)
+        {
+            self.refuse("source.url_file", problem);
+        }
+        UrlSource::File(file)
+    }
+
+    /// Refuses one address for PostgreSQL and Kafka.
+    fn apart(&mut self, source: &SourceConfig, brokers: &[String]) {
+        if self.url_file == UrlFile::Unread && matches!(source.url, UrlSource::File(_)) {
+            return;
+        }
+        // A URL that can't be read was refused already.
+        let Ok(options) = source.url.options() else {
+            return;
+        };
+        if let Err(problem) = check::servers(&options, brokers) {
+            let key = match source.url {
+                UrlSource::Inline(_) => "source.url",
+                UrlSource::File(_) => "source.url_file",
+            };
+            self.refuse(key, problem);
         }
     }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::ConfigError;
+use crate::postgres::ConnectOptions;
 
 /// A text that can't print itself.
 #[derive(Clone, PartialEq, Eq)]
@@ -34,25 +35,16 @@ pub enum UrlSource {
 }
 
 impl UrlSource {
-    /// The URL as it stands now: a file is read again at each call, so that a rotated secret is seen.
+    /// What the URL says now: a file is read again at each call, so that a rotated secret is seen.
     ///
-    /// Errors: the file can't be read, is empty, or holds no `postgres://` URL.
-    pub fn read(&self) -> Result<Secret, ConfigError> {
-        let path = match self {
-            Self::Inline(url) => return Ok(url.clone()),
-            Self::File(path) => path,
+    /// Errors: the file can't be read or is empty; `Url` says what is wrong with what it holds.
+    pub fn options(&self) -> Result<ConnectOptions, ConfigError> {
+        let (url, place) = match self {
+            Self::Inline(url) => (url.clone(), "source.url".to_owned()),
+            Self::File(path) => (read_secret(path)?, path.display().to_string()),
         };
-        let url = read_secret(path)?;
-        if !is_postgres_url(url.reveal()) {
-            return Err(ConfigError::NoUrl { path: path.clone() });
-        }
-        Ok(url)
+        ConnectOptions::parse(&url).map_err(|fault| ConfigError::Url { place, fault })
     }
-}
-
-/// The URL names PostgreSQL in its scheme.
-pub(super) fn is_postgres_url(url: &str) -> bool {
-    url.starts_with("postgres://") || url.starts_with("postgresql://")
 }
 
 /// Reads a file that holds one secret and at most line ends behind it.
@@ -80,9 +72,9 @@ mod tests {
         let path = dir.path().join("url");
         let source = UrlSource::File(path.clone());
         std::fs::write(&path, "postgres://a@h/d\r\n").unwrap();
-        assert_eq!(source.read().unwrap().reveal(), "postgres://a@h/d");
+        assert_eq!(source.options().unwrap().user, "a");
         std::fs::write(&path, "postgresql://b@h/d").unwrap();
-        assert_eq!(source.read().unwrap().reveal(), "postgresql://b@h/d");
+        assert_eq!(source.options().unwrap().user, "b");
     }
 
     #[test]
@@ -90,7 +82,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("url");
         let source = UrlSource::File(path.clone());
-        let error = || source.read().unwrap_err().to_string();
+        let error = || source.options().unwrap_err().to_string();
         let name = path.display().to_string();
         assert_eq!(error(), format!("cannot read `{name}`"));
         std::fs::write(&path, "\n").unwrap();

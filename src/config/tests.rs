@@ -316,7 +316,7 @@ fn a_wrong_variable_is_named_with_its_remedy() {
         (
             "OUTBOXD_SOURCE__URL",
             "",
-            "error: environment variable OUTBOXD_SOURCE__URL: `source.url` is no PostgreSQL URL; write",
+            "error: environment variable OUTBOXD_SOURCE__URL: `source.url` is empty; write",
         ),
     ] {
         let error = parse_with(GOOD, &[(name, value)]).unwrap_err().to_string();
@@ -429,6 +429,14 @@ const LEAKY: &[&str] = &[
     "[source]\nurl = SECRET\n",
     "[source]\nurl = \"postgres://u:SECRET@h/d\n",
     "[source]\nurl = 'postgres://u:SECRET@h/d\n",
+    "[source]\nurl = \"postgres://u:SECRET/x@h/d\"\n",
+    "[source]\nurl = \"postgres://u:x/SECRET@h/d\"\n",
+    "[source]\nurl = \"postgres://u:x@SECRET/y@h/d\"\n",
+    "[source]\nurl = \"postgres://u:x?SECRET=y@h/d\"\n",
+    "[source]\nurl = \"postgres://u:x@h/d?sslmode=SECRET\"\n",
+    "[source]\nurl = \"jdbc:postgresql://h/d?user=u&password=SECRET\"\n",
+    "[kafka.properties]\n\"sasl.jaas.config\" = \"SECRET\"\n",
+    "[kafka.properties]\n\"linger.ms\" = \"SECRET\"\n",
     "[source]\nurl = \"postgres://u:\\SECRET@h/d\"\n",
     "[source]\nurl = [\"SECRET\"]\n",
     "[source]\nurl = { password = \"SECRET\" }\n",

@@ -14,7 +14,7 @@ use super::{
     Decision, Holder, LeaseError, LeaseState, Owner, Role, Server, Standby, since_boot, statements,
     suspension,
 };
-use crate::config::{Secret, UrlSource};
+use crate::config::UrlSource;
 use crate::postgres::{self, Class, ConnectOptions, PostgresError, Session};
 use crate::telemetry::chain;
 
@@ -169,8 +169,7 @@ impl Keeper {
     }
 
     async fn open(&self, patience: Duration) -> Result<Session, LeaseError> {
-        let url = read_url(self.url.clone()).await?;
-        let options = ConnectOptions::parse(&url).map_err(LeaseError::Connect)?;
+        let options = read_url(self.url.clone()).await?;
         match timeout(patience, postgres::connect(&options, "lease")).await {
             Ok(Ok(session)) if session.is_standby => Err(LeaseError::HotStandby(session.host)),
             Ok(session) => session.map_err(LeaseError::Connect),
@@ -346,8 +345,8 @@ fn server_after(end: &PostgresError) -> Server {
 }
 
 /// Reads the URL where it can block nobody else: its file may stand on a slow disk.
-async fn read_url(source: UrlSource) -> Result<Secret, LeaseError> {
-    let reading = tokio::task::spawn_blocking(move || source.read());
+async fn read_url(source: UrlSource) -> Result<ConnectOptions, LeaseError> {
+    let reading = tokio::task::spawn_blocking(move || source.options());
     match reading.await {
         Ok(url) => url.map_err(LeaseError::Url),
         // The runtime is ending, and with it this task.

@@ -11,17 +11,14 @@ use postgres_protocol::message::backend::ErrorFields;
 use tokio_postgres::types::WrongType;
 
 use super::tls::{self, TlsFault};
+use super::url::UrlFault;
 use super::{Host, guard};
 
 /// A failure to connect to PostgreSQL or to talk to it.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum PostgresError {
-    #[error("the connection URL can't be used: {0}")]
-    Url(&'static str),
-    #[error("parameter `{0}` of the connection URL is not known")]
-    UnknownParameter(String),
-    #[error("parameter `{0}` of the connection URL has a value that can't be used")]
-    BadParameter(&'static str),
+    #[error("the connection URL {0}")]
+    Url(#[from] UrlFault),
     #[error("cannot make a TLS connection to `{address}`: {fault}")]
     Tls {
         address: String,
@@ -92,9 +89,7 @@ impl PostgresError {
     /// The kind of trouble.
     pub fn class(&self) -> Class {
         match self {
-            Self::Url(_) | Self::UnknownParameter(_) | Self::BadParameter(_) => {
-                Class::Configuration
-            }
+            Self::Url(_) => Class::Configuration,
             Self::Authentication(_) | Self::Tls { .. } | Self::TlsEnded(_) => Class::Authentication,
             Self::Server(error) => error.class(),
             Self::Connect { .. }

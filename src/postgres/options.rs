@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::tls::{TlsOptions, TlsParameters};
+use super::url::{self, UrlFault};
 use super::{Attempt, PostgresError};
 use crate::config::Secret;
 
@@ -14,6 +15,23 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const APPLICATION_NAME: &str = "outboxd";
 /// PostgreSQL keeps 63 bytes of an application name.
 const APPLICATION_NAME_BYTES_MAX: usize = 63;
+
+/// What a URL may say behind its `?`.
+pub(super) const PARAMETERS: [&str; 13] = [
+    "host",
+    "port",
+    "user",
+    "password",
+    "dbname",
+    "application_name",
+    "connect_timeout",
+    "target_session_attrs",
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "channel_binding",
+];
 
 /// What a connection URL says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,15 +79,12 @@ impl ConnectOptions {
     ///
     /// Defaults are libpq's: port 5432, the database named like the user. A host that begins with `/` is
     /// the folder of a unix socket.
-    /// Errors: name the parameter that is at fault, never a value.
-    pub fn parse(url: &Secret) -> Result<Self, PostgresError> {
-        let rest = url.reveal().trim();
-        let rest = rest
-            .strip_prefix("postgres://")
-            .or_else(|| rest.strip_prefix("postgresql://"))
-            .ok_or(PostgresError::Url("it does not begin with `postgres://`"))?;
+    /// Errors: say what is wrong and what is allowed, never a value.
+    pub fn parse(url: &Secret) -> Result<Self, UrlFault> {
+        let rest = url::after_scheme(url.reveal().trim())?;
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, dbname) = rest.split_once('/').unwrap_or((rest, ""));
+        url::check_separators(authority, dbname, query)?;
         let mut parts = Parts::default();
         if !dbname.is_empty() {
             parts.dbname = Some(decode(dbname)?);
@@ -121,7 +136,7 @@ struct Parts {
 }
 
 impl Parts {
-    fn read_authority(&mut self, authority: &str) -> Result<(), PostgresError> {
+    fn read_authority(&mut self, authority: &str) -> Result<(), UrlFault> {
         let (login, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
         if !login.is_empty() {
             let (user, password) = login.split_once(':').unwrap_or((login, ""));
@@ -136,7 +151,7 @@ impl Parts {
         Ok(())
     }
 
-    fn read_parameter(&mut self, name: &str, value: String) -> Result<(), PostgresError> {
+    fn read_parameter(&mut self, name: &str, value: String) -> Result<(), UrlFault> {
         match name {
             "host" => {
                 self.names = value.split(',').map(str::to_owned).collect();
@@ -149,31 +164,42 @@ impl Parts {
             "application_name" => self.application_name = Some(value),
             "connect_timeout" => {
                 let seconds = value.parse().ok().filter(|seconds| *seconds > 0);
-                let seconds = seconds.ok_or(PostgresError::BadParameter("connect_timeout"))?;
+                let fault =
+                    || UrlFault::value("connect_timeout", "5, or another number of seconds");
+                let seconds = seconds.ok_or_else(fault)?;
                 self.connect_timeout = Some(Duration::from_secs(seconds));
             }
             // A primary is preferred whatever it says: nothing can be marked on a standby.
             "target_session_attrs" => {
                 if !matches!(value.as_str(), "any" | "read-write" | "primary") {
-                    return Err(PostgresError::BadParameter("target_session_attrs"));
+                    let allowed = "read-write, primary or any: on a standby nothing can be marked";
+                    return Err(UrlFault::value("target_session_attrs", allowed));
                 }
             }
             _ if self.tls.read(name, &value)? => {}
-            _ => return Err(PostgresError::UnknownParameter(name.to_owned())),
+            _ => return Err(url::unknown_parameter(name)),
         }
         Ok(())
     }
 
-    fn finish(mut self) -> Result<ConnectOptions, PostgresError> {
-        let user = self.user.ok_or(PostgresError::Url("it names no user"))?;
+    fn finish(mut self) -> Result<ConnectOptions, UrlFault> {
+        let user = self
+            .user
+            .ok_or_else(|| UrlFault::new("names no user", url::FORM))?;
         if self.names.is_empty() {
-            return Err(PostgresError::Url("it names no host"));
+            return Err(UrlFault::no_host());
+        }
+        for name in &self.names {
+            url::check_host(name)?;
         }
         if let [port] = self.ports[..] {
             self.ports.resize(self.names.len(), port);
         }
         if self.ports.len() != self.names.len() {
-            return Err(PostgresError::BadParameter("port"));
+            return Err(UrlFault::new(
+                "names another number of ports than of hosts",
+                "write one port for all hosts, or one for each",
+            ));
         }
         let hosts = self.names.into_iter().zip(self.ports);
         let hosts = hosts.map(|(name, port)| host(name, port.unwrap_or(PORT)));
@@ -201,7 +227,7 @@ fn host(name: String, port: u16) -> Host {
 }
 
 /// Splits `name:port` and `[::1]:port`.
-fn split_port(host: &str) -> Result<(&str, Option<u16>), PostgresError> {
+fn split_port(host: &str) -> Result<(&str, Option<u16>), UrlFault> {
     let (name, port) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((name, rest)) => (name, rest.strip_prefix(':')),
         None => match host.split_once(':') {
@@ -212,27 +238,27 @@ fn split_port(host: &str) -> Result<(&str, Option<u16>), PostgresError> {
     Ok((name, port.map(read_port).transpose()?.flatten()))
 }
 
-fn read_ports(value: &str) -> Result<Vec<Option<u16>>, PostgresError> {
+fn read_ports(value: &str) -> Result<Vec<Option<u16>>, UrlFault> {
     value.split(',').map(read_port).collect()
 }
 
 /// Reads a port; an empty one means the default.
-fn read_port(text: &str) -> Result<Option<u16>, PostgresError> {
+fn read_port(text: &str) -> Result<Option<u16>, UrlFault> {
     if text.is_empty() {
         return Ok(None);
     }
-    let wrong = PostgresError::Url(
-        "a port is not a number (a password that holds `:`, `/`, `?` or `@` must be percent-encoded)",
-    );
     match text.parse() {
-        Ok(0) | Err(_) => Err(wrong),
+        Ok(0) | Err(_) => Err(url::port()),
         Ok(port) => Ok(Some(port)),
     }
 }
 
 /// Decodes `%41`; a plus sign stays one, as in libpq.
-fn decode(text: &str) -> Result<String, PostgresError> {
-    let wrong = PostgresError::Url("it holds a `%` that two hexadecimal digits do not follow");
+fn decode(text: &str) -> Result<String, UrlFault> {
+    let wrong = UrlFault::new(
+        "holds a `%` that two hexadecimal digits do not follow",
+        "write %25 for a percent sign, in a password too",
+    );
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&byte, tail)) = rest.split_first() {
@@ -251,9 +277,14 @@ fn decode(text: &str) -> Result<String, PostgresError> {
         decoded.push(value);
         rest = &rest[2..];
     }
-    let text = String::from_utf8(decoded).map_err(|_| PostgresError::Url("it is not UTF-8"))?;
+    let text = String::from_utf8(decoded).map_err(|_| {
+        UrlFault::new(
+            "is not UTF-8 once it is decoded",
+            "encode it as UTF-8: `é` is %C3%A9",
+        )
+    })?;
     if text.contains('\0') {
-        return Err(PostgresError::Url("it holds a zero byte"));
+        return Err(UrlFault::new("holds a zero byte", "remove %00"));
     }
     Ok(text)
 }
@@ -262,7 +293,7 @@ fn decode(text: &str) -> Result<String, PostgresError> {
 mod tests {
     use super::*;
 
-    fn parse(url: &str) -> Result<ConnectOptions, PostgresError> {
+    fn parse(url: &str) -> Result<ConnectOptions, UrlFault> {
         ConnectOptions::parse(&Secret::new(url.to_owned()))
     }
 
@@ -323,7 +354,28 @@ mod tests {
                 "target_session_attrs",
             ),
             ("postgres://r:s3cret@h:s3cret/d", "port"),
-            ("postgres://r:s3cret/1@h/d", "port"),
+            ("postgres://r:s3cret/1@h/d", "percent-encoded"),
+            ("postgres://r:1/s3cret@h/d", "percent-encoded"),
+            ("postgres://r:a@s3cret/b@h/d", "percent-encoded"),
+            (
+                "postgres://r:a@b/s3cret@h/d?sslmode=require",
+                "percent-encoded",
+            ),
+            ("postgres://r:a?s3cret@h/d", "percent-encoded"),
+            ("postgres://r:1?s3cret=b@h/d", "percent-encoded"),
+            ("postgres://r:a@s3cret?b@h/d", "percent-encoded"),
+            ("postgres://r:1?user=s3cret@h/d", "percent-encoded"),
+            ("postgres://r:a@s3 cret@h/d\nx", "line break"),
+            ("postgres://r:a@s3cret h/d", "no host's name holds"),
+            ("postgres://r@s3cret%40h/d", "no host's name holds"),
+            ("postgres://r@s3cret;h/d", "no host's name holds"),
+            ("jdbc:postgresql://h/d?user=r&password=s3cret", "jdbc:"),
+            ("host=h user=r password=s3cret", "keywords"),
+            ("\"postgres://r:s3cret@h/d\"", "quotes"),
+            ("postgresql+psycopg2://r:s3cret@h/d", "driver"),
+            ("postgres://r:s3cret@h/d?sslmod=require", "`sslmode`"),
+            ("postgres://r:s3cret@h/d?schema=x", "source.table"),
+            ("postgres://r:s3cret@h1,h2/d?port=1,2,3", "ports"),
             ("postgres://r:s3cret%@h/d", "%"),
             ("postgres://:s3cret@h/d", "user"),
             ("mysql://r:s3cret@h/d", "postgres://"),

@@ -9,7 +9,7 @@ mod handshake;
 use std::fmt;
 use std::path::PathBuf;
 
-use super::PostgresError;
+use super::url::UrlFault;
 
 pub(super) use handshake::{alert, secure};
 
@@ -121,6 +121,9 @@ pub(super) struct TlsParameters {
     channel_binding: Option<ChannelBinding>,
 }
 
+/// What is written where another mode is refused.
+const MODES: &str = "disable, allow, prefer, require, verify-ca or verify-full";
+
 impl SslMode {
     const ALL: [Self; 6] = [
         Self::Disable,
@@ -205,12 +208,12 @@ impl fmt::Display for Security {
 
 impl TlsParameters {
     /// Takes a parameter; `false` where it does not concern TLS.
-    pub(super) fn read(&mut self, name: &str, value: &str) -> Result<bool, PostgresError> {
+    pub(super) fn read(&mut self, name: &str, value: &str) -> Result<bool, UrlFault> {
         let path = || Some(PathBuf::from(value)).filter(|_| !value.is_empty());
         match name {
             "sslmode" => {
                 let mode = SslMode::ALL.into_iter().find(|mode| mode.name() == value);
-                self.mode = Some(mode.ok_or(PostgresError::BadParameter("sslmode"))?);
+                self.mode = Some(mode.ok_or_else(|| UrlFault::value("sslmode", MODES))?);
             }
             "sslrootcert" if value == "system" => self.roots = Some(RootCertificates::System),
             "sslrootcert" => self.roots = path().map(RootCertificates::File),
@@ -221,7 +224,10 @@ impl TlsParameters {
                     "disable" => ChannelBinding::Disable,
                     "prefer" => ChannelBinding::Prefer,
                     "require" => ChannelBinding::Require,
-                    _ => return Err(PostgresError::BadParameter("channel_binding")),
+                    _ => {
+                        let allowed = "disable, prefer or require";
+                        return Err(UrlFault::value("channel_binding", allowed));
+                    }
                 });
             }
             _ => return Ok(false),
@@ -230,7 +236,7 @@ impl TlsParameters {
     }
 
     /// Refuses what does not go together, and fills in libpq's defaults.
-    pub(super) fn finish(self) -> Result<TlsOptions, PostgresError> {
+    pub(super) fn finish(self) -> Result<TlsOptions, UrlFault> {
         let is_system = self.roots == Some(RootCertificates::System);
         let usual = if is_system {
             SslMode::VerifyFull
@@ -239,20 +245,25 @@ impl TlsParameters {
         };
         let mode = self.mode.unwrap_or(usual);
         if is_system && mode < SslMode::VerifyFull {
-            return Err(PostgresError::Url(
-                "`sslrootcert=system` trusts every public authority and so needs `sslmode=verify-full`",
+            return Err(UrlFault::new(
+                "has `sslrootcert=system`, which trusts every public authority, beside a weaker `sslmode`",
+                "write sslmode=verify-full, or name your authority's file in sslrootcert",
             ));
         }
         if mode >= SslMode::VerifyCa && self.roots.is_none() {
-            return Err(PostgresError::Url(
-                "`sslmode=verify-ca` and `verify-full` need `sslrootcert`: a file with your authority's certificate, or `system`",
+            return Err(UrlFault::new(
+                format!("has `sslmode={mode}` without `sslrootcert`"),
+                "write sslrootcert= with a file that holds your authority's certificate, or `system`",
             ));
         }
         let client = match (self.certificate, self.key) {
             (Some(certificate), Some(key)) => Some(ClientCertificate { certificate, key }),
             (None, None) => None,
             _ => {
-                return Err(PostgresError::Url("`sslcert` and `sslkey` need each other"));
+                return Err(UrlFault::new(
+                    "has one of `sslcert` and `sslkey` without the other",
+                    "name the certificate's file in sslcert and its key's in sslkey",
+                ));
             }
         };
         Ok(TlsOptions {
@@ -268,7 +279,7 @@ impl TlsParameters {
 mod tests {
     use super::*;
 
-    fn parse(parameters: &[(&str, &str)]) -> Result<TlsOptions, PostgresError> {
+    fn parse(parameters: &[(&str, &str)]) -> Result<TlsOptions, UrlFault> {
         let mut tls = TlsParameters::default();
         for (name, value) in parameters {
             assert!(tls.read(name, value)?);
@@ -291,7 +302,10 @@ mod tests {
             assert_eq!(options.unwrap().mode, mode);
         }
         let error = parse(&[("sslmode", "verify_full")]).unwrap_err();
-        assert!(matches!(error, PostgresError::BadParameter("sslmode")));
+        assert!(error.problem.contains("`sslmode`"), "{error}");
+        for mode in SslMode::ALL {
+            assert!(error.remedy.contains(mode.name()), "{error}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::{Lag, Lease, Peer, Role, State, Status, StatusError};
 use crate::config::{Mark, Mode, SourceConfig};
 use crate::mark::ledger::segment_numbers_sql;
 use crate::names;
-use crate::postgres::{self, ConnectOptions, Session};
+use crate::postgres::{self, Session};
 use crate::retention;
 use crate::session::lease_key;
 
@@ -57,17 +57,19 @@ fn unsent_by_ledger() -> String {
 
 /// Asks the database; `no_relay` says why it has to.
 pub async fn ask(source: &SourceConfig, no_relay: &str) -> Result<Status, StatusError> {
-    let url = source.url.read().map_err(|source| StatusError::Url {
+    let options = source.url.options().map_err(|source| StatusError::Url {
         no_relay: no_relay.to_owned(),
         source,
     })?;
-    let connecting = async { postgres::connect(&ConnectOptions::parse(&url)?, "status").await };
-    let session = connecting.await.map_err(|source| StatusError::Connect {
+    let connected = postgres::connect(&options, "status").await;
+    let session = connected.map_err(|source| StatusError::Connect {
         no_relay: no_relay.to_owned(),
         source,
     })?;
     let source = &names::resolve(&session.client, source).await?;
     let mut status = Status::starting(source);
+    status.locate(source, &options);
+    status.server = Some(session.host.to_string());
     let outbox = status.table.clone();
     match read(&session, source, &mut status).await {
         Ok(true) => Ok(status),

@@ -84,7 +84,7 @@ impl ReplicationConnection {
         options: &ConnectOptions,
         wal_sender_timeout: Duration,
     ) -> Result<Self, PostgresError> {
-        let mut failure = PostgresError::Url("it names no host");
+        let mut failure = PostgresError::Closed;
         for attempt in Attempt::all(options) {
             if !attempt.is_due(&failure) {
                 continue;
