@@ -8,6 +8,7 @@ mod convert;
 mod document;
 mod environment;
 mod error;
+mod kafka_names;
 mod kafka_properties;
 mod kafka_security;
 mod keys;

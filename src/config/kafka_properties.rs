@@ -1,11 +1,10 @@
 //! librdkafka's properties: which of them would break a guarantee.
 //!
-//! Knows no defaults of the producer and not every name: `ClientConfig::create` refuses what librdkafka does
-//! not know.
+//! Knows no defaults of the producer.
 
-use super::LimitsConfig;
 use super::error::{Problem, shown};
 use super::kafka_security::check_file;
+use super::{LimitsConfig, kafka_names};
 
 /// Which partitioners are accepted.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -45,7 +44,7 @@ pub(super) fn check(
             "remove it",
         ));
     }
-    Ok(())
+    kafka_names::check(name, value)
 }
 
 /// librdkafka must hold what the window admits, else the window is never full and memory is bounded twice.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::error::Problem;
+use super::kafka_names::MECHANISMS;
 use super::secret::read_secret;
 use super::{ConfigError, KafkaConfig, Secret};
 
@@ -96,25 +97,89 @@ const WEAKNESSES: &[Weakness] = &[
     },
 ];
 
-/// Refuses properties that can't work together.
+/// Refuses properties that can't work together, or would be ignored in silence.
+///
+/// Errors: with the property as it is written.
 pub(super) fn check_together(
     properties: &BTreeMap<String, String>,
-) -> Result<(), (&'static str, Problem)> {
-    let has = |names: &[&str], value: &str| {
-        let mut given = names.iter().filter_map(|name| properties.get(*name));
-        given.any(|given| given.trim().eq_ignore_ascii_case(value))
-    };
-    let is_token = has(&["sasl.mechanism", "sasl.mechanisms"], "OAUTHBEARER");
-    if is_token && !has(&["sasl.oauthbearer.method"], "oidc") {
+) -> Result<(), (String, Problem)> {
+    let protocol = properties.get("security.protocol");
+    let protocol = protocol.map(|protocol| protocol.trim().to_ascii_uppercase());
+    let login = properties.keys().find(|name| name.starts_with("sasl."));
+    let tls = |name: &&String| name.starts_with("ssl.") || name.starts_with("enable.ssl.");
+    let tls = properties.keys().find(tls);
+    if let Some(name) = login.or(tls).filter(|_| protocol.is_none()) {
+        let wanted = match login {
+            Some(_) => "SASL_SSL",
+            None => "SSL",
+        };
         return Err((
-            "sasl.oauthbearer.method",
+            name.clone(),
             Problem::new(
-                "is missing: nothing else gives the relay a token",
-                "write \"oidc\", and `sasl.oauthbearer.token.endpoint.url` beside it",
+                "is ignored without `security.protocol`, and everything is sent in plain text",
+                format!("add \"security.protocol\" = \"{wanted}\" under [kafka.properties]"),
             ),
         ));
     }
-    Ok(())
+    let protocol = protocol.unwrap_or_default();
+    let unused = [(login, "SASL_"), (tls, "SSL")].into_iter();
+    let mut unused = unused.filter(|(_, part)| !protocol.contains(part));
+    if let Some(name) = unused.find_map(|(name, _)| name) {
+        return Err((
+            name.clone(),
+            Problem::new(
+                format!("is ignored with \"security.protocol\" = \"{protocol}\""),
+                "write SASL_SSL there for a login over TLS, SSL for TLS alone, or remove this property",
+            ),
+        ));
+    }
+    match protocol.starts_with("SASL_") {
+        true => check_login(properties),
+        false => Ok(()),
+    }
+}
+
+/// A mechanism, and all that it needs.
+fn check_login(properties: &BTreeMap<String, String>) -> Result<(), (String, Problem)> {
+    let names = ["sasl.mechanism", "sasl.mechanisms"];
+    let given = names
+        .iter()
+        .find_map(|name| Some((*name, properties.get(*name)?)));
+    let Some((name, mechanism)) = given else {
+        return Err((
+            "security.protocol".to_owned(),
+            Problem::new(
+                "asks for a login, and \"sasl.mechanism\" is missing",
+                format!("write one of {MECHANISMS} as \"sasl.mechanism\""),
+            ),
+        ));
+    };
+    let needed: &[&str] = match mechanism.trim() {
+        "OAUTHBEARER" => &[
+            "sasl.oauthbearer.method",
+            "sasl.oauthbearer.token.endpoint.url",
+        ],
+        _ => &["sasl.username", "sasl.password"],
+    };
+    let is_missing = |needed: &&&str| properties.get(**needed).is_none_or(String::is_empty);
+    let Some(missing) = needed.iter().find(is_missing) else {
+        return Ok(());
+    };
+    let example = match *missing {
+        "sasl.oauthbearer.method" => "\"oidc\": nothing else gives the relay a token",
+        "sasl.password" => "\"${file:/run/secrets/kafka-password}\"",
+        _ => "its value",
+    };
+    Err((
+        name.to_owned(),
+        Problem::new(
+            format!(
+                "= {:?} needs \"{missing}\", which is missing",
+                mechanism.trim()
+            ),
+            format!("add \"{missing}\" = {example}"),
+        ),
+    ))
 }
 
 fn file_of(value: &str) -> Option<&str> {
@@ -210,16 +275,52 @@ mod tests {
 
     #[test]
     fn tokens_need_a_place_that_gives_them() {
-        let alone = properties(&[("sasl.mechanism", "OAUTHBEARER")]);
-        assert_eq!(
-            check_together(&alone).unwrap_err().0,
-            "sasl.oauthbearer.method"
-        );
+        let protocol = ("security.protocol", "sasl_ssl");
+        let alone = properties(&[protocol, ("sasl.mechanism", "OAUTHBEARER")]);
+        let (name, problem) = check_together(&alone).unwrap_err();
+        assert_eq!(name, "sasl.mechanism");
+        assert!(problem.problem.contains("sasl.oauthbearer.method"));
         let oidc = [
+            protocol,
             ("sasl.mechanisms", "OAUTHBEARER"),
             ("sasl.oauthbearer.method", "OIDC"),
+            ("sasl.oauthbearer.token.endpoint.url", "https://login/token"),
         ];
         assert!(check_together(&properties(&oidc)).is_ok());
+    }
+
+    #[test]
+    fn nothing_of_tls_or_a_login_is_ignored_in_silence() {
+        let login = [
+            ("sasl.mechanism", "PLAIN"),
+            ("sasl.username", "u"),
+            ("sasl.password", "p"),
+        ];
+        let check = |protocol: Option<&str>, others: &[(&str, &str)]| {
+            let protocol = protocol.map(|protocol| ("security.protocol", protocol));
+            let all: Vec<_> = protocol.into_iter().chain(others.iter().copied()).collect();
+            let checked = check_together(&properties(&all));
+            checked
+                .map_err(|(name, problem)| format!("{name} {} {}", problem.problem, problem.remedy))
+        };
+        let line = "add \"security.protocol\" = \"SASL_SSL\" under [kafka.properties]";
+        assert!(check(None, &login).unwrap_err().contains(line));
+        let ca = [("ssl.ca.location", "/ca.pem")];
+        let line = "add \"security.protocol\" = \"SSL\" under [kafka.properties]";
+        assert!(check(None, &ca).unwrap_err().contains(line));
+        for (protocol, others) in [
+            ("PLAINTEXT", &login[..]),
+            ("SSL", &login),
+            ("plaintext", &ca),
+            ("SASL_SSL", &login[..2]),
+            ("SASL_SSL", &ca),
+        ] {
+            assert!(check(Some(protocol), others).is_err(), "{protocol}");
+        }
+        assert_eq!(check(None, &[]), Ok(()));
+        assert_eq!(check(Some("SSL"), &ca), Ok(()));
+        assert_eq!(check(Some("SASL_SSL"), &login), Ok(()));
+        assert_eq!(check(Some("sasl_plaintext"), &login), Ok(()));
     }
 
     #[test]

@@ -398,14 +398,17 @@ impl Reader<'_> {
             Partitioners::Java
         };
         let properties = self.names("kafka.properties", convert::property);
+        let errors = self.errors.len();
         for (name, value) in &properties {
             if let Err(problem) = kafka_properties::check(name, value, partitioners, limits) {
                 let path = ["kafka", "properties", name].map(str::to_owned);
                 self.refuse(&written(&path), problem);
             }
         }
-        if let Err((name, problem)) = kafka_security::check_together(&properties) {
-            let path = ["kafka", "properties", name].map(str::to_owned);
+        if errors == self.errors.len()
+            && let Err((name, problem)) = kafka_security::check_together(&properties)
+        {
+            let path = ["kafka".to_owned(), "properties".to_owned(), name];
             self.refuse(&written(&path), problem);
         }
         KafkaConfig {

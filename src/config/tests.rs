@@ -273,7 +273,8 @@ fn the_environment_goes_over_the_file_and_stays_text() {
         ("OUTBOXD_KAFKA__BROKERS", "a:1,b:2"),
         ("OUTBOXD_KAFKA__TOPICS__CREATE", "true"),
         ("OUTBOXD_KAFKA__PROPERTIES__COMPRESSION_TYPE", "zstd"),
-        ("OUTBOXD_KAFKA__PROPERTIES__SASL_PASSWORD", "00123456"),
+        ("OUTBOXD_KAFKA__PROPERTIES__SECURITY_PROTOCOL", "ssl"),
+        ("OUTBOXD_KAFKA__PROPERTIES__SSL_KEY_PASSWORD", "00123456"),
         ("OUTBOXD_LIMITS__IN_FLIGHT_BYTES_MAX", "1MiB"),
         ("OUTBOXD_PORT", "tcp://10.0.0.1:9464"),
         ("PATH", "/bin"),
@@ -286,7 +287,7 @@ fn the_environment_goes_over_the_file_and_stays_text() {
     assert_eq!(config.kafka.brokers, ["a:1", "b:2"]);
     assert!(config.kafka.topics.create);
     assert_eq!(config.kafka.properties["compression.type"], "zstd");
-    assert_eq!(config.kafka.properties["sasl.password"], "00123456");
+    assert_eq!(config.kafka.properties["ssl.key.password"], "00123456");
     assert_eq!(config.limits.in_flight_bytes_max, 1 << 20);
 }
 
@@ -411,12 +412,12 @@ fn the_examples_of_unset_keys_are_accepted() {
 #[test]
 fn a_configuration_does_not_show_its_secrets() {
     let text = format!(
-        "{}[kafka.properties]\n\"sasl.password\" = \"hunter2\"\n",
+        "{}[kafka.properties]\n\"ssl.key.password\" = \"hunter2\"\n\"security.protocol\" = \"SSL\"\n",
         GOOD.replace("u:p@", "u:hunter2@")
     );
     let shown = format!("{:?}", parse(&text).unwrap());
     assert!(
-        !shown.contains("hunter2") && shown.contains("sasl.password"),
+        !shown.contains("hunter2") && shown.contains("ssl.key.password"),
         "{shown}"
     );
 }
@@ -426,9 +427,6 @@ fn a_configuration_does_not_show_its_secrets() {
 const LEAKY: &[&str] = &[
     "[source]\nurl = \"mysql://u:SECRET@h/d\"\n",
     "[source]\nurl = postgres://u:SECRET@h/d\n",
-    "[source]\nurl = SECRET\n",
-    "[source]\nurl = \"postgres://u:SECRET@h/d\n",
-    "[source]\nurl = 'postgres://u:SECRET@h/d\n",
     "[source]\nurl = \"postgres://u:SECRET/x@h/d\"\n",
     "[source]\nurl = \"postgres://u:x/SECRET@h/d\"\n",
     "[source]\nurl = \"postgres://u:x@SECRET/y@h/d\"\n",
@@ -439,6 +437,9 @@ const LEAKY: &[&str] = &[
     "[kafka.properties]\n\"linger.ms\" = \"SECRET\"\n",
     "[source]\nurl = \"postgres://u:\\SECRET@h/d\"\n",
     "[source]\nurl = [\"SECRET\"]\n",
+    "[source]\nurl = SECRET\n",
+    "[source]\nurl = \"postgres://u:SECRET@h/d\n",
+    "[source]\nurl = 'postgres://u:SECRET@h/d\n",
     "[source]\nurl = { password = \"SECRET\" }\n",
     "[source.url]\npassword = \"SECRET\"\n",
     "[source]\nurl = \"postgres://u:SECRET@h\"\nurl = \"postgres://u:SECRET@h\"\n",
