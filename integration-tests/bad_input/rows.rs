@@ -80,7 +80,11 @@ const CASES: [Case; 50] = [
     ("headers", r#"E'{"a":"\x01"}'"#, Blocked("headers")),
     ("headers", r#"'{"id":"x"}'"#, Blocked("headers")),
     ("headers", r#"'{"\u0069d":"x"}'"#, Blocked("headers")),
-    ("headers", r#"'{"__x":"x"}'"#, Blocked("headers")),
+    (
+        "headers",
+        r#"'{"__TypeId__":"x"}'"#,
+        Header("__TypeId__", Some("x")),
+    ),
     ("headers", r#"'{"outboxd_x":"x"}'"#, Blocked("headers")),
     (
         "headers",

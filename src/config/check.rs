@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::error::{Problem, shown};
 use super::{ConfigError, Secret, TableName, UrlSource};
+use crate::encode::is_reserved;
 use crate::postgres::{ConnectOptions, Host};
 
 /// Kafka's longest topic name.
@@ -352,15 +353,13 @@ pub(super) fn headers(headers: &BTreeMap<String, String>) -> Result<(), Problem>
             "name them apart",
         ));
     }
-    let is_ours =
-        |name: &str| name == "id" || name.starts_with("__") || name.starts_with("outboxd_");
     let wrong = names
         .into_iter()
-        .find(|name| name.is_empty() || is_ours(name));
+        .find(|name| name.is_empty() || is_reserved(name));
     wrong.map_or(Ok(()), |name| {
         Err(Problem::new(
             format!("names the header {}, which is reserved", shown(name)),
-            "choose a name other than `id`, `__…` and `outboxd_…`",
+            "choose a name other than `id` and `outboxd_…`",
         ))
     })
 }

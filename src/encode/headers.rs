@@ -152,7 +152,7 @@ impl NameFault {
 
     fn rule(&self) -> &'static str {
         match self {
-            Self::Reserved => "the names `id`, `__…` and `outboxd_…` are reserved",
+            Self::Reserved => "the names `id` and `outboxd_…` are reserved",
             Self::Empty => "a name can't be empty",
             Self::TooLong => "a name has at most 255 bytes",
             Self::Nul => "a name can't hold the character NUL",
@@ -160,8 +160,13 @@ impl NameFault {
     }
 }
 
+/// Whether only outboxd sets the header. Names of others, such as Spring's `__TypeId__`, are theirs to set.
+pub(crate) fn is_reserved(name: &str) -> bool {
+    name == "id" || name.starts_with("outboxd_")
+}
+
 fn check_name(name: &str) -> Result<(), NameFault> {
-    if name == "id" || name.starts_with("__") || name.starts_with("outboxd_") {
+    if is_reserved(name) {
         return Err(NameFault::Reserved);
     }
     if name.is_empty() {
