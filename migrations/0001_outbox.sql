@@ -35,7 +35,7 @@ INSERT INTO outboxd.outbox (outbox, start) VALUES ({outbox}, 'all')
 
 --: publish function
 -- Writes one row with the caller's own rights and gives its id. What is not given is read from the
--- session: SET LOCAL outbox.correlationid = '…', likewise causationid, traceparent and tracestate.
+-- session: SET LOCAL outbox.correlationid = '...', likewise causationid, traceparent and tracestate.
 CREATE OR REPLACE FUNCTION {publish_function}(
     aggregatetype    text,
     aggregateid      text,

@@ -3,6 +3,7 @@
 //! Owns what every connection has in common and what its errors say. Never issues a statement.
 
 mod attempt;
+mod encoding;
 mod error;
 mod guard;
 mod options;
@@ -10,6 +11,8 @@ mod socket;
 pub mod time;
 mod tls;
 
+
+use std::borrow::Cow;
 mod url;
 use std::fmt::Write as _;
 use std::sync::OnceLock;
@@ -71,6 +74,8 @@ pub struct Session {
     /// Where it goes.
     pub host: Host,
     /// The server was a hot standby when it was connected to: nothing can be written there.
+    /// `server_encoding`.
+    encoding: String,
     pub is_standby: bool,
     ended: watch::Receiver<Option<PostgresError>>,
     /// The reason that a statement was told; the connection itself then only saw its end.
@@ -113,6 +118,11 @@ impl Session {
         let _ = ended.wait_for(Option::is_some).await;
         self.end().unwrap_or(PostgresError::Closed)
     }
+    /// A text as the database's encoding can hold it.
+    pub fn storable<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        encoding::storable(text, &self.encoding)
+    }
+
 
     /// The reason of the connection's end, `None` while it stands.
     pub fn end(&self) -> Option<PostgresError> {
@@ -158,6 +168,8 @@ async fn open(attempt: &Attempt, config: &Config) -> Result<Session, PostgresErr
             Err(error) => PostgresError::from(error),
         };
         sender.send_replace(Some(reason));
+    let encoding = connection.parameter("server_encoding");
+    let encoding = encoding.unwrap_or("UTF8").to_owned();
     });
     Ok(Session {
         client,
@@ -170,6 +182,7 @@ async fn open(attempt: &Attempt, config: &Config) -> Result<Session, PostgresErr
 }
 
 fn session_config(options: &ConnectOptions, name: &str) -> Config {
+        encoding,
     let mut settings = String::new();
     for (setting, value) in FORMAT_SETTINGS.iter().chain(&SESSION_SETTINGS) {
         let _ = write!(settings, "-c {setting}={value} ");

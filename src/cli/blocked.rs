@@ -6,7 +6,7 @@ use super::commands::{failed, show};
 use super::wish::{Asking, Opened, fulfil, open};
 use super::{Common, Outcome, print};
 use crate::blocked::{BlockedTable, Lines, Which, Wish};
-use crate::hold::Wished;
+use crate::hold::{Asker, Wished};
 use crate::inspect;
 use crate::paste::shell_word;
 
@@ -160,12 +160,14 @@ async fn run_with(opened: Opened, command: Blocked) -> Outcome {
             id, note, asking, ..
         }) => {
             let which = id.map_or(Which::All, Which::Id);
-            return wish(&table, &which, Wish::Retry, asking, note).await;
+            let asker = asking.asker(note, &session);
+            return wish(&table, &which, Wish::Retry, asking, asker).await;
         }
         Blocked::Skip(Skip {
             id, note, asking, ..
         }) => {
-            return wish(&table, &Which::Id(id), Wish::Skip, asking, Some(note)).await;
+            let asker = asking.asker(Some(note), &session);
+            return wish(&table, &Which::Id(id), Wish::Skip, asking, asker).await;
         }
     }
     Outcome::Done
@@ -176,9 +178,8 @@ async fn wish(
     which: &Which,
     wish: Wish,
     asking: Asking,
-    note: Option<String>,
+    asker: Asker,
 ) -> Outcome {
-    let asker = asking.asker(note);
     let entries = match table.wish(which, wish, &asker).await {
         Ok(entries) => entries,
         Err(failure) => return failed(&failure, None),

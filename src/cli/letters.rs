@@ -7,6 +7,7 @@ use super::wish::{Asking, Opened, fulfil, open};
 use super::{Common, Outcome, print};
 use crate::dead_letter::{LetterTable, Lines, Which};
 use crate::paste::shell_word;
+use crate::postgres::Session;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DeadLetters {
@@ -139,6 +140,7 @@ async fn run_with(opened: &Opened, command: DeadLetters) -> Outcome {
         client: &opened.session.client,
         outbox: &opened.outbox,
     };
+    let session = &opened.session;
     match command {
         DeadLetters::List(arguments) => list(&table, &arguments).await,
         DeadLetters::Show(arguments) => {
@@ -152,10 +154,10 @@ async fn run_with(opened: &Opened, command: DeadLetters) -> Outcome {
             }
             Outcome::Done
         }
-        DeadLetters::Replay(arguments) => replay(&table, arguments).await,
+        DeadLetters::Replay(arguments) => replay(&table, session, arguments).await,
         DeadLetters::Discard(Discard {
             ids, note, asking, ..
-        }) => match table.discard(&ids, &asking.asker(note)).await {
+        }) => match table.discard(&ids, &asking.asker(note, session)).await {
             Ok(letters) => discarded(&letters),
             Err(failure) => failed(&failure, None),
         },
@@ -177,14 +179,14 @@ async fn list(table: &LetterTable<'_>, arguments: &List) -> Outcome {
     Outcome::Done
 }
 
-async fn replay(table: &LetterTable<'_>, arguments: Replay) -> Outcome {
+async fn replay(table: &LetterTable<'_>, session: &Session, arguments: Replay) -> Outcome {
     let mut aggregate = arguments.aggregate.unwrap_or_default().into_iter();
     let which = match (aggregate.next(), aggregate.next()) {
         (Some(kind), Some(id)) => Which::Aggregate { kind, id },
         _ if arguments.all => Which::All,
         _ => Which::Ids(arguments.ids),
     };
-    let asker = arguments.asking.asker(arguments.note);
+    let asker = arguments.asking.asker(arguments.note, session);
     match table.replay(&which, &asker).await {
         Ok(wished) => fulfil(table.client, table.outbox, &wished, &arguments.asking).await,
         Err(failure) => failed(&failure, None),

@@ -27,10 +27,12 @@ pub(super) struct Asking {
 }
 
 impl Asking {
-    pub(super) fn asker(&self, note: Option<String>) -> Asker {
+    /// Who asks and why, as the database can hold it.
+    pub(super) fn asker(&self, note: Option<String>, session: &Session) -> Asker {
+        let storable = |text: String| session.storable(&text).into_owned();
         Asker {
-            actor: self.actor.clone().unwrap_or_else(user),
-            note,
+            actor: storable(self.actor.clone().unwrap_or_else(user)),
+            note: note.map(storable),
         }
     }
 }

@@ -146,6 +146,15 @@ impl KeptRow {
 }
 
 impl Keep {
+    /// Puts what errors say into other words: they may be ours, and the database of another encoding.
+    pub fn reword(&mut self, words: impl Fn(&str) -> String) {
+        let entries = self.entries.iter_mut().map(|entry| &mut entry.error);
+        let kept = self.kept.iter_mut().map(|row| &mut row.error);
+        for error in entries.chain(kept) {
+            *error = words(error);
+        }
+    }
+
     /// Records the rows; all are recorded or it has to be run again. Returns the bytes of the held rows that are kept.
     ///
     /// Errors: `NotLeader` when the lease moved; after any other the outcome is unknown.

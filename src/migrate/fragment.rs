@@ -162,6 +162,15 @@ mod tests {
         }
     }
 
+    /// Databases of other encodings take them too.
+    #[test]
+    fn every_file_is_ascii() {
+        for file in [OUTBOX, STATE, STATUS, GRANTS] {
+            let other = file.lines().find(|line| !line.is_ascii());
+            assert_eq!(other, None);
+        }
+    }
+
     #[test]
     fn every_state_table_is_known() {
         let tables: Vec<&str> = state_tables().collect();

@@ -436,6 +436,11 @@ mod tests {
                             rest.starts_with(|first: char| first.is_ascii_lowercase())
                         });
                     assert_eq!(left, None, "{}", step.sql);
+                    assert!(
+                        step.sql.is_ascii() && step.description.is_ascii(),
+                        "{}",
+                        step.sql
+                    );
                 }
             }
         }

@@ -81,8 +81,9 @@ impl Run<'_> {
             return;
         }
         let asides = self.relay.core.take_aside();
-        let keep = self.keep_statement(&asides);
+        let mut keep = self.keep_statement(&asides);
         let sql = self.session.sql.clone();
+        keep.reword(|text| sql.storable(text).into_owned());
         let task = tokio::spawn(async move { keep.run(&sql.client).await });
         self.keeping.again_at = None;
         self.keeping.running = Some(Running { asides, task });
