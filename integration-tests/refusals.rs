@@ -155,7 +155,12 @@ async fn a_wal_level_that_is_not_logical_is_named_with_the_setting() {
         ],
     );
     let relay = Relay::start(&config);
-    assert_says(&relay, "leader", "requires wal_level >= logical").await;
+    assert_says(
+        &relay,
+        "halted",
+        "`replica`, and replication needs `logical`",
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

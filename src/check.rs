@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::inspect::Table;
 use crate::names;
 use crate::postgres::{Session, connect};
+pub(crate) use server::slot_obstacle;
 
 /// How a finding stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

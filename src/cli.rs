@@ -88,7 +88,8 @@ struct Migrate {
     /// Print the SQL for a database that has nothing yet, and connect to nothing.
     #[arg(long)]
     print: bool,
-    /// The role that outboxd connects with; it gets the grants a relay needs.
+    /// The role that outboxd connects with; it gets the grants a relay needs. Without it a group `outboxd_relay` is made,
+    /// which takes the right to create roles.
     #[arg(long, value_name = "ROLE")]
     relay_role: Option<String>,
     /// The role of the application; it gets INSERT on the outbox and nothing else.

@@ -4,25 +4,27 @@
 //! there, and never drops anything but its own view.
 
 mod adopt;
+mod error;
 mod fragment;
 mod partitioned;
 mod standing;
 mod steps;
 
+pub use error::MigrateError;
+pub(crate) use error::create_schema;
 pub(crate) use fragment::suffixed;
 
 use std::io::Write;
 
 use tokio_postgres::Client;
 
+use crate::check;
 use crate::check::fit::Refusal;
 use crate::config::{Config, Mark, Mode, SourceConfig};
-use crate::identity::IdentityError;
-use crate::inspect::InspectError;
-use crate::names::{self, NamesError};
-use crate::paste::shell_word;
+use crate::names;
+use crate::paste;
 use crate::postgres::{Class, PostgresError};
-use standing::{LookError, Standing};
+use standing::Standing;
 
 /// The version of the state tables that this relay knows.
 pub const STATE_VERSION: i32 = 1;
@@ -84,104 +86,6 @@ pub enum Creates {
     Everything,
     /// Only the state: a publication or slot that is missing now was lost, and rows with it.
     State,
-}
-
-/// Why a migration could not be done.
-#[derive(Debug, thiserror::Error)]
-pub enum MigrateError {
-    #[error("cannot use `source.table`")]
-    Name(#[from] crate::config::TableNameError),
-    #[error(transparent)]
-    Inspect(#[from] InspectError),
-    #[error("cannot read what stands in the database already")]
-    Look(#[source] PostgresError),
-    #[error(
-        "the schema `outboxd` is closed to role `{role}`; its owner opens it with `outboxd migrate --relay-role {role}`"
-    )]
-    StateDenied { role: String },
-    #[error(
-        "the state tables have version {found}, and this outboxd knows {STATE_VERSION}: use a newer outboxd"
-    )]
-    NewerState { found: i32 },
-    #[error("mark `{mark}` needs a column `{column}`, and table `{table}` has none")]
-    MarkNeedsColumn {
-        mark: &'static str,
-        column: &'static str,
-        table: String,
-    },
-    #[error("table `{table}` can't be made a partitioned one: {why}")]
-    NotPartitionable {
-        table: String,
-        why: &'static str,
-        remedy: &'static str,
-    },
-    #[error("table `{table}` does not exist; `outboxd migrate` creates it")]
-    NoTable { table: String },
-    #[error("cannot wait for another migration to end")]
-    Lock(#[source] PostgresError),
-    #[error("cannot create {step}")]
-    Step {
-        step: String,
-        #[source]
-        source: PostgresError,
-    },
-    #[error(transparent)]
-    Names(#[from] NamesError),
-    #[error("{text}")]
-    NotOurs { text: String, remedy: String },
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    #[error("cannot begin a new generation of `{outbox}`")]
-    Generation {
-        outbox: String,
-        #[source]
-        source: PostgresError,
-    },
-    #[error("the numbers cannot be adopted: {why}")]
-    NotAdoptable { why: String, remedy: String },
-    #[error("cannot write what was done")]
-    Output(#[from] std::io::Error),
-}
-
-impl MigrateError {
-    /// What a person can do about it.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::NotAdoptable { remedy, .. } | Self::NotOurs { remedy, .. } => {
-                Some(remedy.clone())
-            }
-            Self::Names(NamesError::NoDatabase) => Some(
-                "name the database in the URL, or set source.replication.slot and source.replication.publication"
-                    .to_owned(),
-            ),
-            Self::NotPartitionable { remedy, .. } => Some((*remedy).to_owned()),
-            Self::Step { source, .. } if is_denied(source) => Some(
-                "this role may not; give the output of `outboxd migrate --print` to whoever may"
-                    .to_owned(),
-            ),
-            Self::Inspect(InspectError::WrongTypes { wrong, .. }) => {
-                let remedies: Vec<&str> = wrong.iter().map(|one| one.remedy.as_str()).collect();
-                Some(remedies.join("\n"))
-            }
-            Self::MarkNeedsColumn { .. } => {
-                Some("`outboxd check` says which marks this table allows".to_owned())
-            }
-            _ => None,
-        }
-    }
-}
-
-impl From<LookError> for MigrateError {
-    fn from(error: LookError) -> Self {
-        match error {
-            LookError::Inspect(error) => Self::Inspect(error),
-            LookError::Catalog(error) => Self::Look(error.into()),
-            LookError::Denied { role } => Self::StateDenied {
-                role: shell_word(&role),
-            },
-            LookError::Names(error) => Self::Names(error),
-        }
-    }
 }
 
 /// The names that a migration fills in.
@@ -265,7 +169,32 @@ pub async fn plan(
     if let Some(found) = standing.version.filter(|found| *found > STATE_VERSION) {
         return Err(MigrateError::NewerState { found });
     }
+    if standing.table.is_none() && !standing.has_schema {
+        return Err(MigrateError::NoSchema {
+            schema: names.schema,
+        });
+    }
     steps::steps(&names, &standing)
+}
+
+/// What the server lacks for a slot that is still to be made.
+///
+/// Errors: `Server` with the words of `check`.
+async fn refuse_server(
+    client: &Client,
+    config: &Config,
+    steps: &[Step],
+) -> Result<(), MigrateError> {
+    let is_slot = |step: &&Step| step.part == Part::Slot && step.state == StepState::Needed;
+    if !steps.iter().any(|step| is_slot(&step)) {
+        return Ok(());
+    }
+    let slot = &config.source.replication.slot;
+    let lacks = check::slot_obstacle(client, slot).await;
+    match lacks.map_err(|error| MigrateError::Look(error.into()))? {
+        Some(Refusal { text, remedy }) => Err(MigrateError::Server { text, remedy }),
+        None => Ok(()),
+    }
 }
 
 /// Does what is needed and says on `out` what it does or finds there.
@@ -289,8 +218,10 @@ async fn run_locked(
     options: &MigrateOptions,
     out: &mut (dyn Write + Send),
 ) -> Result<(), MigrateError> {
-    let mut is_ours = false;
-    for step in plan(client, config, options).await? {
+    let (mut is_ours, mut ungranted) = (false, Vec::new());
+    let steps = plan(client, config, options).await?;
+    refuse_server(client, config, &steps).await?;
+    for step in steps {
         // The state stands by then: a person says in it whose a slot is that was there before.
         if step.part != Part::State && !is_ours {
             refuse_others(client, config).await?;
@@ -298,11 +229,18 @@ async fn run_locked(
         }
         match step.state {
             StepState::AlreadyThere => writeln!(out, "already there  {}", step.description)?,
-            StepState::Skipped(why) => writeln!(out, "skipped        {}: {why}", step.description)?,
+            StepState::Skipped(why) => {
+                let why = paste::complete(why);
+                writeln!(out, "skipped        {}: {why}", step.description)?;
+            }
             StepState::Needed => {
                 write!(out, "creating       {} … ", step.description)?;
                 out.flush()?;
                 let outcome = match apply(client, &step).await {
+                    Ok(()) if !is_granted(client, config, options, &step).await? => {
+                        ungranted.push(step);
+                        "not granted"
+                    }
                     Ok(()) => "done",
                     // Only roles with REPLICATION may; the relay's own has it, or `check` asks for it.
                     Err(MigrateError::Step { source, .. })
@@ -316,12 +254,39 @@ async fn run_locked(
             }
         }
     }
+    if !ungranted.is_empty() {
+        let role = client.query_one("SELECT current_user::text", &[]).await;
+        let role = role.map_err(|error| MigrateError::Look(error.into()))?;
+        return Err(MigrateError::NotGranted {
+            role: role.get(0),
+            steps: ungranted,
+        });
+    }
     if options.adopt {
         let names = Names::new(&config.source, options)?;
         let done = adopt::adopt(client, &names).await?;
         writeln!(out, "adopted        {done}")?;
     }
     Ok(())
+}
+
+/// Whether a right is there that was just granted: without the option to grant it PostgreSQL warns and goes on.
+async fn is_granted(
+    client: &Client,
+    config: &Config,
+    options: &MigrateOptions,
+    step: &Step,
+) -> Result<bool, MigrateError> {
+    if step.part != Part::Grant {
+        return Ok(true);
+    }
+    let steps = plan(client, config, options).await?;
+    let is_left = |one: &Step| {
+        one.part == step.part
+            && one.description == step.description
+            && one.state == StepState::Needed
+    };
+    Ok(!steps.iter().any(is_left))
 }
 
 /// Errors: `NotOurs` where slot or publication are somebody else's.
@@ -373,6 +338,9 @@ async fn ensure_locked(
         .iter()
         .filter(|step| is_wanted(step, creates))
         .collect();
+    if creates == Creates::Everything {
+        refuse_server(client, config, &steps).await?;
+    }
     if wanted.iter().any(|step| step.part == Part::Table) {
         let table = config.source.table.clone();
         return Err(MigrateError::NoTable { table });

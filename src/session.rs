@@ -99,6 +99,19 @@ fn missing(steps: &[Step]) -> String {
     format!("this role may not create {}", names.join(", "))
 }
 
+/// What server or database lack, with what to do about it.
+fn refused(error: MigrateError) -> OpenError {
+    match (&error, error.hint()) {
+        (MigrateError::Server { .. } | MigrateError::NoSchema { .. }, Some(remedy)) => {
+            OpenError::Halt {
+                reason: error.to_string(),
+                remedy,
+            }
+        }
+        _ => error.into(),
+    }
+}
+
 /// What is still to be recorded of reading the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CatchUp {
@@ -222,7 +235,8 @@ pub async fn prepare(
         source,
         ..config.clone()
     };
-    let denied = migrate::ensure(&session.client, &config, Creates::State).await?;
+    let denied = migrate::ensure(&session.client, &config, Creates::State).await;
+    let denied = denied.map_err(refused)?;
     if denied.is_empty() {
         Ok((config, home.former()))
     } else {

@@ -2,6 +2,7 @@
 
 use tokio_postgres::Client;
 
+use super::fit::Refusal;
 use super::{Finding, Report, unknown};
 use crate::config::{Config, Mode};
 
@@ -63,14 +64,10 @@ async fn replication(client: &Client, config: &Config, report: &mut Report) {
         Ok(row) => row,
         Err(error) => return report.push(unknown("replication", error)),
     };
-    let wal_level: &str = row.get("wal_level");
-    report.push(match wal_level {
-        "logical" => Finding::ok("wal_level", wal_level),
-        _ => Finding::missing(
-            "wal_level",
-            format!("`{wal_level}`, and replication needs `logical`"),
-            "ALTER SYSTEM SET wal_level = logical; -- then restart PostgreSQL (managed: a parameter of the instance)",
-        ),
+    let level = "wal_level";
+    report.push(match wal_level(row.get(level)) {
+        None => Finding::ok(level, row.get::<_, &str>(level)),
+        Some(refusal) => Finding::missing(level, refusal.text, refusal.remedy),
     });
     let role: &str = row.get("role");
     report.push(match row.get("may_replicate") {
@@ -84,32 +81,63 @@ async fn replication(client: &Client, config: &Config, report: &mut Report) {
             ),
         ),
     });
-    let room = |what: &str, used: i64, most: i64, is_ours: bool| {
-        let detail = format!("{used} of {most} used");
-        if is_ours || used < most {
-            return Finding::ok(what, detail);
-        }
-        let remedy = format!(
-            "ALTER SYSTEM SET {what} = {}; -- then restart PostgreSQL",
-            most + 4
-        );
-        Finding::missing(what, detail, remedy)
+    let mut room = |what: &str, used: i64, most: i64, is_ours: bool| {
+        let full = full(what, used, most).filter(|_| !is_ours);
+        report.push(match full {
+            None => Finding::ok(what, format!("{used} of {most} used")),
+            Some(refusal) => Finding::missing(what, refusal.text, refusal.remedy),
+        });
     };
     let (has_slot, is_read): (bool, bool) = (row.get("has_slot"), row.get("is_read"));
-    report.push(room(
-        "max_replication_slots",
-        row.get("slots"),
-        row.get("slots_max"),
-        has_slot,
-    ));
-    report.push(room(
+    room(SLOTS, row.get("slots"), row.get("slots_max"), has_slot);
+    room(
         "max_wal_senders",
         row.get("senders"),
         row.get("senders_max"),
         is_read,
-    ));
+    );
     report.push(kept(row.get("kept")));
     report.findings.extend(idle(row.get("idle")));
+}
+
+/// Why the server takes no further slot for logical decoding, in the words of `check`; nothing where it does.
+pub(crate) async fn slot_obstacle(
+    client: &Client,
+    slot: &str,
+) -> Result<Option<Refusal>, tokio_postgres::Error> {
+    let row = client.query_one(REPLICATION, &[&slot]).await?;
+    if row.get("has_slot") {
+        return Ok(None);
+    }
+    let named = |what: &'static str| {
+        move |refusal: Refusal| Refusal {
+            text: format!("{what}: {}", refusal.text),
+            ..refusal
+        }
+    };
+    let level = wal_level(row.get("wal_level")).map(named("wal_level"));
+    let full = full(SLOTS, row.get("slots"), row.get("slots_max")).map(named(SLOTS));
+    Ok(level.or(full))
+}
+
+const SLOTS: &str = "max_replication_slots";
+
+fn wal_level(level: &str) -> Option<Refusal> {
+    (level != "logical").then(|| Refusal {
+        text: format!("`{level}`, and replication needs `logical`"),
+        remedy: "ALTER SYSTEM SET wal_level = logical; -- then restart PostgreSQL (managed: a parameter of the instance)"
+            .to_owned(),
+    })
+}
+
+fn full(what: &str, used: i64, most: i64) -> Option<Refusal> {
+    (used >= most).then(|| Refusal {
+        text: format!("{used} of {most} used"),
+        remedy: format!(
+            "ALTER SYSTEM SET {what} = {}; -- then restart PostgreSQL",
+            most + 4
+        ),
+    })
 }
 
 /// Such a database takes any bytes as text, and what is sent must be text.

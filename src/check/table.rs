@@ -6,6 +6,7 @@ use tokio_postgres::Client;
 use super::{Finding, Report, chain, fit, shown, unknown};
 use crate::config::{Config, Mark};
 use crate::inspect::{InspectError, SeqIndex, Table, TableKind, inspect, seq_orders};
+use crate::migrate;
 
 /// Whether a partial index of the rows whose `sent_at` is NULL begins with a column.
 const UNSENT_INDEX: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_index i \
@@ -26,7 +27,7 @@ pub(super) async fn look(client: &Client, config: &Config, report: &mut Report) 
     let table = match inspect(client, &name.schema, &name.table).await {
         Ok(table) => table,
         Err(error) => {
-            report.push(refused(&error));
+            report.push(refused(client, &error).await);
             return None;
         }
     };
@@ -42,9 +43,14 @@ pub(super) async fn look(client: &Client, config: &Config, report: &mut Report) 
     Some(table)
 }
 
-fn refused(error: &InspectError) -> Finding {
+async fn refused(client: &Client, error: &InspectError) -> Finding {
     let remedy = match error {
-        InspectError::NotFound { .. } => {
+        InspectError::NotFound { schema, .. } => {
+            let sql = "SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1";
+            if let Ok(None) = client.query_opt(sql, &[schema]).await {
+                let detail = format!("schema `{schema}` does not exist");
+                return Finding::missing("table", detail, migrate::create_schema(schema));
+            }
             "`outboxd migrate` creates it; `source.table` names another".to_owned()
         }
         InspectError::NotATable { .. } => "name the table behind it in `source.table`".to_owned(),

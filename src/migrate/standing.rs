@@ -14,6 +14,7 @@ pub(super) struct Standing {
     /// `server_version_num`.
     pub server_version: i32,
     pub table: Option<Table>,
+    pub has_schema: bool,
     /// Every state table stands, as this version makes it.
     pub has_state: bool,
     /// The version of the state tables.
@@ -118,6 +119,9 @@ impl Standing {
             table,
             ..Self::default()
         };
+        let schema = "SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1";
+        let schema = client.query_opt(schema, &[&names.schema]).await?;
+        standing.has_schema = schema.is_some();
         standing.home = rename::home(client, &names.schema, &names.table).await?;
         let key = standing.home.key(&names.outbox()).to_owned();
         standing.look_at_state(client, &key).await?;

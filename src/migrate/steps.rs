@@ -329,7 +329,7 @@ fn grants(names: &Names, standing: &Standing, values: &Values, steps: &mut Vec<S
     let mut push = |fragment: &str, what: String, is_needed: bool| {
         let state = match needed(is_needed) {
             StepState::Needed if !may && !is_script => StepState::Skipped(
-                "this role may not create roles; --relay-role names one that is there",
+                "this role may not create roles: `outboxd migrate --relay-role NAME` grants to one that is there",
             ),
             state => state,
         };

@@ -2,7 +2,7 @@
 
 use tracing::{error, info, warn};
 
-use super::{OpenError, Opening, connect, insert_position, slot_wait};
+use super::{OpenError, Opening, connect, insert_position, refused, slot_wait};
 use crate::check::fit::Refusal;
 use crate::config::{Mark, Mode, OnLostSlot, ReplicationConfig};
 use crate::inspect::Table;
@@ -216,7 +216,7 @@ impl Opening<'_> {
         }
         let pid = backend(sql).await?;
         let denied = tokio::select! {
-            denied = migrate::ensure(&sql.client, self.config, Creates::Everything) => denied?,
+            denied = migrate::ensure(&sql.client, self.config, Creates::Everything) => denied.map_err(refused)?,
             never = slot_wait::tell(&self.options, name, pid, &self.status) => match never {},
         };
         self.status.state(State::Waiting, OPENING);
