@@ -257,6 +257,39 @@ async fn status_is_answered_by_the_relay_and_without_one_by_the_database() {
     }
 }
 
+/// Two outboxes with one `admin.listen`.
+#[tokio::test(flavor = "multi_thread")]
+async fn status_says_that_another_relay_answers() {
+    let (scene, other) = (Scene::new("polling").await, Scene::new("polling").await);
+    let relay = Relay::start(&scene.config);
+    wait_for_state(&relay, "publishing").await;
+    let status = relay.try_status().expect("a status");
+    assert_eq!(status["database"], scene.database.name.as_str(), "{status}");
+    let server = format!("127.0.0.1:{}", scene.database.port());
+    assert_eq!(status["server"], server, "{status}");
+    let listen = format!("127.0.0.1:{}", relay.admin_port());
+    let config = other.config.clone().set("admin.listen", listen.as_str());
+    let done = config.outboxd(&["status"]);
+    let text = said(&done);
+    assert_eq!(done.status.code(), Some(1), "{text}");
+    for part in [
+        format!("another relay answers at {listen}"),
+        format!("database {}", scene.database.name),
+        format!("{} on {server}", other.database.name),
+    ] {
+        assert!(text.contains(&part), "`{part}` is not in: {text}");
+    }
+    let done = config.outboxd(&["status", "--json"]);
+    let answer: Value = serde_json::from_slice(&done.stdout).expect("status prints JSON");
+    assert_eq!(answer["answered_by"], "database");
+    assert_eq!(answer["another_relay"], true);
+    // The same server under another name is the same relay.
+    let url = scene.database.url.replace("127.0.0.1", "localhost");
+    let config = scene.config.clone().set("source.url", url);
+    let config = config.set("admin.listen", listen.as_str());
+    assert_status(&config, "polling", "relay");
+}
+
 fn assert_status(config: &RelayConfig, mode: &str, answered_by: &str) -> Value {
     let done = config.outboxd(&["status", "--json"]);
     assert!(done.status.success(), "{}", said(&done));

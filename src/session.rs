@@ -37,7 +37,7 @@ use crate::rename::{self, RenameError};
 use crate::slot::SlotError;
 use crate::source::SourceError;
 use crate::state::{OutboxState, StateError, StateTable};
-use crate::status::StatusCell;
+use crate::status::{SYSTEM_IDENTIFIER, StatusCell};
 pub use slot::Passage;
 
 /// Why a session could not be opened.
@@ -253,6 +253,7 @@ impl Opening<'_> {
         let sql = Arc::new(connect(&self.options, "marks").await?);
         // The stream comes from where the marks go: another host of the URL may be a standby.
         self.options = self.options.at(&sql.host);
+        self.show_server(&sql).await;
         let table = self.inspect(&sql).await?;
         let layout = Arc::new(table.layout.clone());
         let outbox = layout.outbox();
@@ -325,6 +326,15 @@ impl Opening<'_> {
             lease,
             stop,
         })
+    }
+
+    /// Shows which server it is; what the role may not ask is not known.
+    async fn show_server(&self, sql: &postgres::Session) {
+        let row = sql.client.query_one(SYSTEM_IDENTIFIER, &[]).await;
+        self.status.update(|status| {
+            status.server = Some(sql.host.to_string());
+            status.system_identifier = row.ok().map(|row| row.get(0));
+        });
     }
 
     /// Records what the last session left, once.

@@ -7,13 +7,17 @@ mod answer;
 mod cell;
 mod database;
 mod human;
+mod other;
 
 use std::time::SystemTime;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::postgres::{ConnectOptions, Host};
+
 pub use answer::{Answer, AnsweredBy, StatusError, ask};
 pub use cell::{LEASE_RAN_OUT, OPENING, StatusCell};
+pub use other::SYSTEM_IDENTIFIER;
 
 /// The report of one relay at one moment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,6 +29,17 @@ pub struct Status {
     pub mark: String,
     /// `schema.table`.
     pub table: String,
+    /// The host and port that it works with; before the first session those of the URL.
+    #[serde(default)]
+    pub server: Option<String>,
+    /// The server's own number, which no other cluster has.
+    #[serde(default)]
+    pub system_identifier: Option<String>,
+    #[serde(default)]
+    pub database: Option<String>,
+    /// By replication, once its name is known.
+    #[serde(default)]
+    pub slot: Option<String>,
     pub role: Role,
     pub state: State,
     /// Why it is in this state, such as `waiting for PostgreSQL`; empty where there is nothing to say.
@@ -263,6 +278,10 @@ impl Status {
             mode: mode.to_owned(),
             mark: mark.to_owned(),
             table,
+            server: None,
+            system_identifier: None,
+            database: None,
+            slot: None,
             role: Role::Starting,
             state: State::Starting,
             reason: String::new(),
@@ -288,6 +307,15 @@ impl Status {
             unread_slots: Vec::new(),
             last_error: None,
         }
+    }
+
+    /// Notes which outbox this is, as far as it is known without asking.
+    pub fn locate(&mut self, config: &crate::config::SourceConfig, options: &ConnectOptions) {
+        let hosts: Vec<String> = options.hosts.iter().map(Host::to_string).collect();
+        self.server = Some(hosts.join(","));
+        self.database = Some(options.dbname.clone());
+        let slot = Some(config.replication.slot.clone()).filter(|slot| !slot.is_empty());
+        self.slot = slot.filter(|_| config.mode == crate::config::Mode::Replication);
     }
 
     /// Whether rows that are committed now go out now.

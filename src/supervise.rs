@@ -205,6 +205,8 @@ impl Supervisor {
             return Ok(keeper.state());
         }
         let (config, former) = session::prepare(&self.config, options).await?;
+        let source = &config.source;
+        self.status.update(|status| status.locate(source, options));
         let config = Arc::new(config);
         self.relay.configure(config.clone());
         let key = match &former {

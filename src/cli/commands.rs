@@ -149,7 +149,12 @@ pub(super) async fn status(config: &Config, json: bool) -> Outcome {
     match status::ask(config).await {
         Ok(answer) => {
             show(&answer, json);
-            Outcome::Done
+            let Some(text) = answer.another_relay() else {
+                return Outcome::Done;
+            };
+            let hint = "set `admin.listen` to the address of this outbox's own relay; two relays on one machine need two";
+            complain(text, Some(hint));
+            Outcome::Failed
         }
         Err(failure) => {
             failed(&failure, None);

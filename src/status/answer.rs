@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Status, database};
+use super::{Status, database, other};
 use crate::config::{Config, ConfigError};
 use crate::names::NamesError;
 use crate::postgres::PostgresError;
@@ -32,6 +32,9 @@ pub enum AnsweredBy {
     /// No relay of this table answered, for this reason.
     Database {
         no_relay: String,
+        /// A relay of another outbox answered.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        another_relay: bool,
     },
 }
 
@@ -64,34 +67,53 @@ pub enum StatusError {
 
 /// Reports on the relay of this configuration, whether or not it runs.
 pub async fn ask(config: &Config) -> Result<Answer, StatusError> {
-    let table = Status::starting(&config.source).table;
-    match ask_relay(&config.admin.listen, &table).await {
-        Ok(status) => Ok(Answer {
-            answered_by: AnsweredBy::Relay {
-                address: config.admin.listen.clone(),
-            },
-            status,
-        }),
-        Err(no_relay) => Ok(Answer {
-            status: database::ask(&config.source, &no_relay).await?,
-            answered_by: AnsweredBy::Database { no_relay },
-        }),
+    let (no_relay, another_relay) = match ask_relay(&config.admin.listen).await {
+        Err(no_relay) => (no_relay, false),
+        Ok(status) => match other::differs(&config.source, &status).await {
+            None => {
+                let address = config.admin.listen.clone();
+                return Ok(Answer {
+                    answered_by: AnsweredBy::Relay { address },
+                    status,
+                });
+            }
+            Some(theirs) => {
+                let address = reachable(&config.admin.listen);
+                let text = format!("another relay answers at {address}: it serves {theirs}");
+                (text, true)
+            }
+        },
+    };
+    Ok(Answer {
+        status: database::ask(&config.source, &no_relay).await?,
+        answered_by: AnsweredBy::Database {
+            no_relay,
+            another_relay,
+        },
+    })
+}
+
+impl Answer {
+    /// Says who answered in the place of the relay that was asked for.
+    pub fn another_relay(&self) -> Option<&str> {
+        match &self.answered_by {
+            AnsweredBy::Database {
+                no_relay,
+                another_relay: true,
+            } => Some(no_relay),
+            _ => None,
+        }
     }
 }
 
-/// Errors: why no relay of this table answered, for people.
-async fn ask_relay(listen: &str, table: &str) -> Result<Status, String> {
+/// Errors: why no relay answered, for people.
+async fn ask_relay(listen: &str) -> Result<Status, String> {
     let address = reachable(listen);
     let url = format!("http://{address}/status");
     let asked = tokio::task::spawn_blocking(move || fetch(&url)).await;
     let text = asked.expect("asking does not panic")?;
-    let status: Status = serde_json::from_str(&text)
-        .map_err(|_| format!("what answers at {address} is not an outboxd of this version"))?;
-    if status.table != table {
-        let other = status.table;
-        return Err(format!("the relay at {address} serves the table {other}"));
-    }
-    Ok(status)
+    serde_json::from_str(&text)
+        .map_err(|_| format!("what answers at {address} is not an outboxd of this version"))
 }
 
 fn fetch(url: &str) -> Result<String, String> {

@@ -17,10 +17,17 @@ impl fmt::Display for Answer {
                 let by = format_args!("the relay at {address}, version {version}");
                 line(f, "answered by", by)?;
             }
-            AnsweredBy::Database { no_relay } => {
+            AnsweredBy::Database { no_relay, .. } => {
                 let by = format_args!("the database; no relay answers: {no_relay}");
                 line(f, "answered by", by)?;
             }
+        }
+        if let Some(database) = &status.database {
+            let server = status.server.as_deref().unwrap_or(NOT_KNOWN);
+            line(f, "database", format_args!("{database} on {server}"))?;
+        }
+        if let Some(slot) = &status.slot {
+            line(f, "slot", slot)?;
         }
         self.write_role(f)?;
         write_numbers(f, status)?;
@@ -29,7 +36,7 @@ impl fmt::Display for Answer {
             line(f, "publication", drift)?;
         }
         for slot in &status.unread_slots {
-            line(f, "slot", slot)?;
+            line(f, "unread slot", slot)?;
         }
         write_peer(f, "postgres", &status.postgres)?;
         write_peer(f, "kafka", &status.kafka)?;
