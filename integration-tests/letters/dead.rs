@@ -95,6 +95,10 @@ fn assert_shown(config: &RelayConfig, letters: &[Value]) {
         shown.contains("route.allow") && !shown.contains("sha256"),
         "{shown}"
     );
+    assert!(
+        shown.contains("insert a new row") && shown.contains(&format!("replay {id} --config")),
+        "{shown}"
+    );
     let opened = done(config, &["dead-letters", "show", &id, "--content"]);
     assert!(
         opened.contains("sha256") && opened.contains("invoice-1"),

@@ -26,6 +26,42 @@ impl Blocked {
     }
 }
 
+/// By the reason of a dead letter: a replay sends the copy, whatever became of the row in the table.
+pub(crate) fn of_letter(reason: &str) -> &'static str {
+    match reason {
+        "topic_not_allowed" => {
+            "if the row is right, widen `route.allow`, restart the relay and replay; else insert a new row with the right \
+             topic and discard this one"
+        }
+        "topic_invalid" => {
+            "if `route.topic` is wrong, correct it, restart the relay and replay; else insert a new row with a right topic \
+             and discard this one"
+        }
+        "null_key" => {
+            "set `route.null_key = \"publish\"` if such rows need no order, restart the relay and replay; else insert a new \
+             row with an aggregate id and discard this one"
+        }
+        "too_large" => {
+            "raise \"message.max.bytes\" under [kafka.properties] (and `max.message.bytes` of the topic), restart the relay \
+             and replay; else insert a smaller row and discard this one"
+        }
+        "refused" => {
+            "if the brokers say that the record is too large, raise `max.message.bytes` of the topic and replay; else insert \
+             a new row that they take and discard this one"
+        }
+        "follows" => {
+            "mend the first dead letter of its aggregate and replay that one: what follows it goes out with it"
+        }
+        "null_id" | "header_reserved" | "headers_invalid" | "unreadable" | "no_column" => {
+            "a replay sends this very copy and fails again: insert a new row with what was wrong corrected, and discard \
+             this one"
+        }
+        _ => {
+            "mend what the reason says outside the row, and replay; else insert a new row and discard this one"
+        }
+    }
+}
+
 /// By the reason of a row at fault.
 pub(crate) fn of_reason(reason: &str) -> &'static str {
     match reason {

@@ -76,11 +76,12 @@ impl fmt::Display for DeadLetter {
                 }
             }
         }
-        let (remedy, id) = (remedy::of_reason(&self.reason), self.id);
+        let (remedy, id) = (remedy::of_letter(&self.reason), self.id);
+        writeln!(f, "{:<13} {remedy}", "what to do")?;
         write!(
             f,
-            "{:<13} {remedy}; then `outboxd dead-letters replay {id}`, or `outboxd dead-letters discard {id} --yes --note 'why'`",
-            "what to do"
+            "{:<13} `outboxd dead-letters replay {id}`, `outboxd dead-letters discard {id} --yes --note 'why'`",
+            "commands"
         )
     }
 }
