@@ -29,6 +29,7 @@ mod neighbours;
 mod numbers;
 mod orders;
 mod peers;
+mod ports;
 mod prerequisites;
 mod primary;
 mod publisher;

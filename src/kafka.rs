@@ -3,8 +3,10 @@
 //! Owns the values that the guarantees stand on. Never prints the value of a property.
 
 mod files;
+mod stranger;
 
 pub use files::ClientFiles;
+pub use stranger::in_plain_words;
 
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;

@@ -10,10 +10,9 @@ mod options;
 mod socket;
 pub mod time;
 mod tls;
-
+mod url;
 
 use std::borrow::Cow;
-mod url;
 use std::fmt::Write as _;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -30,9 +29,9 @@ pub use error::{Class, PostgresError, ServerError};
 pub use options::{ConnectOptions, Host};
 pub use socket::{ReadHalf, Socket, WriteHalf};
 pub use tls::{ChannelBinding, Security, SslMode, TlsFault, TlsOptions, Verified};
+pub use url::UrlFault;
 
 /// How long unacknowledged bytes may stand in a socket, on our side and on the server's.
-pub use url::UrlFault;
 ///
 /// Source: reference measurements of a checkpointer that waits for an unread socket (design decision 13).
 pub const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -74,9 +73,9 @@ pub struct Session {
     /// Where it goes.
     pub host: Host,
     /// The server was a hot standby when it was connected to: nothing can be written there.
+    pub is_standby: bool,
     /// `server_encoding`.
     encoding: String,
-    pub is_standby: bool,
     ended: watch::Receiver<Option<PostgresError>>,
     /// The reason that a statement was told; the connection itself then only saw its end.
     told: OnceLock<PostgresError>,
@@ -118,11 +117,11 @@ impl Session {
         let _ = ended.wait_for(Option::is_some).await;
         self.end().unwrap_or(PostgresError::Closed)
     }
+
     /// A text as the database's encoding can hold it.
     pub fn storable<'a>(&self, text: &'a str) -> Cow<'a, str> {
         encoding::storable(text, &self.encoding)
     }
-
 
     /// The reason of the connection's end, `None` while it stands.
     pub fn end(&self) -> Option<PostgresError> {
@@ -158,9 +157,19 @@ async fn open(attempt: &Attempt, config: &Config) -> Result<Session, PostgresErr
         config.ssl_negotiation(SslNegotiation::Direct);
     }
     let connected = config.connect_raw(Guard::new(socket), AlreadySecured).await;
-    let (client, connection) = connected?;
+    let (client, connection) = connected.map_err(|error| {
+        let is_plain = matches!(security, Security::PlainText { .. });
+        match PostgresError::from(error) {
+            PostgresError::Closed if is_plain => PostgresError::Mute {
+                address: attempt.host.to_string(),
+            },
+            error => error,
+        }
+    })?;
     // Told by PostgreSQL 14 and newer, at the start and when it changes.
     let is_standby = connection.parameter("in_hot_standby") == Some("on");
+    let encoding = connection.parameter("server_encoding");
+    let encoding = encoding.unwrap_or("UTF8").to_owned();
     let (sender, ended) = watch::channel(None);
     tokio::spawn(async move {
         let reason = match connection.await {
@@ -168,13 +177,12 @@ async fn open(attempt: &Attempt, config: &Config) -> Result<Session, PostgresErr
             Err(error) => PostgresError::from(error),
         };
         sender.send_replace(Some(reason));
-    let encoding = connection.parameter("server_encoding");
-    let encoding = encoding.unwrap_or("UTF8").to_owned();
     });
     Ok(Session {
         client,
         host: attempt.host.clone(),
         is_standby,
+        encoding,
         security,
         ended,
         told: OnceLock::new(),
@@ -182,7 +190,6 @@ async fn open(attempt: &Attempt, config: &Config) -> Result<Session, PostgresErr
 }
 
 fn session_config(options: &ConnectOptions, name: &str) -> Config {
-        encoding,
     let mut settings = String::new();
     for (setting, value) in FORMAT_SETTINGS.iter().chain(&SESSION_SETTINGS) {
         let _ = write!(settings, "-c {setting}={value} ");

@@ -302,6 +302,12 @@ impl Relay {
         values.fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
     }
 
+    /// Where its admin server listens, on 127.0.0.1.
+    pub fn admin_port(&self) -> u16 {
+        let (_, port) = self.admin.rsplit_once(':').expect("an address with a port");
+        port.parse().expect("a port")
+    }
+
     /// Status code and body of a path of the admin server.
     pub fn get(&self, path: &str) -> Result<(u16, String), String> {
         let request = ureq::get(format!("http://{}{path}", self.admin))

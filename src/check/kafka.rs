@@ -12,7 +12,7 @@ use rdkafka::types::RDKafkaRespErr;
 
 use super::{Finding, Report, chain};
 use crate::config::Config;
-use crate::kafka::{KafkaError, create_command, look_up_config};
+use crate::kafka::{KafkaError, create_command, in_plain_words, look_up_config};
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// What librdkafka may have told while it tried.
@@ -101,7 +101,7 @@ fn ask(client_config: &ClientConfig, topics: &[String]) -> Result<Vec<TopicState
         }
         let complaint = consumer.context().0.lock();
         let complaint = complaint.unwrap_or_else(PoisonError::into_inner).take();
-        complaint.unwrap_or_else(|| chain(&error))
+        in_plain_words(&complaint.unwrap_or_else(|| chain(&error)))
     })
 }
 

@@ -2,6 +2,10 @@
 //!
 //! Never weakens: plain text follows TLS only with `prefer`, and only where TLS was tried and failed.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use tokio::net::{TcpStream, UnixStream};
 
 use super::socket::{self, Socket};
@@ -17,6 +21,8 @@ pub struct Attempt {
     pub(super) host: Host,
     way: Way,
     tls: TlsOptions,
+    /// Somebody took the connection.
+    is_connected: Arc<AtomicBool>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +45,7 @@ impl Attempt {
                 host: host.clone(),
                 way: *way,
                 tls: tls.clone(),
+                is_connected: Arc::default(),
             })
         };
         options.hosts.iter().flat_map(attempts)
@@ -57,6 +64,15 @@ impl Attempt {
         }
     }
 
+    /// Why it did not end within so long.
+    pub(super) fn timed_out(&self, after: Duration) -> PostgresError {
+        let address = self.host.to_string();
+        match self.is_connected.load(Ordering::Relaxed) {
+            true => PostgresError::Unanswered { address, after },
+            false => PostgresError::ConnectTimeout { address, after },
+        }
+    }
+
     /// Connects, up to the first byte of PostgreSQL's own protocol.
     ///
     /// Cancel-safe: yes, the connection is dropped.
@@ -70,6 +86,7 @@ impl Attempt {
             }
         };
         let stream = stream.map_err(failed)?;
+        self.is_connected.store(true, Ordering::Relaxed);
         socket::tune(&stream).map_err(failed)?;
         match self.way {
             Way::Plain | Way::PlainInstead => Ok(Socket::Tcp(stream)),

@@ -34,6 +34,16 @@ pub enum PostgresError {
     },
     #[error("cannot connect to `{address}` within {after:?}")]
     ConnectTimeout { address: String, after: Duration },
+    #[error(
+        "`{address}` takes the connection and does not answer within {after:?}: is it PostgreSQL? Its port is usually 5432, \
+         and 9092 is Kafka's"
+    )]
+    Unanswered { address: String, after: Duration },
+    #[error(
+        "`{address}` closed the connection before it said a word of PostgreSQL's protocol: is it PostgreSQL? Its port is \
+         usually 5432, and 9092 is Kafka's"
+    )]
+    Mute { address: String },
     #[error("cannot authenticate: {0}")]
     Authentication(&'static str),
     #[error(transparent)]
@@ -94,6 +104,8 @@ impl PostgresError {
             Self::Server(error) => error.class(),
             Self::Connect { .. }
             | Self::ConnectTimeout { .. }
+            | Self::Unanswered { .. }
+            | Self::Mute { .. }
             | Self::Lost(_)
             | Self::Closed
             | Self::Timeout(_) => Class::Lost,

@@ -115,10 +115,7 @@ impl ConnectOptions {
     }
 
     pub(crate) fn timed_out(&self, attempt: &Attempt) -> PostgresError {
-        PostgresError::ConnectTimeout {
-            address: attempt.host.to_string(),
-            after: self.connect_timeout,
-        }
+        attempt.timed_out(self.connect_timeout)
     }
 }
 

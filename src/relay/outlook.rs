@@ -12,7 +12,7 @@ use super::patience::{self, Moment, Wait};
 use super::{End, Phase, Relay, Run};
 use crate::core::OTHERS;
 use crate::hold::{self, Requests};
-use crate::kafka::create_command;
+use crate::kafka::{create_command, in_plain_words};
 use crate::lease::since_boot;
 use crate::mark::{MarkError, Marks};
 use crate::publish::{Place, Ticket};
@@ -280,7 +280,8 @@ impl Relay {
 
     fn broker_error(&self) -> Option<String> {
         let producer = self.producer.as_ref()?;
-        producer.publisher.broker_error().borrow().clone()
+        let said = producer.publisher.broker_error().borrow().clone();
+        said.map(|said| in_plain_words(&said))
     }
 }
 

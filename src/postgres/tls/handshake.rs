@@ -49,7 +49,9 @@ pub(in super::super) async fn secure(
     let mut answer = [0; 2];
     let read = stream.read(&mut answer).await;
     match (read.map_err(PostgresError::lost)?, answer[0]) {
-        (0, _) => Err(PostgresError::Closed),
+        (0, _) => Err(PostgresError::Mute {
+            address: host.to_string(),
+        }),
         (_, b'E') => Err(failed(TlsFault::Refused)),
         (1, b'S') => shake_hands(stream, host, options).await,
         (1, b'N') if options.mode <= SslMode::Prefer => Ok(Socket::Tcp(stream)),
