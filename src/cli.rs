@@ -254,3 +254,29 @@ fn print_as_it_is(text: &str) {
 fn print(text: &str) {
     let _ = writeln!(std::io::stdout(), "{}", paste::complete(text));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::broken;
+
+    #[test]
+    fn a_broken_configuration_ends_every_command_with_code_2() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("o.toml");
+        let common = Common {
+            config: Some(file.clone()),
+        };
+        for case in broken::cases().into_iter().step_by(20) {
+            // The process's own variables are another test's.
+            if case.env.is_empty() {
+                std::fs::write(&file, &case.file).unwrap();
+                assert_eq!(load(&common).err(), Some(Outcome::Misused), "{}", case.file);
+            }
+        }
+        assert_eq!(
+            format!("{:?}", ExitCode::from(Outcome::Misused)),
+            format!("{:?}", ExitCode::from(2))
+        );
+    }
+}

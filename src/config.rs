@@ -17,16 +17,16 @@ mod secret;
 mod settings;
 mod table_name;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
-pub use error::{ConfigError, ConfigErrors, Origin};
 use load::UrlFile;
 
+pub use error::{ConfigError, ConfigErrors, Origin};
 pub use kafka_security::resolve_property;
 pub use keys::reference_toml;
 pub use secret::{Secret, UrlSource};

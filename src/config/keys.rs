@@ -154,6 +154,7 @@ fn names() -> impl Iterator<Item = &'static str> {
 pub fn reference_toml() -> String {
     let mut text = String::from(
         "# Every setting of outboxd with its default. What has no default stands behind `#`.\n\
+         # Read by --config FILE, else by the name in OUTBOXD_CONFIG, else as /etc/outboxd/outboxd.toml.\n\
          # A variable such as OUTBOXD_SOURCE__MODE goes over `source.mode` in this file.\n\
          # Durations are text with a unit: \"100ms\", \"4s\", \"7d\".\n",
     );

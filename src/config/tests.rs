@@ -1,5 +1,7 @@
 //! Whole configurations: what is refused and with which words, which layer wins, what never shows.
 
+pub(crate) mod broken;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -435,11 +437,11 @@ const LEAKY: &[&str] = &[
     "[source]\nurl = \"jdbc:postgresql://h/d?user=u&password=SECRET\"\n",
     "[kafka.properties]\n\"sasl.jaas.config\" = \"SECRET\"\n",
     "[kafka.properties]\n\"linger.ms\" = \"SECRET\"\n",
-    "[source]\nurl = \"postgres://u:\\SECRET@h/d\"\n",
-    "[source]\nurl = [\"SECRET\"]\n",
     "[source]\nurl = SECRET\n",
     "[source]\nurl = \"postgres://u:SECRET@h/d\n",
     "[source]\nurl = 'postgres://u:SECRET@h/d\n",
+    "[source]\nurl = \"postgres://u:\\SECRET@h/d\"\n",
+    "[source]\nurl = [\"SECRET\"]\n",
     "[source]\nurl = { password = \"SECRET\" }\n",
     "[source.url]\npassword = \"SECRET\"\n",
     "[source]\nurl = \"postgres://u:SECRET@h\"\nurl = \"postgres://u:SECRET@h\"\n",
