@@ -164,3 +164,28 @@ async fn a_database_in_latin1_is_migrated_and_takes_every_note() {
     let note: String = client.query_one(note, &[]).await.unwrap().get(0);
     assert_eq!(note, "caf\u{e9} - \"done\" ...");
 }
+
+/// On a server of its own: elsewhere another test may have made the group.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_who_may_not_create_roles_is_told_of_the_relays_role() {
+    let postgres = Postgres::start(USUAL);
+    let orders = Orders::bare(&postgres, "roleless").await;
+    let name = &orders.database.name;
+    orders
+        .run(&format!(
+            "CREATE ROLE owner LOGIN; CREATE ROLE relay LOGIN; GRANT CREATE ON DATABASE {name} TO owner;
+             GRANT CREATE ON SCHEMA public TO owner"
+        ))
+        .await;
+    let url = orders.database.url.replace("//postgres@", "//owner@");
+    let config = orders.config.clone().mode("polling").set("source.url", url);
+    let done = config.outboxd(&["migrate"]);
+    assert!(done.status.success(), "{}", said(&done));
+    let hint = "this role may not create roles: `outboxd migrate --relay-role NAME --config ";
+    assert!(said(&done).contains(hint), "{}", said(&done));
+    let done = config.outboxd(&["migrate", "--relay-role", "relay"]);
+    assert!(done.status.success(), "{}", said(&done));
+    let url = orders.database.url.replace("//postgres@", "//relay@");
+    let check = config.set("source.url", url).outboxd(&["check"]);
+    assert!(check.status.success(), "{}", said(&check));
+}

@@ -316,7 +316,7 @@ fn grants(names: &Names, standing: &Standing, values: &Values, steps: &mut Vec<S
     let (state_made, view_made) = (is_made(Part::State), is_made(Part::View));
     let may = standing.relay.role_exists || names.relay_role.is_some() || standing.may_create_role;
     // Without a server nothing is known of the roles: the script creates the group.
-    let is_script = standing.table.is_none() && standing.version.is_none();
+    let is_script = standing.server_version == 0;
     let Grants {
         reads,
         reads_sequence,
