@@ -31,7 +31,7 @@ async fn a_relay_that_is_told_to_stop_before_it_has_read_its_configuration_ends_
     relay.signal("TERM");
     let admin = format!("127.0.0.1:{}", workspace::free_port());
     let nowhere = "127.0.0.1:1";
-    let config = RelayConfig::of("early", &format!("postgres://{nowhere}/early"), nowhere)
+    let config = RelayConfig::of("early", "postgres://early@127.0.0.1:2/early", nowhere)
         .set("admin.listen", admin);
     // Blocks until somebody reads.
     std::thread::spawn(move || fs::write(path, config.text()));
