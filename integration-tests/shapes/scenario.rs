@@ -8,7 +8,7 @@ use super::events::Wanted;
 use super::known::{Part, part_waits};
 use super::shape::{PAIRS, Pair, filled};
 use crate::harness::postgres::Postgres;
-use crate::harness::unapplied::Unapplied;
+use crate::harness::standby::FlushingStandby;
 
 type Step = Result<(), String>;
 
@@ -117,9 +117,7 @@ async fn blocked(outbox: &mut Outbox) -> Step {
 
 /// A commit that is flushed, decoded and seen by nobody, while the walsender is cut or the relay starts again.
 async fn unseen(outbox: &mut Outbox, server: &mut Postgres) -> Step {
-    let Some(standby) = Unapplied::start(server).await else {
-        return Ok(());
-    };
+    let standby = FlushingStandby::start(server).await;
     let done = unseen_with(outbox).await;
     standby.end(server).await;
     let waiting = done?;
