@@ -72,6 +72,14 @@ pub fn ask(config: &RelayConfig) -> Result<Answer, String> {
     }
 }
 
+/// Whether a warning says so.
+pub fn warns(config: &RelayConfig, text: &str) -> Result<bool, String> {
+    Ok(match ask(config)? {
+        Answer::Passes(warnings) => warnings.iter().any(|warning| warning.contains(text)),
+        Answer::Refuses(_) => false,
+    })
+}
+
 fn line(finding: &Value) -> String {
     let text = |key: &str| finding[key].as_str().unwrap_or_default().to_owned();
     format!("{}: {}; {}", text("what"), text("detail"), text("remedy"))
