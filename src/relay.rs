@@ -79,6 +79,8 @@ pub struct Relay {
     /// What the catch-up read where nothing is marked, for the stream brings some of it again.
     read_before: ReadBefore,
     replayed: Replayed,
+    /// Set once we were asked to stop.
+    stop_by: Option<Instant>,
     /// The rows for which the table was read last.
     reread: Reread,
     /// How far the server's history was seen; a session that is opened on less of it is refused.
@@ -147,6 +149,7 @@ impl Relay {
             leaderless_since: None,
             read_before: ReadBefore::default(),
             replayed: Replayed::default(),
+            stop_by: None,
             reread: Reread::default(),
             horizon: None,
             generation: None,
@@ -423,12 +426,11 @@ impl Run<'_> {
     }
 
     fn drain(&mut self) {
-        let grace = self.relay.config.shutdown.grace;
         info!(rows = self.relay.core.rows(), "draining");
         self.relay
             .status
             .state(crate::status::State::Draining, "asked to stop");
-        self.drain_until = Some(Instant::now() + grace);
+        self.drain_until = Some(self.relay.stop_by());
     }
 
     fn take_event(&mut self, event: Option<PublisherEvent>) -> Option<End> {

@@ -78,10 +78,11 @@ impl Tuple {
         })
     }
 
+    #[inline]
     fn read(
         &self,
         layout: &Layout,
-        data: &mut BytesMut,
+        data: &mut [u8],
         at: usize,
         kind: u8,
     ) -> Result<Read, DecodeError> {
@@ -133,6 +134,7 @@ impl Tuple {
     }
 }
 
+#[inline]
 fn built(
     layout: &Layout,
     transaction: Transaction,
@@ -146,7 +148,7 @@ fn built(
     row
 }
 
-fn ends_at(data: &BytesMut, end: usize) -> Result<(), DecodeError> {
+fn ends_at(data: &[u8], end: usize) -> Result<(), DecodeError> {
     if end == data.len() {
         return Ok(());
     }
@@ -164,7 +166,7 @@ fn printed_bytes(len: u32, is_bytea: bool) -> u64 {
 }
 
 /// Checks a tuple's head and says where its first column stands.
-fn tuple_start(data: &BytesMut, at: usize, kind: u8, columns: usize) -> Result<usize, DecodeError> {
+fn tuple_start(data: &[u8], at: usize, kind: u8, columns: usize) -> Result<usize, DecodeError> {
     let mut cursor = Cursor::at(data, at)?;
     if cursor.u8()? != kind {
         return Err(cursor.malformed("no new tuple"));
@@ -176,7 +178,7 @@ fn tuple_start(data: &BytesMut, at: usize, kind: u8, columns: usize) -> Result<u
 }
 
 /// Turns `\x6f6b` into the bytes it stands for, at the same place, and returns how many they are.
-fn decode_hex(data: &mut BytesMut, range: std::ops::Range<usize>) -> Result<usize, DecodeError> {
+fn decode_hex(data: &mut [u8], range: std::ops::Range<usize>) -> Result<usize, DecodeError> {
     let malformed = DecodeError::Malformed {
         message: 'I',
         offset: range.start,
