@@ -6,9 +6,11 @@
 
 mod bootstrap;
 mod clocks;
+mod cut_off;
 mod fault;
 mod handles;
 mod inquiry;
+mod log_lines;
 mod look_up;
 mod openings;
 mod place;
@@ -16,6 +18,8 @@ mod reports;
 mod session;
 #[cfg(test)]
 mod tests;
+mod trials;
+mod witness;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -149,6 +153,7 @@ impl Publisher {
         let in_flight = Arc::new(AtomicUsize::new(0));
         let broker = Broker::default();
         let session = Session::new(
+            kafka,
             crate::kafka::producer_config(kafka, limits)?,
             broker.clone(),
             command_receiver,
