@@ -147,6 +147,36 @@ async fn a_row_that_is_cut_off(mode: &str) {
     orders.wait_until_marked().await;
 }
 
+/// Whatever the others of its size were found to be, each is blocked only when it is cut off alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_rows_that_are_cut_off_are_blocked_one_after_the_other_and_all_others_flow() {
+    let kafka = Kafka::start_with(&[("socket.request.max.bytes", "1046528")]);
+    let orders = orders(&kafka, "cut_off").await;
+    orders.config.migrate();
+    let relay = Relay::start(&orders.config);
+    let mut written = Written(Vec::new());
+    written.write(&orders, "a", 10).await;
+    orders.wait_for(&written.ids()).await;
+    orders.run("BEGIN").await;
+    for number in 0..6 {
+        let large = format!(
+            "INSERT INTO outbox (aggregatetype, aggregateid, type, payload) \
+                     VALUES ('order', 'large-{number}', 'placed', to_json(repeat('x', 2000000)))"
+        );
+        orders.run(&large).await;
+        written
+            .write(&orders, &format!("order-{}", number % 3), 1_010_000)
+            .await;
+    }
+    orders.run("COMMIT").await;
+    orders.wait_for(&written.ids()).await;
+    wait_for_status(&relay, "that all of them are held", |status| {
+        status["blocked_aggregates"] == 6
+    })
+    .await;
+    written.assert_in_order(&orders);
+}
+
 /// Each row is small enough, what librdkafka makes of them is not.
 #[tokio::test(flavor = "multi_thread")]
 async fn batches_that_are_cut_off_become_smaller_and_no_row_is_blocked() {
@@ -172,6 +202,23 @@ async fn batches_that_are_cut_off_become_smaller_and_no_row_is_blocked() {
         relay.log()
     );
     orders.wait_until_marked().await;
+}
+
+/// What is cut off for another reason than its size: nobody knows which, so everybody is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_row_that_is_cut_off_again_and_again_is_named_and_not_blocked() {
+    let kafka = Kafka::start_with(&[("socket.request.max.bytes", "20000")]);
+    let orders = orders(&kafka, "cut_off").await;
+    orders.config.migrate();
+    let relay = Relay::start(&orders.config);
+    let mut written = Written(Vec::new());
+    let small = written.write(&orders, "small", 30_000).await.to_string();
+    wait_for_status(&relay, "which row it is", |status| {
+        let reason = status["reason"].as_str().unwrap_or_default();
+        reason.contains("again and again") && reason.contains(&small)
+    })
+    .await;
+    assert_eq!(blocked(&orders), [] as [Value; 0]);
 }
 
 /// Waits so long, and that nothing is blamed meanwhile.

@@ -6,8 +6,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::Ticket;
 use super::reports::Failure;
+use super::{Cutting, Ticket};
 
 /// Connections that are cut beside one that stands, before anything is concluded; librdkafka tries that often in 2 to 6 s.
 const CUTS: usize = 3;
@@ -83,9 +83,9 @@ impl Watch {
 }
 
 /// A broker that cuts what it is sent.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct CutOff {
-    pub(super) broker: i32,
+    pub(super) cutting: Cutting,
     /// No record that was in flight all the time has a higher ticket.
     pub(super) last: Ticket,
 }
@@ -204,7 +204,9 @@ mod tests {
     }
 
     fn cause(sizes: &[usize], batch_bytes: usize) -> Cause {
-        let cut_off = CutOff { broker: 1, last: 5 };
+        let (broker, topic) = (1, "orders".into());
+        let cutting = Cutting { broker, topic };
+        let cut_off = CutOff { cutting, last: 5 };
         cut_off.cause(&given_up(sizes), batch_bytes)
     }
 

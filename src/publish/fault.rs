@@ -72,8 +72,8 @@ pub(super) fn is_of_batch(failure: &Failure, batch_bytes: usize) -> bool {
 }
 
 /// The end of a session whose broker closes the connection on what it is sent, with the records that were given up.
-pub(super) fn of_cut_off(cut_off: CutOff, given_up: &[Failure], batch_bytes: usize) -> SessionEnd {
-    let broker = format!("broker {}", cut_off.broker);
+pub(super) fn of_cut_off(cut_off: &CutOff, given_up: &[Failure], batch_bytes: usize) -> SessionEnd {
+    let broker = format!("broker {}", cut_off.cutting.broker);
     let what = format!("{broker} closes the connection on what it is sent, and answers on others");
     let row = |(ticket, bytes): (Ticket, usize)| {
         let text = format!(
@@ -107,6 +107,7 @@ pub(super) fn of_cut_off(cut_off: CutOff, given_up: &[Failure], batch_bytes: usi
         failed,
         reason: format!("{what}; {meaning}"),
         batch_bytes_max,
+        cutting: Some(cut_off.cutting.clone()),
     }
 }
 

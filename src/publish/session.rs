@@ -19,7 +19,6 @@ use super::openings::Openings;
 use super::reports::{Broker, Failure, Reports};
 use super::trials::{InFlight, Trials};
 use super::{Fault, Outgoing, PublisherEvent, SessionEnd, Ticket, bootstrap, fault};
-use crate::config::KafkaConfig;
 use crate::kafka::KafkaError;
 
 /// Records handed to librdkafka between two polls.
@@ -47,6 +46,14 @@ pub(super) enum Command {
         deadline: Instant,
         reply: oneshot::Sender<SessionEnd>,
     },
+}
+
+/// What ties the thread to the relay.
+pub(super) struct Ties {
+    pub(super) broker: Broker,
+    pub(super) commands: Receiver<Command>,
+    pub(super) events: UnboundedSender<PublisherEvent>,
+    pub(super) in_flight: Arc<AtomicUsize>,
 }
 
 /// The end that the relay asked for.
@@ -96,13 +103,16 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn new(
-        kafka: &KafkaConfig,
         config: ClientConfig,
-        broker: Broker,
-        commands: Receiver<Command>,
-        events: UnboundedSender<PublisherEvent>,
-        in_flight: Arc<AtomicUsize>,
+        ties: Ties,
+        trials: Trials,
     ) -> Result<Self, KafkaError> {
+        let Ties {
+            broker,
+            commands,
+            events,
+            in_flight,
+        } = ties;
         let batch_bytes = config
             .get("batch.size")
             .and_then(|bytes| bytes.parse().ok());
@@ -126,7 +136,7 @@ impl Session {
             bootstrap_servers,
             is_refreshing: Arc::default(),
             last: 0,
-            trials: Trials::new(kafka.clone()),
+            trials,
             cut_off: None,
             refused: None,
             ending: None,
@@ -350,7 +360,7 @@ impl Session {
     }
 
     fn session_end(&mut self) -> SessionEnd {
-        if let Some(cut_off) = self.cut_off {
+        if let Some(cut_off) = &self.cut_off {
             return fault::of_cut_off(cut_off, &self.failed, self.batch_bytes);
         }
         let batch_bytes_max = fault::batch_bytes_max(&self.failed, self.batch_bytes);
@@ -368,6 +378,7 @@ impl Session {
             reason: self.reason(&failed, batch_bytes_max),
             failed,
             batch_bytes_max,
+            cutting: None,
         }
     }
 

@@ -2,15 +2,18 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tracing::debug;
 
-use super::Ticket;
 use super::cut_off::{CutOff, Watch};
 use super::log_lines::{Event, Line};
 use super::witness::Witness;
+use super::{Cutting, Ticket};
 use crate::config::KafkaConfig;
+
+/// How long a session looks at what the one before it said of a broker.
+const EARLY_MAX: Duration = Duration::from_secs(30);
 
 /// What is in flight when a connection is cut.
 pub(super) struct InFlight {
@@ -25,6 +28,8 @@ pub(super) struct InFlight {
 pub(super) struct Trials {
     kafka: KafkaConfig,
     trials: HashMap<i32, Trial>,
+    /// A witness that was called before anything was cut, and when: cuts count from the first on.
+    early: Option<(Witness, Instant)>,
     /// Brokers whose connection was just closed; whether a request was lost with it is told next.
     closed: Vec<i32>,
 }
@@ -35,10 +40,13 @@ struct Trial {
 }
 
 impl Trials {
-    pub(super) fn new(kafka: KafkaConfig) -> Self {
+    /// Begins, with what the session before said of a broker.
+    pub(super) fn new(kafka: KafkaConfig, cutting: Option<Cutting>) -> Self {
+        let early = cutting.map(|cutting| (Witness::call(&kafka, cutting), Instant::now()));
         Self {
             kafka,
             trials: HashMap::new(),
+            early,
             closed: Vec::new(),
         }
     }
@@ -74,11 +82,12 @@ impl Trials {
             return;
         };
         debug!(broker, "a connection was closed amid a request");
-        let trial = Trial {
-            watch: Watch::begin(in_flight.records, in_flight.last, now),
-            witness: Witness::call(&self.kafka, broker, topic),
-        };
-        self.trials.insert(broker, trial);
+        let early = self.early.take().map(|(witness, _)| witness);
+        let early = early.filter(|witness| witness.cutting().broker == broker);
+        let watch = Watch::begin(in_flight.records, in_flight.last, now);
+        let call = || Witness::call(&self.kafka, Cutting { broker, topic });
+        let witness = early.unwrap_or_else(call);
+        self.trials.insert(broker, Trial { watch, witness });
     }
 
     pub(super) fn delivered(&mut self, tickets: &[Ticket]) {
@@ -89,18 +98,19 @@ impl Trials {
 
     /// A broker that is proved to cut what it is sent, and nothing else.
     pub(super) fn proved(&mut self, now: Instant) -> Option<CutOff> {
+        self.early
+            .take_if(|(_, since)| now.saturating_duration_since(*since) > EARLY_MAX);
         if self.trials.is_empty() {
             return None;
         }
         self.trials.retain(|_, trial| !trial.watch.is_over(now));
-        let is_proved = |trial: &Trial| {
+        let is_proved = |trial: &&Trial| {
             let stand = trial.witness.stand();
             stand.is_some_and(|stand| trial.watch.is_proved(stand))
         };
-        let mut proved = self.trials.iter().filter(|(_, trial)| is_proved(trial));
-        let (broker, trial) = proved.next()?;
+        let trial = self.trials.values().find(is_proved)?;
         Some(CutOff {
-            broker: *broker,
+            cutting: trial.witness.cutting().clone(),
             last: trial.watch.last(),
         })
     }

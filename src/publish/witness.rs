@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rdkafka::producer::{BaseProducer, Producer};
 use tracing::debug;
 
+use super::Cutting;
 use super::cut_off::Stand;
 use super::inquiry::{Inquiry, Reply, answering_broker};
 use super::log_lines::Event;
@@ -25,6 +26,7 @@ const CONNECT_MAX: Duration = Duration::from_secs(10);
 
 /// One such connection, which ends when it is dropped.
 pub(super) struct Witness {
+    cutting: Cutting,
     stand: Arc<Mutex<Option<Stand>>>,
     is_wanted: Arc<AtomicBool>,
 }
@@ -32,8 +34,7 @@ pub(super) struct Witness {
 /// The thread's part of it.
 struct Asking {
     kafka: KafkaConfig,
-    broker: i32,
-    topic: Arc<str>,
+    cutting: Cutting,
     stand: Arc<Mutex<Option<Stand>>>,
     is_wanted: Arc<AtomicBool>,
 }
@@ -46,21 +47,26 @@ impl Drop for Witness {
 
 impl Witness {
     /// Opens a connection to this broker, and asks it for this topic again and again.
-    pub(super) fn call(kafka: &KafkaConfig, broker: i32, topic: Arc<str>) -> Self {
+    pub(super) fn call(kafka: &KafkaConfig, cutting: Cutting) -> Self {
         let witness = Self {
+            cutting: cutting.clone(),
             stand: Arc::default(),
             is_wanted: Arc::new(AtomicBool::new(true)),
         };
         let asking = Asking {
             kafka: kafka.clone(),
-            broker,
-            topic,
+            cutting,
             stand: witness.stand.clone(),
             is_wanted: witness.is_wanted.clone(),
         };
         // Without the thread nothing is ever proved.
         let _ = super::spawn("witness", move || asking.run());
         witness
+    }
+
+    /// Whom it asks.
+    pub(super) fn cutting(&self) -> &Cutting {
+        &self.cutting
     }
 
     /// Since when the connection stands, and when it was last answered.
@@ -94,9 +100,10 @@ impl Asking {
         if answering_broker(client.client(), CONNECT_MAX).is_err() {
             return;
         }
-        let topics = [self.topic.clone()];
+        let broker = self.cutting.broker;
+        let topics = [self.cutting.topic.clone()];
         while self.is_wanted() {
-            let inquiry = Inquiry::describe(client.client(), self.broker, &topics, ANSWER_MAX);
+            let inquiry = Inquiry::describe(client.client(), broker, &topics, ANSWER_MAX);
             let reply = inquiry.and_then(|inquiry| inquiry.wait(2 * ANSWER_MAX));
             let is_answered = matches!(reply, Some(Reply::Found(_)));
             // A connection that broke was told of before the answer of the next one.
@@ -120,6 +127,6 @@ impl Asking {
         let lines = std::mem::take(&mut client.context().harvest().lines);
         let of_connection = |event| matches!(event, Event::Closed | Event::Failed);
         let mut lines = lines.into_iter();
-        lines.any(|line| line.broker == self.broker && of_connection(line.event))
+        lines.any(|line| line.broker == self.cutting.broker && of_connection(line.event))
     }
 }
