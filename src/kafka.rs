@@ -301,6 +301,24 @@ mod tests {
     }
 
     #[test]
+    fn connections_are_logged_whatever_else_is() {
+        for (own, all) in [
+            (None, "broker"),
+            (Some("msg,topic"), "broker,msg,topic"),
+            (Some("msg, broker"), "msg, broker"),
+        ] {
+            let own: Vec<_> = own.map(|own| ("debug", own)).into_iter().collect();
+            let config = producer_config(&kafka(&own), &LIMITS).unwrap();
+            assert_eq!(config.get("debug"), Some(all));
+            config.create::<BaseProducer>().unwrap();
+            let config = witness_config(&kafka(&own)).unwrap();
+            assert_eq!(config.get("debug"), Some(all));
+        }
+        let config = look_up_config(&kafka(&[])).unwrap();
+        assert_eq!(config.get("debug"), None);
+    }
+
+    #[test]
     fn the_queue_holds_twice_the_window_and_two_of_the_largest_records() {
         let limits = LimitsConfig {
             in_flight_rows_max: 1,

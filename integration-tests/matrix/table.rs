@@ -152,6 +152,8 @@ pub static ROWS: &[Row] = &[
     row(82, "others publish all tables, and take it back", Both, 1, by!(others::published_by_others)),
     row(83, "rows changed and deleted in their own transaction and by a job, while connections are cut", Both, 1, by!(others::changed)),
     row(84, "DDL of neighbours: tables, indexes, columns, ANALYZE, VACUUM, REINDEX", Both, 1, by!(others::neighbours)),
+    // A broker's silent limits.
+    row(85, "requests that a broker cuts off for their size; the same rows while it is killed or frozen, and while connections are cut", Both, 1, Shown::ByTests(&["cut_off::", "a_row_that_is_cut_off_over_tls"])),
     // At any instant, whatever happens (O6).
     row(0, "frozen at random moments: nothing marked or confirmed early", Both, 1, by!(marks::nothing_is_early)),
 ];
