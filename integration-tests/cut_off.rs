@@ -160,13 +160,14 @@ async fn many_rows_that_are_cut_off_are_blocked_one_after_the_other_and_all_othe
     orders.run("BEGIN").await;
     for number in 0..6 {
         let large = format!(
-            "INSERT INTO outbox (aggregatetype, aggregateid, type, payload) \
-                     VALUES ('order', 'large-{number}', 'placed', to_json(repeat('x', 2000000)))"
+            "INSERT INTO outbox (aggregatetype, aggregateid, type, payload)
+             VALUES ('order', 'large-{number}', 'placed', to_json(repeat('x', 2000000)))"
         );
         orders.run(&large).await;
-        written
-            .write(&orders, &format!("order-{}", number % 3), 1_010_000)
-            .await;
+    }
+    for number in 0..6 {
+        let aggregate = format!("order-{}", number % 3);
+        written.write(&orders, &aggregate, 1_010_000).await;
     }
     orders.run("COMMIT").await;
     orders.wait_for(&written.ids()).await;

@@ -80,7 +80,7 @@ pub enum TopicState {
 /// Why a producer session ended.
 #[derive(Debug)]
 pub struct SessionEnd {
-    /// The rows whose own reports carried a broker's code, with that code's class.
+    /// The rows whose own reports carried a broker's code, with that code's class; or which a broker may have cut off.
     pub failed: Vec<(Ticket, Fault)>,
     /// The chain of what went wrong, without row contents.
     pub reason: String,
@@ -93,8 +93,8 @@ pub struct SessionEnd {
 /// A broker that cuts off what it is sent, and a topic that it can be asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cutting {
-    pub(in crate::publish) broker: i32,
-    pub(in crate::publish) topic: Arc<str>,
+    broker: i32,
+    topic: Arc<str>,
 }
 
 /// Whose fault a failed delivery report can be.
