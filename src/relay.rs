@@ -39,7 +39,7 @@ use crate::mark::{MarkError, Marks, Owed, Tenure};
 use crate::metrics::Metrics;
 use crate::outbox::{Layout, OutboxRow, RowId};
 use crate::postgres;
-use crate::publish::{Place, PublisherEvent, Ticket};
+use crate::publish::{Cutting, Place, PublisherEvent, Ticket};
 use crate::retention::Retention;
 use crate::source::Source;
 use crate::source::replication::missed::Watch;
@@ -94,6 +94,8 @@ pub struct Relay {
     patience: Patience,
     /// How Kafka is reached, with what was learned of its topics.
     kafka: KafkaConfig,
+    /// What the last producer said of a broker.
+    cutting: Option<Cutting>,
     /// Of the topics that were found.
     partitions: HashMap<Arc<str>, usize>,
     config: Arc<Config>,
@@ -158,6 +160,7 @@ impl Relay {
             outages: Episodes::default(),
             patience: Patience::default(),
             kafka: config.kafka.clone(),
+            cutting: None,
             partitions: HashMap::new(),
             config,
         }

@@ -39,7 +39,7 @@ const PAUSES: [Duration; 6] = [
 const SLOT_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// While a session is being opened; the admin server calls a loop that is silent for 60 s stalled.
 const BEAT_EVERY: Duration = Duration::from_secs(5);
-/// A session that lived so long, or delivered anything, was a good one: the pauses start anew.
+/// A session that lived so long, delivered or blocked anything, was a good one: the pauses start anew.
 const GOOD_AFTER: Duration = Duration::from_secs(10);
 
 /// Why a relay can't even start.
@@ -173,10 +173,12 @@ impl Supervisor {
             return without_producer(failure);
         }
         let (started_at, delivered_before) = (Instant::now(), self.relay.delivered_rows);
+        let held_before = self.relay.core.held().rows();
         let end = self.relay.run(session).await;
         self.is_drained = matches!(end, End::Stopped);
-        let is_good =
-            started_at.elapsed() >= GOOD_AFTER || self.relay.delivered_rows > delivered_before;
+        let is_good = started_at.elapsed() >= GOOD_AFTER
+            || self.relay.delivered_rows > delivered_before
+            || self.relay.core.held().rows() > held_before;
         if is_good {
             self.attempts = 0;
         }
