@@ -211,6 +211,7 @@ cases! { every_pair, super::USUAL;
     faults::a_row_that_the_broker_refuses_blocks_its_aggregate,
     topics::an_unknown_topic_is_held_until_it_is_created,
     switch::graceful_restarts_repeat_nothing,
+    switch::stops_that_meet_a_lost_connection_repeat_nothing,
 }
 
 cases! { polled_pairs, super::USUAL;

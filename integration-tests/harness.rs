@@ -16,7 +16,6 @@ pub mod proxy;
 pub mod relay;
 pub mod standby;
 pub mod topic;
-pub mod unapplied;
 pub mod workspace;
 
 use std::fmt::Display;

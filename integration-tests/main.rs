@@ -10,6 +10,7 @@ mod bad_input;
 mod catch_up;
 mod commands;
 mod conformance;
+mod cut_off;
 mod failover;
 mod faults;
 mod first_start;

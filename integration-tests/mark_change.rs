@@ -136,3 +136,27 @@ async fn sent_before(orders: &Orders, rows: i64) -> Vec<Uuid> {
     assert!(relay.terminate().success());
     ids
 }
+
+/// A trigger that undoes marks would undo those that are carried over, too: 131 rows went out again once.
+#[tokio::test(flavor = "multi_thread")]
+async fn marks_that_a_trigger_may_undo_are_not_carried_over() {
+    let orders = create("replication", "ledger").await;
+    let mut ids = sent_before(&orders, 3).await;
+    let config = orders.config.clone().mark("sent_at");
+    config.migrate();
+    orders
+        .run(
+            "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+             CREATE TRIGGER keep BEFORE UPDATE ON outbox FOR EACH ROW EXECUTE FUNCTION keep()",
+        )
+        .await;
+    let text = "a trigger that runs before each UPDATE";
+    let check = config.outboxd(&["check"]);
+    assert!(said(&check).contains(text), "{}", said(&check));
+    let relay = Relay::start(&config);
+    wait_for_reason(&relay, "halted", text).await;
+    orders.run("ALTER TABLE outbox DISABLE TRIGGER USER").await;
+    ids.extend(orders.insert(3).await);
+    orders.wait_for(&ids).await;
+    assert_eq!(orders.published(), ids);
+}

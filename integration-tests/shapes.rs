@@ -14,7 +14,6 @@ pub mod events;
 mod ids;
 pub mod judge;
 mod keys;
-pub mod known;
 mod neighbours;
 mod numbers;
 mod parts;

@@ -19,7 +19,7 @@ use crate::config::{ConfigError, KafkaConfig, LimitsConfig, TopicsConfig, resolv
 const MESSAGE_BYTES_MAX: usize = 10_485_760;
 
 /// What the guarantees and the outages that were measured ask for.
-const PRODUCER: [(&str, &str); 13] = [
+const PRODUCER: [(&str, &str); 14] = [
     ("enable.idempotence", "true"),
     ("acks", "all"),
     ("enable.gapless.guarantee", "true"),
@@ -40,7 +40,11 @@ const PRODUCER: [(&str, &str); 13] = [
     // Leaders that move are found without it.
     ("topic.metadata.refresh.interval.ms", "300000"),
     ("statistics.interval.ms", "0"),
+    CONNECTIONS_LOGGED,
 ];
+
+/// The log tells of every connection that changes; `publish::log_lines` reads it.
+const CONNECTIONS_LOGGED: (&str, &str) = ("debug", "broker");
 
 /// What every client has.
 const CONNECTION: [(&str, &str); 6] = [
@@ -136,6 +140,14 @@ pub fn producer_config(
         .set("queue.buffering.max.messages", rows.to_string())
         .set("queue.buffering.max.kbytes", kilobytes.to_string());
     set_properties(&mut config, kafka)?;
+    log_connections(&mut config);
+    Ok(config)
+}
+
+/// Properties of a client that only asks, and tells what becomes of its connections.
+pub fn witness_config(kafka: &KafkaConfig) -> Result<ClientConfig, KafkaError> {
+    let mut config = look_up_config(kafka)?;
+    log_connections(&mut config);
     Ok(config)
 }
 
@@ -188,6 +200,18 @@ fn connection_config(kafka: &KafkaConfig) -> ClientConfig {
     }
     config.set_log_level(RDKafkaLogLevel::Info);
     config
+}
+
+/// Whatever else is logged by the user's wish.
+fn log_connections(config: &mut ClientConfig) {
+    let (property, context) = CONNECTIONS_LOGGED;
+    let own = config.get(property).unwrap_or_default();
+    let contexts = match own.split(',').any(|own| own.trim() == context) {
+        true => own.to_owned(),
+        false => format!("{context},{own}"),
+    };
+    config.set(property, contexts.trim_end_matches(','));
+    config.set_log_level(RDKafkaLogLevel::Debug);
 }
 
 fn set_properties(config: &mut ClientConfig, kafka: &KafkaConfig) -> Result<(), KafkaError> {
@@ -276,6 +300,24 @@ mod tests {
         assert_eq!(config.get("linger.ms"), None);
         assert_eq!(config.get("message.max.bytes"), Some("2000000"));
         assert_eq!(record_bytes_max(&own), 2_000_000);
+    }
+
+    #[test]
+    fn connections_are_logged_whatever_else_is() {
+        for (own, all) in [
+            (None, "broker"),
+            (Some("msg,topic"), "broker,msg,topic"),
+            (Some("msg, broker"), "msg, broker"),
+        ] {
+            let own: Vec<_> = own.map(|own| ("debug", own)).into_iter().collect();
+            let config = producer_config(&kafka(&own), &LIMITS).unwrap();
+            assert_eq!(config.get("debug"), Some(all));
+            config.create::<BaseProducer>().unwrap();
+            let config = witness_config(&kafka(&own)).unwrap();
+            assert_eq!(config.get("debug"), Some(all));
+        }
+        let config = look_up_config(&kafka(&[])).unwrap();
+        assert_eq!(config.get("debug"), None);
     }
 
     #[test]

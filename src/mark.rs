@@ -134,6 +134,14 @@ impl Statement {
             Self::Rows(statement) => statement.run(client).await,
         }
     }
+
+    /// The SQL of a mark in rows, which is made anew for each.
+    pub fn sql(&self) -> Option<String> {
+        match self {
+            Self::Ledger(_) => None,
+            Self::Rows(statement) => Some(statement.sql()),
+        }
+    }
 }
 
 impl Marks {

@@ -53,6 +53,8 @@ enum Question {
     Rows,
     /// Whether a row stands that the ledger knows as sent.
     SentByLedger,
+    /// The same, on a table with triggers that may keep a row as it is.
+    SentByLedgerBehindTriggers,
     /// Whether a row stands that carries `sent_at`.
     SentByRow,
     /// Whether anything is blocked or held.
@@ -147,6 +149,15 @@ fn conditions(
                 format!("delete them first: {}", delete_by_ledger(table)),
             ),
         )),
+        (Mark::Ledger, Mark::SentAt) => conditions.push((
+            Question::SentByLedgerBehindTriggers,
+            refuse(
+                "rows that were sent are to get their `sent_at`, and a trigger that runs before each UPDATE may keep them as \
+                 they are: they would be sent again"
+                    .to_owned(),
+                format!("disable it while the relay starts: ALTER TABLE {name} DISABLE TRIGGER USER;"),
+            ),
+        )),
         (Mark::SentAt, Mark::Delete) => conditions.push((
             Question::SentByRow,
             refuse(
@@ -209,6 +220,12 @@ async fn is_so(
     question: Question,
 ) -> Result<bool, MarkError> {
     let name = table.name();
+    let by_ledger = format!(
+        "SELECT FROM outboxd.outbox b JOIN outboxd.ledger l USING (outbox, generation), \
+         unnest(l.sent) AS sent (numbers) \
+         WHERE b.outbox = $1 AND EXISTS (SELECT FROM {name} o \
+         WHERE o.seq >= lower(sent.numbers) AND o.seq < upper(sent.numbers))"
+    );
     let rows = match question {
         Question::Rows => format!("SELECT FROM {name} WHERE $1::text IS NOT NULL"),
         Question::SentByRow => {
@@ -217,12 +234,19 @@ async fn is_so(
             }
             format!("SELECT FROM {name} WHERE sent_at IS NOT NULL AND $1::text IS NOT NULL")
         }
-        Question::SentByLedger => format!(
-            "SELECT FROM outboxd.outbox b JOIN outboxd.ledger l USING (outbox, generation), \
-             unnest(l.sent) AS sent (numbers) \
-             WHERE b.outbox = $1 AND EXISTS (SELECT FROM {name} o \
-             WHERE o.seq >= lower(sent.numbers) AND o.seq < upper(sent.numbers))"
-        ),
+        Question::SentByLedger => by_ledger,
+        Question::SentByLedgerBehindTriggers => {
+            let tables: Vec<String> = std::iter::once(table.oid)
+                .chain(table.leaves.iter().map(|leaf| leaf.oid))
+                .map(|oid| oid.to_string())
+                .collect();
+            // Bits of tgtype: 1 row, 2 before, 16 update.
+            format!(
+                "{by_ledger} AND EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid IN ({}) \
+                 AND t.tgtype & 3 = 3 AND t.tgtype & 16 <> 0 AND NOT t.tgisinternal AND t.tgenabled <> 'D')",
+                tables.join(", ")
+            )
+        }
         Question::Held => "SELECT FROM outboxd.blocked WHERE state <> 'released' AND (outbox = $1 \
              OR left(outbox, length($1) + 1) = $1 || '#')"
             .to_owned(),

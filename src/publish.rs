@@ -6,9 +6,11 @@
 
 mod bootstrap;
 mod clocks;
+mod cut_off;
 mod fault;
 mod handles;
 mod inquiry;
+mod log_lines;
 mod look_up;
 mod openings;
 mod place;
@@ -16,6 +18,8 @@ mod reports;
 mod session;
 #[cfg(test)]
 mod tests;
+mod trials;
+mod witness;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -32,7 +36,8 @@ use clocks::Clocks;
 use look_up::{LookUps, Question};
 pub use place::{Place, partition_of};
 use reports::Broker;
-use session::{Command, Session};
+use session::{Command, Session, Ties};
+use trials::Trials;
 
 /// Names one row in flight; tickets grow by one in publishing order.
 pub type Ticket = u64;
@@ -75,12 +80,21 @@ pub enum TopicState {
 /// Why a producer session ended.
 #[derive(Debug)]
 pub struct SessionEnd {
-    /// The rows whose own reports carried a broker's code, with that code's class.
+    /// The rows whose own reports carried a broker's code, with that code's class; or which a broker may have cut off.
     pub failed: Vec<(Ticket, Fault)>,
     /// The chain of what went wrong, without row contents.
     pub reason: String,
     /// A topic refused a batch as too large: the `batch.size` for the next session.
     pub batch_bytes_max: Option<usize>,
+    /// A broker cut off what it was sent: the next session looks at it from its start.
+    pub cutting: Option<Cutting>,
+}
+
+/// A broker that cuts off what it is sent, and a topic that it can be asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cutting {
+    broker: i32,
+    topic: Arc<str>,
 }
 
 /// Whose fault a failed delivery report can be.
@@ -142,19 +156,30 @@ impl Publisher {
         kafka: &KafkaConfig,
         limits: &LimitsConfig,
     ) -> Result<(Self, UnboundedReceiver<PublisherEvent>), PublishError> {
+        Self::start_watching(kafka, limits, None)
+    }
+
+    /// `start` with what the session before said of a broker.
+    pub fn start_watching(
+        kafka: &KafkaConfig,
+        limits: &LimitsConfig,
+        cutting: Option<Cutting>,
+    ) -> Result<(Self, UnboundedReceiver<PublisherEvent>), PublishError> {
         let files = ClientFiles::of(kafka);
         let (events, receiver) = unbounded_channel();
         let (commands, command_receiver) = mpsc::channel();
         let (look_ups, look_up_receiver) = mpsc::channel();
         let in_flight = Arc::new(AtomicUsize::new(0));
         let broker = Broker::default();
-        let session = Session::new(
-            crate::kafka::producer_config(kafka, limits)?,
-            broker.clone(),
-            command_receiver,
-            events.clone(),
-            Arc::clone(&in_flight),
-        )?;
+        let config = crate::kafka::producer_config(kafka, limits)?;
+        let ties = Ties {
+            broker: broker.clone(),
+            commands: command_receiver,
+            events: events.clone(),
+            in_flight: Arc::clone(&in_flight),
+        };
+        let trials = Trials::new(kafka.clone(), cutting);
+        let session = Session::new(config, ties, trials)?;
         let asking = LookUps::new(kafka.clone(), broker.clone(), look_up_receiver, events);
         spawn("publish", move || session.run())?;
         spawn("look-up", move || asking.run())?;
@@ -241,6 +266,7 @@ impl Publisher {
             failed: Vec::new(),
             reason: "the session had ended".into(),
             batch_bytes_max: None,
+            cutting: None,
         })
     }
 }

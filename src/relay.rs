@@ -39,7 +39,7 @@ use crate::mark::{MarkError, Marks, Owed, Tenure};
 use crate::metrics::Metrics;
 use crate::outbox::{Layout, OutboxRow, RowId};
 use crate::postgres;
-use crate::publish::{Place, PublisherEvent, Ticket};
+use crate::publish::{Cutting, Place, PublisherEvent, Ticket};
 use crate::retention::Retention;
 use crate::source::Source;
 use crate::source::replication::missed::Watch;
@@ -79,6 +79,8 @@ pub struct Relay {
     /// What the catch-up read where nothing is marked, for the stream brings some of it again.
     read_before: ReadBefore,
     replayed: Replayed,
+    /// Set once we were asked to stop.
+    stop_by: Option<Instant>,
     /// The rows for which the table was read last.
     reread: Reread,
     /// How far the server's history was seen; a session that is opened on less of it is refused.
@@ -92,6 +94,8 @@ pub struct Relay {
     patience: Patience,
     /// How Kafka is reached, with what was learned of its topics.
     kafka: KafkaConfig,
+    /// What the last producer said of a broker.
+    cutting: Option<Cutting>,
     /// Of the topics that were found.
     partitions: HashMap<Arc<str>, usize>,
     config: Arc<Config>,
@@ -147,6 +151,7 @@ impl Relay {
             leaderless_since: None,
             read_before: ReadBefore::default(),
             replayed: Replayed::default(),
+            stop_by: None,
             reread: Reread::default(),
             horizon: None,
             generation: None,
@@ -155,6 +160,7 @@ impl Relay {
             outages: Episodes::default(),
             patience: Patience::default(),
             kafka: config.kafka.clone(),
+            cutting: None,
             partitions: HashMap::new(),
             config,
         }
@@ -423,12 +429,11 @@ impl Run<'_> {
     }
 
     fn drain(&mut self) {
-        let grace = self.relay.config.shutdown.grace;
         info!(rows = self.relay.core.rows(), "draining");
         self.relay
             .status
             .state(crate::status::State::Draining, "asked to stop");
-        self.drain_until = Some(Instant::now() + grace);
+        self.drain_until = Some(self.relay.stop_by());
     }
 
     fn take_event(&mut self, event: Option<PublisherEvent>) -> Option<End> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -39,7 +39,7 @@ const PAUSES: [Duration; 6] = [
 const SLOT_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// While a session is being opened; the admin server calls a loop that is silent for 60 s stalled.
 const BEAT_EVERY: Duration = Duration::from_secs(5);
-/// A session that lived so long, or delivered anything, was a good one: the pauses start anew.
+/// A session that lived so long, delivered or blocked anything, was a good one: the pauses start anew.
 const GOOD_AFTER: Duration = Duration::from_secs(10);
 
 /// Why a relay can't even start.
@@ -65,6 +65,8 @@ pub struct Supervisor {
     passage: Passage,
     attempts: usize,
     told: String,
+    /// The last session ended because we were asked to stop, in order.
+    is_drained: bool,
     stop: CancellationToken,
 }
 
@@ -102,6 +104,7 @@ impl Supervisor {
             passage: Passage::Clear,
             attempts: 0,
             told: String::new(),
+            is_drained: false,
             stop,
         }
     }
@@ -123,11 +126,32 @@ impl Supervisor {
             }
             self.pause(verdict).await;
         }
+        self.settle().await;
         self.relay.end_producer(Duration::ZERO).await;
         if let Some(keeper) = self.keeper.take() {
             keeper.release().await;
         }
         Ok(())
+    }
+
+    /// Marks what is in flight although no session is open, and records what was replayed: in one more, which reads nothing.
+    ///
+    /// A stop that meets a lost connection, or a replay, would repeat these rows otherwise. Over with the grace period.
+    async fn settle(&mut self) {
+        let is_in_flight = self.relay.owes_marks() && !self.is_drained;
+        let is_owed = is_in_flight || !self.legacy.replayed.is_empty();
+        if self.config.source.mark == Mark::None || !is_owed {
+            return;
+        }
+        let deadline = self.relay.stop_by();
+        let Ok(Ok(session)) = timeout_at(deadline, self.open()).await else {
+            warn!("rows were published and could not be marked: they may be sent again");
+            return;
+        };
+        self.relay.enter(&session).await;
+        if self.relay.start_producer().is_ok() {
+            self.relay.run(session).await;
+        }
     }
 
     async fn attempt(&mut self) -> Result<Attempt, SuperviseError> {
@@ -149,9 +173,12 @@ impl Supervisor {
             return without_producer(failure);
         }
         let (started_at, delivered_before) = (Instant::now(), self.relay.delivered_rows);
+        let held_before = self.relay.core.held().rows();
         let end = self.relay.run(session).await;
-        let is_good =
-            started_at.elapsed() >= GOOD_AFTER || self.relay.delivered_rows > delivered_before;
+        self.is_drained = matches!(end, End::Stopped);
+        let is_good = started_at.elapsed() >= GOOD_AFTER
+            || self.relay.delivered_rows > delivered_before
+            || self.relay.core.held().rows() > held_before;
         if is_good {
             self.attempts = 0;
         }

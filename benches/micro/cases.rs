@@ -148,6 +148,7 @@ fn statement() -> Box<dyn FnMut()> {
         })
         .collect();
     Box::new(move || {
-        black_box(marks.statement(&rows, None));
+        let statement = marks.statement(&rows, None);
+        black_box(statement.and_then(|statement| statement.sql()));
     })
 }

@@ -1,7 +1,7 @@
 //! Stopping in order, starting again, and changing the mode in between: nothing is lost and nothing comes twice.
 
 use super::order::busy;
-use super::scene::{Pair, SOON, Scene, stop};
+use super::scene::{Pair, SOON, Scene, execute, stop};
 use crate::harness::load::{Load, write_rows};
 use crate::harness::order_writer::Fate;
 use crate::harness::proxy::Proxy;
@@ -32,6 +32,27 @@ pub async fn graceful_restarts_repeat_nothing(pair: Pair) {
     }
     load.stop().await;
     scene.judge_to_the_end(&mut relay).await;
+}
+
+/// SIGTERM comes while every connection to PostgreSQL is being cut: what Kafka acknowledged is marked in a session that is
+/// opened for it.
+pub async fn stops_that_meet_a_lost_connection_repeat_nothing(pair: Pair) {
+    let scene = Scene::new(pair).await;
+    let mut relay = scene.start_steady().await;
+    let load = endless().start(&scene.database.url).await;
+    let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+               WHERE datname = current_database() AND application_name LIKE 'outboxd%'";
+    for _ in 0..4 {
+        load.progress(40, SOON).await;
+        execute(&scene.client, cut).await;
+        stop(&mut relay);
+        load.progress(10, SOON).await;
+        relay.restart();
+    }
+    load.stop().await;
+    // Without marks what was in flight comes again after a lost connection.
+    let repeated = if pair.mark == "none" { 1_000 } else { 0 };
+    scene.judge_to_the_end_with(&mut relay, repeated).await;
 }
 
 /// A transaction comes slowly, and stands still when some of its rows are in Kafka: the relay is asked to stop there.

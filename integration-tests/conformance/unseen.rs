@@ -5,7 +5,7 @@ use tokio_postgres::Client;
 
 use super::scene::{Pair, SOON, Scene, count, execute, insert, insert_of, stop};
 use crate::harness::postgres::{Postgres, USUAL};
-use crate::harness::standby::{self, FlushingStandby};
+use crate::harness::standby::FlushingStandby;
 use crate::harness::wait_until;
 
 /// A commit that waits for a standby to apply it is flushed and sent by the walsender, and visible to nobody. The relay
@@ -20,9 +20,7 @@ pub async fn a_commit_that_nobody_sees_is_published_once(pair: Pair) {
     insert(&scene.client, "order-1", 1).await;
     scene.judge().await;
     stop(&mut relay);
-    postgres.configure(&[("synchronous_standby_names", standby::NAME)]);
-    postgres.reload();
-    let _standby = FlushingStandby::attach(&postgres).await;
+    let standby = FlushingStandby::start(&mut postgres).await;
     let writer = scene.database.client().await;
     execute(&writer, "SET synchronous_commit = remote_apply").await;
     let waits = tokio::spawn(async move { insert(&writer, "order-1", 2).await });
@@ -49,8 +47,7 @@ pub async fn a_commit_that_nobody_sees_is_published_once(pair: Pair) {
         relay.restart();
         others_flow(&scene, 2).await;
     }
-    postgres.configure(&[("synchronous_standby_names", "")]);
-    postgres.reload();
+    standby.end(&mut postgres).await;
     waits.await.expect("the commit returns");
     insert(&scene.client, "order-1", 3).await;
     scene.judge_to_the_end(&mut relay).await;

@@ -9,9 +9,10 @@ use std::net::{Shutdown, TcpStream};
 use std::thread::JoinHandle;
 
 use super::postgres::Postgres;
+use super::{SOON, wait_until};
 
 /// What PostgreSQL is to know it by: `synchronous_standby_names` names it.
-pub const NAME: &str = "sb";
+const NAME: &str = "sb";
 
 pub struct FlushingStandby {
     socket: TcpStream,
@@ -19,8 +20,26 @@ pub struct FlushingStandby {
 }
 
 impl FlushingStandby {
+    /// A server's only synchronous standby from now on.
+    pub async fn start(postgres: &mut Postgres) -> Self {
+        postgres.configure(&[("synchronous_standby_names", NAME)]);
+        postgres.reload();
+        let standby = Self::attach(postgres).await;
+        let sql = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'";
+        wait_for(postgres, sql, 1).await;
+        standby
+    }
+
+    /// Lets every COMMIT through that waits.
+    pub async fn end(self, postgres: &mut Postgres) {
+        postgres.configure(&[("synchronous_standby_names", "")]);
+        postgres.reload();
+        let sql = "SELECT length(current_setting('synchronous_standby_names'))::int8";
+        wait_for(postgres, sql, 0).await;
+    }
+
     /// Attaches to a server where the write-ahead log stands now.
-    pub async fn attach(postgres: &Postgres) -> Self {
+    async fn attach(postgres: &Postgres) -> Self {
         let client = postgres.client("postgres").await;
         let sql = "SELECT pg_current_wal_flush_lsn()::text";
         let position: String = client.query_one(sql, &[]).await.expect("ask").get(0);
@@ -48,6 +67,18 @@ impl Drop for FlushingStandby {
             let _ = thread.join();
         }
     }
+}
+
+async fn wait_for(postgres: &Postgres, sql: &str, wanted: i64) {
+    let client = postgres.client("postgres").await;
+    wait_until("the server knows its standbys", SOON, async || {
+        let row = client.query_one(sql, &[]).await;
+        match row.map_err(|error| error.to_string())?.get::<_, i64>(0) {
+            found if found == wanted => Ok(()),
+            other => Err(other.to_string()),
+        }
+    })
+    .await;
 }
 
 fn start(socket: &mut TcpStream, position: &str) {

@@ -60,6 +60,8 @@ impl Secured {
                 scram("SCRAM-SHA-512", REVOKED),
             ],
             &[
+                // As Azure Event Hubs does, which is reached in the same way.
+                ("socket.request.max.bytes", "1046528"),
                 (
                     "authorizer.class.name",
                     "org.apache.kafka.metadata.authorizer.StandardAuthorizer",

@@ -196,3 +196,31 @@ async fn insert_both(orders: &Orders) -> Option<(Uuid, Uuid)> {
     let invoice = orders.client.query_one(sql, &[]).await.unwrap().get(0);
     Some((order[0], invoice))
 }
+
+/// The broker closes the connection on it, and TLS tells that in words of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_is_cut_off_over_tls_is_blocked_and_others_flow() {
+    let secured = Secured::shared().await;
+    let password = secret("password", PASSWORD);
+    let password = from_file(&password);
+    let orders = orders(secured, "cut_off", |config| {
+        secured.by_password(config, "SCRAM-SHA-256", USER, &password)
+    })
+    .await;
+    let relay = Relay::start(&orders.config);
+    let mut ids = orders.insert(5).await;
+    orders.wait_for(&ids).await;
+    orders
+        .run(
+            "INSERT INTO outbox (aggregatetype, aggregateid, type, payload)
+             VALUES ('order', 'large', 'placed', to_json(repeat('x', 2000000)))",
+        )
+        .await;
+    ids.extend(orders.insert(20).await);
+    orders.wait_for(&ids).await;
+    wait_for_status(&relay, "that a row is held", |status| {
+        let reason = status["held"][0]["reason"].as_str().unwrap_or_default();
+        reason.contains("closes the connection") && reason.contains("2000007 bytes")
+    })
+    .await;
+}

@@ -14,7 +14,7 @@ use crate::harness::oracle::{Truth, payload};
 use crate::harness::order_writer::Fate;
 use crate::harness::postgres::{Postgres, USUAL};
 use crate::harness::relay::Relay;
-use crate::harness::unapplied::Unapplied;
+use crate::harness::standby::FlushingStandby;
 use crate::harness::wait_until;
 
 /// An aggregate that no writer of the load locks.
@@ -26,9 +26,7 @@ const CUT: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 /// A commit that waits for a standby to apply it is decoded and not seen; then it is, and its aggregate goes on.
 pub async fn unseen(scene: &Scene) {
     let mut postgres = Postgres::start(USUAL);
-    let Some(standby) = Unapplied::start(&mut postgres).await else {
-        return scene.remark("skipped: pg_receivewal is not installed");
-    };
+    let standby = FlushingStandby::start(&mut postgres).await;
     both(scene, async |scene, pair| {
         let rig = Rig::new(pair, &postgres, Kafka::shared().await).await;
         unseen_by(scene, &rig).await;

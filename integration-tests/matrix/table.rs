@@ -159,6 +159,7 @@ pub static ROWS: &[Row] = &[
     row(88, "a cluster that is seconds away", Both, 1, Shown::ByTests(&["topics::far::"])),
     row(89, "a first start from now on a table with a past", Both, 1, Shown::ByTests(&["first_start::a_start_from_now"])),
     row(90, "a kill after a first start of more rows than the ledger keeps in memory", Both, 1, Shown::ByTests(&["ledger::numbers_of_closed_segments"])),
+    row(91, "requests that a broker cuts off for their size; the same rows while it is killed or frozen, and while connections are cut", Both, 1, Shown::ByTests(&["cut_off::", "a_row_that_is_cut_off_over_tls"])),
     // At any instant, whatever happens (O6).
     row(0, "frozen at random moments: nothing marked or confirmed early", Both, 1, by!(marks::nothing_is_early)),
 ];

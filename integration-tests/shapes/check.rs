@@ -72,6 +72,16 @@ pub fn ask(config: &RelayConfig) -> Result<Answer, String> {
     }
 }
 
+/// Whether a warning says so, whatever else is missing.
+pub fn warns(config: &RelayConfig, text: &str) -> Result<bool, String> {
+    let done = config.outboxd(&["check", "--json"]);
+    let report: Value = serde_json::from_slice(&done.stdout)
+        .map_err(|error| format!("check: {error}: {}", said(&done)))?;
+    let findings = report["findings"].as_array().into_iter().flatten();
+    let mut warnings = findings.filter(|one| one["outcome"] == "warning");
+    Ok(warnings.any(|warning| line(warning).contains(text)))
+}
+
 fn line(finding: &Value) -> String {
     let text = |key: &str| finding[key].as_str().unwrap_or_default().to_owned();
     format!("{}: {}; {}", text("what"), text("detail"), text("remedy"))

@@ -12,12 +12,11 @@ use std::time::Instant;
 use tokio::runtime::Runtime;
 
 use super::case::{Case, Outcome};
-use super::known::waits;
 use super::results::{Entry, Results};
 use super::server::Servers;
 use super::shape::PAIRS;
 
-/// Runs what is asked for; fails when a case is broken that waits for nothing.
+/// Runs what is asked for; fails when a case is broken.
 pub fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(4)
@@ -102,7 +101,7 @@ impl Run {
         let began_at = Instant::now();
         let outcome = runtime.block_on(case.run(servers));
         let seconds = began_at.elapsed().as_secs_f64();
-        println!("{seconds:4.0} s  {}: {}", case.name(), line(case, &outcome));
+        println!("{seconds:4.0} s  {}: {}", case.name(), line(&outcome));
         self.results().add(Entry {
             case: case.name(),
             seconds,
@@ -112,48 +111,32 @@ impl Run {
 
     fn summary(&self) -> bool {
         let results = self.results();
-        let (mut holds, mut refused, mut waiting, mut broken) = (0, 0, 0, 0);
+        let (mut holds, mut refused, mut broken) = (0, 0, 0);
         for case in &self.cases {
             let Some(entry) = results.of(&case.name()) else {
                 continue;
             };
-            match (&entry.outcome, waits(case)) {
-                (Outcome::LeftOut(why), _) => println!("{}: left out: {why}", case.name()),
-                (Outcome::Broken(_), Some(_)) => waiting += 1,
-                (Outcome::Broken(_), None) => {
+            match &entry.outcome {
+                Outcome::Holds => holds += 1,
+                Outcome::Refused(_) => refused += 1,
+                Outcome::LeftOut(_) => println!("{}: {}", case.name(), line(&entry.outcome)),
+                Outcome::Broken(_) => {
                     broken += 1;
-                    println!("{}: {}", case.name(), line(case, &entry.outcome));
+                    println!("{}: {}", case.name(), line(&entry.outcome));
                 }
-                (outcome, Some(row)) => {
-                    println!("{}: waits for {row} no longer", case.name());
-                    *count(outcome, &mut holds, &mut refused) += 1;
-                }
-                (outcome, None) => *count(outcome, &mut holds, &mut refused) += 1,
             }
         }
-        println!(
-            "{holds} hold, {refused} are refused, {waiting} wait for a mend, {broken} are broken"
-        );
+        println!("{holds} hold, {refused} are refused, {broken} are broken");
         broken == 0
     }
 }
 
-fn count<'a>(outcome: &Outcome, holds: &'a mut usize, refused: &'a mut usize) -> &'a mut usize {
+fn line(outcome: &Outcome) -> String {
     match outcome {
-        Outcome::Refused(_) => refused,
-        _ => holds,
-    }
-}
-
-fn line(case: &Case, outcome: &Outcome) -> String {
-    match (outcome, waits(case)) {
-        (Outcome::Holds, _) => "holds".to_owned(),
-        (Outcome::Refused(reason), _) => format!("refused: {}", first_line(reason)),
-        (Outcome::LeftOut(why), _) => format!("left out: {why}"),
-        (Outcome::Broken(faults), Some(row)) => {
-            format!("waits for {row}: {}", first_line(&faults.join("; ")))
-        }
-        (Outcome::Broken(faults), None) => format!("BROKEN: {}", faults.join("\n        ")),
+        Outcome::Holds => "holds".to_owned(),
+        Outcome::Refused(reason) => format!("refused: {}", first_line(reason)),
+        Outcome::LeftOut(why) => format!("left out: {why}"),
+        Outcome::Broken(faults) => format!("BROKEN: {}", faults.join("\n        ")),
     }
 }
 

@@ -5,10 +5,9 @@
 use super::case::{Outbox, allow_all, until};
 use super::check::{self, Answer};
 use super::events::Wanted;
-use super::known::{Part, part_waits};
 use super::shape::{PAIRS, Pair, filled};
 use crate::harness::postgres::Postgres;
-use crate::harness::unapplied::Unapplied;
+use crate::harness::standby::FlushingStandby;
 
 type Step = Result<(), String>;
 
@@ -82,9 +81,9 @@ async fn changes(outbox: &mut Outbox) -> Step {
         true => Wanted::Perhaps,
         false => Wanted::Always,
     };
-    let pair = outbox.case.pair;
+    let sends_changes = !check::warns(&outbox.config, "is sent as it was inserted")?;
     let writer = &mut outbox.writer;
-    if part_waits(Part::ChangeWithin, pair).is_none() {
+    if sends_changes {
         writer.change_within().await?;
     }
     writer.change_later().await?;
@@ -117,9 +116,7 @@ async fn blocked(outbox: &mut Outbox) -> Step {
 
 /// A commit that is flushed, decoded and seen by nobody, while the walsender is cut or the relay starts again.
 async fn unseen(outbox: &mut Outbox, server: &mut Postgres) -> Step {
-    let Some(standby) = Unapplied::start(server).await else {
-        return Ok(());
-    };
+    let standby = FlushingStandby::start(server).await;
     let done = unseen_with(outbox).await;
     standby.end(server).await;
     let waiting = done?;
@@ -302,12 +299,7 @@ async fn switched(outbox: &mut Outbox) -> Step {
 /// Each case switches to another one.
 fn next(outbox: &Outbox) -> Pair {
     let own = outbox.case.pair;
-    let is_next = |pair: &Pair| {
-        let is_other_mark = pair.mark != own.mark;
-        *pair != own
-            && pair.mark != "none"
-            && !(is_other_mark && part_waits(Part::OtherMark, own).is_some())
-    };
+    let is_next = |pair: &Pair| *pair != own && pair.mark != "none";
     let others: Vec<Pair> = PAIRS.into_iter().filter(is_next).collect();
     match others.len() {
         0 => own,

@@ -80,8 +80,8 @@ pub(crate) fn of_reason(reason: &str) -> &'static str {
              else make the row smaller"
         }
         "refused" => {
-            "raise `max.message.bytes` of the topic if the brokers say that the record is too large; else correct \
-             the row"
+            "raise `max.message.bytes` of the topic if the brokers say that the record is too large, and what bounds a \
+             request if they close the connection on it; else correct the row"
         }
         "unreadable" => "PostgreSQL cannot send a value of the row: correct it in the table",
         "mark" => {

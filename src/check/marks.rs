@@ -15,9 +15,9 @@ const TREE: &str = "
 
 /// Bits of tgtype: 1 row, 2 before, 8 delete, 16 update.
 const TRIGGERS: &str = "
-    SELECT pg_catalog.format('%I on %s', t.tgname, t.tgrelid::regclass)
+    SELECT pg_catalog.format('%I on %s', t.tgname, t.tgrelid::regclass), t.tgtype & 2 <> 0
     FROM tree JOIN pg_catalog.pg_trigger t ON t.tgrelid = tree.oid
-    WHERE t.tgtype & 3 = 3 AND t.tgtype & $2 <> 0 AND NOT t.tgisinternal AND t.tgenabled <> 'D'
+    WHERE t.tgtype & 1 = 1 AND t.tgtype & $2 <> 0 AND NOT t.tgisinternal AND t.tgenabled <> 'D'
     ORDER BY 1";
 
 /// Those that refuse the deletion of a row which is referred to.
@@ -39,9 +39,13 @@ pub(super) async fn look(client: &Client, config: &Config, table: &Table, report
         Err(error) => report.push(unknown("triggers", error)),
         Ok(rows) => rows.iter().for_each(|row| {
             let trigger: &str = row.get(0);
+            let (when, which) = match row.get(1) {
+                true => ("before", "that it keeps as it is"),
+                false => ("after", "for which it raises an error"),
+            };
             report.push(Finding::warning(
                 "mark",
-                format!("the trigger {trigger} runs before each {event}: a row that it keeps as it is can't be marked, and blocks its aggregate"),
+                format!("the trigger {trigger} runs {when} each {event}: a row {which} can't be marked, and blocks its aggregate"),
                 format!("DROP TRIGGER {trigger}; -- unless it lets every row pass"),
             ));
         }),

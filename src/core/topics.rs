@@ -416,6 +416,8 @@ impl Topics {
             let is_due = match topic {
                 // Only a record shows whether it is still refused: it is tried when all are asked for.
                 Topic::Held(hold, _) if hold.is_refused || **name == **OTHERS => false,
+                // A partition's leader comes back within seconds.
+                Topic::Held(..) if Place::parse(name).is_some() => true,
                 Topic::Held(_, pause) => pause.is_over(turn, PAUSE_MAX),
                 Topic::Missing => others_are_asked,
                 Topic::Asked { .. } | Topic::Available | Topic::Returning => false,

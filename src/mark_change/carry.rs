@@ -26,6 +26,11 @@ pub enum CarryError {
          the mark waits for them"
     )]
     NotVisible { missing: u64 },
+    /// They would be sent again.
+    #[error(
+        "{rows} rows that were sent keep `sent_at` as it is, NULL: a trigger or a rule undoes what is written"
+    )]
+    Kept { rows: u64 },
 }
 
 /// Whose marks are carried over.
@@ -39,7 +44,7 @@ pub struct Carried<'a> {
 
 /// Enters what the former mark recorded into the new one.
 ///
-/// Errors: `NotVisible` while rows that were sent may still appear; worth another try.
+/// Errors: `NotVisible` while rows that were sent may still appear, worth another try; `Kept` where a person must act.
 /// Cancel-safe: yes; what was entered stays, and the next try goes over it again.
 pub async fn carry(client: &Client, what: Carry, carried: &Carried<'_>) -> Result<(), CarryError> {
     let Some((first, last)) = bounds(client, carried.table).await? else {
@@ -72,14 +77,18 @@ async fn ledger_to_sent_at(
     first: i64,
     last: i64,
 ) -> Result<u64, CarryError> {
-    let (mut sent, mut found) = (0, 0);
+    let (mut sent, mut found, mut kept) = (0, 0, 0);
     for segment in segments(client, carried, first, last).await? {
         let (numbers, at) = of_segment(client, carried, segment).await?;
         let standing: RangeSet = numbers.within(first..=last).collect();
         sent += standing.len();
         for piece in pieces(&standing) {
             found += set_sent_at(client, carried, &piece, &at).await?;
+            kept += unsent(client, carried, &piece).await?;
         }
+    }
+    if kept > 0 {
+        return Err(CarryError::Kept { rows: kept });
     }
     let missing = sent.saturating_sub(found);
     if missing > 0 && has_writers(client, carried.table).await? {
@@ -171,6 +180,23 @@ async fn set_sent_at(
     let Tenure { outbox, epoch } = carried.tenure;
     let values: [&(dyn ToSql + Sync); 5] = [outbox, epoch, &lows, &highs, &at];
     counted(client, &sql, &values, "carry marks over", outbox).await
+}
+
+/// How many of the numbers still stand unsent.
+async fn unsent(
+    client: &Client,
+    carried: &Carried<'_>,
+    piece: &[(i64, i64)],
+) -> Result<u64, MarkError> {
+    let sql = format!(
+        "SELECT count(*) FROM {} o, unnest($1::int8[], $2::int8[]) AS piece (low, high) \
+         WHERE o.seq BETWEEN piece.low AND piece.high AND o.sent_at IS NULL",
+        carried.table.name()
+    );
+    let (lows, highs): (Vec<i64>, Vec<i64>) = piece.iter().copied().unzip();
+    let row = client.query_one(&sql, &[&lows, &highs]).await;
+    let row = row.map_err(MarkError::sql("see what was marked"))?;
+    Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or_default())
 }
 
 /// Enters the numbers of the rows that carry `sent_at`; their commits lie below where the log stands then.

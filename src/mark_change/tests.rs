@@ -31,8 +31,11 @@ fn what_stood_in_the_table_may_not_change_its_meaning() {
         [Question::SentByLedger]
     );
     assert_eq!(questions(Mark::SentAt, Mark::Delete), [Question::SentByRow]);
+    assert_eq!(
+        questions(Mark::Ledger, Mark::SentAt),
+        [Question::SentByLedgerBehindTriggers]
+    );
     for (former, now) in [
-        (Mark::Ledger, Mark::SentAt),
         (Mark::SentAt, Mark::Ledger),
         (Mark::Delete, Mark::Ledger),
         (Mark::Delete, Mark::SentAt),

@@ -2,8 +2,12 @@
 
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-use super::Fault;
+use super::cut_off::{Cause, CutOff};
 use super::reports::Failure;
+use super::{Fault, SessionEnd, Ticket};
+
+/// What bounds a request, in the words of those who set it.
+const REQUEST_LIMIT: &str = "its `socket.request.max.bytes`, or a cloud's limit for a request";
 
 /// Classes the code of a failed report; `None` where the record is only a bystander.
 ///
@@ -65,6 +69,46 @@ pub(super) fn is_of_batch(failure: &Failure, batch_bytes: usize) -> bool {
         Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidMessageSize
     );
     is_size && failure.bytes < batch_bytes
+}
+
+/// The end of a session whose broker closes the connection on what it is sent, with the records that were given up.
+pub(super) fn of_cut_off(cut_off: &CutOff, given_up: &[Failure], batch_bytes: usize) -> SessionEnd {
+    let broker = format!("broker {}", cut_off.cutting.broker);
+    let what = format!("{broker} closes the connection on what it is sent, and answers on others");
+    let row = |(ticket, bytes): (Ticket, usize)| {
+        let text = format!(
+            "{broker} closes the connection on the request with this row, of {bytes} bytes, and answers on others: \
+             raise {REQUEST_LIMIT}, or make the row smaller"
+        );
+        (ticket, Fault::Row(text))
+    };
+    let (failed, batch_bytes_max, meaning) = match cut_off.cause(given_up, batch_bytes) {
+        Cause::Records(records) => {
+            let largest = records.iter().map(|(_, bytes)| *bytes).max();
+            let largest = largest.unwrap_or_default();
+            let meaning =
+                format!("a row of {largest} bytes may be above {REQUEST_LIMIT}: it is sent alone");
+            (records.into_iter().map(row).collect(), None, meaning)
+        }
+        Cause::Batches(bytes) => {
+            let meaning = format!(
+                "batches may be above {REQUEST_LIMIT}: they have {bytes} bytes at most from now on"
+            );
+            (Vec::new(), Some(bytes), meaning)
+        }
+        Cause::Unknown(tickets) => {
+            let fault = |ticket| (ticket, Fault::Session(what.clone()));
+            let failed = tickets.into_iter().map(fault).collect();
+            let meaning = "the rows in flight are too small to be the reason".to_owned();
+            (failed, None, meaning)
+        }
+    };
+    SessionEnd {
+        failed,
+        reason: format!("{what}; {meaning}"),
+        batch_bytes_max,
+        cutting: Some(cut_off.cutting.clone()),
+    }
 }
 
 #[cfg(test)]

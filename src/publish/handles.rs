@@ -91,6 +91,11 @@ impl Handles {
         Err(code.into())
     }
 
+    /// The topic of the last record.
+    pub(super) fn last_topic(&self) -> Option<&Arc<str>> {
+        self.last.as_ref().map(|(name, _)| name)
+    }
+
     fn topic(
         &mut self,
         producer: &BaseProducer<Reports>,

@@ -1,17 +1,22 @@
 //! What librdkafka calls back: delivery reports, errors on the way to the brokers, its log.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 use rdkafka::message::DeliveryResult;
-use rdkafka::producer::ProducerContext;
+use rdkafka::producer::{BaseProducer, ProducerContext};
 use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::Ticket;
+use super::log_lines::{self, Line};
+
+/// Events that are served at once.
+const EVENTS_MAX: usize = 1_000;
 
 /// The state of the way to Kafka, shared by the clients of one session.
 #[derive(Clone, Debug)]
@@ -55,6 +60,8 @@ pub(super) struct Harvest {
     pub(super) delivered: Vec<Ticket>,
     pub(super) failed: Vec<Failure>,
     pub(super) is_fatal: bool,
+    /// What the log said of connections, in its order.
+    pub(super) lines: Vec<Line>,
     /// Callbacks of any kind.
     pub(super) callbacks: u64,
 }
@@ -83,6 +90,17 @@ impl Reports {
         }
     }
 
+    /// Serves every event that waits; each poll serves one.
+    pub(super) fn serve(&self, producer: &BaseProducer<Self>) {
+        for _ in 0..EVENTS_MAX {
+            let before = self.harvest().callbacks;
+            producer.poll(Duration::ZERO);
+            if self.harvest().callbacks == before {
+                return;
+            }
+        }
+    }
+
     pub(super) fn harvest(&self) -> MutexGuard<'_, Harvest> {
         // Every change to it is one push or one store.
         self.harvest.lock().unwrap_or_else(PoisonError::into_inner)
@@ -91,7 +109,13 @@ impl Reports {
 
 impl ClientContext for Reports {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        self.harvest().callbacks += 1;
+        let mut harvest = self.harvest();
+        harvest.callbacks += 1;
+        if matches!(level, RDKafkaLogLevel::Debug) {
+            harvest.lines.extend(log_lines::read(facility, text));
+            return;
+        }
+        drop(harvest);
         // What matters comes as an error or a report too; librdkafka repeats itself while a broker is away.
         match level {
             RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {

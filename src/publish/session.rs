@@ -12,9 +12,12 @@ use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 use tracing::debug;
 
+use super::cut_off::CutOff;
 use super::handles::Handles;
+use super::log_lines::Line;
 use super::openings::Openings;
 use super::reports::{Broker, Failure, Reports};
+use super::trials::{InFlight, Trials};
 use super::{Fault, Outgoing, PublisherEvent, SessionEnd, Ticket, bootstrap, fault};
 use crate::kafka::KafkaError;
 
@@ -43,6 +46,14 @@ pub(super) enum Command {
         deadline: Instant,
         reply: oneshot::Sender<SessionEnd>,
     },
+}
+
+/// What ties the thread to the relay.
+pub(super) struct Ties {
+    pub(super) broker: Broker,
+    pub(super) commands: Receiver<Command>,
+    pub(super) events: UnboundedSender<PublisherEvent>,
+    pub(super) in_flight: Arc<AtomicUsize>,
 }
 
 /// The end that the relay asked for.
@@ -78,6 +89,11 @@ pub(super) struct Session {
     bootstrap_servers: String,
     /// A thread asks for leaders.
     is_refreshing: Arc<AtomicBool>,
+    /// The record that was handed over last.
+    last: Ticket,
+    trials: Trials,
+    /// Why the session ends, where a broker cuts off what it is sent.
+    cut_off: Option<CutOff>,
     refused: Option<Refused>,
     ending: Option<Ending>,
     reported_at: Instant,
@@ -88,11 +104,15 @@ pub(super) struct Session {
 impl Session {
     pub(super) fn new(
         config: ClientConfig,
-        broker: Broker,
-        commands: Receiver<Command>,
-        events: UnboundedSender<PublisherEvent>,
-        in_flight: Arc<AtomicUsize>,
+        ties: Ties,
+        trials: Trials,
     ) -> Result<Self, KafkaError> {
+        let Ties {
+            broker,
+            commands,
+            events,
+            in_flight,
+        } = ties;
         let batch_bytes = config
             .get("batch.size")
             .and_then(|bytes| bytes.parse().ok());
@@ -115,6 +135,9 @@ impl Session {
             batch_bytes,
             bootstrap_servers,
             is_refreshing: Arc::default(),
+            last: 0,
+            trials,
+            cut_off: None,
             refused: None,
             ending: None,
             reported_at: Instant::now(),
@@ -129,7 +152,8 @@ impl Session {
             self.feed();
             let is_fatal = self.report();
             let drained = self.pending.is_empty() && self.outstanding == 0;
-            if is_fatal || !self.failed.is_empty() || self.is_refusal_due() {
+            let is_over = is_fatal || !self.failed.is_empty() || self.is_refusal_due();
+            if is_over || self.is_cut_off() {
                 return self.fail();
             }
             match &self.ending {
@@ -220,6 +244,7 @@ impl Session {
             match self.handles.send(&self.producer, outgoing) {
                 Ok(()) => {
                     self.outstanding += 1;
+                    self.last = outgoing.ticket;
                     self.openings.sent(outgoing, now);
                 }
                 Err(RDKafkaErrorCode::QueueFull) => {
@@ -237,17 +262,21 @@ impl Session {
 
     /// Serves callbacks and tells the relay of what was delivered; whether the producer is dead.
     fn report(&mut self) -> bool {
-        self.poll();
-        let (delivered, is_fatal) = {
+        self.producer.context().serve(&self.producer);
+        let (delivered, lines, is_fatal) = {
             let mut harvest = self.producer.context().harvest();
             self.outstanding -= harvest.delivered.len() + harvest.failed.len();
             self.failed.append(&mut harvest.failed);
-            (std::mem::take(&mut harvest.delivered), harvest.is_fatal)
+            let delivered = std::mem::take(&mut harvest.delivered);
+            let lines = std::mem::take(&mut harvest.lines);
+            (delivered, lines, harvest.is_fatal)
         };
+        self.take_lines(lines);
         let in_flight = self.outstanding + self.pending.len();
         self.in_flight.store(in_flight, Ordering::Relaxed);
         if !delivered.is_empty() {
             self.openings.delivered(&delivered);
+            self.trials.delivered(&delivered);
             self.reported_at = Instant::now();
             self.broker.answered();
             // The relay is gone when nobody listens; the dropped publisher ends the session.
@@ -256,15 +285,25 @@ impl Session {
         is_fatal
     }
 
-    /// Serves every event that waits; each poll serves one.
-    fn poll(&self) {
-        for _ in 0..FEED_MAX {
-            let before = self.producer.context().harvest().callbacks;
-            self.producer.poll(Duration::ZERO);
-            if self.producer.context().harvest().callbacks == before {
-                return;
-            }
+    /// Takes what the log said of connections; nearly always nothing.
+    fn take_lines(&mut self, lines: Vec<Line>) {
+        if lines.is_empty() {
+            return;
         }
+        let in_flight = InFlight {
+            records: self.outstanding,
+            last: self.last,
+            topic: self.handles.last_topic().cloned(),
+        };
+        self.trials.take(lines, &in_flight, Instant::now());
+    }
+
+    /// A broker closes the connection on what it is sent, and on nothing else.
+    fn is_cut_off(&mut self) -> bool {
+        if self.ending.is_none() {
+            self.cut_off = self.trials.proved(Instant::now());
+        }
+        self.cut_off.is_some()
     }
 
     /// A record was not taken, and what stands before it has been reported or takes too long.
@@ -321,6 +360,9 @@ impl Session {
     }
 
     fn session_end(&mut self) -> SessionEnd {
+        if let Some(cut_off) = &self.cut_off {
+            return fault::of_cut_off(cut_off, &self.failed, self.batch_bytes);
+        }
         let batch_bytes_max = fault::batch_bytes_max(&self.failed, self.batch_bytes);
         let mut failed: Vec<(Ticket, Fault)> = Vec::new();
         for failure in self.failed.drain(..) {
@@ -336,6 +378,7 @@ impl Session {
             reason: self.reason(&failed, batch_bytes_max),
             failed,
             batch_bytes_max,
+            cutting: None,
         }
     }
 

@@ -26,6 +26,17 @@ impl Relay {
         self.replayed = Replayed::default();
     }
 
+    /// Rows that Kafka has, or gets, and that a mark is owed for: what a stop between two sessions would send again.
+    pub fn owes_marks(&self) -> bool {
+        self.core.sent() + self.core.unmarked() > 0
+    }
+
+    /// When a stop that was asked for is to be over.
+    pub fn stop_by(&mut self) -> Instant {
+        let deadline = Instant::now() + self.config.shutdown.grace;
+        *self.stop_by.get_or_insert(deadline)
+    }
+
     /// Takes over a session that was opened; drops what is in flight where its numbers are others now.
     ///
     /// A row of another timeline or generation may not be there, and its number be another row's.

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use super::{End, Relay, Run};
 use crate::config::{KafkaConfig, LimitsConfig};
 use crate::kafka::ClientFiles;
-use crate::publish::{PublishError, Publisher, PublisherEvent, SessionEnd};
+use crate::publish::{Cutting, PublishError, Publisher, PublisherEvent, SessionEnd};
 use crate::telemetry::chain;
 
 /// How long an outdated producer may be silent before what it has in flight is given up: an acknowledgement
@@ -29,8 +29,12 @@ pub(super) struct Producer {
 }
 
 impl Producer {
-    fn start(kafka: &KafkaConfig, limits: &LimitsConfig) -> Result<Self, PublishError> {
-        let (publisher, events) = Publisher::start(kafka, limits)?;
+    fn start(
+        kafka: &KafkaConfig,
+        limits: &LimitsConfig,
+        cutting: Option<Cutting>,
+    ) -> Result<Self, PublishError> {
+        let (publisher, events) = Publisher::start_watching(kafka, limits, cutting)?;
         Ok(Self { publisher, events })
     }
 }
@@ -63,7 +67,7 @@ impl Run<'_> {
         if self.successor.is_some() || self.drain_until.is_some() {
             return;
         }
-        match Producer::start(&self.relay.kafka, &self.relay.config.limits) {
+        match Producer::start(&self.relay.kafka, &self.relay.config.limits, None) {
             Ok(producer) => {
                 let rows = self.relay.core.sent();
                 info!(
@@ -134,7 +138,7 @@ impl Relay {
     pub fn start_producer(&mut self) -> Result<(), PublishError> {
         if self.producer.is_none() {
             let limits = &self.config.limits;
-            self.producer = Some(Producer::start(&self.kafka, limits)?);
+            self.producer = Some(Producer::start(&self.kafka, limits, self.cutting.take())?);
         }
         Ok(())
     }
@@ -166,6 +170,7 @@ impl Relay {
     pub(super) fn producer_ended(&mut self, end: &SessionEnd) -> String {
         self.producer = None;
         self.core.producer_ended(end);
+        self.cutting.clone_from(&end.cutting);
         if let Some(bytes) = end.batch_bytes_max {
             let property = "batch.size".to_owned();
             self.kafka.properties.insert(property, bytes.to_string());

@@ -6,7 +6,7 @@ use super::{OpenError, Opening};
 use crate::check::fit::{Refusal, mark_name};
 use crate::inspect::Table;
 use crate::mark::Tenure;
-use crate::mark_change::{self, Carried, Change};
+use crate::mark_change::{self, Carried, CarryError, Change};
 use crate::state::{OutboxState, StateTable};
 use crate::status::State;
 
@@ -41,7 +41,14 @@ impl Opening<'_> {
                     table,
                     tenure,
                 };
-                mark_change::carry(client, what, &carried).await?;
+                let done = mark_change::carry(client, what, &carried).await;
+                done.map_err(|failure| match failure {
+                    CarryError::Kept { .. } => OpenError::Halt {
+                        reason: failure.to_string(),
+                        remedy: "drop it, or go on with source.mark = \"ledger\"".to_owned(),
+                    },
+                    other => other.into(),
+                })?;
             }
             Change::Refuse(Refusal { text, remedy }) => {
                 return Err(OpenError::Halt {

@@ -49,6 +49,8 @@ pub enum Mutation {
     SlotTaken,
     /// A mark that fails is tried again as it is, for ever.
     FailedMarkIsPassing,
+    /// A stop that meets no session leaves what Kafka acknowledged without its mark.
+    StopUnsettled,
 }
 
 impl Mutation {
@@ -73,7 +75,7 @@ impl Mutation {
 }
 
 /// Every planted defect.
-pub const ALL: [Mutation; 21] = [
+pub const ALL: [Mutation; 22] = [
     Mutation::ConfirmBeforeMark,
     Mutation::ConfirmCommitLsn,
     Mutation::KeepaliveTooEarly,
@@ -95,4 +97,5 @@ pub const ALL: [Mutation; 21] = [
     Mutation::MarkHitsAnotherVersion,
     Mutation::SlotTaken,
     Mutation::FailedMarkIsPassing,
+    Mutation::StopUnsettled,
 ];

@@ -289,13 +289,24 @@ impl World {
     }
 
     /// Ends a process in order, and begins another one.
+    ///
+    /// What is in flight is marked in one more session, unless the grace period is over.
     fn stop(&mut self, relay: usize) {
+        let process = &self.relays[relay];
+        let is_in_flight = process.core.sent() + process.core.unmarked() > 0;
+        let is_owed = is_in_flight && !process.left_in_order || !process.replayed.is_empty();
+        let is_in_time = self.rng.u8(..60) > 0;
+        let settles = self.mutation != Mutation::StopUnsettled;
+        if self.setting.has_marks() && is_owed && is_in_time && settles {
+            return self.attempt(relay);
+        }
         tell!(self, "relay {relay} has stopped");
         let process = &self.relays[relay];
-        if !process.core.is_empty() && !process.left_in_order {
+        let is_late = is_owed && !is_in_time;
+        if is_late || !self.setting.has_marks() && !process.left_in_order {
             self.grant_in_flight(relay);
+            self.grant_replay(relay);
         }
-        self.grant_replay(relay);
         self.end_producer(relay);
         let now = self.now;
         let process = &mut self.relays[relay];
@@ -327,6 +338,7 @@ impl World {
             failed: Vec::new(),
             reason: String::new(),
             batch_bytes_max: None,
+            cutting: None,
         };
         self.relays[relay].core.producer_ended(&end);
     }

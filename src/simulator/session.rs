@@ -296,7 +296,7 @@ impl World {
             top: 0,
             confirm: 0,
             confirmed_before: process.core.confirmable().map_or(0, |lsn| lsn.0),
-            is_draining: false,
+            is_draining: process.is_stopping,
             is_out_of_grace: false,
             lost: None,
             dead: RangeSet::new(),

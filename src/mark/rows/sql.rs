@@ -1,5 +1,7 @@
 //! The SQL of marks in rows, and its parameters.
 
+use std::fmt::Write;
+
 use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::types::ToSql;
 
@@ -54,13 +56,20 @@ pub(super) struct Batch {
     versions: Vec<String>,
 }
 
+/// Of a uuid, a number of some digits and the version.
+const KEY_LEN: usize = 64;
+
 /// What tells a row from all others of its table, as [`Sql::key`] prints it: its id, and its number where there are any.
 pub(super) fn key(row: &Delivered, sql: &Sql) -> String {
-    match (&sql.seq, row.seq) {
-        (None, _) => row.id.to_string(),
-        (Some(_), Some(seq)) => format!("{} {seq}", row.id),
-        (Some(_), None) => format!("{} ", row.id),
+    let mut key = String::with_capacity(KEY_LEN);
+    row.id.write_to(&mut key);
+    if sql.seq.is_some() {
+        key.push(' ');
+        if let Some(seq) = row.seq {
+            let _ = write!(key, "{seq}");
+        }
     }
+    key
 }
 
 impl Batch {
@@ -73,7 +82,10 @@ impl Batch {
         for row in rows {
             match row.origin {
                 Origin::Table { xmin } => {
-                    batch.versions.push(format!("{} {xmin}", key(row, sql)));
+                    let mut version = key(row, sql);
+                    // A String takes every text.
+                    let _ = write!(version, " {xmin}");
+                    batch.versions.push(version);
                 }
                 Origin::Unknown | Origin::Stream { .. } | Origin::Before { .. } => {
                     batch.keys.push(key(row, sql));
@@ -128,7 +140,7 @@ impl Sql {
         let numbers: Option<Vec<i64>> = rows.iter().map(|row| row.seq).collect();
         match (self.seq_index, numbers) {
             (SeqIndex::None, _) | (_, None) => {
-                Access::Ids(rows.iter().map(|row| row.id.to_string()).collect())
+                Access::Ids(rows.iter().map(|row| row.id.text()).collect())
             }
             (_, Some(numbers)) => match close_together(&numbers) {
                 Some((low, high)) => Access::Range(low, high),

@@ -63,6 +63,12 @@ fn reach(error: &PostgresError) -> Reach {
 }
 
 impl RowStatement {
+    /// What it sends first.
+    pub(crate) fn sql(&self) -> String {
+        self.sql
+            .mark(&Batch::of(&self.rows, &self.sql), self.recording)
+    }
+
     pub(crate) async fn run(&self, client: &Client) -> Result<Outcome, MarkError> {
         let mut outcome = Outcome::default();
         let mut parts = vec![self.rows.as_slice()];

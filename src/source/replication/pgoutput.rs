@@ -185,9 +185,9 @@ impl Decoder {
             b'R' => self.relation(&mut cursor),
             b'I' => match self.tuple(&mut cursor)? {
                 Some(tuple) => {
-                    let row = tuple.row(&self.outbox.layout, self.transaction()?, data)?;
+                    let row = tuple.row(&self.outbox.layout, self.transaction()?, data);
                     self.has_rows = true;
-                    Ok(Change::Row(row))
+                    row
                 }
                 None => Ok(Change::Skipped),
             },
@@ -296,10 +296,7 @@ impl Decoder {
         if !self.is_history() && columns.iter().any(|described| described.column.is_none()) {
             return Err(DecodeError::OtherColumns);
         }
-        Ok(Tuple {
-            columns: columns.into_boxed_slice(),
-            lacking,
-        })
+        Ok(Tuple::new(columns, lacking))
     }
 
     /// Those of the lacking columns that a row can't be without.

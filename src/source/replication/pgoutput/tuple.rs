@@ -3,14 +3,15 @@
 use bytes::{Bytes, BytesMut};
 
 use super::cursor::{Cursor, Value};
-use super::{DecodeError, Transaction, Update};
+use super::{Change, DecodeError, Transaction, Update};
 use crate::outbox::{Field, Layout, Origin, OutboxRow};
 
 /// What an insert's tuple looks like.
 pub(super) struct Tuple {
     pub(super) columns: Box<[TupleColumn]>,
     /// Columns that a row needs and that the table did not have then.
-    pub(super) lacking: Vec<usize>,
+    lacking: Vec<usize>,
+    has_bytea: bool,
 }
 
 /// What becomes of one column of a tuple.
@@ -36,16 +37,25 @@ struct Read {
 }
 
 impl Tuple {
+    pub(super) fn new(columns: Vec<TupleColumn>, lacking: Vec<usize>) -> Self {
+        Self {
+            has_bytea: columns.iter().any(|column| column.is_bytea),
+            columns: columns.into_boxed_slice(),
+            lacking,
+        }
+    }
+
     /// The row of an insert, which shares the message's bytes.
     pub(super) fn row(
         &self,
         layout: &Layout,
         transaction: Transaction,
         mut data: BytesMut,
-    ) -> Result<OutboxRow, DecodeError> {
+    ) -> Result<Change, DecodeError> {
         let read = self.read(layout, &mut data, TUPLE_AT, b'N')?;
         ends_at(&data, read.end)?;
-        Ok(built(layout, transaction, data.freeze(), read.fields))
+        let row = built(layout, transaction, data.freeze(), read.fields);
+        Ok(Change::Row(row))
     }
 
     /// What an update makes of a row: the old key or row, where it is told, and the new one.
@@ -78,10 +88,11 @@ impl Tuple {
         })
     }
 
+    #[inline]
     fn read(
         &self,
         layout: &Layout,
-        data: &mut BytesMut,
+        data: &mut [u8],
         at: usize,
         kind: u8,
     ) -> Result<Read, DecodeError> {
@@ -90,21 +101,22 @@ impl Tuple {
             fields[*column] = Field::no_column();
         }
         let mut unchanged = Vec::new();
-        let mut offset = tuple_start(data, at, kind, self.columns.len())?;
+        let mut cursor = tuple_start(data, at, kind, self.columns.len())?;
         for tuple_column in &self.columns {
-            let mut cursor = Cursor::at(data, offset)?;
             let value = cursor.value()?;
-            offset = cursor.offset();
             let Some(column) = tuple_column.column else {
                 continue;
             };
-            let range = match value {
-                Value::Text(range) => range,
+            fields[column] = match value {
+                // A message is shorter than 2 GiB, so that both numbers fit.
+                Value::Text(range) => Field {
+                    start: range.start as u32,
+                    len: range.len() as u32,
+                },
                 Value::LeftOut { len } => {
-                    fields[column] = Field::too_large(printed_bytes(len, tuple_column.is_bytea));
-                    continue;
+                    Field::too_large(printed_bytes(len, tuple_column.is_bytea))
                 }
-                Value::Unchanged if data[0] == b'I' => {
+                Value::Unchanged if cursor.message() == b'I' => {
                     return Err(cursor.malformed("an unchanged value, which no insert has"));
                 }
                 Value::Unchanged => {
@@ -113,26 +125,30 @@ impl Tuple {
                 }
                 Value::Null => continue,
             };
-            let start = range.start;
-            let len = if tuple_column.is_bytea {
-                decode_hex(data, range)?
-            } else {
-                range.len()
-            };
-            // A message is shorter than 2 GiB, so that both numbers fit.
-            fields[column] = Field {
-                start: start as u32,
-                len: len as u32,
-            };
+        }
+        let end = cursor.offset();
+        if self.has_bytea {
+            self.decode_bytea(data, &mut fields)?;
         }
         Ok(Read {
             fields,
             unchanged,
-            end: offset,
+            end,
         })
+    }
+
+    fn decode_bytea(&self, data: &mut [u8], fields: &mut [Field]) -> Result<(), DecodeError> {
+        let bytea = self.columns.iter().filter(|column| column.is_bytea);
+        for column in bytea.filter_map(|column| column.column) {
+            if let Some(range) = fields[column].range() {
+                fields[column].len = decode_hex(data, range)? as u32;
+            }
+        }
+        Ok(())
     }
 }
 
+#[inline]
 fn built(
     layout: &Layout,
     transaction: Transaction,
@@ -146,7 +162,7 @@ fn built(
     row
 }
 
-fn ends_at(data: &BytesMut, end: usize) -> Result<(), DecodeError> {
+fn ends_at(data: &[u8], end: usize) -> Result<(), DecodeError> {
     if end == data.len() {
         return Ok(());
     }
@@ -163,8 +179,13 @@ fn printed_bytes(len: u32, is_bytea: bool) -> u64 {
     }
 }
 
-/// Checks a tuple's head and says where its first column stands.
-fn tuple_start(data: &BytesMut, at: usize, kind: u8, columns: usize) -> Result<usize, DecodeError> {
+/// Checks a tuple's head, and stands where its first column does.
+fn tuple_start(
+    data: &[u8],
+    at: usize,
+    kind: u8,
+    columns: usize,
+) -> Result<Cursor<'_>, DecodeError> {
     let mut cursor = Cursor::at(data, at)?;
     if cursor.u8()? != kind {
         return Err(cursor.malformed("no new tuple"));
@@ -172,11 +193,11 @@ fn tuple_start(data: &BytesMut, at: usize, kind: u8, columns: usize) -> Result<u
     if usize::from(cursor.u16()?) != columns {
         return Err(cursor.malformed("a number of columns that its relation does not have"));
     }
-    Ok(cursor.offset())
+    Ok(cursor)
 }
 
 /// Turns `\x6f6b` into the bytes it stands for, at the same place, and returns how many they are.
-fn decode_hex(data: &mut BytesMut, range: std::ops::Range<usize>) -> Result<usize, DecodeError> {
+fn decode_hex(data: &mut [u8], range: std::ops::Range<usize>) -> Result<usize, DecodeError> {
     let malformed = DecodeError::Malformed {
         message: 'I',
         offset: range.start,
