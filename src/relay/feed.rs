@@ -60,10 +60,9 @@ impl Run<'_> {
             &self.session.state,
             &mut self.relay.read_before,
         );
-        let owing = &self.owing;
         let is_owed = |row: &OutboxRow| {
             let id = row.id.as_ref().filter(|_| !owed.is_empty());
-            owing.is_paid(row) || id.is_some_and(|id| owed.contains(&(row.seq, id.clone())))
+            id.is_some_and(|id| owed.contains(&(row.seq, id.clone())))
         };
         let is_skipped = |row: &OutboxRow| {
             state.skips(row)
@@ -102,6 +101,12 @@ impl Run<'_> {
         } else if let Marks::None = self.session.marks {
             batch.rows.iter().for_each(|row| read_before.note(row));
         }
+        let owing = &mut self.owing;
+        let paid = batch.rows.iter().map(|row| owing.take_paid(row));
+        repeated
+            .iter_mut()
+            .zip(paid)
+            .for_each(|(repeated, is_paid)| *repeated |= is_paid);
         let count = batch.remove(&repeated);
         self.relay.metrics.repeated(count);
         Ok(())

@@ -69,9 +69,9 @@ impl Owing {
         }
     }
 
-    /// Whether a row that a page hands out was marked since the page was read.
-    pub(super) fn is_paid(&self, row: &OutboxRow) -> bool {
-        self.paid.has(row)
+    /// Whether a row that a page hands out was marked since the page was read; says so once.
+    pub(super) fn take_paid(&mut self, row: &OutboxRow) -> bool {
+        self.paid.take(row)
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -1,46 +1,46 @@
-//! Rows whose mark was owed and is paid: a page that was read before may still hand them out.
+//! Rows whose mark was owed and is paid: a page that was read before may still hand them out, once.
 
 use std::collections::{HashSet, VecDeque};
 
 use crate::core::Delivered;
-use crate::outbox::{Origin, OutboxRow, RowId};
+use crate::outbox::{OutboxRow, RowId};
 
-/// Versions remembered: far more than what is owed while one turn of the source is under way.
-const VERSIONS_MAX: usize = 10_000;
+/// Rows remembered: far more than are paid while one turn of the source is under way.
+const ROWS_MAX: usize = 10_000;
 
-/// Versions of rows that were read from the table and are marked. None of them ever stands unsent again: whoever makes a
-/// row unsent writes another version.
+type Key = (Option<i64>, RowId);
+
+/// Rows that were owed and are marked by now.
+///
+/// One turn of the source may have read them before. It is over before the next begins, so that a row which comes a
+/// second time was made unsent again.
 #[derive(Debug, Default)]
 pub(crate) struct Paid {
-    versions: HashSet<(RowId, u32)>,
-    in_order: VecDeque<(RowId, u32)>,
+    rows: HashSet<Key>,
+    in_order: VecDeque<Key>,
 }
 
 impl Paid {
-    /// Remembers rows that were owed and are marked.
+    /// Remembers rows that are marked.
     pub(crate) fn add(&mut self, rows: &[Delivered]) {
         for row in rows {
-            let Origin::Table { xmin } = row.origin else {
-                continue;
-            };
-            let version = (row.id.clone(), xmin);
-            if self.versions.insert(version.clone()) {
-                self.in_order.push_back(version);
+            let key = (row.seq, row.id.clone());
+            if self.rows.insert(key.clone()) {
+                self.in_order.push_back(key);
             }
         }
-        while self.in_order.len() > VERSIONS_MAX {
+        while self.in_order.len() > ROWS_MAX {
             if let Some(oldest) = self.in_order.pop_front() {
-                self.versions.remove(&oldest);
+                self.rows.remove(&oldest);
             }
         }
     }
 
-    /// Whether this very version of the row is marked.
-    pub(crate) fn has(&self, row: &OutboxRow) -> bool {
-        let (Origin::Table { xmin }, false) = (row.origin, self.versions.is_empty()) else {
+    /// Whether a row of a page is marked since the page was read; says so once.
+    pub(crate) fn take(&mut self, row: &OutboxRow) -> bool {
+        let Some(id) = row.id.as_ref().filter(|_| !self.rows.is_empty()) else {
             return false;
         };
-        let id = row.id.clone();
-        id.is_some_and(|id| self.versions.contains(&(id, xmin)))
+        self.rows.remove(&(row.seq, id.clone()))
     }
 }

@@ -53,20 +53,25 @@ impl World {
             false => vec![false; batch.rows.len()],
         };
         let process = &mut self.relays[relay];
-        let Some(session) = &process.session else {
+        let Some(session) = &mut process.session else {
             return;
         };
+        let paid: Vec<bool> = batch
+            .rows
+            .iter()
+            .map(|row| session.paid.take(row))
+            .collect();
         let mut repeated = Vec::with_capacity(batch.rows.len());
-        for (row, was_marked) in batch.rows.iter().zip(marked) {
+        for ((row, was_marked), is_paid) in batch.rows.iter().zip(marked).zip(paid) {
             let seq = row.seq.unwrap_or(0);
             let mut is_known = match session.phase {
                 Phase::Replay(_) => process.core.was_sent(row),
                 _ => process.core.was_in_flight(row) || process.core.is_kept(row),
             };
-            is_known |= was_marked || session.held.contains(&id_of(row));
+            is_known |= was_marked || is_paid || session.held.contains(&id_of(row));
             let is_owed =
                 |owed: &Delivered| owed.seq == row.seq && Some(&owed.id) == row.id.as_ref();
-            is_known |= session.owed().any(is_owed) || session.paid.has(row);
+            is_known |= session.owed().any(is_owed);
             if session.is_stream() {
                 let meaning = session.ledger.as_ref().map(|l| l.meaning(seq, row.lsn));
                 is_known |= match meaning {
