@@ -33,6 +33,8 @@ pub async fn run(outboxes: &mut [Outbox], server: &mut Postgres) -> Step {
     }
     for outbox in &mut *outboxes {
         named("marks", settled(outbox).await)?;
+    }
+    for outbox in &mut *outboxes {
         named("another mode and mark", switched(outbox).await)?;
     }
     for outbox in &mut *outboxes {

@@ -380,13 +380,17 @@ impl World {
     fn rows_ahead(&mut self, copies: &[(i64, OutboxRow)], settled: &RangeSet) -> Option<RowsAhead> {
         let newest = copies.iter().filter_map(|(_, copy)| copy.seq).max()?;
         let aggregate_of = |id| self.judge.event(id).map(|event| event.aggregate);
-        let of_copies = copies.iter().map(|(_, copy)| aggregate_of(id_of(copy)));
+        let of_copies = copies
+            .iter()
+            .map(|(_, copy)| (aggregate_of(id_of(copy)), copy.seq));
         let of_copies: Vec<_> = of_copies.collect();
         let standing = self.server.rows.range(..=newest);
         let is_ahead = |(seq, event): &(&i64, &Event)| {
             !settled.contains(**seq)
                 && self.server.unsent(**seq, event.id).is_some()
-                && of_copies.contains(&Some(event.aggregate))
+                && of_copies.iter().any(|(aggregate, copy)| {
+                    *aggregate == Some(event.aggregate) && Some(**seq) < *copy
+                })
         };
         let lsn = self.server.wal;
         let rows = standing.filter(is_ahead).map(|(_, event)| event.row(lsn));

@@ -1,6 +1,6 @@
 //! Unsent rows of some aggregates that stand in the table: they go out before newer rows that are kept elsewhere.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use postgres_protocol::escape::escape_identifier;
@@ -24,7 +24,9 @@ pub struct RowsAhead {
     pub is_cut: bool,
 }
 
-/// Reads the rows with these numbers that are of an aggregate of `kept`, and waits until they are durable.
+/// Reads the rows with these numbers that are of an aggregate of `kept` and stand ahead of the newest of its rows there, and
+/// waits until they are durable. What stands behind may have rows before it that are gone from the table, and that only the
+/// stream brings.
 ///
 /// `unsent` is the mark that tells unsent rows, where the numbers don't. At most one page, so that it fits in memory.
 /// Errors: the connection's end, or `NoOrder` for a table without `seq`.
@@ -48,10 +50,14 @@ pub async fn read_ahead(
     let statement = prepare(session, &query(layout, unsent, &selection)?).await?;
     let mut reader = RowReader::new(Arc::clone(layout), &selection, *value_bytes_max);
     let (low, high) = bounds(numbers);
-    let (types, ids) = aggregates(layout, kept);
+    let Newest {
+        types,
+        ids,
+        numbers,
+    } = newest(layout, kept);
     let limit = reader.limit(*batch_rows);
     let limit_rows = i64::try_from(limit).unwrap_or(i64::MAX);
-    let parameters: [&(dyn ToSql + Sync); 5] = [&low, &high, &types, &ids, &limit_rows];
+    let parameters: [&(dyn ToSql + Sync); 6] = [&low, &high, &types, &ids, &limit_rows, &numbers];
     let rows = stream(session, &statement, parameters).await?;
     let page = reader.read(session, rows, PAGE_BYTES).await?;
     if let Some(stuck) = page.stuck {
@@ -87,24 +93,44 @@ fn query(
         "SELECT {columns}, o.\"outboxd xmin\" FROM {RANGES} CROSS JOIN LATERAL (\
            SELECT r.*, r.xmin AS \"outboxd xmin\" FROM {} AS r WHERE r.{seq} BETWEEN hole.low AND hole.high \
              AND ({kind}, {id}) IN (SELECT * FROM ROWS FROM (\
-               pg_catalog.unnest($3::text[]), pg_catalog.unnest($4::text[])) AS kept(kind, id)) {unsent} \
+               pg_catalog.unnest($3::text[]), pg_catalog.unnest($4::text[])) AS kept(kind, id)) \
+             AND r.{seq} < (($6::text)::jsonb OPERATOR(pg_catalog.->>) pg_catalog.concat({kind}, E'\\x1f', {id}))::int8 {unsent} \
            OFFSET 0) AS o {sizes} ORDER BY o.{seq} LIMIT $5::int8",
         layout.sql_name()
     ))
 }
 
-/// The aggregates of rows, as two columns.
-fn aggregates<'a>(layout: &Layout, rows: &[&'a OutboxRow]) -> (Vec<&'a str>, Vec<&'a str>) {
+/// The aggregates of rows as two columns, and the highest number of each: JSON, looked up faster than rows are joined.
+struct Newest<'a> {
+    types: Vec<&'a str>,
+    ids: Vec<&'a str>,
+    numbers: String,
+}
+
+fn newest<'a>(layout: &Layout, rows: &[&'a OutboxRow]) -> Newest<'a> {
     let text = |row: &'a OutboxRow, column| {
         let bytes = row.field(column).unwrap_or_default();
         std::str::from_utf8(bytes).unwrap_or_default()
     };
-    let of = |row: &&'a OutboxRow| {
-        (
+    let mut newest = HashMap::<(&str, &str), i64>::new();
+    for row in rows {
+        let aggregate = (
             text(row, layout.aggregate_type),
             text(row, layout.aggregate_id),
-        )
-    };
-    let aggregates: HashSet<_> = rows.iter().map(of).collect();
-    aggregates.into_iter().unzip()
+        );
+        if let Some(seq) = row.seq {
+            let known = newest.entry(aggregate).or_insert(seq);
+            *known = seq.max(*known);
+        }
+    }
+    let numbers: serde_json::Map<_, _> = newest
+        .iter()
+        .map(|((kind, id), seq)| (format!("{kind}\u{1f}{id}"), (*seq).into()))
+        .collect();
+    let (types, ids) = newest.into_keys().unzip();
+    Newest {
+        types,
+        ids,
+        numbers: serde_json::Value::Object(numbers).to_string(),
+    }
 }
