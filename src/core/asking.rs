@@ -90,6 +90,14 @@ impl Core {
         self.asking.tickets.len()
     }
 
+    /// Rows that may be in Kafka and are not resolved, by their ids; the simulator's are numbers.
+    #[cfg(test)]
+    pub fn ids_handed_over(&self) -> impl Iterator<Item = u32> + '_ {
+        let entries = self.entries.iter();
+        let handed_over = entries.filter(|(_, entry)| entry.state != State::Asking);
+        handed_over.filter_map(|(_, entry)| entry.id.to_string().parse().ok())
+    }
+
     /// The first of them.
     pub fn oldest_asking(&self) -> Option<Ticket> {
         self.asking.tickets.front().copied()

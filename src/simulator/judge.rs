@@ -220,14 +220,6 @@ impl Judge {
         *self.granted.entry(id).or_insert(0) += 1;
     }
 
-    pub fn grant_numbers(&mut self, numbers: &RangeSet) {
-        for seq in numbers.ranges().flatten() {
-            if let Some(id) = self.by_seq.get(&seq).copied() {
-                self.grant(id);
-            }
-        }
-    }
-
     /// Rows that were published and wait for their mark are published again by whoever releases them.
     pub fn grant_logged(&mut self, numbers: &RangeSet) {
         for seq in numbers.ranges().flatten() {

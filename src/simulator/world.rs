@@ -225,9 +225,9 @@ impl World {
         if process.core.is_empty() && process.session.is_none() {
             return;
         }
-        let core = &process.core;
-        let numbers = core.numbers().difference(core.held().numbers());
-        self.judge.grant_numbers(&numbers);
+        // A row that is being replayed is in flight, and recorded as held as well.
+        let ids: Vec<u32> = process.core.ids_handed_over().collect();
+        ids.into_iter().for_each(|id| self.judge.grant(id));
         if !self.setting.has_marks() {
             self.grant_without_marks(relay);
         }
