@@ -69,7 +69,7 @@ fill() {
 [source]
 url = "postgres://relay@localhost:1/orders"
 [kafka]
-brokers = ["localhost:1"]
+brokers = ["localhost:2"]
 [kafka.properties]
 "security.protocol" = "SSL"
 CONFIG
