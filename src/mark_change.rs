@@ -155,7 +155,10 @@ fn conditions(
                 "rows that were sent are to get their `sent_at`, and a trigger that runs before each UPDATE may keep them as \
                  they are: they would be sent again"
                     .to_owned(),
-                format!("disable it while the relay starts: ALTER TABLE {name} DISABLE TRIGGER USER;"),
+                format!(
+                    "disable triggers while the relay starts: ALTER TABLE {name} DISABLE TRIGGER USER; \
+                     and afterwards: ALTER TABLE {name} ENABLE TRIGGER USER;"
+                ),
             ),
         )),
         (Mark::SentAt, Mark::Delete) => conditions.push((

@@ -45,7 +45,8 @@ impl Opening<'_> {
                 done.map_err(|failure| match failure {
                     CarryError::Kept { .. } => OpenError::Halt {
                         reason: failure.to_string(),
-                        remedy: "drop it, or go on with source.mark = \"ledger\"".to_owned(),
+                        remedy: "drop that trigger or rule, or go on with source.mark = \"ledger\""
+                            .to_owned(),
                     },
                     other => other.into(),
                 })?;
