@@ -41,6 +41,7 @@ mod security;
 mod shape_sample;
 mod shapes;
 mod signals;
+mod strangers;
 mod sweep;
 mod topics;
 mod values;

@@ -2,6 +2,8 @@
 //!
 //! Reads the report and the counters, changes nothing, and never waits for PostgreSQL or Kafka.
 
+mod connections;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,15 +17,14 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::info;
 
 use crate::metrics::Metrics;
 use crate::status::{Status, StatusCell};
-use crate::telemetry::chain;
 
 /// A main loop that has not turned for so long hangs: `/livez` says so, that the process be restarted.
 const STALLED_AFTER: Duration = Duration::from_secs(60);
-const STOP_MAX: Duration = Duration::from_secs(1);
+const STOP_MAX: Duration = Duration::from_millis(500);
 const NOT_FOUND: &str = "outboxd: /metrics /livez /readyz /readyz?strict /status\n";
 /// Source: Prometheus, "Exposition formats", text-based format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -74,14 +75,8 @@ impl Admin {
             source,
         })?;
         let stop = CancellationToken::new();
-        let stopped = stop.clone().cancelled_owned();
         let answers = router(Sources { status, metrics });
-        let task = tokio::spawn(async move {
-            let server = axum::serve(listener, answers).with_graceful_shutdown(stopped);
-            if let Err(error) = server.await {
-                error!(error = chain(&error), "the admin server ended");
-            }
-        });
+        let task = tokio::spawn(connections::serve(listener, answers, stop.clone()));
         info!(%address, "admin server listens");
         Ok(Self {
             address,
@@ -95,7 +90,7 @@ impl Admin {
         self.address
     }
 
-    /// Answers what was asked and stops, within a second.
+    /// Answers what was asked and stops, within half a second.
     pub async fn stop(mut self) {
         self.stop.cancel();
         // What was not answered by then is dropped with the task.

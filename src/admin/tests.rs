@@ -1,8 +1,12 @@
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
 use super::*;
 use crate::config::{
     Mark, Mode, OnLostSlot, PollingConfig, ReplicationConfig, Secret, SourceConfig, UrlSource,
 };
 use crate::lease::{LeaseState, Role, Server};
+use crate::telemetry::chain;
 
 fn source() -> SourceConfig {
     SourceConfig {
@@ -148,4 +152,89 @@ fn strict_is_a_word_in_the_query() {
         assert!(!is_strict(Some(query)), "{query}");
     }
     assert!(!is_strict(None));
+}
+
+async fn connect(admin: &Admin) -> TcpStream {
+    let stream = TcpStream::connect(admin.address()).await;
+    stream.expect("a connection")
+}
+
+/// What the other side said before it closed the connection.
+async fn read_to_end(mut stream: TcpStream) -> String {
+    let mut bytes = Vec::new();
+    // A reset is an end, too.
+    let _ = stream.read_to_end(&mut bytes).await;
+    String::from_utf8(bytes).expect("a text")
+}
+
+#[tokio::test]
+async fn silent_connections_give_way_and_probes_are_answered() {
+    let (admin, _, _) = started().await;
+    let mut silent = Vec::new();
+    for _ in 0..150 {
+        silent.push(connect(&admin).await);
+    }
+    let asked = timeout(Duration::from_secs(2), ask(&admin, "/livez")).await;
+    assert_eq!(asked.expect("in time").0, 200);
+    let first = timeout(Duration::from_secs(2), read_to_end(silent.remove(0))).await;
+    assert_eq!(first.expect("the oldest has ended"), "");
+    admin.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_sends_nothing_or_a_byte_a_second_is_closed_after_five_seconds() {
+    let (admin, _, _) = started().await;
+    let (silent, slow) = (connect(&admin).await, connect(&admin).await);
+    let (read, mut write) = slow.into_split();
+    let slowly = async {
+        for byte in b"GET /livez HTTP/1.1" {
+            if write.write_all(&[*byte]).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    let read_slow = async {
+        let mut read = read;
+        let mut bytes = Vec::new();
+        let _ = read.read_to_end(&mut bytes).await;
+    };
+    let both = async { tokio::join!(read_to_end(silent), read_slow) };
+    let ended = tokio::select! {
+        ended = timeout(Duration::from_secs(8), both) => ended,
+        () = slowly => unreachable!("it takes 19 s"),
+    };
+    ended.expect("both are closed");
+    admin.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_never_reads_the_answer_keeps_no_connection() {
+    let (admin, _, _) = started().await;
+    let mut unread = Vec::new();
+    for _ in 0..150 {
+        let mut stream = connect(&admin).await;
+        let requests = "GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n".repeat(100);
+        // It may be closed amid them.
+        let _ = stream.write_all(requests.as_bytes()).await;
+        unread.push(stream);
+    }
+    let asked = timeout(Duration::from_secs(2), ask(&admin, "/livez")).await;
+    assert_eq!(asked.expect("in time").0, 200);
+    admin.stop().await;
+}
+
+#[tokio::test]
+async fn a_request_that_is_too_large_is_refused() {
+    let (admin, _, _) = started().await;
+    for (header_bytes, code) in [(12 << 10, "200"), (64 << 10, "431")] {
+        let mut stream = connect(&admin).await;
+        let header = "a".repeat(header_bytes);
+        let request = format!("GET /livez HTTP/1.1\r\nHost: a\r\nX-A: {header}\r\n\r\n");
+        let _ = stream.write_all(request.as_bytes()).await;
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.expect("an answer");
+        assert_eq!(answer, *format!("HTTP/1.1 {code}").as_bytes());
+    }
+    admin.stop().await;
 }
