@@ -47,9 +47,13 @@ const PRODUCER: [(&str, &str); 14] = [
 const CONNECTIONS_LOGGED: (&str, &str) = ("debug", "broker");
 
 /// What every client has.
-const CONNECTION: [(&str, &str); 6] = [
+const CONNECTION: [(&str, &str); 7] = [
     ("client.id", "outboxd"),
     ("allow.auto.create.topics", "false"),
+    // Clouds forget a connection that is silent for so long, and tell nobody: Azure for 4 minutes, AWS for 350 s. The first
+    // row after that would wait for `socket.timeout.ms`.
+    ("connections.max.idle.ms", "180000"),
+    // By the machine's settings, of which the usual ones begin after two hours: it ends dead connections, and keeps none.
     ("socket.keepalive.enable", "true"),
     // The default 10 s would be added to every outage of a broker.
     ("reconnect.backoff.max.ms", "2000"),
@@ -263,6 +267,7 @@ mod tests {
         let config = producer_config(&kafka(&[]), &LIMITS).unwrap();
         assert_eq!(config.get("bootstrap.servers"), Some("a:9092,b:9092"));
         assert_eq!(config.get("enable.gapless.guarantee"), Some("true"));
+        assert_eq!(config.get("connections.max.idle.ms"), Some("180000"));
         config.create::<BaseProducer>().unwrap();
         look_up_config(&kafka(&[]))
             .unwrap()

@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -41,6 +41,9 @@ pub struct Weather {
     pub is_for_replication: bool,
     /// New connections are closed at once.
     pub is_closed: bool,
+    /// A connection on which nothing passes for so long is forgotten, as NAT does: what comes later is lost, and nobody
+    /// is told.
+    pub forgets_after: Option<Duration>,
     /// Counts the cuts: connections of an older number are reset.
     cuts: u64,
 }
@@ -163,6 +166,7 @@ async fn carry(
     let size = client.peek(&mut first).await.unwrap_or_default();
     let is_replication = first[..size].windows(11).any(|part| part == b"replication");
     let cuts = weather.borrow().cuts;
+    let passed_at = Mutex::new(Some(Instant::now()));
     let pumps = {
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
@@ -171,12 +175,14 @@ async fn carry(
             is_replication,
             weather: weather.clone(),
             seen: Some(&*seen),
+            passed_at: &passed_at,
         };
         let down = Pump {
             flow: |weather| weather.to_client,
             is_replication,
             weather: weather.clone(),
             seen: None,
+            passed_at: &passed_at,
         };
         async move {
             tokio::join!(
@@ -203,6 +209,8 @@ struct Pump<'a> {
     is_replication: bool,
     weather: watch::Receiver<Weather>,
     seen: Option<&'a Seen>,
+    /// When something passed last, either way; nothing once the connection is forgotten.
+    passed_at: &'a Mutex<Option<Instant>>,
 }
 
 impl Pump<'_> {
@@ -253,7 +261,7 @@ impl Pump<'_> {
         to: &mut (impl AsyncWrite + Unpin),
     ) -> std::io::Result<()> {
         let flow = self.released().await;
-        if flow.is_lost {
+        if flow.is_lost || self.is_forgotten() {
             return Ok(());
         }
         tokio::time::sleep(flow.delay).await;
@@ -272,6 +280,15 @@ impl Pump<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Takes note that something passes, where it still does.
+    fn is_forgotten(&self) -> bool {
+        let forgets_after = self.weather.borrow().forgets_after;
+        let mut passed_at = self.passed_at.lock().expect("nobody panics with it");
+        let is_late = |at: &Instant| forgets_after.is_some_and(|after| at.elapsed() > after);
+        *passed_at = passed_at.filter(|at| !is_late(at)).map(|_| Instant::now());
+        passed_at.is_none()
     }
 
     /// Waits until this direction is not held, and says what else happens to it.

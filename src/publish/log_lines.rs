@@ -95,6 +95,12 @@ mod tests {
             ),
             (
                 "FAIL",
+                "[thrd:a:1/1]: a:1/1: Connection max idle time exceeded (180003ms since last activity) (after 190120ms in state UP) \
+                 (_TRANSPORT)",
+                line(Event::Failed),
+            ),
+            (
+                "FAIL",
                 "[thrd:a:1/1]: a:1/1: Connect to ipv4#127.0.0.1:1 failed: Connection refused (after 0ms in state CONNECT) \
                  (_TRANSPORT)",
                 line(Event::Failed),
