@@ -14,7 +14,7 @@ use std::time::Duration;
 
 pub use clock::since_boot;
 pub use contest::{Decision, Holder, Standby, Version};
-pub use keeper::LeaseKeeper;
+pub use keeper::{LeaseKeeper, RELEASE_MAX};
 pub use owner::{Life, Owner};
 pub use statements::{read, release, renew, take};
 

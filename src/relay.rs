@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -59,8 +59,6 @@ use sweep::{Reread, Sweep};
 
 /// How often the core is asked which topics are to be asked for.
 const TOPICS_EVERY: Duration = Duration::from_secs(2);
-/// How long a session that ends waits for what is being recorded as put aside.
-const KEEP_WITHIN: Duration = Duration::from_secs(2);
 /// How often the ledger is compacted and complete segments are audited.
 const MAINTAIN_EVERY: Duration = Duration::from_secs(60);
 
@@ -219,7 +217,7 @@ impl Relay {
             session,
         };
         run.note_leaderless();
-        let end = run.until_end().await;
+        let end = run.until_end_or_overdue().await;
         run.leave(&end).await;
         end
     }
@@ -455,37 +453,6 @@ impl Run<'_> {
                 self.relay.producer = None;
                 Some(End::Producer("the producer's thread ended".to_owned()))
             }
-        }
-    }
-
-    /// Leaves the source in order; a mark whose outcome is unknown is written again later.
-    async fn leave(mut self, end: &End) {
-        if let Some(marking) = self.marking.take() {
-            marking.task.abort();
-            self.relay.core.mark_failed(&marking.rows);
-        }
-        self.relay.core.mark_failed(self.owing.rows());
-        // Were it committed later, a release in between would be undone.
-        if !self.keeping.is_idle()
-            && let Ok((asides, Ok(_))) = timeout(KEEP_WITHIN, self.keeping.finished()).await
-        {
-            self.recorded(&asides);
-            self.confirm();
-        }
-        if let Some(maintenance) = self.maintenance.take() {
-            maintenance.abort();
-        }
-        if let Some(judging) = self.sweep.judging.take() {
-            judging.abort();
-        }
-        if let Some(surveying) = self.surveying.take() {
-            surveying.abort();
-        }
-        self.relay.saw_flushed(self.session.source.server_lsn());
-        self.session.source.leave().await;
-        match end {
-            End::Deposed => self.relay.depose().await,
-            _ => self.relay.core.source_ended(),
         }
     }
 }

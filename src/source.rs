@@ -25,8 +25,10 @@ use polling::{Known, Ordering, Polling, Unsent, UnsentMark};
 use replication::Subscription;
 use replication::pgoutput::Described;
 
-/// How long a source may take to end in order: the final acknowledgement of a stream.
+/// How long a server may take for the final acknowledgement of a stream.
 const LEAVE_WITHIN: Duration = Duration::from_secs(3);
+/// How long a source may take to end in order.
+pub const ENDS_WITHIN: Duration = Duration::from_secs(4);
 /// Batches that wait for the relay, besides the one that the source fills; four are no faster and take 3 to 5 MB more.
 const BATCHES_WAITING: usize = 1;
 
@@ -341,18 +343,16 @@ impl Source {
         self.moved.is_none() || self.slot_lag_bytes().is_some_and(is_near)
     }
 
-    /// Ends the source in order: the server has read the last confirmation, and the slot is free.
-    pub async fn leave(mut self) {
+    /// Ends the source in order, where PostgreSQL answers in time: the server has read the last confirmation, and the slot
+    /// is free.
+    pub async fn leave(mut self, within: Duration) {
         self.stop.cancel();
         // What the task still hands over is read again by the next session.
         self.batches.close();
         let Some(mut task) = self.task.take() else {
             return;
         };
-        if tokio::time::timeout(LEAVE_WITHIN + Duration::from_secs(1), &mut task)
-            .await
-            .is_err()
-        {
+        if tokio::time::timeout(within, &mut task).await.is_err() {
             task.abort();
         }
     }

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::config::{Config, Mark, Mode};
-use crate::lease::{LeaseKeeper, LeaseState, Role};
+use crate::lease::{LeaseKeeper, LeaseState, RELEASE_MAX, Role};
 use crate::metrics::Metrics;
 use crate::outbox::Lsn;
 use crate::publish::PublishError;
@@ -129,7 +129,8 @@ impl Supervisor {
         self.settle().await;
         self.relay.end_producer(Duration::ZERO).await;
         if let Some(keeper) = self.keeper.take() {
-            keeper.release().await;
+            let within = self.relay.within_grace(RELEASE_MAX);
+            keeper.release(within).await;
         }
         Ok(())
     }
@@ -255,7 +256,7 @@ impl Supervisor {
     async fn change_lease(&mut self) {
         self.wal_watch = None;
         if let Some(keeper) = self.keeper.take() {
-            keeper.release().await;
+            keeper.release(RELEASE_MAX).await;
         }
     }
 

@@ -28,7 +28,8 @@ const RETRY_STANDBY_MAX: Duration = Duration::from_secs(2);
 /// An answer is given up after half a TTL, but not sooner than this.
 const ANSWER_MIN: Duration = Duration::from_secs(2);
 const CONNECT_MAX: Duration = Duration::from_secs(8);
-const RELEASE_MAX: Duration = Duration::from_secs(2);
+/// How long a lease may take to be given back.
+pub const RELEASE_MAX: Duration = Duration::from_secs(2);
 const LOG_EVERY: Duration = Duration::from_secs(60);
 /// Errors that take turns are not said more often than this.
 const LOG_CHANGES_EVERY: Duration = Duration::from_secs(5);
@@ -78,15 +79,15 @@ impl LeaseKeeper {
         self.state.clone()
     }
 
-    /// Gives the lease back and ends the keeper; gives up after two seconds.
+    /// Gives the lease back and ends the keeper; gives up when PostgreSQL does not answer in time.
     ///
     /// To be called when the producer holds nothing any more and the slot is left.
-    pub async fn release(mut self) {
+    pub async fn release(mut self, within: Duration) {
         if let Some(stop) = self.stop.take() {
             // The task has ended already where nobody listens.
             let _ = stop.send(());
         }
-        if timeout(RELEASE_MAX, &mut self.tasks[0]).await.is_err() {
+        if timeout(within, &mut self.tasks[0]).await.is_err() {
             warn!("the lease could not be released in time; the next relay waits for it to expire");
         }
     }

@@ -16,6 +16,11 @@ use crate::lease::LeaseState;
 use crate::outbox::Lsn;
 use crate::publish::PublisherEvent;
 
+/// How long PostgreSQL may take to hear that we leave, when the grace period is over.
+const FAREWELL_MAX: Duration = Duration::from_secs(1);
+/// A server that answers needs no more than this.
+const FAREWELL_MIN: Duration = Duration::from_millis(250);
+
 impl Relay {
     /// Drops everything in flight: another relay publishes from now on.
     pub async fn depose(&mut self) {
@@ -35,6 +40,15 @@ impl Relay {
     pub fn stop_by(&mut self) -> Instant {
         let deadline = Instant::now() + self.config.shutdown.grace;
         *self.stop_by.get_or_insert(deadline)
+    }
+
+    /// How long a step of leaving may take: as long as usual, but not beyond the moment that follows the grace period.
+    pub fn within_grace(&self, usual: Duration) -> Duration {
+        let Some(stop_by) = self.stop_by else {
+            return usual;
+        };
+        let left = (stop_by + FAREWELL_MAX).saturating_duration_since(Instant::now());
+        usual.min(left.max(FAREWELL_MIN))
     }
 
     /// Takes over a session that was opened; drops what is in flight where its numbers are others now.

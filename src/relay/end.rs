@@ -1,8 +1,19 @@
-//! What a session is for, and why it ended.
+//! What a session is for, why it ended, and how it is left: within the grace period, where we were asked to stop.
 
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::warn;
+
+use super::Run;
 use crate::hold::Copies;
 use crate::mark::MarkError;
-use crate::source::SourceError;
+use crate::source::{self, SourceError};
+
+/// How long a session that ends waits for what is being recorded as put aside.
+const KEEP_WITHIN: Duration = Duration::from_secs(2);
+/// A loop that waits for an answer is left so long after the grace period; any other has left by then.
+const OVERDUE_AFTER: Duration = Duration::from_millis(250);
 
 /// What the source of a session is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,4 +54,66 @@ pub enum End {
     CaughtUp,
     /// The rows that were kept whole are delivered or put aside again.
     Replayed(Vec<i64>),
+}
+
+impl Run<'_> {
+    /// Ends once the grace period is over, too, whatever PostgreSQL does not answer.
+    pub(super) async fn until_end_or_overdue(&mut self) -> End {
+        let stop = self.session.stop.clone();
+        let (grace, stop_by) = (self.relay.config.shutdown.grace, self.relay.stop_by);
+        let overdue = async {
+            stop.cancelled().await;
+            let stop_by = stop_by.unwrap_or_else(|| Instant::now() + grace);
+            sleep_until(stop_by + OVERDUE_AFTER).await;
+            stop_by
+        };
+        tokio::select! {
+            biased;
+            end = self.until_end() => end,
+            stop_by = overdue => {
+                self.relay.stop_by.get_or_insert(stop_by);
+                warn!(
+                    rows = self.relay.core.rows(),
+                    "`shutdown.grace` is over and PostgreSQL does not answer: rows may be sent again"
+                );
+                End::Stopped
+            }
+        }
+    }
+
+    /// Leaves the source in order; a mark whose outcome is unknown is written again later.
+    pub(super) async fn leave(mut self, end: &End) {
+        if let Some(marking) = self.marking.take() {
+            marking.task.abort();
+            self.relay.core.mark_failed(&marking.rows);
+        }
+        self.relay.core.mark_failed(self.owing.rows());
+        // Were it committed later, a release in between would be undone.
+        if !self.keeping.is_idle()
+            && let Ok((asides, Ok(_))) = timeout(
+                self.relay.within_grace(KEEP_WITHIN),
+                self.keeping.finished(),
+            )
+            .await
+        {
+            self.recorded(&asides);
+            self.confirm();
+        }
+        if let Some(maintenance) = self.maintenance.take() {
+            maintenance.abort();
+        }
+        if let Some(judging) = self.sweep.judging.take() {
+            judging.abort();
+        }
+        if let Some(surveying) = self.surveying.take() {
+            surveying.abort();
+        }
+        self.relay.saw_flushed(self.session.source.server_lsn());
+        let within = self.relay.within_grace(source::ENDS_WITHIN);
+        self.session.source.leave(within).await;
+        match end {
+            End::Deposed => self.relay.depose().await,
+            _ => self.relay.core.source_ended(),
+        }
+    }
 }
