@@ -43,6 +43,7 @@ mod shape_sample;
 mod shapes;
 mod signals;
 mod strangers;
+mod surroundings;
 mod sweep;
 mod topics;
 mod values;

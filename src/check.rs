@@ -8,11 +8,13 @@ pub mod fit;
 mod kafka;
 mod marks;
 mod retention;
+mod room;
 mod route;
 mod server;
 mod state;
 mod stream;
 mod table;
+mod writable;
 
 use std::fmt;
 
@@ -22,7 +24,10 @@ use crate::config::Config;
 use crate::inspect::Table;
 use crate::names;
 use crate::postgres::{Session, connect};
+pub(crate) use connection::pooler;
+pub(crate) use room::obstacle as room_obstacle;
 pub(crate) use server::slot_obstacle;
+pub(crate) use writable::obstacle as write_obstacle;
 
 /// How a finding stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -173,6 +178,11 @@ async fn open(config: &Config) -> Result<Session, Finding> {
 async fn look_at_postgres(session: &Session, config: &Config, report: &mut Report) -> Vec<String> {
     let client = &session.client;
     report.push(connection::finding(&session.security));
+    match pooler(client).await {
+        Ok(None) => {}
+        Ok(Some(refusal)) => report.push(Finding::missing("pooler", refusal.text, refusal.remedy)),
+        Err(error) => report.push(unknown("pooler", error)),
+    }
     server::look(client, config, report).await;
     let Some(table) = table::look(client, config, report).await else {
         return route::fixed_topics(config);

@@ -129,8 +129,21 @@ pub enum LeaseError {
     },
     #[error("PostgreSQL did not answer about the lease within {0:?}")]
     Timeout(Duration),
+    #[error(
+        "a commit waits for a synchronous standby, for `synchronous_standby_names` is {names} and none of them answers: \
+         start it, or take it out of the setting"
+    )]
+    CommitWaits { names: String },
     #[error("the connection of the lease ended")]
     Ended(#[source] PostgresError),
     #[error("`{by}` took the lease, whose epoch {epoch} was ours")]
     Lost { by: String, epoch: i64 },
+}
+
+impl LeaseError {
+    /// The session takes no writes; another one may.
+    fn is_read_only(&self) -> bool {
+        matches!(self, Self::Take { source, .. } | Self::Renew { source, .. } | Self::Release { source, .. }
+            if source.is_read_only())
+    }
 }

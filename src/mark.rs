@@ -49,6 +49,11 @@ pub enum MarkError {
 }
 
 impl MarkError {
+    /// The session takes no writes; another one may.
+    pub fn is_read_only(&self) -> bool {
+        matches!(self, Self::Sql { source, .. } | Self::Denied { source } if source.is_read_only())
+    }
+
     pub(crate) fn sql(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
         move |source| Self::Sql {
             what,

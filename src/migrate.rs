@@ -197,6 +197,17 @@ async fn refuse_server(
     }
 }
 
+/// Refuses a server on which nothing can be made.
+///
+/// Errors: `Server` with the words of `check`.
+async fn refuse_read_only(client: &Client) -> Result<(), MigrateError> {
+    let found = check::write_obstacle(client).await;
+    match found.map_err(|error| MigrateError::Look(error.into()))? {
+        Some(Refusal { text, remedy }) => Err(MigrateError::Server { text, remedy }),
+        None => Ok(()),
+    }
+}
+
 /// Does what is needed and says on `out` what it does or finds there.
 ///
 /// Errors: the first step that fails; what was done before it stands, and the next run goes on from there.
@@ -206,6 +217,7 @@ pub async fn run(
     options: &MigrateOptions,
     out: &mut (dyn Write + Send),
 ) -> Result<(), MigrateError> {
+    refuse_read_only(client).await?;
     lock(client).await?;
     let done = run_locked(client, config, options, out).await;
     unlock(client).await?;

@@ -2,6 +2,7 @@
 //!
 //! Owns what every connection has in common and what its errors say. Never issues a statement.
 
+mod advice;
 mod attempt;
 mod encoding;
 mod error;
@@ -52,7 +53,9 @@ pub(crate) const FORMAT_SETTINGS: [(&str, &str); 6] = [
 /// rows took 330 ms by a sequential scan and takes 0.1 ms. What has no index is scanned all the same, and not compiled.
 ///
 /// Names of types are read as the server writes them.
-const SESSION_SETTINGS: [(&str, &str); 8] = [
+///
+/// An idle session of ours is none that was forgotten: the role's own limits for those would end it.
+const SESSION_SETTINGS: [(&str, &str); 9] = [
     ("quote_all_identifiers", "off"),
     ("enable_seqscan", "off"),
     ("jit", "off"),
@@ -60,6 +63,7 @@ const SESSION_SETTINGS: [(&str, &str); 8] = [
     ("row_security", "off"),
     ("lock_timeout", "1s"),
     ("idle_in_transaction_session_timeout", "5s"),
+    ("idle_session_timeout", "0"),
     ("statement_timeout", "30s"),
 ];
 

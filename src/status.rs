@@ -16,7 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::postgres::{ConnectOptions, Host};
 
 pub use answer::{Answer, AnsweredBy, StatusError, ask};
-pub use cell::{LEASE_RAN_OUT, OPENING, StatusCell};
+pub use cell::{LEASE_RAN_OUT, OPENING, StatusCell, because};
 pub use other::SYSTEM_IDENTIFIER;
 
 /// The report of one relay at one moment.

@@ -21,13 +21,8 @@ pub(super) async fn look(client: &Client, config: &Config, report: &mut Report) 
         row.get("role"),
     ));
     report.findings.extend(encoding(row.get("encoding")));
-    if row.get("is_standby") {
-        report.push(Finding::missing(
-            "primary",
-            "this server is a standby: nothing can be marked here",
-            "name the primary in `source.url`",
-        ));
-    }
+    super::writable::look(client, report).await;
+    super::room::look(client, config, report).await;
     if config.source.mode == Mode::Replication {
         replication(client, config, report).await;
     }
@@ -171,8 +166,7 @@ fn idle(timeout: Option<&str>) -> Option<Finding> {
 }
 
 const SERVER: &str = "
-    SELECT pg_catalog.current_setting('server_version_num')::int4 AS version, pg_catalog.pg_is_in_recovery() AS is_standby,
-           pg_catalog.current_database()::text AS database, current_user::text AS role,
+    SELECT pg_catalog.current_setting('server_version_num')::int4 AS version, pg_catalog.current_database()::text AS database, current_user::text AS role,
            pg_catalog.current_setting('server_encoding') AS encoding";
 
 /// A managed server may have a role of its own in place of the attribute.

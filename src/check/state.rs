@@ -1,5 +1,6 @@
 //! What a migration has left to do, the relay's rights, and what is known of the rows that stand.
 
+use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::Client;
 
 use super::fit::{self, Order, Refusal};
@@ -93,9 +94,18 @@ fn refused(error: &MigrateError, options: &MigrateOptions) -> Finding {
         MigrateError::StateDenied { .. } => migrate_command(options)
             .trim_end_matches("; or:")
             .to_owned(),
-        error => error.hint().unwrap_or_default(),
+        error => error.hint().unwrap_or_else(|| bypass(error, options)),
     };
     Finding::missing("state", chain(error), remedy)
+}
+
+/// Policies that would hide rows are the one thing that keeps a role from looking and that its rights say nothing of.
+fn bypass(error: &MigrateError, options: &MigrateOptions) -> String {
+    let role = options.relay_role.as_deref().unwrap_or_default();
+    match error.is_of_policies() {
+        true => format!("ALTER ROLE {} BYPASSRLS;", escape_identifier(role)),
+        false => String::new(),
+    }
 }
 
 /// One finding for a step: what stands is ok, what people alone miss is a warning.

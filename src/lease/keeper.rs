@@ -30,6 +30,8 @@ const ANSWER_MIN: Duration = Duration::from_secs(2);
 const CONNECT_MAX: Duration = Duration::from_secs(8);
 /// How long a lease may take to be given back.
 pub const RELEASE_MAX: Duration = Duration::from_secs(2);
+/// A session that takes no writes is given up for another, whose role may be allowed to write by then.
+const READ_ONLY_AGAIN_AFTER: Duration = Duration::from_millis(500);
 const LOG_EVERY: Duration = Duration::from_secs(60);
 /// Errors that take turns are not said more often than this.
 const LOG_CHANGES_EVERY: Duration = Duration::from_secs(5);
@@ -61,6 +63,7 @@ impl LeaseKeeper {
             state: sender.clone(),
             part: Part::Standby(Standby::default()),
             connections: 0,
+            is_unanswered: false,
             noise: Noise::default(),
         };
         let tasks = [
@@ -114,6 +117,8 @@ struct Keeper {
     state: watch::Sender<LeaseState>,
     part: Part,
     connections: u64,
+    /// The last statement was not answered in time.
+    is_unanswered: bool,
     noise: Noise,
 }
 
@@ -143,11 +148,9 @@ impl Keeper {
             match self.open(patience).await {
                 Ok(session) => {
                     self.connections += 1;
-                    self.state.send_if_modified(|state| {
-                        state.last_error = None;
-                        state.server = Server::Connected;
-                        true
-                    });
+                    // What went wrong is over when a statement succeeds.
+                    self.state
+                        .send_modify(|state| state.server = Server::Connected);
                     return session;
                 }
                 Err(error) => {
@@ -182,7 +185,7 @@ impl Keeper {
     async fn keep(&mut self, session: &Session) {
         loop {
             let answer_max = self.answer_max();
-            let pause = match timeout(answer_max, self.turn(session)).await {
+            let pause = match timeout(answer_max, self.turn_unless_awaited(session)).await {
                 Ok(Ok(pause)) => {
                     self.succeeded();
                     pause
@@ -192,9 +195,14 @@ impl Keeper {
                         .end()
                         .map_or(Server::Connected, |end| server_after(&end));
                     self.failed(&error, server);
+                    if error.is_read_only() {
+                        sleep(READ_ONLY_AGAIN_AFTER).await;
+                        return;
+                    }
                     RETRY_MIN.max(self.ttl / 16)
                 }
                 Err(_) => {
+                    self.is_unanswered = true;
                     self.failed(&LeaseError::Timeout(answer_max), Server::Away);
                     return;
                 }
@@ -210,6 +218,18 @@ impl Keeper {
                 () = sleep(pause) => {}
             }
         }
+    }
+
+    /// Asks once, unless a commit that was not answered still waits for a standby: one more would wait as well, and its
+    /// backend for as long as no standby answers.
+    async fn turn_unless_awaited(&mut self, session: &Session) -> Result<Duration, LeaseError> {
+        if self.is_unanswered {
+            if let Some(names) = statements::awaited_standbys(session).await {
+                return Err(LeaseError::CommitWaits { names });
+            }
+            self.is_unanswered = false;
+        }
+        self.turn(session).await
     }
 
     /// Asks once and returns how long to pause.

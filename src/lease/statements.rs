@@ -30,6 +30,18 @@ const RENEW: &str = "UPDATE outboxd.lease SET renewals = renewals + 1, at = cloc
 const RELEASE: &str = "UPDATE outboxd.lease SET released = true, at = clock_timestamp() \
     WHERE outbox = $1 AND owner = $2 AND NOT released RETURNING 1";
 
+/// Commits of this role that wait for a synchronous standby, and longer than one that answers takes. A role sees its own
+/// sessions always.
+const AWAITED: &str = "SELECT pg_catalog.quote_literal(pg_catalog.current_setting('synchronous_standby_names')) \
+    FROM pg_catalog.pg_stat_activity WHERE wait_event = 'SyncRep' AND datname = pg_catalog.current_database() \
+    AND usename = current_user AND clock_timestamp() - query_start > interval '2 s' LIMIT 1";
+
+/// The standbys, as the server's settings name them, that a commit of ours waits for; `None` where none waits.
+pub async fn awaited_standbys(session: &Session) -> Option<String> {
+    let rows = session.client.query_typed(AWAITED, &[]).await.ok()?;
+    rows.first()?.try_get(0).ok()
+}
+
 /// Reads the lease of an outbox; `None` where it was never taken.
 pub async fn read(session: &Session, outbox: &str) -> Result<Option<LeaseRow>, LeaseError> {
     let answer = session

@@ -106,6 +106,13 @@ impl MigrateError {
     }
 }
 
+impl MigrateError {
+    /// A policy of row security would hide rows from this role.
+    pub fn is_of_policies(&self) -> bool {
+        matches!(self, Self::Look(error) if error.is_of_policies())
+    }
+}
+
 fn what(steps: &[Step]) -> String {
     let names: Vec<&str> = steps.iter().map(|step| step.description.as_str()).collect();
     names.join(", ")

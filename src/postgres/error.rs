@@ -12,7 +12,7 @@ use tokio_postgres::types::WrongType;
 
 use super::tls::{self, TlsFault};
 use super::url::UrlFault;
-use super::{Host, guard};
+use super::{Host, advice, guard};
 
 /// A failure to connect to PostgreSQL or to talk to it.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -62,12 +62,16 @@ pub enum PostgresError {
 
 /// What a server's error says about itself, without anything that may quote a row.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message} (SQLSTATE {sqlstate})")]
+#[error("{message} (SQLSTATE {sqlstate}){}", advised(self))]
 pub struct ServerError {
     pub sqlstate: String,
     pub message: String,
     /// The function of the server's source that complained: unlike the message it is in no language.
     pub routine: String,
+}
+
+fn advised(error: &ServerError) -> String {
+    advice::advice(error).map_or_else(String::new, |advice| format!("; {advice}"))
 }
 
 /// The kinds of trouble that people and the supervisor tell apart.
@@ -119,6 +123,16 @@ impl PostgresError {
             Self::Server(error) => Some(&error.sqlstate),
             _ => None,
         }
+    }
+
+    /// The session takes no writes: its default was set when it began.
+    pub fn is_read_only(&self) -> bool {
+        self.sqlstate() == Some("25006")
+    }
+
+    /// A policy of row security would hide rows from this role.
+    pub fn is_of_policies(&self) -> bool {
+        matches!(self, Self::Server(error) if error.routine == advice::OF_POLICIES)
     }
 
     pub(crate) fn lost(error: io::Error) -> Self {

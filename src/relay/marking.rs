@@ -212,7 +212,9 @@ impl Run<'_> {
         match failure {
             MarkError::NotLeader { .. } => return Some(End::Deposed),
             MarkError::Denied { .. } => return Some(End::Halt(chain(&failure))),
-            failure if self.session.sql.client.is_closed() => return Some(End::Mark(failure)),
+            failure if self.session.sql.client.is_closed() || failure.is_read_only() => {
+                return Some(End::Mark(failure));
+            }
             _ => {}
         }
         let error = chain(&failure);

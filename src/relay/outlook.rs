@@ -16,7 +16,9 @@ use crate::kafka::{create_command, in_plain_words};
 use crate::lease::since_boot;
 use crate::mark::{MarkError, Marks};
 use crate::publish::{Place, Ticket};
-use crate::status::{HeldRows, HeldTopic, InFlight, LEASE_RAN_OUT, Role, State, StatusCell};
+use crate::status::{
+    HeldRows, HeldTopic, InFlight, LEASE_RAN_OUT, Role, State, StatusCell, because,
+};
 
 /// Blocked aggregates and held topics that the status names; metrics count all of them.
 const HELD_SHOWN_MAX: usize = 100;
@@ -163,8 +165,10 @@ impl Run<'_> {
     /// Whether rows that are committed now go out now, and why not.
     fn standing(&self, wait: Option<Wait>) -> (State, String) {
         let epoch = self.session.tenure.epoch;
-        if !self.session.lease.borrow().may_publish(epoch) {
-            return (State::Waiting, LEASE_RAN_OUT.to_owned());
+        let lease = self.session.lease.borrow();
+        if !lease.may_publish(epoch) {
+            let reason = because(LEASE_RAN_OUT, lease.last_error.as_deref());
+            return (State::Waiting, reason);
         }
         if let Some(failing) = self.failing_long() {
             let reason = format!("rows can't be marked as sent: {}", failing.error);

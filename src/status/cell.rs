@@ -12,6 +12,9 @@ use crate::lease;
 /// What a leader does that waits for nothing else.
 pub const OPENING: &str = "starting a session";
 
+/// Why a relay that has not read the lease yet publishes nothing.
+const STARTING: &str = "waiting for PostgreSQL";
+
 /// Why a holder whose lease ran out publishes nothing.
 pub const LEASE_RAN_OUT: &str = "the lease can't be renewed: waiting for PostgreSQL";
 
@@ -85,7 +88,7 @@ impl StatusCell {
             status.postgres.is_up = Some(lease.server == lease::Server::Connected);
             status.postgres.error.clone_from(&lease.last_error);
             let (role, waits_for) = match &lease.role {
-                lease::Role::Starting => (Role::Starting, Some("waiting for PostgreSQL")),
+                lease::Role::Starting => (Role::Starting, Some(STARTING)),
                 lease::Role::Standby { holder } => {
                     let holder = holder.clone();
                     let epoch = None;
@@ -118,7 +121,10 @@ impl StatusCell {
             status.role = role;
             if let Some(reason) = waits_for {
                 status.state = State::Waiting;
-                reason.clone_into(&mut status.reason);
+                status.reason = match role {
+                    Role::Standby => reason.to_owned(),
+                    _ => because(reason, lease.last_error.as_deref()),
+                };
             } else if status.state == State::Starting || is_about_the_lease(&status.reason) {
                 status.state = State::Waiting;
                 OPENING.clone_into(&mut status.reason);
@@ -186,8 +192,16 @@ impl Lease {
     }
 }
 
+/// What is waited for, with what PostgreSQL says against it.
+pub fn because(reason: &str, error: Option<&str>) -> String {
+    match error {
+        Some(error) => format!("{reason}: {error}"),
+        None => reason.to_owned(),
+    }
+}
+
 fn is_about_the_lease(reason: &str) -> bool {
-    reason.contains("the lease") || reason == "waiting for PostgreSQL"
+    reason.contains("the lease") || reason.starts_with(STARTING)
 }
 
 fn age_seconds(at: SystemTime) -> f64 {
