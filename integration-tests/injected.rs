@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::harness::postgres::{Postgres, USUAL};
 use crate::harness::relay::{Relay, RelayConfig};
-use crate::harness::wait_until;
+use crate::harness::{SOON, wait_until};
 use crate::orders::{ARRIVAL, Orders, wait_for_status};
 
 type Cluster = MockCluster<'static, DefaultProducerContext>;
@@ -122,6 +122,36 @@ async fn too_few_replicas_and_a_broken_store_are_waited_for_and_condemn_no_row()
     assert_in_order(&orders, &ids).await;
     assert_nothing_is_held(&relay).await;
     assert!(!relay.log().contains("trying again"), "{}", relay.log());
+}
+
+/// As long as it lasts, in `/status` and in the log.
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_that_are_away_are_named_while_rows_wait_for_them() {
+    for code in [
+        RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS,
+        RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+    ] {
+        let Scene {
+            cluster,
+            orders,
+            relay,
+            mut ids,
+        } = running("replicas", 1, |config| config).await;
+        cluster.request_errors(Produce, &[code; 1000]);
+        ids.extend(orders.insert(5).await);
+        let named = "NotEnoughReplicas: fewer replicas are in sync than `min.insync.replicas`";
+        wait_for_status(&relay, "what the broker lacks", |status| {
+            status["reason"]
+                .as_str()
+                .is_some_and(|reason| reason.contains(named))
+        })
+        .await;
+        relay.wait_for_log(named, SOON).await;
+        cluster.clear_request_errors(Produce);
+        assert_in_order(&orders, &ids).await;
+        wait_for_status(&relay, "nothing of it", |status| status["reason"] == "").await;
+        assert_nothing_is_held(&relay).await;
+    }
 }
 
 /// Nobody knows whether the row or the cluster is at fault, so the row is not condemned, but everybody is told of it.

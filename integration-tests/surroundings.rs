@@ -200,3 +200,79 @@ async fn a_standby_is_refused_before_the_first_step_of_a_migration() {
     );
     assert!(!text.contains("creating"), "{text}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn indexes_of_the_state_that_were_dropped_are_told_and_made_again() {
+    let orders = Orders::create(Postgres::shared(USUAL).await, "indexes", |config| config).await;
+    let indexes = async || {
+        let sql = "SELECT array_agg(indexdef::text ORDER BY indexdef) FROM pg_indexes WHERE schemaname = 'outboxd'";
+        let row = orders.client.query_one(sql, &[]).await;
+        row.expect("list the indexes").get::<_, Vec<String>>(0)
+    };
+    let all = indexes().await;
+    orders.run("DROP INDEX outboxd.kept_by_state").await;
+    let text = check(&orders.config, 0);
+    assert!(text.contains("kept_by_state"), "{text}");
+    orders.config.migrate();
+    assert_eq!(indexes().await, all);
+    let keys = "SELECT format('ALTER TABLE outboxd.%I DROP CONSTRAINT %I', c.relname, k.conname) FROM pg_constraint k
+                JOIN pg_class c ON c.oid = k.conrelid
+                WHERE c.relnamespace = 'outboxd'::regnamespace AND k.contype IN ('p', 'u')";
+    for row in orders
+        .client
+        .query(keys, &[])
+        .await
+        .expect("list the constraints")
+    {
+        orders.run(row.get(0)).await;
+    }
+    let text = check(&orders.config, 1);
+    assert!(text.contains("the relay's state"), "{text}");
+    orders.config.migrate();
+    assert_eq!(indexes().await, all);
+    check(&orders.config, 0);
+}
+
+/// `ulimit -f`: the file of the log takes no more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_may_not_grow_ends_nobody() {
+    let orders = Orders::create(Postgres::shared(USUAL).await, "ulimit", |config| {
+        config.set("log.level", "trace")
+    })
+    .await;
+    const BYTES: usize = 16 << 10;
+    let limit = format!("--fsize={BYTES}");
+    let mut relay = Relay::start_under(&orders.config, &["prlimit", &limit]);
+    wait_until("the log is full", SOON, async || {
+        orders.insert(10).await;
+        match relay.log().len() {
+            BYTES.. => Ok(()),
+            bytes => Err(format!("{bytes} bytes")),
+        }
+    })
+    .await;
+    orders.wait_for(&orders.insert(3).await).await;
+    assert!(relay.is_running());
+    assert_eq!(relay.terminate().code(), Some(0));
+}
+
+/// Not as a server that stops: everything else goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_walsender_that_somebody_ends_is_told_as_such() {
+    let orders = Orders::create(Postgres::shared(USUAL).await, "ended", |config| config).await;
+    let relay = Relay::start(&orders.config);
+    orders.wait_for(&orders.insert(3).await).await;
+    let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+               WHERE datname = current_database() AND backend_type = 'walsender'";
+    wait_until("a walsender is ended", SOON, async || {
+        match orders.client.query(sql, &[]).await.expect("end it").len() {
+            1 => Ok(()),
+            walsenders => Err(format!("{walsenders}")),
+        }
+    })
+    .await;
+    relay.wait_for_log("administrator command", SOON).await;
+    orders.wait_for(&orders.insert(3).await).await;
+    let log = relay.log();
+    assert!(!log.contains("PostgreSQL is stopping"), "{log}");
+}

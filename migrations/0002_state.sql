@@ -145,7 +145,6 @@ CREATE TABLE IF NOT EXISTS outboxd.kept (
     epoch         bigint NOT NULL,
     UNIQUE (outbox, key)
 );
-CREATE INDEX IF NOT EXISTS kept_by_state ON outboxd.kept (outbox, state, generation, seq NULLS FIRST, id);
 
 -- Earlier versions knew a slot that is read without a mark by its lease alone.
 INSERT INTO outboxd.slot (slot, outbox)
@@ -171,10 +170,26 @@ DO $outboxd$ BEGIN
         ALTER TABLE outboxd.ledger ADD PRIMARY KEY (outbox, generation, segment, id);
         DROP INDEX IF EXISTS outboxd.ledger_by_segment;
     END IF;
-    IF NOT EXISTS (SELECT FROM pg_catalog.pg_index WHERE indrelid = 'outboxd.schema_version'::regclass AND indisprimary) THEN
-        ALTER TABLE outboxd.schema_version ADD PRIMARY KEY (version);
+END $outboxd$;
+
+-- What somebody dropped.
+DO $outboxd$ DECLARE name text; columns text; BEGIN
+    FOR name, columns IN VALUES
+        ('schema_version', 'version'), ('outbox', 'outbox'), ('skipped', 'outbox, id'), ('slot', 'slot'),
+        ('lease', 'outbox'), ('marked', 'outbox, id'), ('polled', 'outbox'), ('blocked', 'outbox, key'), ('kept', 'id')
+    LOOP
+        IF NOT EXISTS (SELECT FROM pg_catalog.pg_index WHERE indrelid = ('outboxd.' || name)::regclass AND indisprimary) THEN
+            EXECUTE format('ALTER TABLE outboxd.%I ADD PRIMARY KEY (%s)', name, columns);
+        END IF;
+    END LOOP;
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_index
+                   WHERE indrelid = 'outboxd.kept'::regclass AND indisunique AND NOT indisprimary) THEN
+        ALTER TABLE outboxd.kept ADD UNIQUE (outbox, key);
     END IF;
 END $outboxd$;
 
 INSERT INTO outboxd.schema_version (version)
 SELECT 1 WHERE NOT EXISTS (SELECT FROM outboxd.schema_version);
+
+--: index
+CREATE INDEX IF NOT EXISTS kept_by_state ON outboxd.kept (outbox, state, generation, seq NULLS FIRST, id);

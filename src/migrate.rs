@@ -59,6 +59,8 @@ pub struct Step {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     State,
+    /// Of the state: without it what is kept is found all the same, and slower.
+    Index,
     Table,
     /// The decision that everything is published, of a table that is empty.
     Start,
@@ -335,7 +337,7 @@ fn is_wanted(step: &Step, creates: Creates) -> bool {
     let is_part = match step.part {
         Part::State | Part::View | Part::Table => true,
         Part::Publication | Part::Claim | Part::Slot => creates == Creates::Everything,
-        Part::Start | Part::Function | Part::Grant => false,
+        Part::Index | Part::Start | Part::Function | Part::Grant => false,
     };
     is_part && step.state == StepState::Needed
 }

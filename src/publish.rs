@@ -230,6 +230,11 @@ impl Publisher {
         self.broker.subscribe()
     }
 
+    /// Whether a broker refuses records now, for fewer replicas are in sync than their topic asks for.
+    pub fn lacks_replicas(&self) -> bool {
+        self.broker.is_lacking_replicas()
+    }
+
     /// Lets the producer ask for a topic's leaders, and for its brokers where it knows none any more; nothing waits for
     /// the answer.
     ///

@@ -166,6 +166,17 @@ pub async fn too_few_replicas(scene: &Scene) {
     let both = Both::on_cluster(scene, &cluster, 3, &[("min.insync.replicas", "3")]).await;
     cluster.brokers[2].kill();
     scene.ran();
+    for relay in &both.relays {
+        let named = async || {
+            let status = relay.try_status()?;
+            let reason = status["reason"].as_str().unwrap_or_default();
+            match reason.contains("NotEnoughReplicas") {
+                true => Ok(()),
+                false => Err(reason.to_owned()),
+            }
+        };
+        wait_until("the status says what the brokers say", SOON, named).await;
+    }
     tokio::time::sleep(Duration::from_secs(scene.pick(15, 20, 60))).await;
     cluster.brokers[2].restart();
     both.await_publishing(100).await;

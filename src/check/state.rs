@@ -111,7 +111,7 @@ fn bypass(error: &MigrateError, options: &MigrateOptions) -> String {
 /// One finding for a step: what stands is ok, what people alone miss is a warning.
 fn left_to_do(step: &Step, options: &MigrateOptions, report: &mut Report) {
     let what = match step.part {
-        Part::State => "state",
+        Part::State | Part::Index => "state",
         Part::View => "view",
         Part::Publication => "publication",
         Part::Grant => "right",
@@ -120,7 +120,7 @@ fn left_to_do(step: &Step, options: &MigrateOptions, report: &mut Report) {
     };
     let outcome = match (step.state, step.part) {
         (StepState::AlreadyThere, _) => Outcome::Ok,
-        (StepState::Skipped(_), _) | (_, Part::View) => Outcome::Warning,
+        (StepState::Skipped(_), _) | (_, Part::View | Part::Index) => Outcome::Warning,
         (StepState::Needed, _) if is_for_people(step) => Outcome::Warning,
         (StepState::Needed, _) => Outcome::Missing,
     };
@@ -131,7 +131,7 @@ fn left_to_do(step: &Step, options: &MigrateOptions, report: &mut Report) {
     };
     let remedy = match (step.state, step.part) {
         (StepState::AlreadyThere, _) => None,
-        (_, Part::State | Part::View) => {
+        (_, Part::State | Part::Index | Part::View) => {
             let command = migrate_command(options);
             Some(command.trim_end_matches("; or:").to_owned())
         }

@@ -17,6 +17,8 @@ pub(super) struct Standing {
     pub has_schema: bool,
     /// Every state table stands, as this version makes it.
     pub has_state: bool,
+    /// The index by which what is kept is found.
+    pub has_index: bool,
     /// The version of the state tables.
     pub version: Option<i32>,
     /// Where the state of the table stands.
@@ -146,6 +148,7 @@ impl Standing {
         let keyed: Vec<String> = row.get("keyed");
         let is_keyed = |table: &str| keyed.iter().any(|one| one == table);
         self.has_state = row.get("has_mark") && state_tables().all(is_keyed);
+        self.has_index = row.get("has_index");
         if there.iter().all(|one| one != "schema_version") {
             return Ok(());
         }
@@ -276,7 +279,11 @@ async fn grants(
 const STATE_TABLES: &str = "
     SELECT coalesce(array_agg(c.relname::text) FILTER (WHERE c.relname IS NOT NULL), '{}') AS tables,
            coalesce(array_agg(c.relname::text) FILTER (WHERE EXISTS (
-               SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)), '{}') AS keyed,
+               SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary) AND (c.relname <> 'kept' OR EXISTS (
+               SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND NOT i.indisprimary))), '{}') AS keyed,
+           coalesce(bool_or(c.relname = 'kept' AND EXISTS (
+               SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class k ON k.oid = i.indexrelid
+               WHERE i.indrelid = c.oid AND k.relname = 'kept_by_state')), false) AS has_index,
            coalesce(bool_or(c.relname = 'outbox' AND EXISTS (
                SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attname = 'mark')), false) AS has_mark,
            coalesce(bool_and(pg_catalog.has_schema_privilege(n.oid, 'USAGE')

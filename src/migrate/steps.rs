@@ -34,6 +34,14 @@ pub(super) fn steps(names: &Names, standing: &Standing) -> Result<Vec<Step>, Mig
             state: needed(standing.table.is_none()),
         },
     ];
+    if standing.has_state && !standing.has_index {
+        steps.push(Step {
+            part: Part::Index,
+            description: "the index `outboxd.kept_by_state` of the relay's state".to_owned(),
+            sql: values.render(STATE, "index"),
+            state: StepState::Needed,
+        });
+    }
     if standing.is_undecided {
         steps.push(Step {
             part: Part::Start,

@@ -21,12 +21,20 @@ pub(super) enum Event {
     Lost,
     /// A request with records was answered by an error of the broker's.
     Answered,
+    /// The error was that fewer replicas are in sync than the topic asks for.
+    TooFewReplicas,
 }
 
 /// How a closed connection is told.
 const CLOSED: [&str; 3] = ["Disconnected", "Send failed", "Receive failed"];
 /// How a lost connection is told to the requests on it.
 const LOST: [&str; 2] = ["Local: Broker transport failure", "Local: SSL error"];
+
+/// How it is told that fewer replicas are in sync than `min.insync.replicas` asks for, before a record was appended and after.
+const TOO_FEW_REPLICAS: [&str; 2] = [
+    "Broker: Not enough in-sync replicas",
+    "Broker: Message(s) written to insufficient number of in-sync replicas",
+];
 
 /// Reads one line of level debug; `None` where it says nothing of this.
 pub(super) fn read(facility: &str, text: &str) -> Option<Line> {
@@ -63,6 +71,9 @@ fn of_connection(words: &str) -> Event {
 fn of_request(words: &str) -> Option<Event> {
     if LOST.iter().any(|told| words.starts_with(told)) {
         return Some(Event::Lost);
+    }
+    if TOO_FEW_REPLICAS.iter().any(|told| words.starts_with(told)) {
+        return Some(Event::TooFewReplicas);
     }
     words.starts_with("Broker: ").then_some(Event::Answered)
 }
@@ -119,6 +130,11 @@ mod tests {
             (
                 "REQERR",
                 "[thrd:a:1/1]: a:1/1: ProduceRequest failed: Broker: Not enough in-sync replicas: actions Retry",
+                line(Event::TooFewReplicas),
+            ),
+            (
+                "REQERR",
+                "[thrd:a:1/1]: a:1/1: ProduceRequest failed: Broker: Message size too large: actions Permanent",
                 line(Event::Answered),
             ),
             (

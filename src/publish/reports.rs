@@ -1,7 +1,7 @@
 //! What librdkafka calls back: delivery reports, errors on the way to the brokers, its log.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -18,29 +18,56 @@ use super::log_lines::{self, Line};
 /// Events that are served at once.
 const EVENTS_MAX: usize = 1_000;
 
+/// How long a refusal for want of replicas is told.
+const LACKING_FOR: Duration = Duration::from_secs(5);
+
 /// The state of the way to Kafka, shared by the clients of one session.
 #[derive(Clone, Debug)]
-pub(super) struct Broker(watch::Sender<Option<String>>);
+pub(super) struct Broker {
+    error: watch::Sender<Option<String>>,
+    /// When a broker refused records last for want of replicas.
+    lacked_replicas_at: Arc<Mutex<Option<Instant>>>,
+}
 
 impl Default for Broker {
     fn default() -> Self {
-        Self(watch::Sender::new(None))
+        Self {
+            error: watch::Sender::new(None),
+            lacked_replicas_at: Arc::default(),
+        }
     }
 }
 
 impl Broker {
     pub(super) fn subscribe(&self) -> watch::Receiver<Option<String>> {
-        self.0.subscribe()
+        self.error.subscribe()
+    }
+
+    /// A broker refused records, for fewer replicas are in sync than the topic asks for.
+    pub(super) fn lacks_replicas(&self) {
+        *self.lacked() = Some(Instant::now());
+    }
+
+    /// Whether a broker did so just now: librdkafka sends them again each second at least.
+    pub(super) fn is_lacking_replicas(&self) -> bool {
+        let at = *self.lacked();
+        at.is_some_and(|at| at.elapsed() < LACKING_FOR)
+    }
+
+    fn lacked(&self) -> MutexGuard<'_, Option<Instant>> {
+        // It is stored at once.
+        let lacked = self.lacked_replicas_at.lock();
+        lacked.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A broker answered.
     pub(super) fn answered(&self) {
-        self.0.send_if_modified(|error| error.take().is_some());
+        self.error.send_if_modified(|error| error.take().is_some());
     }
 
     /// An attempt to reach a broker failed.
     pub(super) fn failed(&self, code: Option<RDKafkaErrorCode>, text: &str) {
-        self.0.send_if_modified(|error| {
+        self.error.send_if_modified(|error| {
             // What made the last broker unreachable says more than that all of them are.
             let says_less = code == Some(RDKafkaErrorCode::AllBrokersDown) && error.is_some();
             let is_known = error.as_deref() == Some(text);

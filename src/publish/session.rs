@@ -14,7 +14,7 @@ use tracing::debug;
 
 use super::cut_off::CutOff;
 use super::handles::Handles;
-use super::log_lines::Line;
+use super::log_lines::{Event, Line};
 use super::openings::Openings;
 use super::reports::{Broker, Failure, Reports};
 use super::trials::{InFlight, Trials};
@@ -289,6 +289,9 @@ impl Session {
     fn take_lines(&mut self, lines: Vec<Line>) {
         if lines.is_empty() {
             return;
+        }
+        if lines.iter().any(|line| line.event == Event::TooFewReplicas) {
+            self.broker.lacks_replicas();
         }
         let in_flight = InFlight {
             records: self.outstanding,

@@ -64,7 +64,7 @@ impl Trials {
                         self.cut(broker, in_flight, now);
                     }
                 }
-                Event::Answered => {
+                Event::Answered | Event::TooFewReplicas => {
                     if let Some(trial) = self.trials.get_mut(&broker) {
                         trial.watch.answered();
                     }

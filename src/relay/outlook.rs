@@ -33,6 +33,8 @@ const HALF_MINUTE_TICKS: u32 = 30;
 /// How long that may take; a table that is too busy for it is asked again later.
 const LAG_WITHIN: Duration = Duration::from_secs(5);
 
+const TOO_FEW_REPLICAS: &str = "NotEnoughReplicas: fewer replicas are in sync than `min.insync.replicas` of the topic asks for";
+
 impl Run<'_> {
     /// Writes down where the session stands.
     pub(super) fn look_out(&mut self) {
@@ -177,11 +179,14 @@ impl Run<'_> {
         match wait {
             None => (State::Publishing, self.catching_up().to_owned()),
             Some(Wait::ForSome(since)) => {
-                let reason = format!("rows that were sent at {since} wait for Kafka; others flow");
+                let why = self.relay.refusal();
+                let why = why.map(|why| format!(" ({why})")).unwrap_or_default();
+                let reason =
+                    format!("rows that were sent at {since} wait for Kafka{why}; others flow");
                 (State::Publishing, reason)
             }
             Some(Wait::ForAnything(since)) => {
-                let error = self.relay.broker_error();
+                let error = self.relay.refusal().or(self.relay.broker_error());
                 let error = error.map(|error| format!(": {error}")).unwrap_or_default();
                 let reason = format!("Kafka has acknowledged nothing since {since}{error}");
                 (State::Waiting, reason)
@@ -207,7 +212,8 @@ impl Run<'_> {
         }
         let silence = match wait {
             Some(Wait::ForAnything(since)) => {
-                Some(format!("it has acknowledged nothing since {since}"))
+                let nothing = format!("it has acknowledged nothing since {since}");
+                Some(because(&nothing, self.relay.refusal().as_deref()))
             }
             Some(Wait::ForSome(_)) | None => None,
         };
@@ -280,6 +286,13 @@ impl Relay {
         let wait = self.patience.look(seen, Moment::now());
         self.silent = wait.and(seen.oldest_sent);
         wait
+    }
+
+    /// What a broker says against records that are sent again and again.
+    fn refusal(&self) -> Option<String> {
+        let producer = self.producer.as_ref()?;
+        let lacks = producer.publisher.lacks_replicas();
+        lacks.then(|| TOO_FEW_REPLICAS.to_owned())
     }
 
     fn broker_error(&self) -> Option<String> {

@@ -146,7 +146,9 @@ pub(super) fn reason(attempt: &Attempt) -> String {
             End::Stopped => "asked to stop".to_owned(),
             End::Source(failure) => chain(failure),
             End::Mark(failure) => chain(failure),
-            End::PostgresStops => "PostgreSQL is stopping".to_owned(),
+            End::PostgresStops => {
+                "PostgreSQL is stopping, or somebody ended the relay's connections".to_owned()
+            }
             End::Deposed => "another relay holds the lease".to_owned(),
             End::Producer(reason)
             | End::Halt(reason)
