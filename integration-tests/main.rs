@@ -38,6 +38,7 @@ mod publisher;
 mod refusals;
 mod rename;
 mod retention;
+mod rights;
 mod security;
 mod shape_sample;
 mod shapes;
