@@ -141,6 +141,19 @@ async fn a_limit_of_connections_is_named_with_what_a_relay_needs() {
     }
 }
 
+/// Three of them are reserved for superusers, and one is the test's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_room_for_a_relay_is_warned_of() {
+    let postgres = Postgres::start_with(USUAL, &[("max_connections", "8")]);
+    let orders = Orders::create(&postgres, "room", |config| config).await;
+    let text = check(&orders.config, 0);
+    let warning =
+        "warning  connections: a relay keeps 5, and 4 of max_connections = 8 are free for it";
+    assert!(text.contains(warning), "{text}");
+    let polling = orders.config.clone().mode("polling");
+    assert!(check(&polling, 0).contains("ok       connections: a relay keeps 3"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn limits_of_idle_sessions_end_none_of_the_relays() {
     for (mode, kept) in [("replication", 5), ("polling", 3)] {

@@ -199,11 +199,17 @@ async fn refuse_server(
     }
 }
 
-/// Refuses a server on which nothing can be made.
+/// Refuses a server on which nothing can be made, and a pooler, behind which a lock is nobody's.
 ///
 /// Errors: `Server` with the words of `check`.
-async fn refuse_read_only(client: &Client) -> Result<(), MigrateError> {
-    let found = check::write_obstacle(client).await;
+async fn refuse_surroundings(client: &Client) -> Result<(), MigrateError> {
+    let look = async {
+        match check::pooler(client).await? {
+            Some(refusal) => Ok(Some(refusal)),
+            None => check::write_obstacle(client).await,
+        }
+    };
+    let found: Result<_, tokio_postgres::Error> = look.await;
     match found.map_err(|error| MigrateError::Look(error.into()))? {
         Some(Refusal { text, remedy }) => Err(MigrateError::Server { text, remedy }),
         None => Ok(()),
@@ -219,7 +225,7 @@ pub async fn run(
     options: &MigrateOptions,
     out: &mut (dyn Write + Send),
 ) -> Result<(), MigrateError> {
-    refuse_read_only(client).await?;
+    refuse_surroundings(client).await?;
     lock(client).await?;
     let done = run_locked(client, config, options, out).await;
     unlock(client).await?;

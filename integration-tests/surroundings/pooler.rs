@@ -6,7 +6,7 @@ use tokio::task::JoinHandle;
 
 use super::{await_reason, check};
 use crate::harness::postgres::{Postgres, USUAL};
-use crate::harness::relay::Relay;
+use crate::harness::relay::{Relay, said};
 use crate::orders::Orders;
 
 /// What becomes of the settings at a session's start.
@@ -86,8 +86,14 @@ async fn behind(manner: Manner, text: &str) {
     let (port, name) = (pooler.port, &orders.database.name);
     let url = format!("postgres://postgres@127.0.0.1:{port}/{name}?sslmode=disable");
     let config = orders.config.clone().set("source.url", url);
-    let said = check(&config, 1);
-    assert!(said.contains(text) && said.contains("source.url"), "{said}");
+    let checked = check(&config, 1);
+    assert!(
+        checked.contains(text) && checked.contains("source.url"),
+        "{checked}"
+    );
+    let migrated = config.outboxd(&["migrate"]);
+    let said = said(&migrated);
+    assert!(!migrated.status.success() && said.contains(text), "{said}");
     let relay = Relay::start(&config);
     await_reason(&relay, text).await;
 }

@@ -23,7 +23,8 @@ fn kept(source: &SourceConfig) -> i64 {
 /// For commands beside it, and while a session follows another whose connections have not ended yet.
 const SPARE: i64 = 1;
 
-/// Our sessions that run already count for nothing; limits do not bind a superuser.
+/// Our sessions that run already count for nothing; limits do not bind a superuser. Who else is connected is hidden from most
+/// roles, and how many are is not.
 const ROOM: &str = "
     SELECT CASE WHEN r.rolsuper OR r.rolconnlimit < 0 THEN NULL ELSE r.rolconnlimit::int8 END AS of_role,
            CASE WHEN r.rolsuper OR d.datconnlimit < 0 THEN NULL ELSE d.datconnlimit::int8 END AS of_database,
@@ -32,8 +33,9 @@ const ROOM: &str = "
            pg_catalog.current_setting('max_connections')::int8
                - pg_catalog.current_setting('superuser_reserved_connections')::int8
                - coalesce(pg_catalog.current_setting('reserved_connections', true), '0')::int8
-               - (SELECT count(*) FROM pg_catalog.pg_stat_activity a WHERE a.backend_type = 'client backend'
-                  AND NOT (a.usename = current_user AND a.application_name LIKE 'outboxd %')) AS free
+               - (SELECT sum(numbackends) FROM pg_catalog.pg_stat_database)::int8
+               + (SELECT count(*) FROM pg_catalog.pg_stat_activity a
+                  WHERE a.usename = current_user AND a.application_name LIKE 'outboxd %') AS free
     FROM pg_catalog.pg_roles r, pg_catalog.pg_database d
     WHERE r.rolname = current_user AND d.datname = pg_catalog.current_database()";
 
