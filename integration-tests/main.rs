@@ -47,5 +47,6 @@ mod strangers;
 mod surroundings;
 mod sweep;
 mod topics;
+mod truth;
 mod values;
 mod visible;
