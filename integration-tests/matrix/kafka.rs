@@ -165,6 +165,7 @@ pub async fn too_few_replicas(scene: &Scene) {
     let mut cluster = Cluster::start();
     let both = Both::on_cluster(scene, &cluster, 3, &[("min.insync.replicas", "3")]).await;
     cluster.brokers[2].kill();
+    let back_at = Instant::now() + Duration::from_secs(scene.pick(15, 20, 60));
     scene.ran();
     for relay in &both.relays {
         let named = async || {
@@ -177,7 +178,7 @@ pub async fn too_few_replicas(scene: &Scene) {
         };
         wait_until("the status says what the brokers say", SOON, named).await;
     }
-    tokio::time::sleep(Duration::from_secs(scene.pick(15, 20, 60))).await;
+    tokio::time::sleep_until(back_at.into()).await;
     cluster.brokers[2].restart();
     both.await_publishing(100).await;
     for relay in &both.relays {
