@@ -8,6 +8,7 @@ mod harness;
 
 mod bad_input;
 mod catch_up;
+mod columns;
 mod commands;
 mod conformance;
 mod cut_off;

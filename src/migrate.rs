@@ -20,6 +20,7 @@ use tokio_postgres::Client;
 
 use crate::check;
 use crate::check::fit::Refusal;
+use crate::columns::ColumnNames;
 use crate::config::{Config, Mark, Mode, SourceConfig};
 use crate::names;
 use crate::paste;
@@ -93,6 +94,7 @@ pub enum Creates {
 struct Names {
     schema: String,
     table: String,
+    columns: ColumnNames,
     mode: Mode,
     mark: Mark,
     /// Rows that were sent are removed in the end.
@@ -112,6 +114,7 @@ impl Names {
         Ok(Self {
             schema: name.schema,
             table: name.table,
+            columns: source.columns.clone(),
             mode: source.mode,
             mark: source.mark,
             removes: source.retention.is_some(),
@@ -168,6 +171,10 @@ pub async fn plan(
     let standing = Standing::look(client, &names).await?;
     if let Some(found) = standing.version.filter(|found| *found > STATE_VERSION) {
         return Err(MigrateError::NewerState { found });
+    }
+    if standing.table.is_none() && !names.columns.is_empty() {
+        let table = names.outbox();
+        return Err(MigrateError::NotToBeMade { table });
     }
     if standing.table.is_none() && !standing.has_schema {
         return Err(MigrateError::NoSchema {

@@ -134,9 +134,11 @@ async fn run_with(opened: Opened, command: Blocked) -> Outcome {
         outbox,
     } = opened;
     let table = match config.source.table_name() {
-        Ok(name) => inspect::inspect(&session.client, &name.schema, &name.table)
-            .await
-            .ok(),
+        Ok(name) => {
+            let columns = &config.source.columns;
+            let table = inspect::inspect(&session.client, &name.schema, &name.table, columns).await;
+            table.ok()
+        }
         Err(_) => None,
     };
     let table = BlockedTable {

@@ -41,6 +41,7 @@ pub(super) const KEYS: &[Key] = &[
     key("source.start", Unset(r#""all""#), "What happens to rows older than the relay: \"all\" or \"now\" (skip them); asked for only when it is unclear."),
     key("source.order_column", Unset(r#""created_at""#), "Orders rows where `seq` does not, with \"sent_at\" or \"delete\": for polling and for what stands before a slot."),
     key("source.retention", Value(r#""none""#), "How long rows are kept before those that were sent are removed, such as \"7d\"; \"none\": the relay removes none."),
+    key("source.columns", Table(r#"id = "event_id""#), "Columns that have other names: the name that outboxd expects = \"the table's\". `outboxd check` proposes them."),
     key("source.polling.interval", Value(r#""100ms""#), "Pause after a read that found less than a full batch."),
     key("source.polling.batch_rows", Value("2000"), "Rows read at once."),
     key("source.replication.slot", Unset(r#""outboxd_shop__public__outbox""#), "The replication slot; default: the one that the state knows, else `outboxd_`, database, schema and table in [a-z0-9_]."),

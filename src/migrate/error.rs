@@ -39,6 +39,10 @@ pub enum MigrateError {
         why: &'static str,
         remedy: &'static str,
     },
+    #[error(
+        "table `{table}` does not exist, and `source.columns` names columns of a table that stands"
+    )]
+    NotToBeMade { table: String },
     #[error("table `{table}` does not exist; `outboxd migrate` creates it")]
     NoTable { table: String },
     #[error("cannot wait for another migration to end")]
@@ -98,6 +102,16 @@ impl MigrateError {
                 let remedies: Vec<&str> = wrong.iter().map(|one| one.remedy.as_str()).collect();
                 Some(remedies.join("\n"))
             }
+            Self::Inspect(InspectError::MissingColumns { mapping, .. }) => Some(format!(
+                "where columns have other names the configuration maps them; by names and types this may be meant:\n{mapping}"
+            )),
+            Self::Inspect(InspectError::UnknownColumns { .. }) => Some(
+                "write the table's own names behind outboxd's in `source.columns`".to_owned(),
+            ),
+            Self::NotToBeMade { .. } => Some(
+                "correct `source.table`; or remove `source.columns`, and `outboxd migrate` creates a table with names of its own"
+                    .to_owned(),
+            ),
             Self::MarkNeedsColumn { .. } => {
                 Some("`outboxd check` says which marks this table allows".to_owned())
             }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 
+use crate::columns::ColumnNames;
 use crate::inspect::qualified;
 use crate::mark::ledger::segment_sql;
 
@@ -41,7 +42,7 @@ pub(super) struct Values(BTreeMap<&'static str, String>);
 
 impl Values {
     /// The names that follow from the table's.
-    pub(super) fn new(schema: &str, table: &str) -> Self {
+    pub(super) fn new(schema: &str, table: &str, names: &ColumnNames) -> Self {
         let mut values = Self::default();
         values.set("schema", escape_identifier(schema));
         values.set("table", qualified(schema, table));
@@ -50,7 +51,11 @@ impl Values {
         values.set("id_key", " PRIMARY KEY".to_owned());
         values.set("seq_key", " UNIQUE".to_owned());
         values.set("partitions", String::new());
-        values.set("segment", segment_sql("o.seq"));
+        let seq = names.plain_sql("seq");
+        values.set("segment", segment_sql(&format!("o.{seq}")));
+        values.set("seq", seq);
+        values.set_literal("seq_name", names.of("seq"));
+        values.set("sent_at", names.plain_sql("sent_at"));
         for (word, suffix) in [
             ("sequence", "_seq_seq"),
             ("status_view", "_status"),
@@ -132,7 +137,7 @@ mod tests {
 
     #[test]
     fn a_name_with_quotes_blanks_and_braces_is_filled_in_once() {
-        let mut values = Values::new("my \"schema\"", "o'{table}");
+        let mut values = Values::new("my \"schema\"", "o'{table}", &ColumnNames::default());
         values.set("sent_at_column", String::new());
         values.set("storage", String::new());
         values.set("sent_at_index", String::new());

@@ -110,7 +110,7 @@ impl From<tokio_postgres::Error> for LookError {
 impl Standing {
     /// Looks at all that a migration would make.
     pub(super) async fn look(client: &Client, names: &Names) -> Result<Self, LookError> {
-        let table = match inspect(client, &names.schema, &names.table).await {
+        let table = match inspect(client, &names.schema, &names.table, &names.columns).await {
             Ok(table) => Some(table),
             Err(InspectError::NotFound { .. }) => None,
             Err(error) => return Err(LookError::Inspect(error)),
@@ -257,8 +257,12 @@ async fn grants(
     }
     let view = suffixed(&names.table, "_status");
     let function = suffixed(&names.table, "_publish");
+    let sent_at = names.columns.of("sent_at");
     let row = client
-        .query_one(GRANTED, &[&role, &table, &names.schema, &view, &function])
+        .query_one(
+            GRANTED,
+            &[&role, &table, &names.schema, &view, &function, &sent_at],
+        )
         .await?;
     Ok(Grants {
         role_exists: true,
@@ -332,7 +336,7 @@ const GRANTED: &str = "
            coalesce(u.schema AND pg_catalog.has_table_privilege($1::name, $2::oid, 'INSERT'), false) AS inserts,
            coalesce(pg_catalog.has_table_privilege($1::name, $2::oid, 'DELETE'), false) AS deletes,
            coalesce((SELECT pg_catalog.has_column_privilege($1::name, a.attrelid, a.attnum, 'UPDATE')
-                     FROM pg_catalog.pg_attribute a WHERE a.attrelid = $2::oid AND a.attname = 'sent_at'), false)
+                     FROM pg_catalog.pg_attribute a WHERE a.attrelid = $2::oid AND a.attname = $6::text), false)
                AS updates_sent_at,
            coalesce((SELECT bool_and(pg_catalog.has_sequence_privilege($1::name, s.oid, 'SELECT'))
                      FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_class s ON s.oid = d.objid AND s.relkind = 'S'

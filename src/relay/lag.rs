@@ -47,20 +47,24 @@ impl Question {
         held: HeldFacts,
     ) -> Self {
         let table = layout.sql_name();
-        let age = if layout.column("created_at").is_some() {
-            "created_at::timestamptz"
-        } else {
-            "NULL::timestamptz"
+        let (seq, sent_at) = (layout.names.sql("seq"), layout.names.sql("sent_at"));
+        let age = match layout.ours("created_at") {
+            Some(_) => format!("{}::timestamptz", layout.names.sql("created_at")),
+            None => "NULL::timestamptz".to_owned(),
         };
         let unsent = match config.source.mark {
-            Mark::Ledger => Some("seq > $2::int8"),
-            Mark::SentAt => Some("sent_at IS NULL AND $2::int8 IS NOT DISTINCT FROM $2::int8"),
-            Mark::Delete => Some("$2::int8 IS NOT DISTINCT FROM $2::int8"),
+            Mark::Ledger => Some(format!("{seq} > $2::int8")),
+            Mark::SentAt => Some(format!(
+                "{sent_at} IS NULL AND $2::int8 IS NOT DISTINCT FROM $2::int8"
+            )),
+            Mark::Delete => Some("$2::int8 IS NOT DISTINCT FROM $2::int8".to_owned()),
             Mark::None => None,
         };
         // The oldest ones where there are more than are counted; and an index is read no further than that.
-        let order = layout.seq.map_or("", |_| "ORDER BY seq");
-        let sql = |unsent| {
+        let order = layout
+            .seq
+            .map_or(String::new(), |_| format!("ORDER BY {seq}"));
+        let sql = |unsent: String| {
             format!(
                 "SELECT count(*), min(at) FROM (SELECT {age} AS at FROM {table} WHERE {unsent} {order} LIMIT $1) AS bounded"
             )
@@ -70,7 +74,7 @@ impl Question {
             above: (config.source.mark == Mark::Ledger).then(|| sent_seq.unwrap_or(i64::MIN)),
             held_sql: layout
                 .seq
-                .map(|_| format!("SELECT {age} FROM {table} WHERE seq = $1::int8")),
+                .map(|_| format!("SELECT {age} FROM {table} WHERE {seq} = $1::int8")),
             held,
             kept_in: None,
         }

@@ -119,7 +119,7 @@ async fn read(
     if source.mode == Mode::Replication {
         read_slot(client, &source.replication.slot, status).await?;
     }
-    read_unsent(client, source.mark, &table, &columns, status).await?;
+    read_unsent(client, source, &table, &columns, status).await?;
     Ok(true)
 }
 
@@ -189,26 +189,28 @@ async fn read_slot(
 
 async fn read_unsent(
     client: &Client,
-    mark: Mark,
+    source: &SourceConfig,
     table: &str,
     columns: &[String],
     status: &mut Status,
 ) -> Result<(), tokio_postgres::Error> {
-    let has = |name: &str| columns.iter().any(|column| column == name);
-    let created_at = if has("created_at") {
-        "o.created_at"
-    } else {
-        "NULL::timestamptz"
+    let (mark, names) = (source.mark, &source.columns);
+    let has =
+        |ours: &str| !names.is_taken(ours) && columns.iter().any(|column| column == names.of(ours));
+    let (seq, sent_at) = (names.sql("seq"), names.sql("sent_at"));
+    let created_at = match has("created_at") {
+        true => format!("o.{}", names.sql("created_at")),
+        false => "NULL::timestamptz".to_owned(),
     };
     let unsent = match mark {
         Mark::Ledger if has("seq") => format!(
             "SELECT row.created_at FROM holes, LATERAL (SELECT {created_at} AS created_at FROM {table} o \
-             WHERE o.seq >= coalesce(lower(holes.numbers), -9223372036854775808) \
-             AND o.seq <= coalesce(upper(holes.numbers) - 1, 9223372036854775807) \
-             ORDER BY o.seq LIMIT {ROWS_MAX} + 1) row"
+             WHERE o.{seq} >= coalesce(lower(holes.numbers), -9223372036854775808) \
+             AND o.{seq} <= coalesce(upper(holes.numbers) - 1, 9223372036854775807) \
+             ORDER BY o.{seq} LIMIT {ROWS_MAX} + 1) row"
         ),
         Mark::SentAt if has("sent_at") => {
-            format!("SELECT {created_at} AS created_at FROM {table} o WHERE sent_at IS NULL")
+            format!("SELECT {created_at} AS created_at FROM {table} o WHERE o.{sent_at} IS NULL")
         }
         Mark::Delete => format!("SELECT {created_at} AS created_at FROM {table} o"),
         // Nothing is recorded of single rows.

@@ -140,6 +140,11 @@ const PROPERTIES: &[(&str, usize, &str, &[&str])] = &[
 /// Lines behind `GOOD`: the line that is wrong, its key, and what is said.
 #[rustfmt::skip]
 const REST: &[(&str, usize, &str, &[&str])] = &[
+    ("[source.columns]\nid = \"\"", 6, "source.columns.id", &["is no name that PostgreSQL allows", "write 1 to 63 bytes"]),
+    ("[source.columns]\nid = 7", 6, "source.columns.id", &["is not a text", "in double quotes"]),
+    ("[source.columns]\nid = \"a\"\npayload = \"a\"", 7, "source.columns.payload", &["= \"a\" is the column that", "`source.columns.id` names too (o.toml:6)", "remove one of the two"]),
+    ("[source.columns]\nid = { name = \"a\" }", 6, "source.columns.id", &["is a section and has to be a text", "= \"...\""]),
+    ("[source.columns.id]\nname = \"a\"", 5, "source.columns.id", &["is a section and has to be a text", "= \"...\""]),
     ("[route.headers]\ntype = \"outboxd_x\"", 5, "route.headers", &["which is reserved", "other than `id` and `outboxd_…`"]),
     ("[route]\nnull_key = \"skip\"", 6, "route.null_key", &["\"block\", \"publish\"", "write one of"]),
     ("[faults]\nafter_dead_letter = \"contineu\"", 6, "faults.after_dead_letter", &["did you mean \"continue\"?"]),
@@ -147,11 +152,22 @@ const REST: &[(&str, usize, &str, &[&str])] = &[
     ("[limits]\nin_flight_rows_max = \"10k\"", 6, "limits.in_flight_rows_max", &["is not a whole number", "such as 2000"]),
 ];
 
+/// Lines behind `GOOD` with a key that there is not: its line, its name, and what is said.
+#[rustfmt::skip]
+const UNKNOWN: &[(&str, usize, &str, &[&str])] = &[
+    ("[source.columns]\nevent_id = \"id\"", 6, "source.columns.event_id", &["the other way round", "as in id = \"event_id\""]),
+    ("[source.columns]\naggregate_type = \"kind\"", 6, "source.columns.aggregate_type", &["did you mean `source.columns.aggregatetype`?"]),
+    ("[source.columns]\noccurredat = \"at\"", 6, "source.columns.occurredat", &["the names to map are id, aggregatetype", "sent_at"]),
+    ("[source.column]\nid = \"a\"", 5, "source.column", &["did you mean `source.columns`?"]),
+    ("[columns]\nid = \"a\"", 5, "columns", &["did you mean `source.columns`?"]),
+];
+
 /// Variables over `GOOD`, and what is said of which key.
 #[rustfmt::skip]
 const VARIABLES: &[(&str, &str, &str, &[&str])] = &[
     ("OUTBOXD_SOURCE__URL", "postgres://u:hunter2/x@h/d", "source.url", ENCODED),
     ("OUTBOXD_SOURCE__URL", "postgres://u:hunter2@h/d?sslmode=on", "source.url", MODES),
+    ("OUTBOXD_SOURCE__COLUMNS__ID", "", "source.columns.id", &["is no name that PostgreSQL allows", "write 1 to 63 bytes"]),
     ("OUTBOXD_SOURCE__MODE", "poling", "source.mode", &["did you mean \"polling\"?"]),
     ("OUTBOXD_KAFKA__BROKERS", "k", "kafka.brokers", &["holds \"k\", which is not host:port", "write the brokers as host:port"]),
     ("OUTBOXD_KAFKA__PROPERTIES__SECURITY_PROTOCOL", "tls", "kafka.properties.\"security.protocol\"", &["is called SSL here", "SASL_SSL"]),
@@ -185,6 +201,10 @@ pub(crate) fn cases() -> Vec<Case> {
     let rest = REST
         .iter()
         .map(|(lines, line, key, says)| file(format!("{GOOD}{lines}\n"), at(*line, key), *says));
+    let unknown = UNKNOWN.iter().map(|(lines, line, key, says)| {
+        let begins = format!("error: o.toml:{line}: unknown key `{key}`; ");
+        file(format!("{GOOD}{lines}\n"), begins, *says)
+    });
     let variables = VARIABLES.iter().map(|(name, value, key, says)| Case {
         file: GOOD.to_owned(),
         env: vec![((*name).to_owned(), (*value).to_owned())],
@@ -193,6 +213,7 @@ pub(crate) fn cases() -> Vec<Case> {
     });
     urls.chain(properties)
         .chain(rest)
+        .chain(unknown)
         .chain(variables)
         .collect()
 }
