@@ -157,6 +157,7 @@ pub fn reference_toml() -> String {
         "# Every setting of outboxd with its default. What has no default stands behind `#`.\n\
          # Read by --config FILE, else by the name in OUTBOXD_CONFIG, else as /etc/outboxd/outboxd.toml.\n\
          # A variable such as OUTBOXD_SOURCE__MODE goes over `source.mode` in this file.\n\
+         # In a variable a list has commas or brackets: OUTBOXD_KAFKA__BROKERS=k1:9092,k2:9092, or ='[\"k1:9092\", \"k2:9092\"]'.\n\
          # Durations are text with a unit: \"100ms\", \"4s\", \"7d\".\n",
     );
     let mut section = "";
