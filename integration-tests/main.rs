@@ -29,6 +29,7 @@ mod migrate;
 mod names;
 mod neighbours;
 mod numbers;
+mod one_round;
 mod orders;
 mod peers;
 mod ports;

@@ -38,9 +38,9 @@ enum Command {
     Run(Common),
     /// Say what is missing before `run`, with the SQL or setting that mends it.
     ///
-    /// Validates the file, connects to PostgreSQL and Kafka and changes nothing. Exits with 1 when something is
-    /// missing.
-    Check(Report),
+    /// Validates the file, connects to PostgreSQL and Kafka and changes nothing. Names everything that is missing, in the order
+    /// in which it is done, and exits with 1 when something is.
+    Check(Check),
     /// Create what a relay needs: outbox table, state, publication, slot, grants.
     ///
     /// Can be run again at any time; says what it creates and what stands already.
@@ -79,6 +79,33 @@ struct Report {
     /// Print JSON for programs.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Check {
+    #[command(flatten)]
+    report: Report,
+    /// Print one SQL script for psql that mends all that SQL can mend, each part with who runs it.
+    #[arg(long, conflicts_with = "json")]
+    script: bool,
+}
+
+/// How an answer is printed.
+#[derive(Clone, Copy, Debug)]
+enum Form {
+    Human,
+    Json,
+    Script,
+}
+
+impl Check {
+    fn form(&self) -> Form {
+        match (self.script, self.report.json) {
+            (true, _) => Form::Script,
+            (false, true) => Form::Json,
+            (false, false) => Form::Human,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -169,8 +196,8 @@ pub fn main() -> ExitCode {
 async fn dispatch(command: Command) -> Outcome {
     match command {
         Command::Run(common) => commands::run(&common).await,
-        Command::Check(report) => match load(&report.common) {
-            Ok(config) => commands::check(&config, report.json).await,
+        Command::Check(check) => match load(&check.report.common) {
+            Ok(config) => commands::check(&config, check.form()).await,
             Err(outcome) => outcome,
         },
         Command::Migrate(migrate) => match load_for(&migrate) {

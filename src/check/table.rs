@@ -14,21 +14,34 @@ const UNSENT_INDEX: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_index i \
     WHERE i.indrelid = $1 AND a.attname = $2 AND i.indisvalid \
     AND pg_catalog.pg_get_expr(i.indpred, i.indrelid) = pg_catalog.format('(%I IS NULL)', $3::text))";
 
-/// Gives the table back where the relay could read it at all.
-pub(super) async fn look(client: &Client, config: &Config, report: &mut Report) -> Option<Table> {
+/// What became of the look at the table.
+pub(super) enum Looked {
+    /// The relay could read it, whatever else is missing.
+    Usable(Box<Table>),
+    /// A migration makes it.
+    Missing,
+    Unusable,
+}
+
+pub(super) async fn look(client: &Client, config: &Config, report: &mut Report) -> Looked {
     let name = match config.source.table_name() {
         Ok(name) => name,
         Err(error) => {
             let remedy = "source.table = \"schema.table\", as in SQL";
             report.push(Finding::missing("source.table", chain(&error), remedy));
-            return None;
+            return Looked::Unusable;
         }
     };
     let table = match inspect(client, &name.schema, &name.table, &config.source.columns).await {
         Ok(table) => table,
         Err(error) => {
             report.push(refused(client, config, &error).await);
-            return None;
+            return match error {
+                InspectError::NotFound { .. } if config.source.columns.is_empty() => {
+                    Looked::Missing
+                }
+                _ => Looked::Unusable,
+            };
         }
     };
     let columns = table.layout.columns.len();
@@ -40,7 +53,7 @@ pub(super) async fn look(client: &Client, config: &Config, report: &mut Report) 
     numbers(config, &table, report);
     unsent_index(client, config, &table, report).await;
     row_security(client, &table, report).await;
-    Some(table)
+    Looked::Usable(Box::new(table))
 }
 
 async fn refused(client: &Client, config: &Config, error: &InspectError) -> Finding {

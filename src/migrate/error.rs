@@ -4,6 +4,7 @@ use postgres_protocol::escape::escape_identifier;
 
 use super::standing::LookError;
 use super::{STATE_VERSION, Step, is_denied};
+use crate::check::fit::Refusal;
 use crate::identity::IdentityError;
 use crate::inspect::InspectError;
 use crate::names::NamesError;
@@ -69,6 +70,8 @@ pub enum MigrateError {
     NotAdoptable { why: String, remedy: String },
     #[error("role `{role}` may not grant: {}", what(.steps))]
     NotGranted { role: String, steps: Vec<Step> },
+    #[error("nothing was done: {}", reasons(.0))]
+    Obstacles(Vec<Refusal>),
     #[error("schema `{schema}` does not exist")]
     NoSchema { schema: String },
     #[error("{text}")]
@@ -85,6 +88,10 @@ impl MigrateError {
             | Self::NotOurs { remedy, .. }
             | Self::Server { remedy, .. } => Some(remedy.clone()),
             Self::NoSchema { schema } => Some(create_schema(schema)),
+            Self::Obstacles(obstacles) => {
+                let remedies: Vec<&str> = obstacles.iter().map(|one| one.remedy.as_str()).collect();
+                Some(format!("by a superuser or the owner:\n{}", remedies.join("\n")))
+            }
             Self::NotGranted { steps, .. } => Some(format!(
                 "PostgreSQL did not do it and only warned; as the owner of table and schema:\n{}",
                 statements(steps)
@@ -118,6 +125,11 @@ impl MigrateError {
             _ => None,
         }
     }
+}
+
+fn reasons(obstacles: &[Refusal]) -> String {
+    let texts: Vec<&str> = obstacles.iter().map(|one| one.text.as_str()).collect();
+    texts.join("; ")
 }
 
 fn what(steps: &[Step]) -> String {

@@ -2,8 +2,8 @@
 
 use tokio_postgres::Client;
 
-use super::Names;
 use super::fragment::{state_tables, suffixed};
+use super::{Lacking, Names};
 use crate::inspect::{InspectError, Table, inspect};
 use crate::names::{self as owned, Facts, NamesError};
 use crate::rename::{self, Home, RenameError};
@@ -17,6 +17,8 @@ pub(super) struct Standing {
     pub has_schema: bool,
     /// Every state table stands, as this version makes it.
     pub has_state: bool,
+    /// This role may not look into it.
+    pub is_closed: bool,
     /// The version of the state tables.
     pub version: Option<i32>,
     /// Where the state of the table stands.
@@ -124,7 +126,7 @@ impl Standing {
         standing.has_schema = schema.is_some();
         standing.home = rename::home(client, &names.schema, &names.table).await?;
         let key = standing.home.key(&names.outbox()).to_owned();
-        standing.look_at_state(client, &key).await?;
+        standing.look_at_state(client, &key, names.lacking).await?;
         standing.is_undecided = standing.is_undecided(client, &key).await?;
         standing.look_beside_the_table(client, names).await?;
         standing.look_at_stream(client, names).await?;
@@ -140,7 +142,12 @@ impl Standing {
         Ok(standing)
     }
 
-    async fn look_at_state(&mut self, client: &Client, outbox: &str) -> Result<(), LookError> {
+    async fn look_at_state(
+        &mut self,
+        client: &Client,
+        outbox: &str,
+        lacking: Lacking,
+    ) -> Result<(), LookError> {
         let row = client.query_one(STATE_TABLES, &[]).await?;
         let there: Vec<String> = row.get("tables");
         let keyed: Vec<String> = row.get("keyed");
@@ -149,7 +156,11 @@ impl Standing {
         if there.iter().all(|one| one != "schema_version") {
             return Ok(());
         }
-        if !row.get::<_, bool>("may_look") {
+        self.is_closed = !row.get::<_, bool>("may_look");
+        if self.is_closed && lacking == Lacking::Foresee {
+            return Ok(());
+        }
+        if self.is_closed {
             return Err(LookError::Denied {
                 role: row.get("role"),
             });
@@ -174,6 +185,9 @@ impl Standing {
             .await?
             .get::<_, bool>(0)
         {
+            return Ok(false);
+        }
+        if self.is_closed {
             return Ok(false);
         }
         if self.has_state {

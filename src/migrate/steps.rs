@@ -5,7 +5,7 @@ use postgres_protocol::escape::escape_identifier;
 use super::fragment::{COLUMNS, GRANTS, OUTBOX, STATE, STATUS, Values, literal};
 use super::partitioned;
 use super::standing::{Grants, Standing, View};
-use super::{MigrateError, Names, Part, RELAY_ROLE, Step, StepState};
+use super::{Lacking, MigrateError, Names, Part, RELAY_ROLE, Step, StepState};
 use crate::check::fit::{self, Order, mark_name};
 use crate::columns::{OURS, is_mandatory};
 use crate::config::{Mark, Mode};
@@ -71,7 +71,7 @@ fn values(names: &Names, standing: &Standing) -> Result<Values, MigrateError> {
             Mark::SentAt if table.layout.sent_at.is_none() => Some("sent_at"),
             _ => None,
         };
-        if let Some(column) = column {
+        if let Some(column) = column.filter(|_| names.lacking == Lacking::Refuse) {
             let (mark, table) = (mark_name(names.mark), names.outbox());
             return Err(MigrateError::MarkNeedsColumn {
                 mark,
@@ -378,7 +378,11 @@ fn grants(names: &Names, standing: &Standing, values: &Values, steps: &mut Vec<S
         format!("right of `{relay}` to read the table"),
         !reads,
     );
-    let is_unseen = standing.table.is_none() && !names.columns.is_empty();
+    let is_unseen = match &standing.table {
+        None => !names.columns.is_empty(),
+        // It is foreseen.
+        Some(table) => names.mark == Mark::Ledger && table.layout.seq.is_none(),
+    };
     if is_unseen {
         if names.mark == Mark::Ledger || names.columns.of("seq") != "seq" {
             push(

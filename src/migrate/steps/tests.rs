@@ -16,6 +16,7 @@ fn names(mode: Mode, mark: Mark) -> Names {
         failover: true,
         relay_role: None,
         application_role: Some("shop".to_owned()),
+        lacking: Lacking::Refuse,
     }
 }
 
