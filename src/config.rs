@@ -33,6 +33,7 @@ pub use error::{ConfigError, ConfigErrors, Origin};
 pub use kafka_security::resolve_property;
 pub use keys::reference_toml;
 pub use secret::{Secret, UrlSource};
+pub(crate) use table_name::digest;
 pub use table_name::{TableName, TableNameError};
 
 /// One relay: one database, one outbox table, one Kafka.
