@@ -36,6 +36,7 @@ mod ports;
 mod prerequisites;
 mod primary;
 mod publisher;
+mod readme;
 mod refusals;
 mod rename;
 mod retention;
