@@ -84,6 +84,9 @@ pub enum OpenError {
     /// Recorded: the next opening makes what is missing and reads the table.
     #[error("{reason}; the table is read")]
     SlotLost { reason: String },
+    /// Every replication connection is taken; one may be free at any time.
+    #[error("{reason}; {remedy}")]
+    NoSender { reason: String, remedy: String },
     #[error(
         "the server is on timeline {timeline} and lacks {bytes} bytes of WAL that it had: it was restored from an older \
          backup, or it is the primary from before a failover; connect outboxd to the right server, or restart it \
