@@ -294,7 +294,7 @@ mod tests {
         let common = Common {
             config: Some(file.clone()),
         };
-        for case in broken::cases().into_iter().step_by(20) {
+        for case in broken::cases().into_iter().step_by(10) {
             // The process's own variables are another test's.
             if case.env.is_empty() {
                 std::fs::write(&file, &case.file).unwrap();

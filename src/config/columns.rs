@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::error::{Problem, shown, shown_name};
 use super::settings::{Setting, Settings};
-use super::{ConfigError, check, convert};
+use super::{ConfigError, Origin, check, convert, environment};
 use crate::columns::{ColumnNames, Mapped, OURS};
 
 const TABLE: &str = "source.columns";
@@ -15,7 +15,7 @@ pub(super) fn read(settings: &Settings, errors: &mut Vec<ConfigError>) -> Column
     for (ours, setting) in settings.table(TABLE) {
         let at = settings.origin(&format!("{TABLE}.{ours}"));
         let key = format!("{TABLE}.{}", shown_name(&ours));
-        if let Err(remedy) = known(&ours, &setting) {
+        if let Err(remedy) = known(&ours, &setting, &at) {
             errors.push(ConfigError::UnknownKey { at, key, remedy });
             continue;
         }
@@ -32,7 +32,7 @@ pub(super) fn read(settings: &Settings, errors: &mut Vec<ConfigError>) -> Column
 }
 
 /// The key is a name of ours; else what was meant.
-fn known(key: &str, setting: &Setting) -> Result<(), String> {
+fn known(key: &str, setting: &Setting, at: &Origin) -> Result<(), String> {
     if OURS.contains(&key) {
         return Ok(());
     }
@@ -48,7 +48,15 @@ fn known(key: &str, setting: &Setting) -> Result<(), String> {
     let distance = |ours: &&&str| strsim::damerau_levenshtein(&plain(ours), &plain(key));
     let nearest = OURS.iter().min_by_key(distance);
     match nearest.filter(|ours| distance(ours) <= (ours.len() / 4).max(1)) {
-        Some(meant) => Err(format!("did you mean `source.columns.{meant}`?")),
+        Some(meant) => {
+            let key = format!("{TABLE}.{meant}");
+            Err(match at {
+                Origin::Environment { .. } => {
+                    format!("did you mean {}?", environment::variable_of(&key))
+                }
+                _ => format!("did you mean `{key}`?"),
+            })
+        }
         None => Err(format!("the names to map are {}", OURS.join(", "))),
     }
 }

@@ -108,8 +108,9 @@ pub(super) fn duration(setting: Setting) -> Result<Duration, Problem> {
         Setting::Text(text) => humantime::parse_duration(text).ok(),
         _ => None,
     };
-    let problem = match setting {
+    let problem = match &setting {
         Setting::Integer(_) | Setting::Float(_) => "has no unit",
+        Setting::Text(text) if text.trim().parse::<f64>().is_ok() => "has no unit",
         _ => "is not a duration",
     };
     let remedy = "write a text with a unit, such as \"100ms\", \"4s\" or \"7d\"";
@@ -126,17 +127,35 @@ pub(super) fn duration_or_none(setting: Setting) -> Result<Option<Duration>, Pro
 
 /// A size in bytes: 33554432, or "32MiB".
 pub(super) fn bytes(setting: Setting) -> Result<usize, Problem> {
-    let bytes = match setting {
-        Setting::Integer(number) => usize::try_from(number).ok(),
-        Setting::Text(text) => bytes_of(&text),
+    let bytes = match &setting {
+        Setting::Integer(number) => usize::try_from(*number).ok(),
+        Setting::Text(text) => bytes_of(text),
         _ => None,
     };
     bytes.filter(|&bytes| bytes > 0).ok_or_else(|| {
-        Problem::new(
-            "is not a size above zero",
-            "write bytes such as 33554432, or a text with kB, MB, GB, KiB, MiB or GiB, such as \"32MiB\"",
-        )
+        let meant = match &setting {
+            Setting::Text(text) => meant_bytes(text),
+            _ => None,
+        };
+        let meant = meant.map_or(String::new(), |meant| format!("did you mean {meant:?}? "));
+        let form = "write bytes such as 33554432, or a text with kB, MB, GB, KiB, MiB or GiB, such as \"32MiB\"";
+        Problem::new("is not a size above zero", format!("{meant}{form}"))
     })
+}
+
+/// The size with the unit that somebody has spelt in another way.
+fn meant_bytes(text: &str) -> Option<String> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at(digits);
+    let unit = match unit.trim().to_lowercase().chars().next()? {
+        'k' => "KiB",
+        'm' => "MiB",
+        'g' => "GiB",
+        _ => return None,
+    };
+    let meant = format!("{number}{unit}");
+    bytes_of(&meant).filter(|bytes| *bytes > 0).map(|_| meant)
 }
 
 fn bytes_of(text: &str) -> Option<usize> {

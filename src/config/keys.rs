@@ -130,6 +130,24 @@ pub(super) fn paths() -> impl Iterator<Item = &'static str> {
     KEYS.iter().map(|key| key.path)
 }
 
+/// The keys and sections that stand right in a section, or in the file as a whole.
+pub(super) fn names_in(section: &str) -> Vec<&'static str> {
+    let mut names = Vec::new();
+    for path in paths() {
+        let rest = match section {
+            "" => Some(path),
+            section => path
+                .strip_prefix(section)
+                .and_then(|rest| rest.strip_prefix('.')),
+        };
+        let name = rest.and_then(|rest| rest.split('.').next());
+        if let Some(name) = name.filter(|name| !names.contains(name)) {
+            names.push(name);
+        }
+    }
+    names
+}
+
 /// The key or section that somebody meant who wrote `key`.
 ///
 /// The same last name in another section wins, then the nearest spelling, if it is near.

@@ -61,17 +61,11 @@ fn refusal(entry: &Entry) -> Option<ConfigError> {
     let is_section = entry.setting == Setting::Table;
     let problem = match keys::place(&entry.path) {
         Place::Section if is_section => return None,
-        Place::Section => Problem::new(
-            "is a section and has no value",
-            format!("write [{key}] on a line of its own"),
-        ),
+        Place::Section => sections(&key, &at),
         Place::Key(keys::Key {
             preset: keys::Preset::Table(_),
             ..
-        }) if !is_section => Problem::new(
-            "is a section and has no value",
-            format!("write [{key}] on a line of its own"),
-        ),
+        }) if !is_section => sections(&key, &at),
         Place::Name if is_section => Problem::new(
             "is a section and has to be a text",
             format!("write {} = \"...\" in one line", last(&key)),
@@ -86,20 +80,88 @@ fn refusal(entry: &Entry) -> Option<ConfigError> {
             format!("remove it: {reason}"),
         ),
         Place::Unknown => {
-            let remedy = match keys::meant(&key) {
-                Some(meant) => match &at {
-                    Origin::Environment { .. } => {
-                        format!("did you mean {}?", environment::variable_of(meant))
-                    }
-                    _ => format!("did you mean `{meant}`?"),
-                },
-                None if key.starts_with("kafka.") => {
-                    "a property of librdkafka belongs under [kafka.properties]".to_owned()
-                }
-                None => "config/outboxd.toml lists every key".to_owned(),
-            };
+            let remedy = remedy(entry, &key);
             return Some(ConfigError::UnknownKey { at, key, remedy });
         }
     };
     Some(problem.at(at, &key))
+}
+
+/// A section was given a value.
+fn sections(key: &str, at: &Origin) -> Problem {
+    let remedy = match at {
+        Origin::Environment { .. } => {
+            let name = keys::names_in(key).first().copied().unwrap_or("NAME");
+            let variable = environment::variable_of(&format!("{key}.{name}"));
+            format!("set a variable for each of its keys, such as {variable}")
+        }
+        _ => format!("write [{key}] on a line of its own"),
+    };
+    Problem::new("is a section and has no value", remedy)
+}
+
+/// Parts of the connection URL that others have as keys.
+const URL_PARTS: [&str; 12] = [
+    "user",
+    "username",
+    "password",
+    "host",
+    "hostname",
+    "port",
+    "database",
+    "dbname",
+    "db",
+    "sslmode",
+    "sslrootcert",
+    "dsn",
+];
+
+/// What to do about a key that there is not.
+fn remedy(entry: &Entry, key: &str) -> String {
+    if let [section, rest @ ..] = &entry.path[..]
+        && !rest.is_empty()
+        && matches!(
+            keys::place(rest),
+            Place::Key(_) | Place::Section | Place::Name
+        )
+        && matches!(entry.origin, Origin::Line { .. })
+    {
+        let above = rest.first().map_or("", String::as_str);
+        return format!(
+            "it stands in the section [{section}]; write [{above}] on a line of its own before it"
+        );
+    }
+    let name = entry.path.last().map_or("", String::as_str);
+    let is_of_source = matches!(
+        entry.path[0].as_str(),
+        "source" | "postgres" | "postgresql" | "database" | "db"
+    );
+    if is_of_source && URL_PARTS.contains(&name) {
+        return "it is a part of `source.url`: postgres://user:password@host:port/database?sslmode=…".to_owned();
+    }
+    match (keys::meant(key), &entry.origin) {
+        (Some(meant), Origin::Environment { .. }) => {
+            format!("did you mean {}?", environment::variable_of(meant))
+        }
+        (Some(meant), _) => format!("did you mean `{meant}`?"),
+        (None, _) => allowed(&entry.path),
+    }
+}
+
+/// The names that could stand in its place.
+fn allowed(path: &[String]) -> String {
+    let depth = (1..path.len())
+        .rev()
+        .find(|depth| matches!(keys::place(&path[..*depth]), Place::Section));
+    let section = depth.map_or(String::new(), |depth| path[..depth].join("."));
+    let names = keys::names_in(&section).join(", ");
+    match section.as_str() {
+        "" => format!("the sections are {names}"),
+        "kafka" => {
+            format!(
+                "[kafka] has {names}; a property of librdkafka belongs under [kafka.properties]"
+            )
+        }
+        section => format!("[{section}] has {names}"),
+    }
 }

@@ -286,8 +286,8 @@ impl Reader<'_> {
             self.refuse("route.topic", problem);
         }
         let headers = self.names("route.headers", convert::text);
-        if let Err(problem) = check::headers(&headers) {
-            self.refuse("route.headers", problem);
+        if let Err((column, problem)) = check::headers(&headers) {
+            self.refuse(&format!("route.headers.{column}"), problem);
         }
         RouteConfig {
             topic,
