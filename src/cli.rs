@@ -264,6 +264,12 @@ fn print_error(text: &str) {
     let _ = writeln!(std::io::stderr(), "{}", paste::complete(text));
 }
 
+/// How wide the terminal is that reads stdout; nothing where a program does.
+fn terminal_columns() -> Option<usize> {
+    let (columns, _) = terminal_size::terminal_size_of(std::io::stdout())?;
+    Some(usize::from(columns.0))
+}
+
 /// Prints an answer for programs.
 fn print_json(answer: &impl serde::Serialize) {
     match serde_json::to_string_pretty(answer) {
