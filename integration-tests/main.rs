@@ -46,5 +46,6 @@ mod shapes;
 mod signals;
 mod sweep;
 mod topics;
+mod truth;
 mod values;
 mod visible;

@@ -173,7 +173,7 @@ async fn a_frozen_broker_makes_no_duplicates() {
     let mut delivered = HashSet::new();
     while delivered.len() < 2_900 {
         match next_of_silent(&publisher, &mut events, &topic).await {
-            PublisherEvent::Delivered(tickets) => delivered.extend(tickets),
+            PublisherEvent::Delivered(more) => delivered.extend(more.tickets),
             other => panic!("{other:?}"),
         }
     }
@@ -306,7 +306,7 @@ async fn await_delivered(
     let mut delivered = HashSet::new();
     while delivered.len() < expected.len() {
         match next(events).await {
-            PublisherEvent::Delivered(tickets) => delivered.extend(tickets),
+            PublisherEvent::Delivered(more) => delivered.extend(more.tickets),
             other => panic!("{other:?}"),
         }
     }
@@ -318,7 +318,7 @@ async fn ended(events: &mut UnboundedReceiver<PublisherEvent>) -> (Vec<Ticket>, 
     let mut delivered = Vec::new();
     loop {
         match next(events).await {
-            PublisherEvent::Delivered(tickets) => delivered.extend(tickets),
+            PublisherEvent::Delivered(more) => delivered.extend(more.tickets),
             PublisherEvent::Ended(end) => return (delivered, end),
             other => panic!("{other:?}"),
         }

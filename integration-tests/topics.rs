@@ -1,6 +1,7 @@
 //! What a topic may do under a relay that writes it: take less than a batch, and grow.
 
 mod far;
+mod made;
 mod unknown;
 
 use std::cell::Cell;

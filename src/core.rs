@@ -9,27 +9,29 @@ mod bulkhead;
 mod entries;
 mod entry;
 mod held;
+mod in_view;
+mod pause;
 mod positions;
 mod row;
 mod suspects;
 #[cfg(test)]
 mod tests;
+mod topic_hold;
 mod topics;
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 pub use held::{Followers, Held, HeldAggregate, Recorded, UNMARKABLE};
 pub use row::{
     Aggregate, Answered, Aside, Delivered, Extent, Fate, Faults, Offer, RowFacts, Settling, Window,
 };
-pub use topics::{OTHERS, Questions, TopicHold};
+pub use topic_hold::{Help, TopicHold};
+pub use topics::{OTHERS, Questions};
 
 use crate::config::FaultPolicy;
 use crate::encode::Rejection;
 use crate::outbox::{Lsn, OutboxRow, RowId};
 use crate::publish::{Fault, SessionEnd, Ticket};
-use crate::ranges::RangeSet;
 use asking::Asking;
 use before::Before;
 use bulkhead::Bulkhead;
@@ -196,10 +198,7 @@ impl Core {
     }
 
     /// Settles rows that the broker acknowledged; a ticket of an earlier producer is ignored.
-    ///
-    /// Returns the bytes of the rows that were settled.
-    pub fn delivered(&mut self, tickets: &[Ticket]) -> usize {
-        let mut bytes = 0;
+    pub fn delivered(&mut self, tickets: &[Ticket]) {
         for ticket in tickets {
             let Some(entry) = self
                 .entries
@@ -210,7 +209,6 @@ impl Core {
             };
             self.sent -= 1;
             self.sent_bytes -= entry.bytes;
-            bytes += entry.bytes;
             if self.suspects.is_one_alone() {
                 let key = RowKey::of(entry.seq, &entry.id);
                 self.suspects.delivered(*ticket, &key);
@@ -225,7 +223,6 @@ impl Core {
         }
         self.asking.delivered();
         self.release_confirmed();
-        bytes
     }
 
     fn resolve_unmarked(&mut self, ticket: Ticket) {
@@ -384,9 +381,7 @@ impl Core {
                 (Fault::Topic(reason), Some(topic)) => {
                     self.held.topics.refuse(topic, reason.clone());
                 }
-                (Fault::NoTopic(reason), Some(topic)) => {
-                    self.held.topics.lose(topic, reason.clone());
-                }
+                (Fault::NoTopic(_), Some(topic)) => self.held.topics.lose(topic),
                 (Fault::Topic(_) | Fault::NoTopic(_), None) => {}
                 (Fault::Session(_), _) => troubled.push((key, entry.id.clone())),
             }
@@ -425,22 +420,6 @@ impl Core {
 
     pub fn held(&self) -> &Held {
         &self.held
-    }
-
-    /// The numbers of all rows that are in flight or held.
-    pub fn numbers(&self) -> RangeSet {
-        let seqs = self.entries.iter().filter_map(|(_, entry)| entry.seq);
-        let mut numbers: RangeSet = seqs.collect();
-        numbers.extend(self.held.numbers());
-        numbers
-    }
-
-    /// The ids of all rows that are in flight.
-    pub fn ids(&self) -> HashSet<RowId> {
-        self.entries
-            .iter()
-            .map(|(_, entry)| entry.id.clone())
-            .collect()
     }
 
     /// Rows that count in the window.

@@ -22,7 +22,7 @@ pub(crate) use replay::merge;
 pub use replay::{Copies, Due, ReplayOrder, Replayed, replayed, take_out_sent, to_replay};
 pub use wait::{Answer, Asker, Wished, wait};
 
-use crate::core::{Aggregate, Followers, HeldAggregate, Recorded, TopicHold};
+use crate::core::{Aggregate, Followers, HeldAggregate, Help, Recorded, TopicHold};
 use crate::mark::MarkError;
 use crate::mark::ledger::number_sql;
 use crate::outbox::RowId;
@@ -64,6 +64,7 @@ pub async fn load(client: &Client, outbox: &str, generation: i32) -> Result<Reco
         if let Some(topic) = row.get::<_, Option<&str>>(3) {
             let hold = TopicHold {
                 is_refused: reason == "refused",
+                help: Help::Unknown,
                 reason: error,
                 rows: rows.max(1),
             };

@@ -192,6 +192,22 @@ pub fn create_command(kafka: &KafkaConfig, topic: &str) -> String {
     command
 }
 
+/// What helps where brokers refuse to create a topic.
+pub const NOT_CREATED: &str = "mend what the brokers say: the topic's name by `route.topic`, `kafka.topics.partitions` \
+    and `kafka.topics.replication_factor`, or the right to create topics";
+
+/// The command that lets a principal write a topic, for a person to type.
+pub fn allow_command(kafka: &KafkaConfig, topic: &str) -> String {
+    let principal = kafka.properties.get("sasl.username");
+    let principal = principal.map_or("<principal>", String::as_str);
+    format!(
+        "kafka-acls.sh --bootstrap-server {} --add --allow-principal 'User:{principal}' --operation Write \
+         --operation Describe --topic '{}'",
+        kafka.brokers.join(","),
+        topic.replace('\'', "'\\''"),
+    )
+}
+
 fn connection_config(kafka: &KafkaConfig) -> ClientConfig {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", kafka.brokers.join(","));

@@ -41,4 +41,5 @@ pub mod state;
 pub mod status;
 pub mod supervise;
 pub mod telemetry;
+pub mod unsent;
 pub mod wal_watch;

@@ -12,6 +12,7 @@ use prometheus::{
     TextEncoder,
 };
 
+use crate::publish::Delivered;
 use crate::status::{Role, Status, WalAlarm};
 
 /// From a millisecond to a minute: PostgreSQL and Kafka on one machine, up to an outage.
@@ -107,7 +108,7 @@ impl Metrics {
             ),
             published_bytes: counter(
                 "outboxd_published_bytes_total",
-                "Bytes of the rows that a broker acknowledged.",
+                "Bytes of the keys and values that a broker acknowledged.",
             ),
             marked_rows: counter("outboxd_marked_rows_total", "Rows recorded as sent."),
             repeated_rows: counter(
@@ -147,12 +148,12 @@ impl Metrics {
             delivery_seconds: histogram(
                 &registry,
                 "outboxd_delivery_duration_seconds",
-                "From handing rows to the producer to the broker's acknowledgement of the last of them.",
+                "From handing rows to the producer to the acknowledgement of all of them.",
             ),
             checkpoint_seconds: histogram(
                 &registry,
                 "outboxd_checkpoint_duration_seconds",
-                "From the first row of a checkpoint to its commit.",
+                "From the acknowledgement of a checkpoint's first row to its commit.",
             ),
             gauges: Gauges::new(&registry),
             registry,
@@ -163,15 +164,12 @@ impl Metrics {
         self.read_rows.inc_by(rows as u64);
     }
 
-    pub fn delivered(&self, rows: usize) {
-        self.published_rows.inc_by(rows as u64);
+    pub fn delivered(&self, delivered: &Delivered) {
+        self.published_rows.inc_by(delivered.tickets.len() as u64);
+        self.published_bytes.inc_by(delivered.bytes);
     }
 
-    pub fn delivered_bytes(&self, bytes: usize) {
-        self.published_bytes.inc_by(bytes as u64);
-    }
-
-    /// Notes how long one row took from its commit to the acknowledgement.
+    /// Notes how long what was handed over together took until all of it was acknowledged.
     pub fn delivery(&self, elapsed: Duration) {
         self.delivery_seconds.observe(elapsed.as_secs_f64());
     }
@@ -362,7 +360,7 @@ impl Gauges {
         self.held_rows.reset();
         self.held_aggregates.reset();
         let topics = status.held_topic_rows.unwrap_or(0);
-        let rows: u64 = status.held.iter().map(|held| held.rows).sum();
+        let rows = status.blocked_rows.unwrap_or(0);
         self.held_rows
             .with_label_values(&["topic"])
             .set(topics as f64);

@@ -33,6 +33,7 @@ use crate::config::{KafkaConfig, LimitsConfig};
 use crate::encode::Record;
 use crate::kafka::{ClientFiles, KafkaError};
 use clocks::Clocks;
+pub(crate) use look_up::refused_creations;
 use look_up::{LookUps, Question};
 pub use place::{Place, partition_of};
 use reports::Broker;
@@ -51,11 +52,19 @@ pub struct Outgoing {
     pub partition: Option<u32>,
 }
 
+/// Rows that a broker acknowledged.
+#[derive(Debug, Default)]
+pub struct Delivered {
+    /// In the order in which the reports came.
+    pub tickets: Vec<Ticket>,
+    /// Of their keys and values.
+    pub bytes: u64,
+}
+
 /// What the producer thread tells the relay.
 #[derive(Debug)]
 pub enum PublisherEvent {
-    /// The broker acknowledged these rows, in the order in which the reports came.
-    Delivered(Vec<Ticket>),
+    Delivered(Delivered),
     /// Answers to `Publisher::look_up`; before the answer for a topic, one for each partition without a leader.
     Topics(Vec<(Arc<str>, TopicState)>),
     /// A report failed, or the producer died: nothing more is sent, everything was purged and
@@ -213,6 +222,11 @@ impl Publisher {
     /// `look_up` before all other questions.
     pub fn look_up_urgently(&self, topics: Vec<Arc<str>>) {
         self.ask(Question::Urgent(topics));
+    }
+
+    /// `look_up` of topics that no row waits for: what is missing is not created.
+    pub fn watch(&self, topics: Vec<Arc<str>>) {
+        self.ask(Question::Watched(topics));
     }
 
     fn ask(&self, question: Question) {

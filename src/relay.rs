@@ -4,10 +4,12 @@
 mod between;
 mod end;
 mod feed;
+mod handed_over;
 pub(crate) mod intake;
 pub(crate) mod keeping;
 mod lag;
 mod marking;
+mod outage;
 mod outlook;
 pub(crate) mod paid;
 mod patience;
@@ -19,7 +21,7 @@ mod survey;
 mod sweep;
 mod topics;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,11 +47,12 @@ use crate::source::Source;
 use crate::source::replication::missed::Watch;
 use crate::state::OutboxState;
 use crate::status::StatusCell;
-use crate::telemetry::Episodes;
 pub use end::{End, Phase};
+use handed_over::HandedOver;
 use intake::Intake;
 use keeping::Keeping;
 use marking::{Failing, Finding, Marking, Owing, finished, joined};
+use outage::Outages;
 use patience::Patience;
 use producer::{Producer, Successor};
 pub(crate) use read_before::ReadBefore;
@@ -69,7 +72,7 @@ pub struct Relay {
     pub core: Core,
     pub metrics: Arc<Metrics>,
     pub status: StatusCell,
-    /// Rows that Kafka acknowledged while a session ran.
+    /// Rows that Kafka acknowledged.
     pub delivered_rows: u64,
     producer: Option<Producer>,
     /// The row that the producer has said nothing of for long.
@@ -89,8 +92,7 @@ pub struct Relay {
     generation: Option<i32>,
     /// What the publication keeps from the stream.
     drift: Vec<String>,
-    kafka_is_up: bool,
-    outages: Episodes,
+    outages: Outages,
     patience: Patience,
     /// How Kafka is reached, with what was learned of its topics.
     kafka: KafkaConfig,
@@ -156,8 +158,7 @@ impl Relay {
             horizon: None,
             generation: None,
             drift: Vec::new(),
-            kafka_is_up: true,
-            outages: Episodes::default(),
+            outages: Outages::default(),
             patience: Patience::default(),
             kafka: config.kafka.clone(),
             cutting: None,
@@ -199,6 +200,8 @@ impl Relay {
             keeping,
             mark_again_at: None,
             last_mark_at: Instant::now(),
+            unmarked_since: None,
+            delivered_before: 0,
             drain_until: None,
             maintenance: None,
             sweep: Sweep::new(sweep_every),
@@ -212,7 +215,7 @@ impl Relay {
             leaderless: Vec::new(),
             has_lost_leader: false,
             shutdown_notices,
-            handed_over: VecDeque::new(),
+            handed_over: HandedOver::default(),
             ticks: 0,
             asking: HashMap::new(),
             waits_for_answer: None,
@@ -237,6 +240,9 @@ struct Run<'a> {
     keeping: Keeping,
     mark_again_at: Option<Instant>,
     last_mark_at: Instant,
+    unmarked_since: Option<Instant>,
+    /// What had been acknowledged a tick ago.
+    delivered_before: u64,
     /// Set while we stop: everything in flight is settled until then.
     drain_until: Option<Instant>,
     maintenance: Option<JoinHandle<Result<Vec<Finding>, MarkError>>>,
@@ -258,8 +264,7 @@ struct Run<'a> {
     leaderless: Vec<Place>,
     /// A partition has lost its leader, and rows in flight wait.
     has_lost_leader: bool,
-    /// The last ticket of what was handed to the producer, and when.
-    handed_over: VecDeque<(Ticket, Instant)>,
+    handed_over: HandedOver,
     ticks: u32,
     /// Rows that wait to hear whether their topic can be written, and the records they are to become.
     asking: HashMap<Ticket, (OutboxRow, Record)>,
@@ -438,12 +443,10 @@ impl Run<'_> {
 
     fn take_event(&mut self, event: Option<PublisherEvent>) -> Option<End> {
         match event {
-            Some(PublisherEvent::Delivered(tickets)) => {
-                let bytes = self.relay.core.delivered(&tickets);
-                self.relay.delivered_rows += tickets.len() as u64;
-                self.relay.metrics.delivered(tickets.len());
-                self.relay.metrics.delivered_bytes(bytes);
-                self.observe_delivery(&tickets);
+            Some(PublisherEvent::Delivered(delivered)) => {
+                self.relay.acknowledged(&delivered);
+                self.note_unmarked();
+                self.observe_delivery(&delivered.tickets);
                 self.delay_successor();
                 None
             }

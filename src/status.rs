@@ -5,6 +5,7 @@
 
 mod answer;
 mod cell;
+mod counting;
 mod database;
 mod human;
 mod other;
@@ -17,6 +18,7 @@ use crate::postgres::{ConnectOptions, Host};
 
 pub use answer::{Answer, AnsweredBy, StatusError, ask};
 pub use cell::{LEASE_RAN_OUT, OPENING, StatusCell};
+pub use counting::Counting;
 pub use other::SYSTEM_IDENTIFIER;
 
 /// The report of one relay at one moment.
@@ -66,6 +68,9 @@ pub struct Status {
     /// All blocked aggregates, of which `held` shows some; `outboxd blocked list` shows them.
     #[serde(default)]
     pub blocked_aggregates: Option<u64>,
+    /// Rows of these aggregates that wait, those at fault included.
+    #[serde(default)]
+    pub blocked_rows: Option<u64>,
     /// Rows kept as dead letters, counted up to 100,000; `outboxd dead-letters list` shows them.
     #[serde(default)]
     pub dead_letters: Option<u64>,
@@ -142,6 +147,9 @@ pub struct Lag {
     pub bytes: Option<u64>,
     /// Age of the oldest row that is neither sent nor held.
     pub seconds: Option<f64>,
+    /// When it was known last, where nobody could count since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_known_since: Option<Timestamp>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -297,6 +305,7 @@ impl Status {
             held_topics_left_out: 0,
             held_topic_rows: None,
             blocked_aggregates: None,
+            blocked_rows: None,
             dead_letters: None,
             postgres: Peer::default(),
             kafka: Peer::default(),

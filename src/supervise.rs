@@ -20,7 +20,7 @@ use crate::relay::{End, Relay};
 use crate::session::{self, CatchUp, Legacy, Numbers, OpenError, Opening, Passage};
 use crate::source::SourceError;
 use crate::source::replication::ReplicationError;
-use crate::status::{OPENING, State, StatusCell};
+use crate::status::{Counting, OPENING, State, StatusCell};
 use crate::telemetry::chain;
 use crate::wal_watch::WalWatch;
 use verdict::{Verdict, label, lacks_publication, reason, verdict};
@@ -58,6 +58,7 @@ pub struct Supervisor {
     keeper: Option<LeaseKeeper>,
     /// By replication, as long as the keeper.
     wal_watch: Option<WalWatch>,
+    counting: Option<Counting>,
     epoch: Option<i64>,
     /// The name under which the state stands until it has followed the table.
     former: Option<String>,
@@ -93,6 +94,7 @@ impl Supervisor {
             metrics,
             keeper: None,
             wal_watch: None,
+            counting: None,
             epoch: None,
             former: None,
             legacy: Legacy {
@@ -242,6 +244,8 @@ impl Supervisor {
         };
         (self.config, self.former) = (config, former);
         let keeper = LeaseKeeper::start(self.config.source.url.clone(), key, self.config.lease.ttl);
+        let (source, status) = (self.config.source.clone(), self.status.clone());
+        self.counting = Some(Counting::start(source, keeper.state(), status));
         if self.config.source.mode == Mode::Replication {
             let (source, status) = (&self.config.source, self.status.clone());
             let (url, replication) = (source.url.clone(), source.replication.clone());
@@ -253,7 +257,7 @@ impl Supervisor {
 
     /// Ends the contest for the lease of a name that the table does not have any more.
     async fn change_lease(&mut self) {
-        self.wal_watch = None;
+        (self.wal_watch, self.counting) = (None, None);
         if let Some(keeper) = self.keeper.take() {
             keeper.release().await;
         }

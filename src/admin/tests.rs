@@ -3,6 +3,7 @@ use crate::config::{
     Mark, Mode, OnLostSlot, PollingConfig, ReplicationConfig, Secret, SourceConfig, UrlSource,
 };
 use crate::lease::{LeaseState, Role, Server};
+use crate::publish::Delivered;
 
 fn source() -> SourceConfig {
     SourceConfig {
@@ -102,7 +103,10 @@ async fn a_halt_is_alive_and_says_why() {
 async fn metrics_and_report_agree() {
     let (admin, status, metrics) = started().await;
     metrics.read(12);
-    metrics.delivered(10);
+    metrics.delivered(&Delivered {
+        tickets: (0..10).collect(),
+        bytes: 700,
+    });
     metrics.marked(9, Duration::from_millis(3));
     metrics.session_ended("source_lost");
     status.lease(&leads(7));
@@ -112,6 +116,7 @@ async fn metrics_and_report_agree() {
     for line in [
         "outboxd_read_rows_total 12",
         "outboxd_published_rows_total 10",
+        "outboxd_published_bytes_total 700",
         "outboxd_marked_rows_total 9",
         "outboxd_checkpoint_duration_seconds_count 1",
         "outboxd_sessions_total{reason=\"source_lost\"} 1",

@@ -1,6 +1,6 @@
 //! Kafka: whether a broker answers, and whether topics are there.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
@@ -11,8 +11,11 @@ use rdkafka::error::{KafkaError as RdKafkaError, RDKafkaErrorCode};
 use rdkafka::types::RDKafkaRespErr;
 
 use super::{Finding, Report, chain};
-use crate::config::Config;
-use crate::kafka::{KafkaError, create_command, in_plain_words, look_up_config};
+use crate::config::{Config, TopicsConfig};
+use crate::kafka::{
+    KafkaError, NOT_CREATED, allow_command, create_command, in_plain_words, look_up_config,
+};
+use crate::publish::refused_creations;
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// What librdkafka may have told while it tried.
@@ -35,8 +38,8 @@ pub(super) async fn look(config: &Config, topics: Vec<String>, report: &mut Repo
             return;
         }
     };
-    let asked = topics.clone();
-    let answer = tokio::task::spawn_blocking(move || ask(&client_config, &asked)).await;
+    let (asked, settings) = (topics.clone(), config.kafka.topics.clone());
+    let answer = tokio::task::spawn_blocking(move || ask(&client_config, &settings, &asked)).await;
     let states = match answer {
         Ok(Ok(states)) => states,
         Ok(Err(error)) => {
@@ -67,6 +70,8 @@ pub(super) async fn look(config: &Config, topics: Vec<String>, report: &mut Repo
 enum TopicState {
     Partitions(usize),
     Unknown,
+    /// And the brokers would not create it, in these words.
+    NotCreated(String),
     Denied,
     Failed(String),
 }
@@ -92,11 +97,20 @@ impl ConsumerContext for Complaint {}
 /// Asks for each topic; one state for each, in their order.
 ///
 /// Errors: why no broker answers.
-fn ask(client_config: &ClientConfig, topics: &[String]) -> Result<Vec<TopicState>, String> {
+fn ask(
+    client_config: &ClientConfig,
+    settings: &TopicsConfig,
+    topics: &[String],
+) -> Result<Vec<TopicState>, String> {
     let consumer: Result<BaseConsumer<Complaint>, _> =
         client_config.create_with_context(Complaint::default());
     let consumer = consumer.map_err(|error| KafkaError::from(error).to_string())?;
-    let answer = ask_all(&consumer, topics);
+    let answer = ask_all(&consumer, topics).map(|mut states| {
+        if settings.create {
+            try_creations(&consumer, settings, topics, &mut states);
+        }
+        states
+    });
     answer.map_err(|error| {
         // Each poll serves one event, and logs are events too.
         for _ in 0..EVENTS_MAX {
@@ -117,6 +131,29 @@ fn ask_all(
     }
     let states = topics.iter().map(|topic| ask_topic(consumer, topic));
     states.collect()
+}
+
+/// Has the brokers say whether they would create what is not there; they create nothing.
+fn try_creations(
+    consumer: &BaseConsumer<Complaint>,
+    settings: &TopicsConfig,
+    topics: &[String],
+    states: &mut [TopicState],
+) {
+    let is_missing = |state: &TopicState| matches!(state, TopicState::Unknown);
+    let missing = topics.iter().zip(&*states);
+    let missing = missing.filter(|(_, state)| is_missing(state));
+    let missing: Vec<Arc<str>> = missing.map(|(topic, _)| topic.as_str().into()).collect();
+    if missing.is_empty() {
+        return;
+    }
+    let refused = refused_creations(consumer.client(), settings, &missing).unwrap_or_default();
+    for (topic, words) in refused {
+        let place = topics.iter().position(|known| *known == topic);
+        if let Some(state) = place.and_then(|place| states.get_mut(place)) {
+            *state = TopicState::NotCreated(words);
+        }
+    }
 }
 
 fn ask_topic(consumer: &BaseConsumer<Complaint>, topic: &str) -> Result<TopicState, RdKafkaError> {
@@ -162,6 +199,11 @@ fn judge(config: &Config, topic: &str, state: &TopicState) -> Finding {
             "topic",
             format!("`{topic}` is not there; the relay creates it"),
         ),
+        TopicState::NotCreated(words) => Finding::missing(
+            "topic",
+            format!("`{topic}` is not there, and the brokers do not create it: {words}"),
+            NOT_CREATED,
+        ),
         TopicState::Unknown => Finding::missing(
             "topic",
             format!("`{topic}` is not there"),
@@ -170,7 +212,7 @@ fn judge(config: &Config, topic: &str, state: &TopicState) -> Finding {
         TopicState::Denied => Finding::missing(
             "topic",
             format!("`{topic}` is closed to this principal"),
-            format!("grant it WRITE and DESCRIBE on topic `{topic}`"),
+            allow_command(&config.kafka, topic),
         ),
         TopicState::Failed(code) => Finding::warning(
             "topic",

@@ -39,7 +39,7 @@ impl Core {
             }
             FaultPolicy::Block | FaultPolicy::Halt => {
                 self.held.block(row, reason, &error, Followers::Wait);
-                self.held.count_follower(row.aggregate);
+                self.count_follower(row);
                 Fate::Blocked(row.aggregate)
             }
         };
@@ -66,9 +66,11 @@ impl Core {
 
     /// Puts a row of a blocked aggregate aside.
     pub(super) fn follow(&mut self, row: &RowFacts<'_>, followers: Followers) -> Ticket {
-        self.held.count_follower(row.aggregate);
         let fate = match followers {
-            Followers::Wait => Fate::Blocked(row.aggregate),
+            Followers::Wait => {
+                self.count_follower(row);
+                Fate::Blocked(row.aggregate)
+            }
             Followers::Die => Fate::Dead {
                 reason: "follows",
                 error: "it follows a dead letter of its aggregate".to_owned(),
@@ -78,9 +80,22 @@ impl Core {
         self.put_aside(row, fate)
     }
 
+    /// Counts a row that waits for its aggregate, unless it is handed out again: then it is recorded, and counted.
+    fn count_follower(&mut self, row: &RowFacts<'_>) {
+        if !self.is_counted(row) {
+            self.held.count_follower(row.aggregate);
+        }
+    }
+
+    fn is_counted(&self, row: &RowFacts<'_>) -> bool {
+        row.seq.is_some_and(|seq| self.held.numbers().contains(seq))
+    }
+
     pub(super) fn put_aside(&mut self, row: &RowFacts<'_>, fate: Fate) -> Ticket {
         if let Fate::Topic(name) = &fate {
-            self.held.topics.put_behind(row.aggregate, row.seq, name);
+            let rows = u64::from(!self.is_counted(row));
+            let topics = &mut self.held.topics;
+            topics.put_behind(row.aggregate, row.seq, name, rows);
         }
         let ticket = self.admit(row, State::Aside, None);
         self.aside.push(Aside {

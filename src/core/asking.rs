@@ -220,7 +220,7 @@ impl Core {
         entry.topic = None;
         self.held
             .topics
-            .put_behind(entry.aggregate, entry.seq, &topic);
+            .put_behind(entry.aggregate, entry.seq, &topic, 1);
         self.aside.push(Aside {
             ticket,
             seq: entry.seq,
@@ -369,6 +369,6 @@ mod tests {
                 asked.push(turn);
             }
         }
-        assert_eq!(asked, [1, 3, 7, 15, 30, 45]);
+        assert_eq!(asked, [1, 3, 7, 12, 17, 22, 27, 32, 37, 42, 47, 52, 57]);
     }
 }

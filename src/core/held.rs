@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::row::ByAggregate;
-use super::topics::{TopicHold, Topics};
+use super::topic_hold::TopicHold;
+use super::topics::Topics;
 use super::{Aggregate, RowFacts};
 use crate::outbox::RowId;
 use crate::ranges::RangeSet;

@@ -4,7 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, LazyLock};
 
 use super::Aggregate;
+use super::pause::Pause;
 use super::row::ByAggregate;
+use super::topic_hold::{Help, TopicHold};
 use crate::publish::{Place, TopicState};
 
 /// Stands for all topics that are not held by a name of their own; no topic can have this name.
@@ -20,23 +22,15 @@ const NAMES_MAX: usize = 50_000;
 /// topic does not wait.
 const BEHIND_MAX: usize = 100_000;
 
-/// Pauses in turns of 2 s: the first, the longest of a topic that is held by name, of one among others, and of the rows
+/// The longest pauses in turns of 2 s: of a topic that is held by name, of one among others, and of the rows
 /// of topics whose names are not remembered.
-const PAUSE: u64 = 1;
-const PAUSE_MAX: u64 = 15;
+const PAUSE_MAX: u64 = 5;
 const PAUSE_AMONG_OTHERS_MAX: u64 = 30;
 const PAUSE_FORGOTTEN_MAX: u64 = 300;
+/// Turns after which every topic is asked for.
+const ALL_EVERY: u64 = 15;
 /// Turns between two releases of what is held among others, and how long one may be put off.
 const RELEASE_EVERY: u64 = 5;
-
-/// A topic none of whose rows is published.
-#[derive(Clone, Debug)]
-pub struct TopicHold {
-    pub reason: String,
-    /// Its records were refused, whatever a look-up says of it: to be tried again now and then.
-    pub is_refused: bool,
-    pub rows: u64,
-}
 
 /// Topics to ask for.
 #[derive(Debug, Default)]
@@ -44,6 +38,8 @@ pub struct Questions {
     pub usual: Vec<Arc<str>>,
     /// Rows of theirs come one after another: they are asked for before all others.
     pub urgent: Vec<Arc<str>>,
+    /// No row waits for them.
+    pub watched: Vec<Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -59,32 +55,6 @@ enum Topic {
     Missing,
     /// It can be written, and so many rows are held among others that its own may be among them: they go out first.
     Returning,
-}
-
-/// When something is done next, and how long the pause after that is.
-#[derive(Clone, Copy, Debug, Default)]
-struct Pause {
-    turn: u64,
-    turns: u64,
-}
-
-impl Pause {
-    fn from(turn: u64) -> Self {
-        Self {
-            turn: turn + PAUSE,
-            turns: PAUSE,
-        }
-    }
-
-    /// Whether it is over; then a longer one begins.
-    fn is_over(&mut self, turn: u64, turns_max: u64) -> bool {
-        if turn < self.turn {
-            return false;
-        }
-        self.turns = (self.turns * 2).clamp(PAUSE, turns_max);
-        self.turn = turn + self.turns;
-        true
-    }
 }
 
 /// What the core needs to know before a record goes out.
@@ -177,7 +147,10 @@ impl Topics {
         }
         self.behind
             .retain(|_, behind| names.contains(&behind.topic));
-        for (name, hold) in recorded {
+        for (name, mut hold) in recorded {
+            if let Some(known) = self.hold(&name) {
+                hold.help = known.help;
+            }
             self.set(&name, Topic::Held(hold, Pause::from(self.turn)));
         }
     }
@@ -257,19 +230,26 @@ impl Topics {
     }
 
     /// Counts a row that is put aside for a topic, or behind a row of its aggregate that is.
-    pub(super) fn put_behind(&mut self, aggregate: Aggregate, seq: Option<i64>, name: &Arc<str>) {
+    pub(super) fn put_behind(
+        &mut self,
+        aggregate: Aggregate,
+        seq: Option<i64>,
+        name: &Arc<str>,
+        rows: u64,
+    ) {
         if !self.topics.contains_key(name) {
             let reason = "so many topics can't be written, or nobody has said yet whether they can, that their rows \
                           are held together";
             let hold = TopicHold {
                 reason: reason.to_owned(),
                 is_refused: false,
+                help: Help::Unknown,
                 rows: 0,
             };
             self.set(name, Topic::Held(hold, Pause::from(self.turn)));
         }
         if let Some(Topic::Held(hold, _)) = self.topics.get_mut(name) {
-            hold.rows += 1;
+            hold.rows += rows;
         }
         if self.has_room_behind() {
             self.behind.entry(aggregate).or_insert_with(|| Behind {
@@ -299,33 +279,40 @@ impl Topics {
         let hold = TopicHold {
             reason,
             is_refused: true,
+            help: Help::Allow,
             rows: 0,
         };
         self.set(name, Topic::Held(hold, Pause::from(self.turn)));
     }
 
     /// Holds a topic that is not there any more, until somebody is asked, which is at once.
-    pub(super) fn lose(&mut self, name: &Arc<str>, reason: String) {
-        self.refuse(name, reason);
+    pub(super) fn lose(&mut self, name: &Arc<str>) {
+        self.refuse(name, "the topic does not exist any more".to_owned());
         if let Some(Topic::Held(hold, _)) = self.topics.get_mut(name) {
-            hold.is_refused = false;
+            (hold.is_refused, hold.help) = (false, Help::Create);
         }
         self.questions.urgent.push(name.clone());
     }
 
     /// Takes what was found out about a topic; `true` when rows that waited for it can go out.
     pub(super) fn learn(&mut self, name: &Arc<str>, state: &TopicState) -> bool {
-        let reason = match state {
+        let (reason, help) = match state {
             TopicState::Available { .. } => return self.is_written_again(name),
-            TopicState::Unknown => "the topic does not exist".to_owned(),
+            TopicState::Unknown => ("the topic does not exist".to_owned(), Help::Create),
             TopicState::NotCreated(words) => {
-                format!("the topic does not exist, and the brokers do not create it: {words}")
+                let reason = "the topic does not exist, and the brokers do not create it";
+                (format!("{reason}: {words}"), Help::AsBrokersSay)
             }
-            TopicState::Denied => "the topic may not be described or written".to_owned(),
-            TopicState::Leaderless => "the partition has no leader".to_owned(),
+            TopicState::Denied => {
+                let reason = "the topic may not be described or written";
+                (reason.to_owned(), Help::Allow)
+            }
+            TopicState::Leaderless => ("the partition has no leader".to_owned(), Help::Unknown),
         };
         match self.topics.get_mut(name) {
-            Some(Topic::Held(hold, _)) if !hold.is_refused => hold.reason = reason,
+            Some(Topic::Held(hold, _)) if !hold.is_refused => {
+                (hold.reason, hold.help) = (reason, help);
+            }
             Some(Topic::Held(..) | Topic::Missing) => {}
             Some(Topic::Returning) => self.miss(name),
             Some(Topic::Asked {
@@ -340,6 +327,7 @@ impl Topics {
                 let hold = TopicHold {
                     reason,
                     is_refused: false,
+                    help,
                     rows: 0,
                 };
                 self.set(name, Topic::Held(hold, Pause::from(self.turn)));
@@ -426,7 +414,7 @@ impl Topics {
                 self.questions.usual.push(name.clone());
             }
         }
-        if turn.is_multiple_of(PAUSE_MAX) {
+        if turn.is_multiple_of(ALL_EVERY) {
             self.ask_for_all();
         }
         if self.others.are_forgotten && self.others.looking.is_over(turn, PAUSE_FORGOTTEN_MAX) {
@@ -438,13 +426,14 @@ impl Topics {
     /// Every topic that can be written is asked for its partitions, every one that refused records is tried again.
     pub(super) fn ask_for_all(&mut self) {
         for (name, topic) in &self.topics {
-            let is_asked = match topic {
-                Topic::Available => Place::parse(name).is_none(),
-                Topic::Held(hold, _) => hold.is_refused,
-                Topic::Asked { .. } | Topic::Missing | Topic::Returning => false,
-            };
-            if is_asked {
-                self.questions.usual.push(name.clone());
+            match topic {
+                Topic::Available if Place::parse(name).is_none() => {
+                    self.questions.watched.push(name.clone());
+                }
+                Topic::Held(hold, _) if hold.is_refused => {
+                    self.questions.usual.push(name.clone());
+                }
+                _ => {}
             }
         }
     }

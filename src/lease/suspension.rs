@@ -11,6 +11,9 @@ use tracing::{info, warn};
 use super::{LeaseState, Role, since_boot};
 use crate::telemetry::Episodes;
 
+/// How often a suspension that was not said yet is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
 /// Turns a leader into a suspended one the moment its lease runs out; ends by being aborted.
 pub(super) async fn watch(sender: watch::Sender<LeaseState>) {
     let mut state = sender.subscribe();
@@ -22,7 +25,10 @@ pub(super) async fn watch(sender: watch::Sender<LeaseState>) {
                 tell_end(episodes.end(since_boot()), epoch);
                 valid_until.saturating_sub(since_boot())
             }
-            Role::Suspended { .. } => Duration::MAX,
+            Role::Suspended { .. } => {
+                tell_begin(episodes.goes_on(since_boot()));
+                LOOK_EVERY
+            }
             _ => {
                 episodes.forget();
                 Duration::MAX

@@ -13,6 +13,17 @@ use rdkafka::bindings::*;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::types::RDKafkaErrorCode;
 
+/// Topics to be created.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted<'a> {
+    pub(super) topics: &'a [Arc<str>],
+    /// -1 is the broker's own count, here and of replicas.
+    pub(super) partitions: i32,
+    pub(super) replication_factor: i32,
+    /// Brokers only say whether they would.
+    pub(super) is_trial: bool,
+}
+
 /// What a broker said of one topic.
 #[derive(Debug)]
 pub(super) struct Found {
@@ -142,16 +153,25 @@ impl Inquiry {
         Some(inquiry)
     }
 
-    /// Asks for these topics to be created; a count of -1 is the broker's own.
+    /// Asks for topics to be created; the answer comes within the limit.
     pub(super) fn create<C: ClientContext>(
         client: &Client<C>,
-        topics: &[Arc<str>],
-        partitions: i32,
-        replication_factor: i32,
+        wanted: &Wanted<'_>,
         limit: Duration,
     ) -> Option<Self> {
+        let Wanted {
+            topics,
+            partitions,
+            replication_factor,
+            is_trial,
+        } = *wanted;
         let operation = rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_CREATETOPICS;
         let (inquiry, options) = Self::prepare(client, operation, limit)?;
+        let (trial, no_text) = (c_int::from(is_trial), ptr::null_mut());
+        // SAFETY: the options live; no text of an error is asked for.
+        unsafe {
+            rd_kafka_AdminOptions_set_validate_only(options.0.as_ptr(), trial, no_text, 0);
+        }
         let new = |name: &Arc<str>| {
             let name = c_text(name)?;
             // SAFETY: the name is copied; no text of an error is asked for.
@@ -206,6 +226,16 @@ impl Inquiry {
         // SAFETY: the queue lives, and the event is ours.
         let event = unsafe { rd_kafka_queue_poll(self.queue.as_ptr(), limit_ms) };
         NonNull::new(event).map(|event| Event(event).reply())
+    }
+}
+
+impl Refusal {
+    /// What the broker said, or what its code means where it said nothing.
+    pub(super) fn text(&self) -> String {
+        match self.words.is_empty() {
+            true => self.code.to_string(),
+            false => self.words.clone(),
+        }
     }
 }
 

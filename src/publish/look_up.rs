@@ -8,16 +8,17 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
+use rdkafka::client::{Client, ClientContext};
 use rdkafka::producer::{BaseProducer, Producer};
 use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::{debug, info};
 
 use super::bootstrap;
-use super::inquiry::{Found, Inquiry, Partitions, Refusal, Reply, answering_broker};
+use super::inquiry::{Found, Inquiry, Partitions, Refusal, Reply, Wanted, answering_broker};
 use super::reports::{Broker, Reports};
 use super::{Place, PublisherEvent, TopicState};
-use crate::config::KafkaConfig;
+use crate::config::{KafkaConfig, TopicsConfig};
 use crate::kafka::{self, KafkaError};
 
 /// How long one question waits for a broker; Kafka may be 2 s away.
@@ -45,6 +46,8 @@ pub(super) enum Question {
     Usual(Vec<Arc<str>>),
     /// Rows wait for them one after another: before all others.
     Urgent(Vec<Arc<str>>),
+    /// No row waits for them: none is created.
+    Watched(Vec<Arc<str>>),
 }
 
 /// Topics that were asked for and not yet answered.
@@ -70,6 +73,8 @@ struct Asker {
 struct Pending {
     names: VecDeque<Arc<str>>,
     known: HashSet<Arc<str>>,
+    /// Those that are not created, until they are answered.
+    watched: HashSet<Arc<str>>,
 }
 
 /// What was found out, topic by topic.
@@ -91,11 +96,16 @@ impl Pending {
     fn take(&mut self, question: Question) {
         match question {
             Question::Usual(names) => {
-                let new = names.into_iter();
-                let new = new.filter(|name| self.known.insert(name.clone()));
-                self.names.extend(new);
+                self.unwatch(&names);
+                self.add(names);
+            }
+            Question::Watched(names) => {
+                let new = names.iter().filter(|name| !self.known.contains(*name));
+                self.watched.extend(new.cloned());
+                self.add(names);
             }
             Question::Urgent(names) => {
+                self.unwatch(&names);
                 let urgent: HashSet<&Arc<str>> = names.iter().collect();
                 self.names.retain(|name| !urgent.contains(name));
                 for name in names.iter().rev() {
@@ -104,6 +114,19 @@ impl Pending {
                 }
             }
         }
+    }
+
+    fn unwatch(&mut self, names: &[Arc<str>]) {
+        for name in names {
+            self.watched.remove(name);
+        }
+    }
+
+    /// Adds those that are not there, as whatever they were asked for.
+    fn add(&mut self, names: Vec<Arc<str>>) {
+        let new = names.into_iter();
+        let new = new.filter(|name| self.known.insert(name.clone()));
+        self.names.extend(new);
     }
 
     fn next(&mut self, most: usize) -> Vec<Arc<str>> {
@@ -151,7 +174,7 @@ impl LookUps {
                     // Nobody listens when the relay is gone; the next question finds out.
                     let _ = self.events.send(PublisherEvent::Topics(answers));
                 }
-                Ok(None) => self.pending.take(Question::Usual(names)),
+                Ok(None) => self.pending.add(names),
                 Err(Gone) => return,
             }
         }
@@ -248,11 +271,14 @@ impl LookUps {
                 }
             }
         }
-        match self.kafka.topics.create {
-            true => self.create(missing, &mut answers)?,
-            false => answers.extend(missing.into_iter().map(|name| (name, TopicState::Unknown))),
-        }
-        self.pending.take(Question::Usual(unsure));
+        let (created, unknown): (Vec<_>, Vec<_>) = missing
+            .into_iter()
+            .partition(|name| self.kafka.topics.create && !self.pending.watched.contains(name));
+        answers.extend(unknown.into_iter().map(|name| (name, TopicState::Unknown)));
+        self.create(created, &mut answers)?;
+        self.pending.add(unsure);
+        let answered: Vec<_> = answers.iter().map(|(name, _)| name.clone()).collect();
+        self.pending.unwatch(&answered);
         Ok(Some(answers))
     }
 
@@ -358,12 +384,15 @@ impl LookUps {
         answers.extend(places.into_iter().map(|name| (name, TopicState::Unknown)));
         let later = names.split_off(CREATED_MAX.min(names.len()));
         if !names.is_empty() {
-            let topics = &self.kafka.topics;
-            let (partitions, replicas) = (topics.partitions, topics.replication_factor);
-            let create = |asker: &Asker| {
-                let client = asker.client.client();
-                Inquiry::create(client, &names, partitions, replicas, ANSWER_MAX)
+            let settings = &self.kafka.topics;
+            let wanted = Wanted {
+                topics: &names,
+                partitions: settings.partitions,
+                replication_factor: settings.replication_factor,
+                is_trial: false,
             };
+            let create =
+                |asker: &Asker| Inquiry::create(asker.client.client(), &wanted, ANSWER_MAX);
             match self.reply_to(create)? {
                 Some(Reply::Created(refusals)) => self.take_created(&names, refusals, answers),
                 _ => debug!("nobody answered the request to create topics"),
@@ -372,30 +401,47 @@ impl LookUps {
         let answered: HashSet<_> = answers.iter().map(|(name, _)| name.clone()).collect();
         names.retain(|name| !answered.contains(name));
         names.extend(later);
-        self.pending.take(Question::Usual(names));
+        self.pending.add(names);
         Ok(())
     }
 
     fn take_created(&self, names: &[Arc<str>], refusals: Vec<Refusal>, answers: &mut Answers) {
         let mut refused = HashSet::new();
-        for Refusal { topic, code, words } in refusals {
-            let Some(name) = names.iter().find(|name| ***name == *topic) else {
+        for refusal in refusals {
+            let Some(name) = names.iter().find(|name| ***name == *refusal.topic) else {
                 continue;
             };
             refused.insert(name.clone());
-            if code == RDKafkaErrorCode::TopicAlreadyExists {
-                continue;
+            if refusal.code != RDKafkaErrorCode::TopicAlreadyExists {
+                answers.push((name.clone(), TopicState::NotCreated(refusal.text())));
             }
-            let words = if words.is_empty() {
-                code.to_string()
-            } else {
-                words
-            };
-            answers.push((name.clone(), TopicState::NotCreated(words)));
         }
         for topic in names.iter().filter(|name| !refused.contains(*name)) {
             info!(%topic, "topic created");
         }
+    }
+}
+
+/// Of these topics those that the brokers would not create, with their words; nothing is created.
+///
+/// `None` when no broker said in time. Blocks.
+pub(crate) fn refused_creations<C: ClientContext>(
+    client: &Client<C>,
+    settings: &TopicsConfig,
+    topics: &[Arc<str>],
+) -> Option<Vec<(String, String)>> {
+    let wanted = Wanted {
+        topics,
+        partitions: settings.partitions,
+        replication_factor: settings.replication_factor,
+        is_trial: true,
+    };
+    match Inquiry::create(client, &wanted, ANSWER_MAX)?.wait(ANSWER_MAX)? {
+        Reply::Created(refusals) => {
+            let refused = |refusal: &Refusal| (refusal.topic.clone(), refusal.text());
+            Some(refusals.iter().map(refused).collect())
+        }
+        Reply::Found(_) | Reply::Failed(_) => None,
     }
 }
 

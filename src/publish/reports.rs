@@ -12,8 +12,8 @@ use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use super::Ticket;
 use super::log_lines::{self, Line};
+use super::{Delivered, Ticket};
 
 /// Events that are served at once.
 const EVENTS_MAX: usize = 1_000;
@@ -57,7 +57,7 @@ impl Broker {
 /// What the callbacks of one turn brought.
 #[derive(Debug, Default)]
 pub(super) struct Harvest {
-    pub(super) delivered: Vec<Ticket>,
+    pub(super) delivered: Delivered,
     pub(super) failed: Vec<Failure>,
     pub(super) is_fatal: bool,
     /// What the log said of connections, in its order.
@@ -145,7 +145,11 @@ impl ProducerContext for Reports {
         harvest.callbacks += 1;
         let ticket = opaque as Ticket;
         match report {
-            Ok(_) => harvest.delivered.push(ticket),
+            Ok(message) => {
+                let delivered = &mut harvest.delivered;
+                delivered.tickets.push(ticket);
+                delivered.bytes += (message.key_len() + message.payload_len()) as u64;
+            }
             Err((error, message)) => {
                 let code = error
                     .rdkafka_error_code()

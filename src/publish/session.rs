@@ -265,7 +265,7 @@ impl Session {
         self.producer.context().serve(&self.producer);
         let (delivered, lines, is_fatal) = {
             let mut harvest = self.producer.context().harvest();
-            self.outstanding -= harvest.delivered.len() + harvest.failed.len();
+            self.outstanding -= harvest.delivered.tickets.len() + harvest.failed.len();
             self.failed.append(&mut harvest.failed);
             let delivered = std::mem::take(&mut harvest.delivered);
             let lines = std::mem::take(&mut harvest.lines);
@@ -274,9 +274,9 @@ impl Session {
         self.take_lines(lines);
         let in_flight = self.outstanding + self.pending.len();
         self.in_flight.store(in_flight, Ordering::Relaxed);
-        if !delivered.is_empty() {
-            self.openings.delivered(&delivered);
-            self.trials.delivered(&delivered);
+        if !delivered.tickets.is_empty() {
+            self.openings.delivered(&delivered.tickets);
+            self.trials.delivered(&delivered.tickets);
             self.reported_at = Instant::now();
             self.broker.answered();
             // The relay is gone when nobody listens; the dropped publisher ends the session.

@@ -83,7 +83,7 @@ async fn delivered(events: &mut UnboundedReceiver<PublisherEvent>, rows: usize) 
     let mut tickets = Vec::new();
     while tickets.len() < rows {
         match next(events).await {
-            PublisherEvent::Delivered(more) => tickets.extend(more),
+            PublisherEvent::Delivered(more) => tickets.extend(more.tickets),
             other => panic!("{other:?}"),
         }
     }
@@ -94,7 +94,7 @@ async fn ended(events: &mut UnboundedReceiver<PublisherEvent>) -> (Vec<Ticket>, 
     let mut tickets = Vec::new();
     loop {
         match next(events).await {
-            PublisherEvent::Delivered(more) => tickets.extend(more),
+            PublisherEvent::Delivered(more) => tickets.extend(more.tickets),
             PublisherEvent::Ended(end) => return (tickets, end),
             other => panic!("{other:?}"),
         }

@@ -14,7 +14,7 @@ use crate::hold::Replayed;
 use crate::identity::Horizon;
 use crate::lease::LeaseState;
 use crate::outbox::Lsn;
-use crate::publish::PublisherEvent;
+use crate::publish::{Delivered, PublisherEvent};
 
 impl Relay {
     /// Drops everything in flight: another relay publishes from now on.
@@ -29,6 +29,13 @@ impl Relay {
     /// Rows that Kafka has, or gets, and that a mark is owed for: what a stop between two sessions would send again.
     pub fn owes_marks(&self) -> bool {
         self.core.sent() + self.core.unmarked() > 0
+    }
+
+    /// Takes and counts rows that a broker acknowledged, whether a session is open or not.
+    pub(super) fn acknowledged(&mut self, delivered: &Delivered) {
+        self.core.delivered(&delivered.tickets);
+        self.delivered_rows += delivered.tickets.len() as u64;
+        self.metrics.delivered(delivered);
     }
 
     /// When a stop that was asked for is to be over.
@@ -136,9 +143,7 @@ impl Relay {
     /// Takes what the producer tells; `true` when rows wait for a leader for too long.
     fn take_at_rest(&mut self, event: Option<PublisherEvent>) -> bool {
         match event {
-            Some(PublisherEvent::Delivered(tickets)) => {
-                self.core.delivered(&tickets);
-            }
+            Some(PublisherEvent::Delivered(delivered)) => self.acknowledged(&delivered),
             Some(PublisherEvent::Topics(answers)) => {
                 return self.take_topics_at_rest(&answers);
             }

@@ -220,6 +220,7 @@ impl Run<'_> {
             };
             match answer {
                 Answered::Publish => {
+                    self.handed_over.add_apart(ticket);
                     let partition = self.partition_of(&record);
                     outgoing.push(Outgoing {
                         ticket,
@@ -230,7 +231,7 @@ impl Run<'_> {
                 Answered::Aside => end = end.or(self.note_aside(ticket, row)),
             }
         }
-        self.publish(outgoing);
+        self.hand_over(outgoing);
         end
     }
 
@@ -257,8 +258,17 @@ impl Run<'_> {
         let Some(last) = outgoing.last().map(|last| last.ticket) else {
             return;
         };
-        if let Some(producer) = &self.relay.producer {
-            self.handed_over.push_back((last, Instant::now()));
+        self.handed_over.add(last, outgoing.len(), Instant::now());
+        self.hand_over(outgoing);
+    }
+
+    fn hand_over(&self, outgoing: Vec<Outgoing>) {
+        if let Some(producer) = self
+            .relay
+            .producer
+            .as_ref()
+            .filter(|_| !outgoing.is_empty())
+        {
             producer.publisher.publish(outgoing);
         }
     }

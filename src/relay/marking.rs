@@ -41,6 +41,8 @@ enum Attempt {
 pub(super) struct Marking {
     pub(super) rows: Arc<Vec<Delivered>>,
     attempt: Attempt,
+    /// When the first of its rows was acknowledged.
+    since: Instant,
     pub(super) task: JoinHandle<Result<Outcome, MarkError>>,
 }
 
@@ -139,7 +141,7 @@ impl Run<'_> {
         if self.marking.is_none() && self.owing.is_due(now) {
             let rows = self.owing.take();
             let statement = self.session.marks.again(&rows, self.owing.rows().len());
-            return self.run_mark(rows, statement, Attempt::Another);
+            return self.run_mark(rows, statement, Attempt::Another, now);
         }
         if self.marking.is_some() || self.relay.core.unmarked() == 0 {
             return;
@@ -162,9 +164,18 @@ impl Run<'_> {
             return;
         }
         (self.last_mark_at, self.mark_again_at) = (now, None);
+        let since = self.unmarked_since.take().unwrap_or(now);
+        self.note_unmarked();
         let resolved = self.relay.core.confirmable();
         let statement = self.session.marks.statement(&rows, resolved);
-        self.run_mark(rows, statement, Attempt::First);
+        self.run_mark(rows, statement, Attempt::First, since);
+    }
+
+    /// Remembers since when rows wait for their mark.
+    pub(super) fn note_unmarked(&mut self) {
+        if self.relay.core.unmarked() > 0 {
+            self.unmarked_since.get_or_insert_with(Instant::now);
+        }
     }
 
     fn run_mark(
@@ -172,6 +183,7 @@ impl Run<'_> {
         rows: Vec<Delivered>,
         statement: Option<Arc<Statement>>,
         attempt: Attempt,
+        since: Instant,
     ) {
         let Some(statement) = statement else {
             return;
@@ -180,6 +192,7 @@ impl Run<'_> {
         self.marking = Some(Marking {
             rows: Arc::new(rows),
             attempt,
+            since,
             task: tokio::spawn(async move { statement.run(&sql.client).await }),
         });
     }
@@ -207,7 +220,10 @@ impl Run<'_> {
         };
         match marking.attempt {
             Attempt::Another => self.owing.add(rows.to_vec(), false),
-            Attempt::First => self.relay.core.mark_failed(rows),
+            Attempt::First => {
+                self.relay.core.mark_failed(rows);
+                self.unmarked_since = Some(marking.since);
+            }
         }
         match failure {
             MarkError::NotLeader { .. } => return Some(End::Deposed),
@@ -239,7 +255,7 @@ impl Run<'_> {
         self.relay.replayed.marked(&marked);
         self.relay
             .metrics
-            .marked(marked.len(), self.last_mark_at.elapsed());
+            .marked(marked.len(), marking.since.elapsed());
         let Outcome { waiting, refused } = outcome;
         debug!(rows = marked.len(), waiting = waiting.len(), "marked");
         self.relay.core.mark_waits(&waiting);

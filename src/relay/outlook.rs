@@ -3,33 +3,27 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
-use tracing::{debug, info, warn};
+use tokio::time::Instant;
+use tracing::{info, warn};
 
-use super::lag::{HeldFacts, Measured, Question};
 use super::marking::Failing;
+use super::outage::{Said, Seen};
 use super::patience::{self, Moment, Wait};
 use super::{End, Phase, Relay, Run};
 use crate::core::OTHERS;
 use crate::hold::{self, Requests};
-use crate::kafka::{create_command, in_plain_words};
+use crate::kafka::in_plain_words;
 use crate::lease::since_boot;
 use crate::mark::{MarkError, Marks};
 use crate::publish::{Place, Ticket};
-use crate::status::{HeldRows, HeldTopic, InFlight, LEASE_RAN_OUT, Role, State, StatusCell};
+use crate::status::{HeldRows, HeldTopic, InFlight, LEASE_RAN_OUT, Role, State};
 
 /// Blocked aggregates and held topics that the status names; metrics count all of them.
 const HELD_SHOWN_MAX: usize = 100;
-/// How often the table is asked for the rows that were not sent.
-const LAG_EVERY_TICKS: u32 = 5;
-/// How often it is asked how much it holds.
-const KEPT_EVERY_TICKS: u32 = 60;
 /// How long marks may fail before the status says so; within five seconds all in all.
 const FAILING_IS_TOLD_AFTER: Duration = Duration::from_secs(3);
 /// The core judges an outage by half minutes.
 const HALF_MINUTE_TICKS: u32 = 30;
-/// How long that may take; a table that is too busy for it is asked again later.
-const LAG_WITHIN: Duration = Duration::from_secs(5);
 
 impl Run<'_> {
     /// Writes down where the session stands.
@@ -37,8 +31,9 @@ impl Run<'_> {
         self.relay.status.beat();
         let wait = self.relay.look_at_waits();
         self.relay.ask_if_silent();
-        self.show_broker(wait);
-        let (state, reason) = self.standing(wait);
+        let has_progress = self.relay.delivered_rows != self.delivered_before;
+        self.delivered_before = self.relay.delivered_rows;
+        let (state, reason) = self.standing(wait, has_progress);
         let core = &self.relay.core;
         let held = core.held().aggregates().map(|(_, held)| HeldRows {
             aggregate_type: held.aggregate_type.clone(),
@@ -47,7 +42,10 @@ impl Run<'_> {
             reason: held.error.clone(),
         });
         let held: Vec<_> = held.take(HELD_SHOWN_MAX).collect();
-        let blocked = core.held().aggregates().count() as u64;
+        let (mut blocked, mut blocked_rows) = (0, 0);
+        for (_, held) in core.held().aggregates() {
+            (blocked, blocked_rows) = (blocked + 1, blocked_rows + held.rows);
+        }
         let (topics, topics_left_out) = self.held_topics();
         let rows_of_topics = core.held().topics().map(|(_, hold)| hold.rows).sum();
         let in_flight = InFlight {
@@ -62,12 +60,12 @@ impl Run<'_> {
             Marks::Ledger(ledger) => ledger.tail().map(|tail| tail.seq),
             Marks::Rows(_) | Marks::None => None,
         };
-        let is_turn_of_lag = self.ticks.is_multiple_of(LAG_EVERY_TICKS);
-        let holes_open = is_turn_of_lag.then(|| self.holes_open()).flatten();
+        let holes_open = self.is_turn_of_lag().then(|| self.holes_open()).flatten();
         let is_draining = self.drain_until.is_some();
         self.relay.status.update(|status| {
             (status.held, status.held_topics, status.in_flight) = (held, topics, in_flight);
             status.blocked_aggregates = Some(blocked);
+            status.blocked_rows = Some(blocked_rows);
             status.held_topics_left_out = topics_left_out;
             status.held_topic_rows = Some(rows_of_topics);
             status.position.confirmed_lsn = confirmed.map(|lsn| lsn.to_string());
@@ -79,8 +77,9 @@ impl Run<'_> {
                 status.reason = reason;
             }
         });
-        self.ask_for_lag(sent_seq);
+        self.ask_for_lag();
         self.ask_for_requests();
+        self.ticks += 1;
         if self.ticks.is_multiple_of(HALF_MINUTE_TICKS) {
             self.relay.core.half_minute_passed();
         }
@@ -95,12 +94,12 @@ impl Run<'_> {
         });
         let among_others = held.topics_among_others();
         let shown = holds.iter().take(HELD_SHOWN_MAX).map(|(topic, hold)| {
-            let is_one = Place::parse(topic).is_none() && ***topic != **OTHERS;
+            let is_one = Place::parse(topic).is_none() && **topic != *OTHERS;
             HeldTopic {
                 topic: topic.to_string(),
                 rows: hold.rows,
                 reason: hold.reason.clone(),
-                command: is_one.then(|| create_command(&self.relay.config.kafka, topic)),
+                command: self.relay.remedy(topic, hold).filter(|_| is_one),
             }
         });
         let shown: Vec<_> = shown.collect();
@@ -140,17 +139,10 @@ impl Run<'_> {
         }
     }
 
-    /// Observes how long what was handed over together took until its last row was acknowledged.
+    /// Observes how long what was handed over together took until all of it was acknowledged.
     pub(super) fn observe_delivery(&mut self, tickets: &[Ticket]) {
-        let Some(newest) = tickets.iter().max() else {
-            return;
-        };
-        while let Some((last, at)) = self.handed_over.front() {
-            if last > newest {
-                return;
-            }
-            self.relay.metrics.delivery(at.elapsed());
-            self.handed_over.pop_front();
+        for took in self.handed_over.acknowledged(tickets, Instant::now()) {
+            self.relay.metrics.delivery(took);
         }
     }
 
@@ -161,7 +153,7 @@ impl Run<'_> {
     }
 
     /// Whether rows that are committed now go out now, and why not.
-    fn standing(&self, wait: Option<Wait>) -> (State, String) {
+    fn standing(&self, wait: Option<Wait>, has_progress: bool) -> (State, String) {
         let epoch = self.session.tenure.epoch;
         if !self.session.lease.borrow().may_publish(epoch) {
             return (State::Waiting, LEASE_RAN_OUT.to_owned());
@@ -171,7 +163,14 @@ impl Run<'_> {
             return (State::Waiting, reason);
         }
         match wait {
-            None => (State::Publishing, self.catching_up().to_owned()),
+            None if self.relay.outages.is_away() && self.relay.core.sent() > 0 && !has_progress => {
+                let error = self.relay.broker_error();
+                let reason = "Kafka acknowledges nothing".to_owned();
+                let reason =
+                    error.map_or(reason, |error| format!("Kafka does not answer: {error}"));
+                (State::Waiting, reason)
+            }
+            None => self.standing_of_topics(),
             Some(Wait::ForSome(since)) => {
                 let reason = format!("rows that were sent at {since} wait for Kafka; others flow");
                 (State::Publishing, reason)
@@ -185,6 +184,19 @@ impl Run<'_> {
         }
     }
 
+    /// The same where nothing waits for an answer: rows may wait for their topics, all of them.
+    fn standing_of_topics(&self) -> (State, String) {
+        let held = self.relay.core.held();
+        let rows: u64 = held.topics().map(|(_, hold)| hold.rows).sum();
+        if rows == 0 || held.available().next().is_some() {
+            return (State::Publishing, self.catching_up().to_owned());
+        }
+        let reason = format!(
+            "none of the topics can be written: {rows} rows wait for them; `held_topics` in /status says why"
+        );
+        (State::Waiting, reason)
+    }
+
     /// What a session does that reads the table before the stream.
     fn catching_up(&self) -> &'static str {
         match (&self.session.phase, self.feed.caught_up()) {
@@ -194,72 +206,6 @@ impl Run<'_> {
             }
             (Phase::Replay(_) | Phase::Steady, _) => "",
         }
-    }
-
-    /// Shows whether Kafka answers; says so when that changes.
-    fn show_broker(&mut self, wait: Option<Wait>) {
-        if self.relay.producer.is_none() {
-            return;
-        }
-        let silence = match wait {
-            Some(Wait::ForAnything(since)) => {
-                Some(format!("it has acknowledged nothing since {since}"))
-            }
-            Some(Wait::ForSome(_)) | None => None,
-        };
-        let error = self.relay.broker_error().or(silence);
-        let was_up = std::mem::replace(&mut self.relay.kafka_is_up, error.is_none());
-        match error {
-            Some(error) => {
-                if was_up {
-                    if let Some(times) = self.relay.outages.begin(since_boot()) {
-                        warn!(times, error, "Kafka does not answer; rows wait in order");
-                    }
-                    self.relay.status.failed(error.as_str());
-                }
-                self.relay.status.update(|status| {
-                    status.kafka.is_up = Some(false);
-                    status.kafka.error = Some(error);
-                });
-            }
-            None => {
-                if let Some(lasted) = self.relay.outages.end(since_boot()) {
-                    let elapsed_ms = lasted.as_millis() as u64;
-                    info!(elapsed_ms, "Kafka answers again");
-                }
-                self.relay.status.broker_answers();
-            }
-        }
-    }
-
-    /// Asks the table, beside everything else, what was not sent yet.
-    fn ask_for_lag(&mut self, sent_seq: Option<i64>) {
-        self.ticks += 1;
-        if self.ticks % LAG_EVERY_TICKS != 1
-            || self
-                .lag_question
-                .as_ref()
-                .is_some_and(|task| !task.is_finished())
-        {
-            return;
-        }
-        let (sql, status) = (Arc::clone(&self.session.sql), self.relay.status.clone());
-        let held = self.relay.core.held();
-        let held = HeldFacts {
-            rows: held.rows(),
-            first: held.numbers().first(),
-        };
-        let layout = &self.session.layout;
-        let mut question = Question::new(&self.relay.config, layout, sent_seq, held);
-        if self.ticks % KEPT_EVERY_TICKS == 1 {
-            question = question.with_kept(layout);
-        }
-        self.lag_question = Some(tokio::spawn(async move {
-            match timeout(LAG_WITHIN, question.ask(&sql.client)).await {
-                Ok(Ok(measured)) => show(&status, &measured),
-                Ok(Err(_)) | Err(_) => debug!("the table did not say how far behind it is"),
-            }
-        }));
     }
 }
 
@@ -275,7 +221,51 @@ impl Relay {
         };
         let wait = self.patience.look(seen, Moment::now());
         self.silent = wait.and(seen.oldest_sent);
+        self.show_broker(wait);
         wait
+    }
+
+    /// Shows whether Kafka answers; says so when that changes.
+    fn show_broker(&mut self, wait: Option<Wait>) {
+        if self.producer.is_none() {
+            return;
+        }
+        let silence = match wait {
+            Some(Wait::ForAnything(since)) => {
+                Some(format!("it has acknowledged nothing since {since}"))
+            }
+            Some(Wait::ForSome(_)) | None => None,
+        };
+        let error = self.broker_error().or(silence);
+        let seen = Seen {
+            is_troubled: error.is_some(),
+            is_awaited: self.core.sent() > 0 || self.core.asking() > 0,
+            delivered_rows: self.delivered_rows,
+        };
+        let was_away = self.outages.is_away();
+        let said = self.outages.look(seen, since_boot());
+        if !self.outages.is_away() {
+            self.status.broker_answers();
+        } else if let Some(error) = &error {
+            self.status.update(|status| {
+                status.kafka.is_up = Some(false);
+                status.kafka.error = Some(error.clone());
+            });
+            if !was_away {
+                self.status.failed(error.as_str());
+            }
+        }
+        match said {
+            Some(Said::Away { times }) => {
+                let error = error.unwrap_or_default();
+                warn!(times, error, "Kafka does not answer; rows wait in order");
+            }
+            Some(Said::Back { lasted }) => {
+                let elapsed_ms = lasted.as_millis() as u64;
+                info!(elapsed_ms, "Kafka answers again");
+            }
+            None => {}
+        }
     }
 
     fn broker_error(&self) -> Option<String> {
@@ -283,17 +273,4 @@ impl Relay {
         let said = producer.publisher.broker_error().borrow().clone();
         said.map(|said| in_plain_words(&said))
     }
-}
-
-fn show(status: &StatusCell, measured: &Measured) {
-    status.update(|status| {
-        status.lag.rows = measured.rows;
-        status.lag.rows_at_least = measured.rows_at_least;
-        status.kept = measured.kept.or(status.kept);
-    });
-    let oldest = [measured.oldest_at, measured.oldest_held_at]
-        .into_iter()
-        .flatten()
-        .min();
-    status.oldest(oldest, measured.oldest_at);
 }

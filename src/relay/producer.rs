@@ -1,6 +1,8 @@
 //! The relay's producer: its start and its end, and how a new one takes over from an outdated one, which read old
 //! secrets for example, without a row twice.
 
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -152,8 +154,8 @@ impl Relay {
         };
         let end = producer.publisher.end(deadline).await;
         while let Ok(event) = producer.events.try_recv() {
-            if let PublisherEvent::Delivered(tickets) = event {
-                self.core.delivered(&tickets);
+            if let PublisherEvent::Delivered(delivered) = event {
+                self.acknowledged(&delivered);
             }
         }
         self.producer_ended(&end);
@@ -169,7 +171,11 @@ impl Relay {
     /// Draws the conclusions from a producer's end, and gives its reason.
     pub(super) fn producer_ended(&mut self, end: &SessionEnd) -> String {
         self.producer = None;
+        let held: HashSet<_> = self.held_topics().collect();
         self.core.producer_ended(end);
+        for topic in self.held_topics().filter(|topic| !held.contains(topic)) {
+            self.announce_hold(&topic);
+        }
         self.cutting.clone_from(&end.cutting);
         if let Some(bytes) = end.batch_bytes_max {
             let property = "batch.size".to_owned();
@@ -182,6 +188,10 @@ impl Relay {
             ),
             None => end.reason.clone(),
         }
+    }
+
+    fn held_topics(&self) -> impl Iterator<Item = Arc<str>> {
+        self.core.held().topics().map(|(topic, _)| topic.clone())
     }
 
     /// Gives up a producer that waits for a broker, such as with secrets that are no longer the right ones.

@@ -8,8 +8,9 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{End, Relay, Run};
+use crate::core::{Help, TopicHold};
 use crate::encode::Record;
-use crate::kafka::create_command;
+use crate::kafka::{NOT_CREATED, allow_command, create_command};
 use crate::publish::{Place, TopicState, partition_of};
 
 /// A single broker that was frozen, fenced and registered again leads its partitions within 2 s (Kafka 4.1.1); brokers
@@ -114,7 +115,7 @@ impl Run<'_> {
             }
             TopicState::Unknown | TopicState::NotCreated(_) | TopicState::Denied => {
                 if !was_held {
-                    self.announce_hold(topic);
+                    self.relay.announce_hold(topic);
                 }
             }
             TopicState::Leaderless => {}
@@ -151,17 +152,6 @@ impl Run<'_> {
         self.start_successor("a topic has other partitions");
     }
 
-    fn announce_hold(&self, topic: &Arc<str>) {
-        if let Some(hold) = self.relay.core.held().topic_hold(topic) {
-            warn!(
-                %topic,
-                reason = hold.reason,
-                remedy = %create_command(&self.relay.config.kafka, topic),
-                "topic can't be written: its rows are held, all others flow"
-            );
-        }
-    }
-
     /// Says it once for all topics that are held without a name.
     fn announce_others(&self, before: usize) {
         let topics = self.relay.core.held().topics_among_others();
@@ -174,6 +164,29 @@ impl Run<'_> {
 }
 
 impl Relay {
+    /// Says that a topic's rows are held, and what helps.
+    pub(super) fn announce_hold(&self, topic: &Arc<str>) {
+        if let Some(hold) = self.core.held().topic_hold(topic) {
+            let remedy = self.remedy(topic, hold).unwrap_or_default();
+            warn!(
+                %topic,
+                reason = hold.reason,
+                remedy,
+                "topic can't be written: its rows are held, all others flow"
+            );
+        }
+    }
+
+    /// What ends a hold, as far as it is known.
+    pub(super) fn remedy(&self, topic: &str, hold: &TopicHold) -> Option<String> {
+        match hold.help {
+            Help::Create => Some(create_command(&self.config.kafka, topic)),
+            Help::Allow => Some(allow_command(&self.config.kafka, topic)),
+            Help::AsBrokersSay => Some(NOT_CREATED.to_owned()),
+            Help::Unknown => None,
+        }
+    }
+
     /// Asks what the core wants to know.
     pub(super) fn ask_questions(&mut self) {
         let questions = self.core.take_questions();
@@ -185,6 +198,9 @@ impl Relay {
         }
         if !questions.urgent.is_empty() {
             producer.publisher.look_up_urgently(questions.urgent);
+        }
+        if !questions.watched.is_empty() {
+            producer.publisher.watch(questions.watched);
         }
     }
 

@@ -1,6 +1,6 @@
 //! The state tables and the slot, with each statement's effect as its SQL says it.
 
-use crate::core::{Aggregate, Followers, HeldAggregate, Recorded, TopicHold};
+use crate::core::{Aggregate, Followers, HeldAggregate, Help, Recorded, TopicHold};
 use crate::hold::{Keep, ReplayOrder, What, Whole};
 use crate::lease::LeaseRow;
 use crate::mark::Tenure;
@@ -262,6 +262,7 @@ impl Database {
             match &entry.what {
                 What::Topic(topic) => {
                     let hold = TopicHold {
+                        help: Help::Unknown,
                         reason: entry.error.clone(),
                         is_refused: entry.reason == "refused",
                         rows: entry.held.len().max(1),

@@ -143,7 +143,9 @@ impl World {
         }
         let process = &mut self.relays[relay];
         let questions = process.core.take_questions();
-        let questions = questions.urgent.into_iter().chain(questions.usual);
+        let questions = (questions.urgent.into_iter())
+            .chain(questions.usual)
+            .chain(questions.watched);
         process.told.extend(questions.map(Told::Asked));
         self.feed_swept(relay);
         self.caught_up(relay)

@@ -3,17 +3,24 @@
 //! Never waits: a reader holds the lock for one copy, a writer for one change.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use super::{LastError, Lease, Role, State, Status, Timestamp};
+use super::{InFlight, Lag, LastError, Lease, Position, Role, State, Status, Timestamp};
 use crate::config::SourceConfig;
 use crate::lease;
+use crate::unsent::Unsent;
 
 /// What a leader does that waits for nothing else.
 pub const OPENING: &str = "starting a session";
 
 /// Why a holder whose lease ran out publishes nothing.
 pub const LEASE_RAN_OUT: &str = "the lease can't be renewed: waiting for PostgreSQL";
+
+/// A session counts every five seconds; what is older than this is no answer any more.
+const SAMPLE_AGE_MAX: Duration = Duration::from_secs(30);
+
+/// After so long somebody counts for a session that does not.
+const COUNTED_WITHIN: Duration = Duration::from_secs(10);
 
 /// The report of this process; clones share it.
 #[derive(Clone, Debug)]
@@ -22,32 +29,62 @@ pub struct StatusCell(Arc<Mutex<Inside>>);
 #[derive(Debug)]
 struct Inside {
     status: Status,
-    oldest_unsent_at: Option<SystemTime>,
-    lag_from: Option<SystemTime>,
+    /// What the database said last of the rows that were not sent.
+    sample: Option<Sample>,
     /// When the main loop turned last, a reading of [`lease::since_boot`].
     beat_at: Duration,
+}
+
+/// What was counted at one moment.
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    unsent: Unsent,
+    /// A reading of [`lease::since_boot`].
+    at: Duration,
+    on: Timestamp,
 }
 
 impl StatusCell {
     pub fn new(config: &SourceConfig) -> Self {
         Self(Arc::new(Mutex::new(Inside {
             status: Status::starting(config),
-            oldest_unsent_at: None,
-            lag_from: None,
+            sample: None,
             beat_at: lease::since_boot(),
         })))
     }
 
-    /// The report as it stands now; ages grow whether or not anybody writes.
+    /// The report as it stands now; what was counted too long ago is not known any more.
     pub fn snapshot(&self) -> Status {
         let inside = self.inside();
         let mut status = inside.status.clone();
-        status.oldest_unsent_age_seconds = inside.oldest_unsent_at.map(age_seconds);
-        status.lag.seconds = match inside.lag_from {
-            Some(at) => Some(age_seconds(at)),
-            None => status.lag.seconds,
+        let Some(sample) = inside.sample else {
+            return status;
         };
+        if sample.age() > SAMPLE_AGE_MAX {
+            status.lag = Lag {
+                not_known_since: Some(sample.on),
+                ..Lag::default()
+            };
+            return status;
+        }
+        sample.unsent.show(&mut status);
         status
+    }
+
+    /// Takes what the database says of the rows that were not sent, for a leader.
+    pub fn measured(&self, unsent: Unsent) {
+        let (at, on) = (lease::since_boot(), Timestamp::now());
+        let inside = &mut *self.inside();
+        // An answer may come when another relay leads already.
+        if matches!(inside.status.role, Role::Leader | Role::Halted) {
+            inside.sample = Some(Sample { unsent, at, on });
+        }
+    }
+
+    /// Whether nobody has counted for so long that somebody else should.
+    pub fn is_uncounted(&self) -> bool {
+        let sample = self.inside().sample;
+        sample.is_none_or(|sample| sample.age() > COUNTED_WITHIN)
     }
 
     /// Changes the report; `since` follows by itself when role, state or reason become others.
@@ -81,6 +118,13 @@ impl StatusCell {
     /// A halted relay stays halted while it holds the lease. A leader's state is not touched, that is the
     /// session's; whoever can't publish waits.
     pub fn lease(&self, lease: &lease::LeaseState) {
+        let is_leader = matches!(
+            lease.role,
+            lease::Role::Leader { .. } | lease::Role::Suspended { .. }
+        );
+        if !is_leader {
+            self.forget_leadership();
+        }
         self.update(|status| {
             status.postgres.is_up = Some(lease.server == lease::Server::Connected);
             status.postgres.error.clone_from(&lease.last_error);
@@ -152,13 +196,19 @@ impl StatusCell {
         kafka.error = None;
     }
 
-    /// Notes when the oldest row that was not sent was committed (held ones included), and the oldest of
-    /// those that are not held; `None` where there is none. Their ages grow by themselves.
-    pub fn oldest(&self, unsent: Option<SystemTime>, unheld: Option<SystemTime>) {
+    /// Drops what only a leader knows: another relay's rows are none of a standby's.
+    fn forget_leadership(&self) {
         let inside = &mut *self.inside();
-        inside.oldest_unsent_at = unsent;
-        inside.lag_from = unheld;
-        inside.status.lag.seconds = Some(0.0);
+        inside.sample = None;
+        let status = &mut inside.status;
+        (status.lag, status.position) = (Lag::default(), Position::default());
+        (status.in_flight, status.held) = (InFlight::default(), Vec::new());
+        (status.held_topics, status.held_topics_left_out) = (Vec::new(), 0);
+        (status.held_topic_rows, status.holes_open) = (None, None);
+        (status.blocked_aggregates, status.blocked_rows) = (None, None);
+        (status.dead_letters, status.kept) = (None, None);
+        status.oldest_unsent_age_seconds = None;
+        status.drift.clear();
     }
 
     /// Says that the main loop turns; to be called at least every few seconds.
@@ -190,7 +240,8 @@ fn is_about_the_lease(reason: &str) -> bool {
     reason.contains("the lease") || reason == "waiting for PostgreSQL"
 }
 
-fn age_seconds(at: SystemTime) -> f64 {
-    // A clock that was set back makes no negative age.
-    at.elapsed().unwrap_or(Duration::ZERO).as_secs_f64()
+impl Sample {
+    fn age(&self) -> Duration {
+        lease::since_boot().saturating_sub(self.at)
+    }
 }

@@ -6,27 +6,30 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
-use super::{Lag, Lease, Peer, Role, State, Status, StatusError};
+use super::{Lease, Peer, Role, State, Status, StatusError};
 use crate::config::{Mark, Mode, SourceConfig};
-use crate::mark::ledger::segment_numbers_sql;
+use crate::inspect::{InspectError, inspect};
 use crate::names;
+use crate::outbox::Layout;
 use crate::postgres::{self, Session};
 use crate::retention;
 use crate::session::lease_key;
+use crate::telemetry::chain;
+use crate::unsent::{Question, Unsent};
 
-/// Rows counted at most.
-const ROWS_MAX: i64 = 100_000;
 const STATEMENT_TIMEOUT: &str = "SET statement_timeout = '5s'";
-
-const COLUMNS: &str = "SELECT coalesce(array_agg(attname::text), '{}') FROM pg_attribute \
-    WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped";
 
 const LEASE: &str = "SELECT owner, epoch, NOT released AND clock_timestamp() - at < ttl, \
     extract(epoch FROM clock_timestamp() - at)::float8 FROM outboxd.lease WHERE outbox = $1";
 
-const HELD: &str = "SELECT (SELECT count(*) FROM outboxd.blocked \
-    WHERE outbox = $1 AND kind = 'aggregate' AND state <> 'released'), \
-    (SELECT count(*) FROM (SELECT FROM outboxd.kept WHERE outbox = $1 AND state = 'dead' LIMIT 100000) dead)";
+// Rows that wait in the table for each of them. // Their numbers tell how many; NULL where rows have none.
+const HELD: &str = "SELECT count(*) FILTER (WHERE kind = 'aggregate'), \
+    coalesce(sum(rows) FILTER (WHERE kind = 'aggregate'), 0)::int8, \
+    coalesce(sum(rows) FILTER (WHERE kind = 'topic'), 0)::int8, coalesce(bool_and(rows > 0 OR policy = 'follow'), true), \
+    (SELECT count(*) FROM (SELECT FROM outboxd.kept WHERE outbox = $1 AND state = 'dead' LIMIT 100000) dead) \
+    FROM outboxd.blocked, LATERAL (SELECT coalesce(sum(upper(part) - lower(part)), 0) AS rows \
+      FROM unnest(held) AS part) AS waiting \
+    WHERE outbox = $1 AND state <> 'released'";
 
 const SLOT: &str = "SELECT confirmed_flush_lsn::text, wal_status, \
     pg_wal_lsn_diff(here.lsn, confirmed_flush_lsn)::int8, \
@@ -36,24 +39,6 @@ const SLOT: &str = "SELECT confirmed_flush_lsn::text, wal_status, \
 
 const SENT_SEQ: &str = "SELECT max(l.last_seq) FROM outboxd.ledger l JOIN outboxd.outbox o \
     USING (outbox, generation) WHERE outbox = $1";
-
-// What is resolved, from the ledger; everything else is a hole or above the highest number. A segment that
-// is closed counts whole. The holes are looked up by range: nothing is read twice, nothing sent is read.
-fn unsent_by_ledger() -> String {
-    format!(
-        "WITH segments AS (\
-      SELECT l.segment, bool_or(l.closed) AS closed FROM outboxd.ledger l \
-      JOIN outboxd.outbox o USING (outbox, generation) WHERE outbox = $1 GROUP BY l.segment), \
-    resolved AS (\
-      SELECT {} AS numbers FROM segments WHERE closed \
-      UNION ALL SELECT unnest(l.sent) FROM outboxd.ledger l JOIN outboxd.outbox o USING (outbox, generation) \
-      JOIN segments s USING (segment) WHERE outbox = $1 AND NOT s.closed \
-      UNION ALL SELECT unnest(o.skipped) FROM outboxd.outbox o WHERE o.outbox = $1), \
-    holes AS (SELECT unnest(int8multirange(int8range(NULL, NULL)) - \
-      coalesce((SELECT range_agg(numbers) FROM resolved), int8multirange())) AS numbers)",
-        segment_numbers_sql("segment")
-    )
-}
 
 /// Asks the database; `no_relay` says why it has to.
 pub async fn ask(source: &SourceConfig, no_relay: &str) -> Result<Status, StatusError> {
@@ -91,17 +76,17 @@ async fn read(
     let Ok(name) = source.table_name() else {
         return Ok(false);
     };
-    let table = name.quoted();
-    let columns: Vec<String> = client.query_one(COLUMNS, &[&table]).await?.try_get(0)?;
-    if columns.is_empty() {
+    let inspected = inspect(client, &name.schema, &name.table, &source.columns).await;
+    if matches!(inspected, Err(InspectError::NotFound { .. })) {
         return Ok(false);
     }
     status.postgres = Peer {
         is_up: Some(true),
         error: None,
     };
-    status.kept = retention::kept(client, &table).await?;
-    if has_state(client).await? {
+    status.kept = retention::kept(client, &name.quoted()).await?;
+    let has_state = has_state(client).await?;
+    if has_state {
         let key = lease_key(source);
         read_lease(client, &key, status).await?;
         read_held(client, &key, status).await?;
@@ -112,14 +97,19 @@ async fn read(
     } else {
         (status.role, status.state) = (Role::Stopped, State::Unknown);
         "the schema outboxd is missing: run `outboxd migrate`".clone_into(&mut status.reason);
-        if source.mark == Mark::Ledger {
-            return Ok(true);
-        }
     }
     if source.mode == Mode::Replication {
         read_slot(client, &source.replication.slot, status).await?;
     }
-    read_unsent(client, source, &table, &columns, status).await?;
+    match inspected {
+        Ok(table) if has_state => {
+            if let Some(unsent) = count_unsent(client, source, &table.layout).await? {
+                unsent.show(status);
+            }
+        }
+        Ok(_) => {}
+        Err(error) => status.reason += &format!("; {}", chain(&error)),
+    }
     Ok(true)
 }
 
@@ -163,8 +153,14 @@ async fn read_held(
     status: &mut Status,
 ) -> Result<(), tokio_postgres::Error> {
     let row = client.query_one(HELD, &[&key]).await?;
-    status.blocked_aggregates = u64::try_from(row.try_get::<_, i64>(0)?).ok();
-    status.dead_letters = u64::try_from(row.try_get::<_, i64>(1)?).ok();
+    let count = |column: usize| -> Result<Option<u64>, tokio_postgres::Error> {
+        Ok(u64::try_from(row.try_get::<_, i64>(column)?).ok())
+    };
+    let are_told: bool = row.try_get(3)?;
+    status.blocked_aggregates = count(0)?;
+    status.blocked_rows = count(1)?.filter(|_| are_told);
+    status.held_topic_rows = count(2)?.filter(|_| are_told);
+    status.dead_letters = count(4)?;
     Ok(())
 }
 
@@ -187,53 +183,29 @@ async fn read_slot(
     Ok(())
 }
 
-async fn read_unsent(
+/// Counts the rows that were not sent; `None` where the table can't be looked at, or nothing tells them.
+pub(super) async fn unsent(
     client: &Client,
     source: &SourceConfig,
-    table: &str,
-    columns: &[String],
-    status: &mut Status,
-) -> Result<(), tokio_postgres::Error> {
-    let (mark, names) = (source.mark, &source.columns);
-    let has =
-        |ours: &str| !names.is_taken(ours) && columns.iter().any(|column| column == names.of(ours));
-    let (seq, sent_at) = (names.sql("seq"), names.sql("sent_at"));
-    let created_at = match has("created_at") {
-        true => format!("o.{}", names.sql("created_at")),
-        false => "NULL::timestamptz".to_owned(),
+) -> Result<Option<Unsent>, tokio_postgres::Error> {
+    client.batch_execute(STATEMENT_TIMEOUT).await?;
+    let Ok(name) = source.table_name() else {
+        return Ok(None);
     };
-    let unsent = match mark {
-        Mark::Ledger if has("seq") => format!(
-            "SELECT row.created_at FROM holes, LATERAL (SELECT {created_at} AS created_at FROM {table} o \
-             WHERE o.{seq} >= coalesce(lower(holes.numbers), -9223372036854775808) \
-             AND o.{seq} <= coalesce(upper(holes.numbers) - 1, 9223372036854775807) \
-             ORDER BY o.{seq} LIMIT {ROWS_MAX} + 1) row"
-        ),
-        Mark::SentAt if has("sent_at") => {
-            format!("SELECT {created_at} AS created_at FROM {table} o WHERE o.{sent_at} IS NULL")
-        }
-        Mark::Delete => format!("SELECT {created_at} AS created_at FROM {table} o"),
-        // Nothing is recorded of single rows.
-        Mark::Ledger | Mark::SentAt | Mark::None => return Ok(()),
-    };
-    let count = format!(
-        "SELECT count(*), extract(epoch FROM clock_timestamp() - min(created_at))::float8 \
-         FROM ({unsent} LIMIT {ROWS_MAX} + 1) unsent"
-    );
-    let row = match mark {
-        Mark::Ledger => {
-            let sql = format!("{} {count}", unsent_by_ledger());
-            client.query_one(&sql, &[&status.table]).await?
-        }
-        _ => client.query_one(&count, &[]).await?,
-    };
-    let (rows, age): (i64, Option<f64>) = (row.try_get(0)?, row.try_get(1)?);
-    status.lag = Lag {
-        rows: u64::try_from(rows.min(ROWS_MAX)).ok(),
-        rows_at_least: rows > ROWS_MAX,
-        bytes: status.lag.bytes,
-        seconds: None,
-    };
-    status.oldest_unsent_age_seconds = age.map(|age| age.max(0.0));
-    Ok(())
+    match inspect(client, &name.schema, &name.table, &source.columns).await {
+        Ok(table) => count_unsent(client, source, &table.layout).await,
+        Err(_) => Ok(None),
+    }
+}
+
+/// Counts the rows that were not sent; `None` where nothing tells them.
+async fn count_unsent(
+    client: &Client,
+    source: &SourceConfig,
+    layout: &Layout,
+) -> Result<Option<Unsent>, tokio_postgres::Error> {
+    match Question::new(source.mark, layout, &lease_key(source), None) {
+        Some(question) => question.ask(client).await.map(Some),
+        None => Ok(None),
+    }
 }

@@ -156,9 +156,10 @@ fn lag(lag: &Lag) -> String {
         lag.seconds.map(|seconds| format!("{seconds:.1} s")),
     ];
     let known: Vec<String> = parts.into_iter().flatten().collect();
-    match known.is_empty() {
-        true => NOT_KNOWN.to_owned(),
-        false => known.join(", "),
+    match (known.is_empty(), lag.not_known_since) {
+        (true, Some(since)) => format!("{NOT_KNOWN} since {since}"),
+        (true, None) => NOT_KNOWN.to_owned(),
+        (false, _) => known.join(", "),
     }
 }
 
