@@ -131,6 +131,6 @@ pub enum LeaseError {
     Timeout(Duration),
     #[error("the connection of the lease ended")]
     Ended(#[source] PostgresError),
-    #[error("`{by}` took the lease, whose epoch {epoch} was ours")]
+    #[error("{} took the lease, whose epoch {epoch} was ours", owner::shown(.by))]
     Lost { by: String, epoch: i64 },
 }

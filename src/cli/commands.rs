@@ -113,7 +113,11 @@ pub(super) async fn check(config: &Config, form: Form) -> Outcome {
     let report = check::run(config).await;
     match form {
         Form::Human => show(&report, false),
-        Form::Json => show(&report, true),
+        // Nothing of a row stands in it: its commands are completed, too.
+        Form::Json => match serde_json::to_string_pretty(&report) {
+            Ok(text) => print(&text),
+            Err(failure) => return failed(&failure, None),
+        },
         Form::Script => super::print_as_it_is(report.script().trim_end()),
     }
     if report.is_complete() {
