@@ -86,8 +86,8 @@ async fn a_refused_request_leaves_a_prefix_whatever_its_size() {
         assert!(delivered.iter().all(|ticket| log.contains(ticket)));
         ends += 1;
         first = log.len() as Ticket;
-        match end.batch_bytes_max {
-            Some(smaller) => batch_bytes = smaller,
+        match end.small_batches.get(&*topic) {
+            Some(smaller) => batch_bytes = *smaller,
             None => break end.failed,
         }
     };

@@ -45,6 +45,24 @@ async fn a_topic_that_takes_less_than_a_batch_gets_smaller_ones_and_no_row_is_bl
         orders.wait_for(&ids).await;
     }
     assert_eq!(orders.published(), ids);
+    // Rows of another topic, beside more of this one.
+    let others = orders.config.topic_of("invoice");
+    kafka.create_topic(&others, 1, &[]).await;
+    orders
+        .run(
+            "INSERT INTO outbox (aggregatetype, aggregateid, type, payload)
+             SELECT CASE number % 2 WHEN 0 THEN 'order' ELSE 'invoice' END, 'a', 'placed', to_json(repeat('x', 300))
+             FROM generate_series(1, 2000) number",
+        )
+        .await;
+    wait_until("both topics have their rows", SOON, async || {
+        let (orders, others) = (orders.published().len(), kafka.read_topic(&others).len());
+        match (orders, others) {
+            (4001, 1000) => Ok(()),
+            found => Err(format!("{found:?}")),
+        }
+    })
+    .await;
     let log = relay.log();
     let ended = log.matches("takes no batch of that size").count();
     assert!((1..=6).contains(&ended), "{log}");

@@ -10,6 +10,7 @@ mod cut_off;
 mod fault;
 mod handles;
 mod inquiry;
+mod lanes;
 mod log_lines;
 mod look_up;
 mod openings;
@@ -33,6 +34,7 @@ use crate::config::{KafkaConfig, LimitsConfig};
 use crate::encode::Record;
 use crate::kafka::{ClientFiles, KafkaError};
 use clocks::Clocks;
+pub use lanes::SmallBatches;
 pub(crate) use look_up::refused_creations;
 use look_up::{LookUps, Question};
 pub use place::{Place, partition_of};
@@ -93,10 +95,21 @@ pub struct SessionEnd {
     pub failed: Vec<(Ticket, Fault)>,
     /// The chain of what went wrong, without row contents.
     pub reason: String,
-    /// A topic refused a batch as too large: the `batch.size` for the next session.
+    /// A broker may have cut off a batch as too large: the `batch.size` for the next session.
     pub batch_bytes_max: Option<usize>,
+    /// The same of topics that refused one.
+    pub small_batches: SmallBatches,
     /// A broker cut off what it was sent: the next session looks at it from its start.
     pub cutting: Option<Cutting>,
+}
+
+/// What a session begins with.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// What the session before said of a broker.
+    pub cutting: Option<Cutting>,
+    /// Topics that take no larger batches.
+    pub small_batches: SmallBatches,
 }
 
 /// A broker that cuts off what it is sent, and a topic that it can be asked for.
@@ -165,14 +178,14 @@ impl Publisher {
         kafka: &KafkaConfig,
         limits: &LimitsConfig,
     ) -> Result<(Self, UnboundedReceiver<PublisherEvent>), PublishError> {
-        Self::start_watching(kafka, limits, None)
+        Self::start_knowing(kafka, limits, Known::default())
     }
 
-    /// `start` with what the session before said of a broker.
-    pub fn start_watching(
+    /// `start` with what earlier sessions found out.
+    pub fn start_knowing(
         kafka: &KafkaConfig,
         limits: &LimitsConfig,
-        cutting: Option<Cutting>,
+        known: Known,
     ) -> Result<(Self, UnboundedReceiver<PublisherEvent>), PublishError> {
         let files = ClientFiles::of(kafka);
         let (events, receiver) = unbounded_channel();
@@ -187,8 +200,8 @@ impl Publisher {
             events: events.clone(),
             in_flight: Arc::clone(&in_flight),
         };
-        let trials = Trials::new(kafka.clone(), cutting);
-        let session = Session::new(config, ties, trials)?;
+        let trials = Trials::new(kafka.clone(), known.cutting);
+        let session = Session::new(&config, known.small_batches, ties, trials)?;
         let asking = LookUps::new(kafka.clone(), broker.clone(), look_up_receiver, events);
         spawn("publish", move || session.run())?;
         spawn("look-up", move || asking.run())?;
@@ -280,6 +293,7 @@ impl Publisher {
             failed: Vec::new(),
             reason: "the session had ended".into(),
             batch_bytes_max: None,
+            small_batches: SmallBatches::new(),
             cutting: None,
         })
     }

@@ -41,7 +41,7 @@ use crate::mark::{MarkError, Marks, Owed, Tenure};
 use crate::metrics::Metrics;
 use crate::outbox::{Layout, OutboxRow, RowId};
 use crate::postgres;
-use crate::publish::{Cutting, Place, PublisherEvent, Ticket};
+use crate::publish::{Cutting, Place, PublisherEvent, SmallBatches, Ticket};
 use crate::retention::Retention;
 use crate::source::Source;
 use crate::source::replication::missed::Watch;
@@ -98,6 +98,8 @@ pub struct Relay {
     kafka: KafkaConfig,
     /// What the last producer said of a broker.
     cutting: Option<Cutting>,
+    /// Topics that take no larger batches.
+    small_batches: SmallBatches,
     /// Of the topics that were found.
     partitions: HashMap<Arc<str>, usize>,
     config: Arc<Config>,
@@ -162,6 +164,7 @@ impl Relay {
             patience: Patience::default(),
             kafka: config.kafka.clone(),
             cutting: None,
+            small_batches: SmallBatches::new(),
             partitions: HashMap::new(),
             config,
         }

@@ -196,6 +196,7 @@ mod tests {
 
     fn given_up(sizes: &[usize]) -> Vec<Failure> {
         let record = |(bytes, ticket): (&usize, Ticket)| Failure {
+            topic: "orders".into(),
             ticket,
             code: RDKafkaErrorCode::PurgeQueue,
             bytes: *bytes,

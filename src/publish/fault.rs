@@ -1,8 +1,11 @@
 //! Whose fault a code of Kafka's is: the only place that decides.
 
+use std::collections::BTreeMap;
+
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::cut_off::{Cause, CutOff};
+use super::lanes::SmallBatches;
 use super::reports::Failure;
 use super::{Fault, SessionEnd, Ticket};
 
@@ -49,17 +52,26 @@ pub(super) fn of(code: Code) -> Option<Fault> {
     }
 }
 
-/// The bytes that a batch may have from now on, where a topic refused one whose records may all be small enough.
+/// The bytes that batches may have from now on, of each topic that refused one whose records may all be small enough.
 ///
 /// A record that is as large as a batch was sent alone, and a single one is a suspect like any other. A quarter of
 /// what was refused: a topic's limit is found after a few sessions, whoever may not ask for it.
-pub(super) fn batch_bytes_max(failures: &[Failure], batch_bytes: usize) -> Option<usize> {
-    let shared = failures
-        .iter()
-        .filter(|failure| is_of_batch(failure, batch_bytes));
-    let sizes: Vec<usize> = shared.map(|failure| failure.bytes).collect();
-    let bytes = sizes.iter().sum::<usize>().min(batch_bytes);
-    (sizes.len() > 1).then_some((bytes / 4).max(1))
+pub(super) fn small_batches(
+    failures: &[Failure],
+    batch_bytes: impl Fn(&str) -> usize,
+) -> SmallBatches {
+    let mut refused: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    for failure in failures {
+        if is_of_batch(failure, batch_bytes(&failure.topic)) {
+            let (records, bytes) = refused.entry(&failure.topic).or_default();
+            (*records, *bytes) = (*records + 1, *bytes + failure.bytes);
+        }
+    }
+    let shared = refused.into_iter().filter(|(_, (records, _))| *records > 1);
+    let quarter = |(topic, (_, bytes)): (&str, (usize, usize))| {
+        (topic.into(), (bytes.min(batch_bytes(topic)) / 4).max(1))
+    };
+    shared.map(quarter).collect()
 }
 
 /// The record was refused for its size and may have shared a batch with others.
@@ -107,6 +119,7 @@ pub(super) fn of_cut_off(cut_off: &CutOff, given_up: &[Failure], batch_bytes: us
         failed,
         reason: format!("{what}; {meaning}"),
         batch_bytes_max,
+        small_batches: SmallBatches::new(),
         cutting: Some(cut_off.cutting.clone()),
     }
 }
@@ -115,8 +128,9 @@ pub(super) fn of_cut_off(cut_off: &CutOff, given_up: &[Failure], batch_bytes: us
 mod tests {
     use super::*;
 
-    fn too_large(bytes: usize) -> Failure {
+    fn too_large(topic: &str, bytes: usize) -> Failure {
         Failure {
+            topic: topic.into(),
             ticket: 1,
             code: Code::MessageSizeTooLarge,
             bytes,
@@ -125,12 +139,20 @@ mod tests {
 
     #[test]
     fn a_batch_that_is_too_large_makes_smaller_batches_and_a_record_alone_does_not() {
-        let batch = [too_large(300), too_large(500)];
-        assert_eq!(batch_bytes_max(&batch, 1_000), Some(200));
-        assert_eq!(batch_bytes_max(&batch[..1], 1_000), None);
+        let batch = [
+            too_large("a", 300),
+            too_large("a", 500),
+            too_large("b", 400),
+        ];
+        let of_a = |bytes| SmallBatches::from([("a".into(), bytes)]);
+        assert_eq!(small_batches(&batch, |_| 1_000), of_a(200));
+        assert_eq!(small_batches(&batch[1..], |_| 1_000), SmallBatches::new());
         // Each was as large as a batch, so each was alone.
-        assert_eq!(batch_bytes_max(&batch, 300), None);
-        assert_eq!(batch_bytes_max(&[too_large(0), too_large(0)], 1), Some(1));
+        assert_eq!(small_batches(&batch, |_| 300), SmallBatches::new());
+        assert_eq!(
+            small_batches(&[too_large("a", 0), too_large("a", 0)], |_| 1),
+            of_a(1)
+        );
     }
 
     #[test]

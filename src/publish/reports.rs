@@ -6,7 +6,7 @@ use std::time::Duration;
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
-use rdkafka::message::DeliveryResult;
+use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::{BaseProducer, ProducerContext};
 use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::watch;
@@ -69,6 +69,7 @@ pub(super) struct Harvest {
 /// A record whose report carries an error.
 #[derive(Debug)]
 pub(super) struct Failure {
+    pub(super) topic: Box<str>,
     pub(super) ticket: Ticket,
     pub(super) code: RDKafkaErrorCode,
     /// Of key and value.
@@ -156,6 +157,7 @@ impl ProducerContext for Reports {
                     .unwrap_or(RDKafkaErrorCode::Unknown);
                 let bytes = message.key_len() + message.payload_len();
                 harvest.failed.push(Failure {
+                    topic: message.topic().into(),
                     ticket,
                     code,
                     bytes,

@@ -7,16 +7,16 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
-use rdkafka::producer::{BaseProducer, Producer, PurgeConfig};
+use rdkafka::producer::{Producer, PurgeConfig};
 use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 use tracing::debug;
 
 use super::cut_off::CutOff;
-use super::handles::Handles;
+use super::lanes::{Lanes, SmallBatches};
 use super::log_lines::Line;
 use super::openings::Openings;
-use super::reports::{Broker, Failure, Reports};
+use super::reports::{Broker, Failure, Harvest};
 use super::trials::{InFlight, Trials};
 use super::{Fault, Outgoing, PublisherEvent, SessionEnd, Ticket, bootstrap, fault};
 use crate::kafka::KafkaError;
@@ -72,9 +72,7 @@ struct Refused {
 
 /// One producer and what it has in flight.
 pub(super) struct Session {
-    // First, for it must be dropped before the producer.
-    handles: Handles,
-    producer: Arc<BaseProducer<Reports>>,
+    lanes: Lanes,
     broker: Broker,
     commands: Receiver<Command>,
     events: UnboundedSender<PublisherEvent>,
@@ -84,8 +82,6 @@ pub(super) struct Session {
     /// Records that librdkafka has taken and not reported.
     outstanding: usize,
     failed: Vec<Failure>,
-    /// Of one request's records of a partition, at most.
-    batch_bytes: usize,
     bootstrap_servers: String,
     /// A thread asks for leaders.
     is_refreshing: Arc<AtomicBool>,
@@ -95,6 +91,8 @@ pub(super) struct Session {
     /// Why the session ends, where a broker cuts off what it is sent.
     cut_off: Option<CutOff>,
     refused: Option<Refused>,
+    /// A producer cannot go on.
+    is_dead: bool,
     ending: Option<Ending>,
     reported_at: Instant,
     /// Nothing can be handed over before something is reported.
@@ -103,7 +101,8 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn new(
-        config: ClientConfig,
+        config: &ClientConfig,
+        small: SmallBatches,
         ties: Ties,
         trials: Trials,
     ) -> Result<Self, KafkaError> {
@@ -113,17 +112,10 @@ impl Session {
             events,
             in_flight,
         } = ties;
-        let batch_bytes = config
-            .get("batch.size")
-            .and_then(|bytes| bytes.parse().ok());
-        let batch_bytes = batch_bytes.unwrap_or(usize::MAX);
         let bootstrap_servers = config.get("bootstrap.servers").unwrap_or_default();
         let bootstrap_servers = bootstrap_servers.to_owned();
-        let producer = config.create_with_context(Reports::new(broker.clone()))?;
-        let producer = Arc::new(producer);
         Ok(Self {
-            handles: Handles::default(),
-            producer,
+            lanes: Lanes::new(config, small, &broker)?,
             broker,
             commands,
             events,
@@ -132,13 +124,13 @@ impl Session {
             openings: Openings::default(),
             outstanding: 0,
             failed: Vec::new(),
-            batch_bytes,
             bootstrap_servers,
             is_refreshing: Arc::default(),
             last: 0,
             trials,
             cut_off: None,
             refused: None,
+            is_dead: false,
             ending: None,
             reported_at: Instant::now(),
             must_wait: false,
@@ -197,7 +189,8 @@ impl Session {
         if self.is_refreshing.swap(true, Ordering::Relaxed) {
             return;
         }
-        let (producer, is_refreshing) = (self.producer.clone(), self.is_refreshing.clone());
+        let (producer, is_refreshing) =
+            (self.lanes.producer_of(&topic), self.is_refreshing.clone());
         let servers = self.bootstrap_servers.clone();
         let ask = move || {
             let client = producer.client();
@@ -241,7 +234,7 @@ impl Session {
                 self.must_wait = true;
                 return;
             }
-            match self.handles.send(&self.producer, outgoing) {
+            match self.lanes.send(outgoing) {
                 Ok(()) => {
                     self.outstanding += 1;
                     self.last = outgoing.ticket;
@@ -262,15 +255,16 @@ impl Session {
 
     /// Serves callbacks and tells the relay of what was delivered; whether the producer is dead.
     fn report(&mut self) -> bool {
-        self.producer.context().serve(&self.producer);
-        let (delivered, lines, is_fatal) = {
-            let mut harvest = self.producer.context().harvest();
-            self.outstanding -= harvest.delivered.tickets.len() + harvest.failed.len();
-            self.failed.append(&mut harvest.failed);
-            let delivered = std::mem::take(&mut harvest.delivered);
-            let lines = std::mem::take(&mut harvest.lines);
-            (delivered, lines, harvest.is_fatal)
-        };
+        let Harvest {
+            delivered,
+            failed,
+            is_fatal,
+            lines,
+            ..
+        } = self.lanes.harvest();
+        self.outstanding -= delivered.tickets.len() + failed.len();
+        self.failed.extend(failed);
+        self.is_dead |= is_fatal;
         self.take_lines(lines);
         let in_flight = self.outstanding + self.pending.len();
         self.in_flight.store(in_flight, Ordering::Relaxed);
@@ -282,7 +276,7 @@ impl Session {
             // The relay is gone when nobody listens; the dropped publisher ends the session.
             let _ = self.events.send(PublisherEvent::Delivered(delivered));
         }
-        is_fatal
+        self.is_dead
     }
 
     /// Takes what the log said of connections; nearly always nothing.
@@ -293,7 +287,7 @@ impl Session {
         let in_flight = InFlight {
             records: self.outstanding,
             last: self.last,
-            topic: self.handles.last_topic().cloned(),
+            topic: self.lanes.last_topic().cloned(),
         };
         self.trials.take(lines, &in_flight, Instant::now());
     }
@@ -318,9 +312,9 @@ impl Session {
         self.pending.clear();
         // What is queued would go out as soon as its topic is back: a hole. What is in flight is
         // most likely acknowledged within a round trip.
-        self.purge(PurgeConfig::default().queue());
+        self.lanes.purge(PurgeConfig::default().queue());
         self.harvest(HARVEST_MAX);
-        self.purge(PurgeConfig::default().queue().inflight());
+        self.lanes.purge(PurgeConfig::default().queue().inflight());
         self.harvest(HARVEST_MAX);
         let end = self.session_end();
         match self.ending.take().and_then(|ending| ending.reply) {
@@ -334,7 +328,7 @@ impl Session {
         let left = self.pending.len() + self.outstanding;
         self.pending.clear();
         if self.outstanding > 0 {
-            self.purge(PurgeConfig::default().queue().inflight());
+            self.lanes.purge(PurgeConfig::default().queue().inflight());
             self.harvest(HARVEST_MAX);
         }
         let mut end = self.session_end();
@@ -342,11 +336,6 @@ impl Session {
         if let Some(reply) = self.ending.take().and_then(|ending| ending.reply) {
             let _ = reply.send(end);
         }
-    }
-
-    fn purge(&self, what: PurgeConfig) {
-        // A broker's thread may hang in a name look-up; the reports are waited for with a limit.
-        self.producer.purge(what.non_blocking());
     }
 
     /// Takes reports until none is missing or the time is up: after a fatal error some never come (Kafka 4.1.1, 7 of 12 runs).
@@ -361,13 +350,14 @@ impl Session {
 
     fn session_end(&mut self) -> SessionEnd {
         if let Some(cut_off) = &self.cut_off {
-            return fault::of_cut_off(cut_off, &self.failed, self.batch_bytes);
+            return fault::of_cut_off(cut_off, &self.failed, self.lanes.usual_batch_bytes());
         }
-        let batch_bytes_max = fault::batch_bytes_max(&self.failed, self.batch_bytes);
+        let small_batches =
+            fault::small_batches(&self.failed, |topic| self.lanes.batch_bytes(topic));
         let mut failed: Vec<(Ticket, Fault)> = Vec::new();
         for failure in self.failed.drain(..) {
-            let is_of_batch =
-                batch_bytes_max.is_some() && fault::is_of_batch(&failure, self.batch_bytes);
+            let is_of_batch = small_batches.contains_key(&*failure.topic)
+                && fault::is_of_batch(&failure, self.lanes.batch_bytes(&failure.topic));
             let fault = fault::of(failure.code).filter(|_| !is_of_batch);
             failed.extend(fault.map(|fault| (failure.ticket, fault)));
         }
@@ -375,24 +365,25 @@ impl Session {
             failed.extend(fault::of(code).map(|fault| (ticket, fault)));
         }
         SessionEnd {
-            reason: self.reason(&failed, batch_bytes_max),
+            reason: self.reason(&failed, &small_batches),
             failed,
-            batch_bytes_max,
+            batch_bytes_max: None,
+            small_batches,
             cutting: None,
         }
     }
 
-    fn reason(&self, failed: &[(Ticket, Fault)], batch_bytes_max: Option<usize>) -> String {
+    fn reason(&self, failed: &[(Ticket, Fault)], small: &SmallBatches) -> String {
         let mut reasons = Vec::new();
         if let Some((_, fault)) = failed.first() {
             reasons.push(format!("a record was refused: {}", fault.text()));
         }
-        if let Some(bytes) = batch_bytes_max {
+        if let Some((topic, bytes)) = small.first_key_value() {
             reasons.push(format!(
-                "a topic takes no batch of that size: batches have {bytes} bytes at most from now on"
+                "topic `{topic}` takes no batch of that size: its batches have {bytes} bytes at most from now on"
             ));
         }
-        if let Some((code, text)) = self.producer.client().fatal_error() {
+        if let Some((code, text)) = self.lanes.fatal_error() {
             reasons.push(format!("the producer cannot go on: {code}: {text}"));
         }
         if reasons.is_empty() {

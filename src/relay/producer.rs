@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::{End, Relay, Run};
 use crate::config::{KafkaConfig, LimitsConfig};
 use crate::kafka::ClientFiles;
-use crate::publish::{Cutting, PublishError, Publisher, PublisherEvent, SessionEnd};
+use crate::publish::{Known, PublishError, Publisher, PublisherEvent, SessionEnd};
 use crate::telemetry::chain;
 
 /// How long an outdated producer may be silent before what it has in flight is given up: an acknowledgement
@@ -34,9 +34,9 @@ impl Producer {
     fn start(
         kafka: &KafkaConfig,
         limits: &LimitsConfig,
-        cutting: Option<Cutting>,
+        known: Known,
     ) -> Result<Self, PublishError> {
-        let (publisher, events) = Publisher::start_watching(kafka, limits, cutting)?;
+        let (publisher, events) = Publisher::start_knowing(kafka, limits, known)?;
         Ok(Self { publisher, events })
     }
 }
@@ -69,7 +69,11 @@ impl Run<'_> {
         if self.successor.is_some() || self.drain_until.is_some() {
             return;
         }
-        match Producer::start(&self.relay.kafka, &self.relay.config.limits, None) {
+        let known = Known {
+            cutting: None,
+            small_batches: self.relay.small_batches.clone(),
+        };
+        match Producer::start(&self.relay.kafka, &self.relay.config.limits, known) {
             Ok(producer) => {
                 let rows = self.relay.core.sent();
                 info!(
@@ -140,7 +144,11 @@ impl Relay {
     pub fn start_producer(&mut self) -> Result<(), PublishError> {
         if self.producer.is_none() {
             let limits = &self.config.limits;
-            self.producer = Some(Producer::start(&self.kafka, limits, self.cutting.take())?);
+            let known = Known {
+                cutting: self.cutting.take(),
+                small_batches: self.small_batches.clone(),
+            };
+            self.producer = Some(Producer::start(&self.kafka, limits, known)?);
         }
         Ok(())
     }
@@ -177,6 +185,9 @@ impl Relay {
             self.announce_hold(&topic);
         }
         self.cutting.clone_from(&end.cutting);
+        let small = end.small_batches.iter();
+        let small = small.map(|(topic, bytes)| (topic.clone(), *bytes));
+        self.small_batches.extend(small);
         if let Some(bytes) = end.batch_bytes_max {
             let property = "batch.size".to_owned();
             self.kafka.properties.insert(property, bytes.to_string());

@@ -338,6 +338,7 @@ impl World {
             failed: Vec::new(),
             reason: String::new(),
             batch_bytes_max: None,
+            small_batches: Default::default(),
             cutting: None,
         };
         self.relays[relay].core.producer_ended(&end);

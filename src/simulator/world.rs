@@ -209,6 +209,7 @@ impl World {
             failed,
             reason: String::new(),
             batch_bytes_max: None,
+            small_batches: Default::default(),
             cutting: None,
         }));
     }
