@@ -153,6 +153,14 @@ async fn commands_that_are_printed_can_be_pasted() {
         let text = run(&arguments);
         assert!(text.contains(&command), "{text}");
     }
+    let drop = scene.database.client().await;
+    drop.batch_execute("DROP TABLE outbox CASCADE")
+        .await
+        .unwrap();
+    let text = run(&format!("check --json {config}"));
+    let report: Value = serde_json::from_str(&text).expect("JSON");
+    let create = format!("`outboxd migrate {config}` creates it");
+    assert!(report.to_string().contains(&create), "{text}");
 }
 
 #[test]

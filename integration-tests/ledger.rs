@@ -294,17 +294,17 @@ async fn the_audit_of_a_segment_finds_a_missed_row_and_closes_it_only_when_there
         outbox.client.execute(ROWS, &[&5_i64]).await.unwrap();
         outbox.stands_as_sent(0, "{[1,3),[4,1000000)}", 100).await;
         let mut ledger = outbox.ledger().await;
-        assert!(ledger.audits(OUTBOX).is_empty(), "3 is a hole");
+        assert!(ledger.audits(OUTBOX, "seq").is_empty(), "3 is a hole");
         // Whoever says that 3 is dead is wrong: its row stands.
         ledger.note_dead(&RangeSet::parse_multirange("{[3,4)}").unwrap());
-        let audits = ledger.audits(OUTBOX);
+        let audits = ledger.audits(OUTBOX, "seq");
         assert_eq!(audits.len(), 1);
         let missed = audits[0].run(&outbox.client).await.unwrap();
         assert_eq!(missed.to_multirange_text(), "{[3,4)}");
         assert!(!outbox.is_closed(0).await);
         outbox.mark(&[delivered(3, 100)]).await.unwrap();
         let ledger = outbox.ledger().await;
-        let audits = ledger.audits(OUTBOX);
+        let audits = ledger.audits(OUTBOX, "seq");
         assert!(audits[0].run(&outbox.client).await.unwrap().is_empty());
         assert!(outbox.is_closed(0).await);
     }
@@ -316,7 +316,7 @@ async fn an_audit_under_a_moved_epoch_closes_nothing() {
     outbox.stands_as_sent(0, "{[1,1000000)}", 100).await;
     let ledger = outbox.ledger().await;
     outbox.run("UPDATE outboxd.lease SET epoch = 2").await;
-    let _ = ledger.audits(OUTBOX)[0].run(&outbox.client).await;
+    let _ = ledger.audits(OUTBOX, "seq")[0].run(&outbox.client).await;
     assert!(!outbox.is_closed(0).await);
 }
 
@@ -341,7 +341,7 @@ async fn a_closed_segment_is_not_kept_in_memory_and_is_looked_up_when_asked_for(
     ledger.closed(0);
     let settled = ledger.settled_before(&outbox.client, &rows).await.unwrap();
     assert_eq!(settled, [true, false, true]);
-    assert!(ledger.audits(OUTBOX).is_empty());
+    assert!(ledger.audits(OUTBOX, "seq").is_empty());
 }
 
 /// A number of a closed segment that comes again with a later commit is a reused one, loaded or not.
@@ -440,7 +440,7 @@ async fn a_segment_of_any_integer_type_is_audited_and_closed() {
             let numbers: RangeSet = std::iter::once(numbers_of(segment)).collect();
             let mut ledger = outbox.ledger().await;
             ledger.note_dead(&numbers);
-            for audit in ledger.audits(OUTBOX) {
+            for audit in ledger.audits(OUTBOX, "seq") {
                 assert!(
                     audit.run(&outbox.client).await.unwrap().is_empty(),
                     "{kind}"

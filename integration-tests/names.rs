@@ -4,7 +4,7 @@ use serde_json::Value;
 use tokio_postgres::Client;
 
 use crate::harness::kafka::Kafka;
-use crate::harness::postgres::{Postgres, USUAL};
+use crate::harness::postgres::{Postgres, USUAL, connect};
 use crate::harness::relay::{Relay, RelayConfig, said};
 use crate::harness::{SOON, wait_until};
 use crate::orders::{ARRIVAL, Orders, wait_for_reason, wait_for_status};
@@ -65,6 +65,54 @@ async fn two_databases_of_one_server_do_not_meet_in_one_slot() {
         orders.config.migrate();
         let _relay = Relay::start(&orders.config);
         orders.wait_for(&orders.insert(3).await).await;
+    }
+}
+
+/// PostgreSQL cuts names after 63 bytes: databases and tables that differ in their last letter alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn long_names_that_begin_alike_share_nothing() {
+    let postgres = Postgres::shared(USUAL).await;
+    let admin = postgres.client("postgres").await;
+    let prefix = format!("{:x<62}", postgres.create_database("names").await.name);
+    let tables = ["a", "b"].map(|last| format!("{:o<62}{last}", "outbox_"));
+    let mut slots = Vec::new();
+    for last in ["a", "b"] {
+        let database = format!("{prefix}{last}");
+        let create = format!("CREATE DATABASE {database} TEMPLATE template0");
+        admin.batch_execute(&create).await.unwrap();
+        let url = postgres.url(&database);
+        let brokers = Kafka::shared().await.brokers();
+        for table in &tables {
+            let config = RelayConfig::of("names", &url, &brokers).table(table);
+            let config = config.without("source.replication");
+            config.migrate();
+            let checked = config.outboxd(&["check"]);
+            assert!(checked.status.success(), "{}", said(&checked));
+        }
+        let client = connect(&url).await;
+        for table in &tables {
+            let sql = "SELECT p.proname::text FROM pg_proc p WHERE p.prosrc LIKE '%' || $1 || '%'";
+            let function: String = client.query_one(sql, &[table]).await.unwrap().get(0);
+            let sql = format!("SELECT {function}('order', 'a', 'placed', '{{}}')");
+            client.batch_execute(&sql).await.unwrap();
+            let sql = format!("SELECT count(*) FROM {table}");
+            let rows: i64 = client.query_one(&sql, &[]).await.unwrap().get(0);
+            assert_eq!(rows, 1, "{function} writes into {table}");
+        }
+        let views = "SELECT count(*) FROM pg_views WHERE viewname LIKE 'outbox%_status'";
+        let views: i64 = client.query_one(views, &[]).await.unwrap().get(0);
+        assert_eq!(views, 2);
+        let own: Vec<String> = client.query_one(SLOTS, &[]).await.unwrap().get(0);
+        let publications: Vec<String> = client.query_one(PUBLICATIONS, &[]).await.unwrap().get(0);
+        assert_eq!((own.len(), &own), (2, &publications));
+        slots.extend(own);
+    }
+    slots.sort();
+    slots.dedup();
+    assert_eq!(slots.len(), 4, "{slots:?}");
+    for slot in slots {
+        let drop = "SELECT pg_drop_replication_slot($1)";
+        admin.execute(drop, &[&slot]).await.unwrap();
     }
 }
 

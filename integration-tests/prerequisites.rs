@@ -1,10 +1,13 @@
 //! What server, database and roles lack: `migrate` says it before its first step or instead of "done", and `run` in the
 //! words of `check`.
 
+use std::process::{Command, Stdio};
+
 use crate::harness::kafka::Kafka;
 use crate::harness::postgres::{Database, Postgres, USUAL, connect};
 use crate::harness::relay::{Relay, RelayConfig, said};
-use crate::orders::{Orders, wait_for_status};
+use crate::harness::wait_until;
+use crate::orders::{ARRIVAL, Orders, wait_for_status};
 
 /// What a command that must fail says.
 fn refused(config: &RelayConfig, arguments: &[&str]) -> String {
@@ -37,6 +40,46 @@ async fn a_server_whose_slots_are_taken_is_named_alike_by_all_commands() {
     let taken = "SELECT pg_create_physical_replication_slot('taken')";
     client.batch_execute(taken).await.unwrap();
     named_alike(&postgres, "1 of 1 used", "SET max_replication_slots = 5").await;
+}
+
+/// A place is free again as soon as somebody leaves: the relay waits, and says for what.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_whose_walsenders_are_taken_is_named_alike_and_waited_for() {
+    let Some(psql) = Postgres::client_program("psql") else {
+        eprintln!("skipped: psql is not installed");
+        return;
+    };
+    let postgres = Postgres::start_with(USUAL, &[("max_wal_senders", "1")]);
+    let orders = Orders::bare(&postgres, "senders").await;
+    orders.config.migrate();
+    let taken = format!("{}?replication=database", orders.database.url);
+    let mut taker = Command::new(psql)
+        .args(["-X", &taken])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("run psql");
+    wait_until("the place is taken", ARRIVAL, async || {
+        let sql = "SELECT count(*) FROM pg_stat_replication";
+        let row = orders.client.query_one(sql, &[]).await;
+        match row.map_err(|error| error.to_string())?.get::<_, i64>(0) {
+            1 => Ok(()),
+            other => Err(other.to_string()),
+        }
+    })
+    .await;
+    let (text, remedy) = ("max_wal_senders: 1 of 1 used", "SET max_wal_senders = 5");
+    let said = refused(&orders.config, &["check"]);
+    assert!(said.contains(text) && said.contains(remedy), "{said}");
+    let relay = Relay::start(&orders.config);
+    wait_for_status(&relay, text, |status| {
+        let reason = status["reason"].as_str().unwrap_or_default();
+        reason.contains(text) && reason.contains(remedy)
+    })
+    .await;
+    taker.kill().expect("kill psql");
+    taker.wait().expect("psql ends");
+    orders.wait_for(&orders.insert(3).await).await;
 }
 
 async fn named_alike(postgres: &Postgres, text: &str, remedy: &str) {

@@ -1,6 +1,7 @@
 //! What is seen is so: lag, held rows, ages and counters say what the table and the topic hold, whoever is asked.
 
 mod counters;
+mod cut;
 
 use serde_json::Value;
 

@@ -12,14 +12,14 @@ LEFT JOIN LATERAL (
     SELECT min(l.at) AS at
     FROM outboxd.ledger l
     JOIN outboxd.outbox b ON b.outbox = l.outbox AND b.generation = l.generation
-    WHERE coalesce(b.table_oid = {table_literal}::pg_catalog.regclass, b.outbox = {outbox}) AND l.segment = {segment} AND l.sent @> o.seq::bigint
+    WHERE coalesce(b.table_oid = {table_literal}::pg_catalog.regclass, b.outbox = {outbox}) AND l.segment = {segment} AND l.sent @> o.{seq}::bigint
 ) ledger ON true;
 COMMENT ON VIEW {status_view} IS {status_comment};
 
 --: sent_at
 DROP VIEW IF EXISTS {status_view};
 CREATE VIEW {status_view} AS
-SELECT o.sent_at IS NOT NULL AS sent, o.sent_at, {status_columns}
+SELECT o.{sent_at} IS NOT NULL AS sent, o.{sent_at} AS sent_at, {status_columns}
 FROM {table} o;
 COMMENT ON VIEW {status_view} IS {status_comment};
 

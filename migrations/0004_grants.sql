@@ -15,8 +15,20 @@ GRANT SELECT ON {table} TO {relay_role};
 -- The relay compares the sequence's last value with the rows before it trusts the numbers.
 GRANT SELECT ON SEQUENCE {sequence} TO {relay_role};
 
+--: relay sequence of a column
+-- The same where nobody has looked which sequence it is.
+DO $outboxd$
+DECLARE
+    sequence text := pg_catalog.pg_get_serial_sequence({table_literal}, {seq_name});
+BEGIN
+    IF sequence IS NOT NULL THEN
+        EXECUTE pg_catalog.format('GRANT SELECT ON SEQUENCE %s TO %I', sequence, {relay_role_name});
+    END IF;
+END
+$outboxd$;
+
 --: relay sent_at
-GRANT UPDATE (sent_at) ON {table} TO {relay_role};
+GRANT UPDATE ({sent_at}) ON {table} TO {relay_role};
 
 --: relay delete
 GRANT DELETE ON {table} TO {relay_role};

@@ -270,8 +270,8 @@ pub(crate) async fn ask_release(
 /// The rows of each blocked aggregate that stand in the table and were not sent.
 fn count_sql(layout: &Layout) -> String {
     let unsent = match layout.sent_at {
-        Some(_) => "o.sent_at IS NULL",
-        None => "true",
+        Some(_) => format!("o.{} IS NULL", layout.names.sql("sent_at")),
+        None => "true".to_owned(),
     };
     format!(
         "SELECT b.key, count(*) FROM outboxd.blocked b JOIN (SELECT jsonb_build_array({}, {})::text AS aggregate \

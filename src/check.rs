@@ -10,6 +10,7 @@ mod marks;
 mod retention;
 mod room;
 mod route;
+mod script;
 mod server;
 mod state;
 mod stream;
@@ -22,11 +23,13 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::inspect::Table;
+use crate::migrate::Step;
 use crate::names;
 use crate::postgres::{Session, connect};
 pub(crate) use connection::pooler;
 pub(crate) use room::obstacle as room_obstacle;
-pub(crate) use server::slot_obstacle;
+pub(crate) use server::{sender_obstacle, slot_obstacle};
+use table::Looked;
 pub(crate) use writable::obstacle as write_obstacle;
 
 /// How a finding stands.
@@ -49,12 +52,18 @@ pub struct Finding {
     /// The exact SQL, command or setting.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remedy: Option<String>,
+    /// A step of the migration mends it.
+    #[serde(skip)]
+    is_step: bool,
 }
 
 /// Everything that was looked at, in the order in which it was.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
     pub findings: Vec<Finding>,
+    /// What a migration has left to do.
+    #[serde(skip)]
+    steps: Vec<Step>,
 }
 
 impl Finding {
@@ -81,11 +90,17 @@ impl Finding {
             outcome,
             detail: detail.into(),
             remedy,
+            is_step: false,
         }
     }
 }
 
 impl Report {
+    /// One SQL script of all remedies, with comments that say who runs what.
+    pub fn script(&self) -> String {
+        script::script(self)
+    }
+
     /// Nothing is missing: exit code 0.
     pub fn is_complete(&self) -> bool {
         self.findings
@@ -184,8 +199,14 @@ async fn look_at_postgres(session: &Session, config: &Config, report: &mut Repor
         Err(error) => report.push(unknown("pooler", error)),
     }
     server::look(client, config, report).await;
-    let Some(table) = table::look(client, config, report).await else {
-        return route::fixed_topics(config);
+    let table = match table::look(client, config, report).await {
+        Looked::Usable(table) => table,
+        Looked::Missing => {
+            state::steps(client, config, report).await;
+            stream::slot(client, config, report).await;
+            return route::fixed_topics(config);
+        }
+        Looked::Unusable => return route::fixed_topics(config),
     };
     marks::look(client, config, &table, report).await;
     retention::look(client, config, &table, report).await;

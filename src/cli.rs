@@ -38,9 +38,9 @@ enum Command {
     Run(Common),
     /// Say what is missing before `run`, with the SQL or setting that mends it.
     ///
-    /// Validates the file, connects to PostgreSQL and Kafka and changes nothing. Exits with 1 when something is
-    /// missing.
-    Check(Report),
+    /// Validates the file, connects to PostgreSQL and Kafka and changes nothing. Names everything that is missing, in the order
+    /// in which it is done, and exits with 1 when something is.
+    Check(Check),
     /// Create what a relay needs: outbox table, state, publication, slot, grants.
     ///
     /// Can be run again at any time; says what it creates and what stands already.
@@ -79,6 +79,33 @@ struct Report {
     /// Print JSON for programs.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Check {
+    #[command(flatten)]
+    report: Report,
+    /// Print one SQL script for psql that mends all that SQL can mend, each part with who runs it.
+    #[arg(long, conflicts_with = "json")]
+    script: bool,
+}
+
+/// How an answer is printed.
+#[derive(Clone, Copy, Debug)]
+enum Form {
+    Human,
+    Json,
+    Script,
+}
+
+impl Check {
+    fn form(&self) -> Form {
+        match (self.script, self.report.json) {
+            (true, _) => Form::Script,
+            (false, true) => Form::Json,
+            (false, false) => Form::Human,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -169,8 +196,8 @@ pub fn main() -> ExitCode {
 async fn dispatch(command: Command) -> Outcome {
     match command {
         Command::Run(common) => commands::run(&common).await,
-        Command::Check(report) => match load(&report.common) {
-            Ok(config) => commands::check(&config, report.json).await,
+        Command::Check(check) => match load(&check.report.common) {
+            Ok(config) => commands::check(&config, check.form()).await,
             Err(outcome) => outcome,
         },
         Command::Migrate(migrate) => match load_for(&migrate) {
@@ -237,6 +264,12 @@ fn print_error(text: &str) {
     let _ = writeln!(std::io::stderr(), "{}", paste::complete(text));
 }
 
+/// How wide the terminal is that reads stdout; nothing where a program does.
+fn terminal_columns() -> Option<usize> {
+    let (columns, _) = terminal_size::terminal_size_of(std::io::stdout())?;
+    Some(usize::from(columns.0))
+}
+
 /// Prints an answer for programs.
 fn print_json(answer: &impl serde::Serialize) {
     match serde_json::to_string_pretty(answer) {
@@ -267,7 +300,7 @@ mod tests {
         let common = Common {
             config: Some(file.clone()),
         };
-        for case in broken::cases().into_iter().step_by(20) {
+        for case in broken::cases().into_iter().step_by(10) {
             // The process's own variables are another test's.
             if case.env.is_empty() {
                 std::fs::write(&file, &case.file).unwrap();

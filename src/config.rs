@@ -4,6 +4,7 @@
 //! environment, and reports all that is wrong at once. Never connects, never shows a secret.
 
 mod check;
+mod columns;
 mod convert;
 mod document;
 mod environment;
@@ -12,6 +13,7 @@ mod kafka_names;
 mod kafka_properties;
 mod kafka_security;
 mod keys;
+mod known;
 mod load;
 mod secret;
 mod settings;
@@ -24,12 +26,14 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::columns::ColumnNames;
 use load::UrlFile;
 
 pub use error::{ConfigError, ConfigErrors, Origin};
 pub use kafka_security::resolve_property;
 pub use keys::reference_toml;
 pub use secret::{Secret, UrlSource};
+pub(crate) use table_name::digest;
 pub use table_name::{TableName, TableNameError};
 
 /// One relay: one database, one outbox table, one Kafka.
@@ -77,11 +81,13 @@ pub struct SourceConfig {
     pub mode: Mode,
     /// `schema.table`, as written; the schema is `public` where none is named.
     pub table: String,
+    /// What the table calls the columns that outboxd knows by names of its own.
+    pub columns: ColumnNames,
     pub mark: Mark,
     pub start: Option<Start>,
     /// How old a sent row gets before it is removed; `None`: the relay removes none.
     pub retention: Option<Duration>,
-    /// Orders rows where the table has no trusted `seq` (polling with `sent_at` or `delete`).
+    /// Orders rows where the table has no trusted `seq` (polling with `sent_at` or `delete`); the table's own name.
     pub order_column: Option<String>,
     pub polling: PollingConfig,
     pub replication: ReplicationConfig,

@@ -293,7 +293,7 @@ fn remember(names: &mut HashSet<Arc<str>>, name: &str) -> Arc<str> {
 }
 
 fn find_column(layout: &Layout, name: &str, place: &'static str) -> Result<usize, EncodeError> {
-    layout.column(name).ok_or_else(|| {
+    layout.named(name).ok_or_else(|| {
         let names = layout
             .columns
             .iter()

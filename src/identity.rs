@@ -395,10 +395,11 @@ async fn gather(
     tail: Option<(i64, RowId)>,
 ) -> Result<Evidence, tokio_postgres::Error> {
     let name = qualified(&table.layout.schema, &table.layout.table);
+    let seq = table.layout.names.sql("seq");
     let mut evidence = Evidence::default();
     if let Some((last_seq, id)) = tail {
         let text = table.layout.text_of(table.layout.id);
-        let sql = format!("SELECT {text} FROM {name} AS o WHERE o.seq = $1::int8 LIMIT 1");
+        let sql = format!("SELECT {text} FROM {name} AS o WHERE o.{seq} = $1::int8 LIMIT 1");
         let row = client.query_opt(&sql, &[&last_seq]).await?;
         let found = row.map(|row| {
             row.get::<_, Option<&str>>(0)
@@ -412,7 +413,7 @@ async fn gather(
         evidence.tail = Some((last_seq, at));
     }
     let highest = client
-        .query_one(&format!("SELECT max(seq)::int8 FROM {name}"), &[])
+        .query_one(&format!("SELECT max({seq})::int8 FROM {name}"), &[])
         .await?;
     evidence.highest_row = highest.get(0);
     evidence.last_value = last_value(client, table).await?;

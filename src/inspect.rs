@@ -4,10 +4,12 @@
 
 mod columns;
 pub mod published;
+mod suggest;
 mod trust;
 
 use tokio_postgres::{Client, Row};
 
+use crate::columns::ColumnNames;
 use crate::outbox::{Layout, Lsn};
 use crate::postgres::PostgresError;
 
@@ -177,6 +179,14 @@ pub enum InspectError {
         table: String,
         missing: String,
         present: String,
+        /// `source.columns` as it may be meant, in TOML.
+        mapping: Box<String>,
+    },
+    #[error("table `{table}` lacks what is mapped: {}; its columns are {present}", .unknown.join(", "))]
+    UnknownColumns {
+        table: String,
+        unknown: Vec<String>,
+        present: String,
     },
     #[error("table `{table}` has columns of a type the relay cannot use: {}", list_wrong(.wrong))]
     WrongTypes {
@@ -198,9 +208,14 @@ fn list_wrong(wrong: &[WrongType]) -> String {
 
 /// Reads a table's columns and the facts about them.
 ///
-/// Errors: `NotFound`, `NotATable`, `MissingColumns` and `WrongTypes` are the table's own and need a person.
+/// Errors: `NotFound`, `NotATable`, `MissingColumns`, `UnknownColumns` and `WrongTypes` are the table's own and need a person.
 /// Cancel-safe: yes.
-pub async fn inspect(client: &Client, schema: &str, table: &str) -> Result<Table, InspectError> {
+pub async fn inspect(
+    client: &Client,
+    schema: &str,
+    table: &str,
+    names: &ColumnNames,
+) -> Result<Table, InspectError> {
     let catalog = |error: tokio_postgres::Error| InspectError::Catalog {
         table: format!("{schema}.{table}"),
         source: error.into(),
@@ -224,7 +239,7 @@ pub async fn inspect(client: &Client, schema: &str, table: &str) -> Result<Table
         .iter()
         .map(columns::Attribute::read)
         .collect();
-    let layout = columns::layout(schema, table, &attributes)?;
+    let layout = columns::layout(schema, table, &attributes, names)?;
     let seq = match layout.seq {
         Some(column) => Some(seq_facts(client, oid, &attributes[column]).await),
         None => None,
@@ -244,6 +259,10 @@ pub async fn inspect(client: &Client, schema: &str, table: &str) -> Result<Table
         oid,
         read_at: read_at.get::<_, &str>(0).parse().unwrap_or_default(),
         shape: columns::shape(&attributes),
+        is_born_sent: layout.sent_at.is_some_and(|column| {
+            let column = &attributes[column];
+            column.is_not_null || !column.default.is_empty()
+        }),
         layout,
         kind,
         owner: class.get("owner"),
@@ -254,9 +273,6 @@ pub async fn inspect(client: &Client, schema: &str, table: &str) -> Result<Table
         row_security: class.get("relrowsecurity"),
         update_rules: rules("2"),
         delete_rules: rules("4"),
-        is_born_sent: attributes
-            .iter()
-            .any(|one| one.name == "sent_at" && (one.is_not_null || !one.default.is_empty())),
         id_is_unique: id_index.map_err(catalog)?.get(0),
         replica_identity: match class.get("relreplident") {
             "n" => ReplicaIdentity::Nothing,
@@ -310,7 +326,7 @@ async fn seq_facts(
     let numbering = match column.identity.as_str() {
         "a" => Numbering::Always,
         "d" => Numbering::ByDefault,
-        _ if column.default.contains("nextval(") => Numbering::Serial,
+        _ if column.is_counter() => Numbering::Serial,
         _ => Numbering::Foreign,
     };
     Ok(SeqFacts {

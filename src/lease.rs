@@ -136,7 +136,7 @@ pub enum LeaseError {
     CommitWaits { names: String },
     #[error("the connection of the lease ended")]
     Ended(#[source] PostgresError),
-    #[error("`{by}` took the lease, whose epoch {epoch} was ours")]
+    #[error("{} took the lease, whose epoch {epoch} was ours", owner::shown(.by))]
     Lost { by: String, epoch: i64 },
 }
 

@@ -7,6 +7,7 @@ pub mod admin;
 pub mod blocked;
 pub mod check;
 pub mod cli;
+pub mod columns;
 pub mod config;
 pub mod core;
 pub mod dead_letter;

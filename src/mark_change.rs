@@ -123,6 +123,7 @@ fn conditions(
             remedy.trim_end_matches(';')
         ),
     };
+    let sent_at = table.layout.names.plain_sql("sent_at");
     let mut conditions = Vec::new();
     if former == Mark::None || source.mark == Mark::None {
         let held = refuse(
@@ -165,7 +166,7 @@ fn conditions(
             Question::SentByRow,
             refuse(
                 "rows that were sent stand in the table, and with \"delete\" what stands was not sent".to_owned(),
-                format!("delete them first: DELETE FROM {name} WHERE sent_at IS NOT NULL;"),
+                format!("delete them first: DELETE FROM {name} WHERE {sent_at} IS NOT NULL;"),
             ),
         )),
         (_, Mark::None) if !before.caught_up => {
@@ -190,10 +191,10 @@ fn never_caught_up(former: Mark) -> Refusal {
 
 fn delete_by_ledger(table: &Table) -> String {
     let (name, outbox) = (table.name(), table.layout.outbox());
-    let outbox = escape_literal(&outbox);
+    let (outbox, seq) = (escape_literal(&outbox), table.layout.names.plain_sql("seq"));
     format!(
         "DELETE FROM {name} o USING outboxd.outbox b, outboxd.ledger l WHERE b.outbox = {} AND l.outbox = b.outbox \
-         AND l.generation = b.generation AND l.segment = floor(o.seq / 1000000.0) AND l.sent @> o.seq::int8;",
+         AND l.generation = b.generation AND l.segment = floor(o.{seq} / 1000000.0) AND l.sent @> o.{seq}::int8;",
         outbox.trim_start()
     )
 }
@@ -223,11 +224,15 @@ async fn is_so(
     question: Question,
 ) -> Result<bool, MarkError> {
     let name = table.name();
+    let (seq, sent_at) = (
+        table.layout.names.sql("seq"),
+        table.layout.names.sql("sent_at"),
+    );
     let by_ledger = format!(
         "SELECT FROM outboxd.outbox b JOIN outboxd.ledger l USING (outbox, generation), \
          unnest(l.sent) AS sent (numbers) \
          WHERE b.outbox = $1 AND EXISTS (SELECT FROM {name} o \
-         WHERE o.seq >= lower(sent.numbers) AND o.seq < upper(sent.numbers))"
+         WHERE o.{seq} >= lower(sent.numbers) AND o.{seq} < upper(sent.numbers))"
     );
     let rows = match question {
         Question::Rows => format!("SELECT FROM {name} WHERE $1::text IS NOT NULL"),
@@ -235,7 +240,7 @@ async fn is_so(
             if table.layout.sent_at.is_none() {
                 return Ok(false);
             }
-            format!("SELECT FROM {name} WHERE sent_at IS NOT NULL AND $1::text IS NOT NULL")
+            format!("SELECT FROM {name} WHERE {sent_at} IS NOT NULL AND $1::text IS NOT NULL")
         }
         Question::SentByLedger => by_ledger,
         Question::SentByLedgerBehindTriggers => {

@@ -5,6 +5,7 @@
 
 mod adopt;
 mod error;
+mod foresight;
 mod fragment;
 mod partitioned;
 mod standing;
@@ -20,6 +21,7 @@ use tokio_postgres::Client;
 
 use crate::check;
 use crate::check::fit::Refusal;
+use crate::columns::ColumnNames;
 use crate::config::{Config, Mark, Mode, SourceConfig};
 use crate::names;
 use crate::paste;
@@ -43,6 +45,16 @@ pub struct MigrateOptions {
     pub partition_rows: Option<i64>,
     /// Take the numbers as they are now for the table's own: see [`crate::identity`].
     pub adopt: bool,
+    pub lacking: Lacking,
+}
+
+/// What a plan does about schema, column or right to look without which the steps can't be done yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Lacking {
+    #[default]
+    Refuse,
+    /// A person adds them first: the steps are those of afterwards.
+    Foresee,
 }
 
 /// One thing that a migration does.
@@ -95,6 +107,7 @@ pub enum Creates {
 struct Names {
     schema: String,
     table: String,
+    columns: ColumnNames,
     mode: Mode,
     mark: Mark,
     /// Rows that were sent are removed in the end.
@@ -106,6 +119,7 @@ struct Names {
     failover: bool,
     relay_role: Option<String>,
     application_role: Option<String>,
+    lacking: Lacking,
 }
 
 impl Names {
@@ -114,6 +128,7 @@ impl Names {
         Ok(Self {
             schema: name.schema,
             table: name.table,
+            columns: source.columns.clone(),
             mode: source.mode,
             mark: source.mark,
             removes: source.retention.is_some(),
@@ -124,6 +139,7 @@ impl Names {
             failover: source.replication.failover,
             relay_role: options.relay_role.clone(),
             application_role: options.application_role.clone(),
+            lacking: options.lacking,
         })
     }
 
@@ -171,7 +187,12 @@ pub async fn plan(
     if let Some(found) = standing.version.filter(|found| *found > STATE_VERSION) {
         return Err(MigrateError::NewerState { found });
     }
-    if standing.table.is_none() && !standing.has_schema {
+    if standing.table.is_none() && !names.columns.is_empty() {
+        let table = names.outbox();
+        return Err(MigrateError::NotToBeMade { table });
+    }
+    let is_refused = options.lacking == Lacking::Refuse;
+    if standing.table.is_none() && !standing.has_schema && is_refused {
         return Err(MigrateError::NoSchema {
             schema: names.schema,
         });
@@ -241,6 +262,12 @@ async fn run_locked(
     let (mut is_ours, mut ungranted) = (false, Vec::new());
     let steps = plan(client, config, options).await?;
     refuse_server(client, config, &steps).await?;
+    let names = Names::new(&config.source, options)?;
+    let obstacles = foresight::obstacles(client, &names, &steps).await;
+    let obstacles = obstacles.map_err(|error| MigrateError::Look(error.into()))?;
+    if !obstacles.is_empty() {
+        return Err(MigrateError::Obstacles(obstacles));
+    }
     for step in steps {
         // The state stands by then: a person says in it whose a slot is that was there before.
         if step.part != Part::State && !is_ours {
@@ -283,7 +310,6 @@ async fn run_locked(
         });
     }
     if options.adopt {
-        let names = Names::new(&config.source, options)?;
         let done = adopt::adopt(client, &names).await?;
         writeln!(out, "adopted        {done}")?;
     }

@@ -7,6 +7,8 @@ use std::fmt;
 use bytes::{Bytes, BytesMut};
 use postgres_protocol::escape::escape_identifier;
 
+use crate::columns::ColumnNames;
+
 /// A position in PostgreSQL's write-ahead log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lsn(pub u64);
@@ -115,6 +117,8 @@ pub struct Layout {
     pub partition_key: Option<usize>,
     pub seq: Option<usize>,
     pub sent_at: Option<usize>,
+    /// What the table calls the columns that have a name of ours.
+    pub names: ColumnNames,
 }
 
 impl Column {
@@ -165,9 +169,19 @@ const PRINTED_BY_CAST: [&str; 13] = [
 ];
 
 impl Layout {
-    /// Finds the outbox's columns by their names; `None` where a mandatory one is missing.
+    /// Finds the outbox's columns by our names; `None` where a mandatory one is missing.
     pub fn find(schema: &str, table: &str, columns: Vec<Column>) -> Option<Self> {
-        let find = |name: &str| columns.iter().position(|column| column.name == name);
+        Self::find_mapped(schema, table, columns, &ColumnNames::default())
+    }
+
+    /// Finds them by the table's names.
+    pub fn find_mapped(
+        schema: &str,
+        table: &str,
+        columns: Vec<Column>,
+        names: &ColumnNames,
+    ) -> Option<Self> {
+        let find = |ours: &str| position(&columns, ours, names);
         Some(Self {
             schema: schema.to_owned(),
             table: table.to_owned(),
@@ -181,6 +195,7 @@ impl Layout {
             partition_key: find("partitionkey"),
             seq: find("seq"),
             sent_at: find("sent_at"),
+            names: names.clone(),
             columns,
         })
     }
@@ -213,10 +228,26 @@ impl Layout {
         format!("o.{name} = ANY (({texts}::text[])::{type_name}[])")
     }
 
-    /// Finds a column by its exact name.
+    /// Finds a column by the table's exact name.
     pub fn column(&self, name: &str) -> Option<usize> {
         self.columns.iter().position(|column| column.name == name)
     }
+
+    /// Finds a column by our name.
+    pub fn ours(&self, name: &str) -> Option<usize> {
+        position(&self.columns, name, &self.names)
+    }
+
+    /// Finds a column by our name, else by the table's own: as people name it in a route.
+    pub fn named(&self, name: &str) -> Option<usize> {
+        self.ours(name).or_else(|| self.column(name))
+    }
+}
+
+fn position(columns: &[Column], ours: &str, names: &ColumnNames) -> Option<usize> {
+    let name = names.of(ours);
+    let found = columns.iter().position(|column| column.name == name);
+    found.filter(|_| !names.is_taken(ours))
 }
 
 /// Where one field stands in a row's bytes.

@@ -87,6 +87,9 @@ pub enum OpenError {
     /// Recorded: the next opening makes what is missing and reads the table.
     #[error("{reason}; the table is read")]
     SlotLost { reason: String },
+    /// Every replication connection is taken; one may be free at any time.
+    #[error("{reason}; {remedy}")]
+    NoSender { reason: String, remedy: String },
     #[error(
         "the server is on timeline {timeline} and lacks {bytes} bytes of WAL that it had: it was restored from an older \
          backup, or it is the primary from before a failover; connect outboxd to the right server, or restart it \
@@ -105,12 +108,20 @@ fn missing(steps: &[Step]) -> String {
 /// What server or database lack, with what to do about it.
 fn refused(error: MigrateError) -> OpenError {
     match (&error, error.hint()) {
-        (MigrateError::Server { .. } | MigrateError::NoSchema { .. }, Some(remedy)) => {
-            OpenError::Halt {
-                reason: error.to_string(),
-                remedy,
-            }
-        }
+        (MigrateError::Inspect(InspectError::MissingColumns { .. }), _) => OpenError::Halt {
+            reason: error.to_string(),
+            remedy: "`outboxd check` prints the `source.columns` that may be meant".to_owned(),
+        },
+        (
+            MigrateError::Server { .. }
+            | MigrateError::NoSchema { .. }
+            | MigrateError::NotToBeMade { .. }
+            | MigrateError::Inspect(InspectError::UnknownColumns { .. }),
+            Some(remedy),
+        ) => OpenError::Halt {
+            reason: error.to_string(),
+            remedy,
+        },
         _ => error.into(),
     }
 }
@@ -424,7 +435,8 @@ impl Opening<'_> {
             .source
             .table_name()
             .map_err(MigrateError::Name)?;
-        let table = inspect::inspect(&sql.client, &name.schema, &name.table).await;
+        let columns = &self.config.source.columns;
+        let table = inspect::inspect(&sql.client, &name.schema, &name.table, columns).await;
         let table = table.map_err(|source| OpenError::Inspect {
             table: self.config.source.table.clone(),
             source,

@@ -75,7 +75,9 @@ impl Question {
         let unsent = match (mark, &parts.seq, accounted) {
             (Mark::Ledger, Some(seq), Some(_)) => parts.in_gaps(seq, GIVEN_GAPS),
             (Mark::Ledger, Some(seq), None) => parts.in_gaps(seq, &recorded_gaps()),
-            (Mark::SentAt, ..) => parts.standing("o.sent_at IS NULL"),
+            (Mark::SentAt, ..) => {
+                parts.standing(&format!("o.{} IS NULL", layout.names.sql("sent_at")))
+            }
             (Mark::Delete, ..) => parts.standing("true"),
             (Mark::Ledger, None, _) | (Mark::None, ..) => return None,
         };
@@ -196,7 +198,7 @@ struct Parts {
 impl Parts {
     fn of(layout: &Layout) -> Self {
         let name = |column: usize| format!("o.{}", escape_identifier(&layout.columns[column].name));
-        let created = layout.column("created_at");
+        let created = layout.ours("created_at");
         Self {
             table: layout.sql_name(),
             seq: layout.seq.map(name),

@@ -87,7 +87,7 @@ pub async fn run(url: &str) -> anyhow::Result<()> {
 async fn prepare(client: &Client) -> anyhow::Result<Statements> {
     let settings = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off; SET jit = off";
     client.batch_execute(settings).await?;
-    let table = inspect(client, "public", "outbox").await?;
+    let table = inspect(client, "public", "outbox", &Default::default()).await?;
     let selection = select_columns(&table.layout, VALUE_BYTES_MAX);
     let rows = format!(
         "SELECT {} FROM {} AS o {} WHERE o.seq >= $1::int8 ORDER BY o.seq LIMIT $2::int8",

@@ -76,7 +76,7 @@ impl Outbox {
     }
 
     pub async fn table(&self) -> Table {
-        inspect::inspect(&self.client, "public", "outbox")
+        inspect::inspect(&self.client, "public", "outbox", &Default::default())
             .await
             .unwrap()
     }
@@ -206,6 +206,7 @@ pub fn streamed(seq: i64, lsn: u64) -> OutboxRow {
         partition_key: None,
         seq: Some(1),
         sent_at: None,
+        names: Default::default(),
     };
     let text = seq.to_string();
     let field = Field {

@@ -453,6 +453,9 @@ fn configuration(
             .without("source.replication.slot")
             .without("source.replication.publication");
     }
+    for (ours, name) in shape.renamed {
+        config = config.set(&format!("source.columns.{ours}"), *name);
+    }
     for (key, value) in shape.settings {
         let value: toml_edit::Value = value.parse().expect("a TOML value");
         config = config.set(key, value);

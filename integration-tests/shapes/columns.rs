@@ -130,6 +130,54 @@ pub const SHAPES: &[Shape] = &[
         ..PLAIN
     },
     Shape {
+        name: "columns of other names",
+        renamed: &[
+            ("id", "event_id"),
+            ("aggregatetype", "aggregate_type"),
+            ("aggregateid", "aggregate_id"),
+            ("type", "event_type"),
+            ("payload", "body"),
+            ("seq", "row_number"),
+            ("created_at", "occurred_at"),
+            ("sent_at", "published_at"),
+            ("partitionkey", "shard"),
+        ],
+        key: "PRIMARY KEY (event_id)",
+        back: ", shard text",
+        given: &[("shard", "'a-' || n % 7 || '!'")],
+        key_suffix: "!",
+        ..PLAIN
+    },
+    Shape {
+        name: "columns of other names, quoted and Unicode",
+        renamed: &[
+            ("id", "Ereignis-Id"),
+            ("aggregatetype", "Art \"groß\""),
+            ("aggregateid", "агрегат"),
+            ("type", "select"),
+            ("payload", "Inhalt {n}?"),
+            ("seq", "Nr."),
+            ("created_at", "angelegt am"),
+            ("sent_at", "it's gone"),
+        ],
+        key: "PRIMARY KEY (\"Ereignis-Id\")",
+        payload: Payload::Of("jsonb"),
+        ..PLAIN
+    },
+    Shape {
+        name: "columns of ours that mean something else",
+        renamed: &[
+            ("id", "message_id"),
+            ("seq", "id"),
+            ("aggregatetype", "topic"),
+            ("type", "name"),
+            ("sent_at", "sent"),
+        ],
+        key: "PRIMARY KEY (message_id)",
+        back: ", type int DEFAULT 3, seq text DEFAULT 'x', sent_at bigint DEFAULT 7",
+        ..PLAIN
+    },
+    Shape {
         name: "a column with a name of 63 bytes",
         back: ", a23456789_123456789_123456789_123456789_123456789_123456789_123 text",
         ..PLAIN

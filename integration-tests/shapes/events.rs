@@ -232,7 +232,8 @@ impl Writer {
     fn change(&self, number: u64, state: u32) -> String {
         let (table, payload, is_it) = (&self.table, self.shape.payload_of(state), self.is_it());
         let row = row(number);
-        format!("UPDATE {table} o SET payload = {payload} FROM {row} WHERE {is_it}")
+        let column = self.shape.column("payload");
+        format!("UPDATE {table} o SET {column} = {payload} FROM {row} WHERE {is_it}")
     }
 
     fn delete(&self, number: u64) -> String {
@@ -248,7 +249,8 @@ impl Writer {
         let beside: String = beside
             .map(|(name, value)| format!(" AND o.{name} = {value}"))
             .collect();
-        format!("o.id = ({of})::{kind}{beside}")
+        let id = self.shape.column("id");
+        format!("o.{id} = ({of})::{kind}{beside}")
     }
 
     /// Writes the next rows down before they are inserted.

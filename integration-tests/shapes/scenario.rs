@@ -236,14 +236,15 @@ async fn unmarked(outbox: &Outbox) -> Result<Option<String>, String> {
          WHERE d.classid = 'pg_rewrite'::regclass AND d.refobjid = '{table}'::regclass
            AND obj_description(r.ev_class, 'pg_class') LIKE '%outboxd%'"
     );
+    let (id, sent_at) = (shape.column("id"), shape.column("sent_at"));
     let sql = match outbox.case.pair.mark {
-        "delete" => Some(format!("SELECT format('%s', id) AS id FROM {table}")),
+        "delete" => Some(format!("SELECT format('%s', {id}) AS id FROM {table}")),
         "ledger" => {
             let view = outbox.writer.text(&by_view).await?;
-            view.map(|view| format!("SELECT format('%s', id) AS id FROM {view} WHERE NOT sent"))
+            view.map(|view| format!("SELECT format('%s', {id}) AS id FROM {view} WHERE NOT sent"))
         }
         "sent_at" => Some(format!(
-            "SELECT format('%s', id) AS id FROM {table} WHERE sent_at IS NULL"
+            "SELECT format('%s', {id}) AS id FROM {table} WHERE {sent_at} IS NULL"
         )),
         _ => None,
     };

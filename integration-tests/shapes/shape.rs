@@ -26,6 +26,8 @@ pub struct Shape {
     pub seq: &'static str,
     pub created_at: &'static str,
     pub sent_at: &'static str,
+    /// Columns that have other names, which `source.columns` maps: ours, and the table's.
+    pub renamed: &'static [(&'static str, &'static str)],
     /// Columns before, between and behind the others, each with its comma.
     pub front: &'static str,
     pub middle: &'static str,
@@ -120,6 +122,7 @@ pub const PLAIN: Shape = Shape {
     seq: "bigint GENERATED ALWAYS AS IDENTITY UNIQUE",
     created_at: "timestamptz NOT NULL DEFAULT clock_timestamp()",
     sent_at: "timestamptz",
+    renamed: &[],
     front: "",
     middle: "",
     back: "",
@@ -137,6 +140,14 @@ pub const PLAIN: Shape = Shape {
 };
 
 impl Shape {
+    /// A column of ours as the table calls it, for SQL.
+    pub fn column(&self, ours: &str) -> String {
+        let renamed = self.renamed.iter().find(|(name, _)| *name == ours);
+        renamed.map_or(ours.to_owned(), |(_, name)| {
+            format!("\"{}\"", name.replace('"', "\"\""))
+        })
+    }
+
     /// CREATE TABLE, where the shape is made by hand; `table` is this outbox or its twin.
     pub fn create(&self, table: &str) -> String {
         let payload = match self.payload {
@@ -144,7 +155,7 @@ impl Shape {
         };
         let optional = |name: &str, definition: &str| match definition {
             "" => String::new(),
-            definition => format!(", {name} {definition}"),
+            definition => format!(", {} {definition}", self.column(name)),
         };
         let (seq, created_at, sent_at) = (
             optional("seq", self.seq),
@@ -166,9 +177,11 @@ impl Shape {
             ..
         } = self;
         let kind = id.kind;
+        let [own_id, own_type, own_aggregate, event_type, body] =
+            FIVE.map(|ours| self.column(ours));
         let create = format!(
-            "CREATE TABLE {{t}} ({front} id {kind} NOT NULL, aggregatetype {aggregate_type}, {middle} \
-             aggregateid {aggregate_id}, type varchar(255) NOT NULL, payload {payload}{seq}{created_at}{sent_at}{back}{key}) \
+            "CREATE TABLE {{t}} ({front} {own_id} {kind} NOT NULL, {own_type} {aggregate_type}, {middle} \
+             {own_aggregate} {aggregate_id}, {event_type} varchar(255) NOT NULL, {body} {payload}{seq}{created_at}{sent_at}{back}{key}) \
              {tail};"
         );
         // An unlogged one is told by its tail: CREATE TABLE has the word in front.
@@ -192,8 +205,9 @@ impl Shape {
             .map(|(_, value)| format!(", {value}"))
             .collect();
         let (id, payload) = (self.id.of, self.payload_of(state));
+        let five = FIVE.map(|ours| self.column(ours)).join(", ");
         format!(
-            "INSERT INTO {target} (id, aggregatetype, aggregateid, type, payload{names}) \
+            "INSERT INTO {target} ({five}{names}) \
              SELECT {id}, '{kind}', {AGGREGATE}, 'Changed', {payload}{values} FROM {rows} ORDER BY n"
         )
     }
@@ -219,6 +233,9 @@ impl Shape {
         self.targets.len() == 1
     }
 }
+
+/// Debezium's columns.
+const FIVE: [&str; 5] = ["id", "aggregatetype", "aggregateid", "type", "payload"];
 
 /// The aggregate of a row, as SQL: some with many rows, in letters that every encoding of the shapes has.
 pub const AGGREGATE: &str = "('a-' || n % 7)";

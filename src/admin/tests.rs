@@ -14,6 +14,7 @@ fn source() -> SourceConfig {
         url: UrlSource::Inline(Secret::new("postgres://nobody@localhost/none".to_owned())),
         mode: Mode::Replication,
         table: "outbox".to_owned(),
+        columns: Default::default(),
         mark: Mark::Ledger,
         start: None,
         retention: None,

@@ -162,7 +162,7 @@ impl Refusals {
     }
 
     fn of_sent_at(&mut self, table: &Table) {
-        let name = table.name();
+        let (name, column) = (table.name(), table.layout.names.sql("sent_at"));
         if table.layout.sent_at.is_none() {
             self.add(
                 "the table has no column `sent_at`",
@@ -173,7 +173,7 @@ impl Refusals {
             self.add(
                 "`sent_at` has a default or is NOT NULL, and NULL is what says that a row was not sent",
                 format!(
-                    "ALTER TABLE {name} ALTER COLUMN \"sent_at\" DROP DEFAULT, ALTER COLUMN \"sent_at\" DROP NOT NULL;"
+                    "ALTER TABLE {name} ALTER COLUMN {column} DROP DEFAULT, ALTER COLUMN {column} DROP NOT NULL;"
                 ),
             );
         }

@@ -58,6 +58,9 @@ pub(super) async fn look(config: &Config, topics: Vec<String>, report: &mut Repo
         }
     };
     report.push(Finding::ok("Kafka", format!("{brokers} answers")));
+    if topics.is_empty() {
+        report.push(untold(config));
+    }
     for (topic, state) in topics.iter().zip(states) {
         report.push(judge(config, topic, &state));
     }
@@ -168,6 +171,21 @@ fn ask_topic(consumer: &BaseConsumer<Complaint>, topic: &str) -> Result<TopicSta
             }
             Some((Some(code), _)) => TopicState::Failed(format!("{code:?}")),
         },
+    )
+}
+
+/// Without a row the template tells no topic.
+fn untold(config: &Config) -> Finding {
+    let missing = match config.kafka.topics.create {
+        true => "the relay creates one that is missing",
+        false => {
+            "rows for one that is missing wait, and the command that creates it is said: or set kafka.topics.create = true"
+        }
+    };
+    let template = &config.route.topic;
+    Finding::ok(
+        "topic",
+        format!("`{template}`: no row tells one yet; {missing}"),
     )
 }
 

@@ -45,7 +45,11 @@ pub(super) async fn look(
     let Some(topic) = topic_expression(&config.route.topic, table) else {
         return Vec::new();
     };
-    let order = table.layout.seq.map_or("", |_| "ORDER BY \"seq\" DESC");
+    let seq = table.layout.names.sql("seq");
+    let order = table
+        .layout
+        .seq
+        .map_or(String::new(), |_| format!("ORDER BY {seq} DESC"));
     let sql = format!(
         "SELECT DISTINCT {topic} AS topic FROM (SELECT * FROM {} {order} LIMIT {ROWS_READ_MAX}) o \
          WHERE {topic} IS NOT NULL ORDER BY topic LIMIT {TOPICS_MAX}",
@@ -84,7 +88,7 @@ fn topic_expression(template: &str, table: &Table) -> Option<String> {
     while let Some((text, after)) = rest.split_once("${") {
         let (column, after) = after.split_once('}')?;
         parts.push(escape_literal(text));
-        parts.push(word(table, table.layout.column(column)?));
+        parts.push(word(table, table.layout.named(column)?));
         rest = after;
     }
     parts.push(escape_literal(rest));

@@ -85,12 +85,7 @@ async fn replication(client: &Client, config: &Config, report: &mut Report) {
     };
     let (has_slot, is_read): (bool, bool) = (row.get("has_slot"), row.get("is_read"));
     room(SLOTS, row.get("slots"), row.get("slots_max"), has_slot);
-    room(
-        "max_wal_senders",
-        row.get("senders"),
-        row.get("senders_max"),
-        is_read,
-    );
+    room(SENDERS, row.get("senders"), row.get("senders_max"), is_read);
     report.push(kept(row.get("kept")));
     report.findings.extend(idle(row.get("idle")));
 }
@@ -115,7 +110,21 @@ pub(crate) async fn slot_obstacle(
     Ok(level.or(full))
 }
 
+/// Why the server takes no further replication connection, in the words of `check`; nothing where it does.
+pub(crate) async fn sender_obstacle(
+    client: &Client,
+    slot: &str,
+) -> Result<Option<Refusal>, tokio_postgres::Error> {
+    let row = client.query_one(REPLICATION, &[&slot]).await?;
+    let full = full(SENDERS, row.get("senders"), row.get("senders_max"));
+    Ok(full.map(|refusal| Refusal {
+        text: format!("{SENDERS}: {}", refusal.text),
+        ..refusal
+    }))
+}
+
 const SLOTS: &str = "max_replication_slots";
+const SENDERS: &str = "max_wal_senders";
 
 fn wal_level(level: &str) -> Option<Refusal> {
     (level != "logical").then(|| Refusal {

@@ -9,7 +9,7 @@ use crate::config::{Config, Mark, Mode, Start};
 use crate::identity::{self, IdentityError, Verdict};
 use crate::inspect::Table;
 use crate::mark_change::{self, Carry, Change};
-use crate::migrate::{self, MigrateError, MigrateOptions, Part, Step, StepState};
+use crate::migrate::{self, Lacking, MigrateError, MigrateOptions, Part, Step, StepState};
 use crate::paste::shell_word;
 use crate::rename;
 
@@ -17,41 +17,94 @@ use crate::rename;
 const ROWS_COUNTED_MAX: i64 = 100_000;
 
 pub(super) async fn look(client: &Client, config: &Config, table: &Table, report: &mut Report) {
+    if steps(client, config, report).await != Progress::Readable {
+        return;
+    }
+    let Some(outbox) = home(client, table, report).await else {
+        return;
+    };
+    numbers(client, config, table, &outbox, report).await;
+    start(client, config, table, &outbox, report).await;
+    mark(client, config, table, &outbox, report).await;
+}
+
+/// Whether the state stands and the relay may read it and the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    Readable,
+    Lacking,
+}
+
+/// What a migration has left to do, in its order, also where something is missing that comes before it.
+pub(super) async fn steps(client: &Client, config: &Config, report: &mut Report) -> Progress {
     let role = match client.query_one("SELECT current_user::text", &[]).await {
         Ok(row) => row.get::<_, String>(0),
-        Err(error) => return report.push(unknown("state", error)),
+        Err(error) => {
+            report.push(unknown("state", error));
+            return Progress::Lacking;
+        }
     };
     let options = MigrateOptions {
         relay_role: Some(role),
         ..MigrateOptions::default()
     };
-    let steps = match migrate::plan(client, config, &options).await {
-        Ok(steps) => steps,
-        // The finding on mode and mark has said so already.
-        Err(MigrateError::MarkNeedsColumn { .. }) => return,
-        Err(error) => return report.push(refused(&error, &options)),
+    let Some(steps) = planned(client, config, &options, report).await else {
+        return Progress::Lacking;
     };
-    let has_state = steps
-        .iter()
-        .any(|step| step.part == Part::State && step.state == StepState::AlreadyThere);
     for step in &steps {
         left_to_do(step, &options, report);
     }
+    let is_done = |step: &Step| step.state == StepState::AlreadyThere;
+    let has_state = steps
+        .iter()
+        .any(|step| step.part == Part::State && is_done(step));
     // What only people read is no reason to say less of the rows.
-    let needed = steps
+    let mut needed = steps
         .iter()
         .filter(|step| step.part == Part::Grant && !is_for_people(step));
-    let reads = needed
-        .into_iter()
-        .all(|step| step.state == StepState::AlreadyThere);
-    if has_state && reads {
-        let Some(outbox) = home(client, table, report).await else {
-            return;
-        };
-        numbers(client, config, table, &outbox, report).await;
-        start(client, config, table, &outbox, report).await;
-        mark(client, config, table, &outbox, report).await;
+    let progress = match has_state && needed.all(is_done) {
+        true => Progress::Readable,
+        false => Progress::Lacking,
+    };
+    let left = steps.into_iter();
+    report.steps = left
+        .filter(|step| step.state == StepState::Needed)
+        .collect();
+    progress
+}
+
+/// The steps of a migration, as they are once what it asks for stands.
+async fn planned(
+    client: &Client,
+    config: &Config,
+    options: &MigrateOptions,
+    report: &mut Report,
+) -> Option<Vec<Step>> {
+    let mut is_closed = false;
+    match migrate::plan(client, config, options).await {
+        Ok(steps) => return Some(steps),
+        // The findings on the table have said so already.
+        Err(MigrateError::MarkNeedsColumn { .. } | MigrateError::NoSchema { .. }) => {}
+        Err(error @ MigrateError::StateDenied { .. }) => {
+            is_closed = true;
+            report.push(Finding {
+                is_step: true,
+                ..refused(&error, options)
+            });
+        }
+        Err(error) => {
+            report.push(refused(&error, options));
+            return None;
+        }
     }
+    let options = MigrateOptions {
+        lacking: Lacking::Foresee,
+        ..options.clone()
+    };
+    let mut steps = migrate::plan(client, config, &options).await.ok()?;
+    // The state alone may know what slot and publication are called.
+    steps.retain(|step| !(is_closed && step.part == Part::Publication));
+    Some(steps)
 }
 
 fn is_for_people(step: &Step) -> bool {
@@ -144,7 +197,10 @@ fn left_to_do(step: &Step, options: &MigrateOptions, report: &mut Report) {
             Some(format!("{}\n{}", migrate_command(options), sql.join("\n")))
         }
     };
-    report.push(Finding::new(what, outcome, detail, remedy));
+    report.push(Finding {
+        is_step: true,
+        ..Finding::new(what, outcome, detail, remedy)
+    });
 }
 
 async fn numbers(

@@ -58,6 +58,28 @@ pub(super) async fn look(client: &Client, config: &Config, table: &Table, report
     }
 }
 
+/// The slot of a table that is still to be made.
+pub(super) async fn slot(client: &Client, config: &Config, report: &mut Report) {
+    let replication = &config.source.replication;
+    if !state::uses_slot(config) {
+        return;
+    }
+    match slot::status(client, &replication.slot).await {
+        Ok(None) => report.push(absent(&replication.slot)),
+        // Whose it is shows once the table stands.
+        Ok(Some(_)) => {}
+        Err(error) => report.push(Finding::warning("slot", chain(&error), "")),
+    }
+}
+
+fn absent(name: &str) -> Finding {
+    Finding::warning(
+        "slot",
+        format!("`{name}` is not there"),
+        "the relay creates it at its first start, `outboxd migrate` before that",
+    )
+}
+
 /// Says whose slot and publication are, where they are not this outbox's; tells whether they are.
 fn ownership(facts: &Facts, config: &Config, report: &mut Report) -> bool {
     match names::refusals_of(facts, &config.source) {
@@ -103,11 +125,7 @@ async fn publication(client: &Client, config: &Config, table: &Table, report: &m
 
 fn judge_slot(name: &str, found: Option<Slot>, database: &str, policy: OnLostSlot) -> Finding {
     let Some(slot) = found else {
-        return Finding::warning(
-            "slot",
-            format!("`{name}` is not there"),
-            "the relay creates it at its first start, `outboxd migrate` before that",
-        );
+        return absent(name);
     };
     match slot.fitness(database) {
         Fitness::Foreign(text) => {

@@ -12,23 +12,36 @@ use crate::migrate;
 const UNSENT_INDEX: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_index i \
     JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] \
     WHERE i.indrelid = $1 AND a.attname = $2 AND i.indisvalid \
-    AND pg_catalog.pg_get_expr(i.indpred, i.indrelid) = '(sent_at IS NULL)')";
+    AND pg_catalog.pg_get_expr(i.indpred, i.indrelid) = pg_catalog.format('(%I IS NULL)', $3::text))";
 
-/// Gives the table back where the relay could read it at all.
-pub(super) async fn look(client: &Client, config: &Config, report: &mut Report) -> Option<Table> {
+/// What became of the look at the table.
+pub(super) enum Looked {
+    /// The relay could read it, whatever else is missing.
+    Usable(Box<Table>),
+    /// A migration makes it.
+    Missing,
+    Unusable,
+}
+
+pub(super) async fn look(client: &Client, config: &Config, report: &mut Report) -> Looked {
     let name = match config.source.table_name() {
         Ok(name) => name,
         Err(error) => {
             let remedy = "source.table = \"schema.table\", as in SQL";
             report.push(Finding::missing("source.table", chain(&error), remedy));
-            return None;
+            return Looked::Unusable;
         }
     };
-    let table = match inspect(client, &name.schema, &name.table).await {
+    let table = match inspect(client, &name.schema, &name.table, &config.source.columns).await {
         Ok(table) => table,
         Err(error) => {
-            report.push(refused(client, &error).await);
-            return None;
+            report.push(refused(client, config, &error).await);
+            return match error {
+                InspectError::NotFound { .. } if config.source.columns.is_empty() => {
+                    Looked::Missing
+                }
+                _ => Looked::Unusable,
+            };
         }
     };
     let columns = table.layout.columns.len();
@@ -40,10 +53,10 @@ pub(super) async fn look(client: &Client, config: &Config, report: &mut Report) 
     numbers(config, &table, report);
     unsent_index(client, config, &table, report).await;
     row_security(client, &table, report).await;
-    Some(table)
+    Looked::Usable(Box::new(table))
 }
 
-async fn refused(client: &Client, error: &InspectError) -> Finding {
+async fn refused(client: &Client, config: &Config, error: &InspectError) -> Finding {
     let remedy = match error {
         InspectError::NotFound { schema, .. } => {
             let sql = "SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1";
@@ -51,11 +64,20 @@ async fn refused(client: &Client, error: &InspectError) -> Finding {
                 let detail = format!("schema `{schema}` does not exist");
                 return Finding::missing("table", detail, migrate::create_schema(schema));
             }
-            "`outboxd migrate` creates it; `source.table` names another".to_owned()
+            match config.source.columns.is_empty() {
+                true => "`outboxd migrate` creates it; `source.table` names another".to_owned(),
+                false => {
+                    "correct `source.table`: `source.columns` names columns of a table that stands"
+                        .to_owned()
+                }
+            }
         }
         InspectError::NotATable { .. } => "name the table behind it in `source.table`".to_owned(),
-        InspectError::MissingColumns { .. } => {
-            "columns are found by these very names; a renamed one can be told by ALTER TABLE … RENAME COLUMN".to_owned()
+        InspectError::MissingColumns { mapping, .. } => format!(
+            "where columns have other names the configuration maps them; by names and types this may be meant:\n{mapping}"
+        ),
+        InspectError::UnknownColumns { .. } => {
+            "write the table's own names behind outboxd's, as its CREATE TABLE has them".to_owned()
         }
         InspectError::WrongTypes { wrong, .. } => {
             let remedies: Vec<&str> = wrong.iter().map(|one| one.remedy.as_str()).collect();
@@ -113,7 +135,11 @@ fn numbers(config: &Config, table: &Table, report: &mut Report) {
             TableKind::Ordinary => "CREATE UNIQUE INDEX CONCURRENTLY ON",
             TableKind::Partitioned => "CREATE INDEX ON",
         };
-        let remedy = format!("{create} {} (\"seq\");", table.name());
+        let remedy = format!(
+            "{create} {} ({});",
+            table.name(),
+            table.layout.names.sql("seq")
+        );
         report.push(Finding::warning(
             "seq",
             "no index begins with `seq`: every look for unsent rows reads the whole table",
@@ -129,10 +155,14 @@ async fn unsent_index(client: &Client, config: &Config, table: &Table, report: &
         .seq
         .map(|column| layout.columns[column].name.as_str());
     let order = config.source.order_column.as_deref().or(seq);
+    let sent_at = layout.names.of("sent_at");
     let (Mark::SentAt, Some(order), Some(_)) = (config.source.mark, order, layout.sent_at) else {
         return;
     };
-    match client.query_one(UNSENT_INDEX, &[&table.oid, &order]).await {
+    match client
+        .query_one(UNSENT_INDEX, &[&table.oid, &order, &sent_at])
+        .await
+    {
         Err(error) => report.push(unknown("sent_at", error)),
         Ok(row) if row.get(0) => {}
         Ok(_) => {
@@ -144,7 +174,10 @@ async fn unsent_index(client: &Client, config: &Config, table: &Table, report: &
             report.push(Finding::warning(
                 "sent_at",
                 "no index finds the rows whose `sent_at` is NULL in their order: every look for them reads the rows that were sent, too",
-                format!("{create} {name} ({order}) WHERE sent_at IS NULL;"),
+                format!(
+                    "{create} {name} ({order}) WHERE {} IS NULL;",
+                    layout.names.plain_sql("sent_at")
+                ),
             ));
         }
     }

@@ -134,9 +134,11 @@ async fn run_with(opened: Opened, command: Blocked) -> Outcome {
         outbox,
     } = opened;
     let table = match config.source.table_name() {
-        Ok(name) => inspect::inspect(&session.client, &name.schema, &name.table)
-            .await
-            .ok(),
+        Ok(name) => {
+            let columns = &config.source.columns;
+            let table = inspect::inspect(&session.client, &name.schema, &name.table, columns).await;
+            table.ok()
+        }
         Err(_) => None,
     };
     let table = BlockedTable {
@@ -149,7 +151,7 @@ async fn run_with(opened: Opened, command: Blocked) -> Outcome {
         Blocked::List(list) => match table.list(list.all).await {
             Ok(entries) if list.json => super::print_json(&entries),
             Ok(entries) if entries.is_empty() => print("nothing is blocked"),
-            Ok(entries) => print(&Lines(&entries).to_string()),
+            Ok(entries) => print(&lines(&entries)),
             Err(failure) => return failed(&failure, None),
         },
         Blocked::Show(entry) => match table.show(&entry.id).await {
@@ -189,4 +191,9 @@ async fn wish(
         kept: Vec::new(),
     };
     fulfil(table.client, table.outbox, &wished, &asking).await
+}
+
+fn lines(entries: &[crate::blocked::Blocked]) -> String {
+    let terminal = super::terminal_columns();
+    Lines { entries, terminal }.to_string()
 }

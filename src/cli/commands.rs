@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::{Common, Migrate, Outcome, complain, load, print};
+use super::{Common, Form, Migrate, Outcome, complain, load, print};
 use crate::admin::Admin;
 use crate::config::Config;
 use crate::demo::{DemoOptions, DemoOutcome};
@@ -111,9 +111,17 @@ fn stop_on_signals(stop: &CancellationToken) -> std::io::Result<()> {
     Ok(())
 }
 
-pub(super) async fn check(config: &Config, json: bool) -> Outcome {
+pub(super) async fn check(config: &Config, form: Form) -> Outcome {
     let report = check::run(config).await;
-    show(&report, json);
+    match form {
+        Form::Human => show(&report, false),
+        // Nothing of a row stands in it: its commands are completed, too.
+        Form::Json => match serde_json::to_string_pretty(&report) {
+            Ok(text) => print(&text),
+            Err(failure) => return failed(&failure, None),
+        },
+        Form::Script => super::print_as_it_is(report.script().trim_end()),
+    }
     if report.is_complete() {
         Outcome::Done
     } else {
@@ -127,6 +135,7 @@ pub(super) async fn migrate(config: &Config, arguments: &Migrate) -> Outcome {
         application_role: arguments.application_role.clone(),
         partition_rows: arguments.partitioned.then_some(arguments.partition_rows),
         adopt: arguments.adopt,
+        ..MigrateOptions::default()
     };
     if arguments.print {
         return match migrate::script(config, &options) {

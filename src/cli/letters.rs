@@ -169,7 +169,7 @@ async fn list(table: &LetterTable<'_>, arguments: &List) -> Outcome {
         Ok((letters, _)) if arguments.json => super::print_json(&letters),
         Ok((letters, _)) if letters.is_empty() => print("there are no dead letters"),
         Ok((letters, count)) => {
-            print(&Lines(&letters).to_string());
+            print(&lines(&letters));
             if usize::try_from(count).is_ok_and(|count| count > letters.len()) {
                 print(&format!("the oldest {} of {count}", letters.len()));
             }
@@ -206,4 +206,9 @@ fn discarded(letters: &[crate::dead_letter::DeadLetter]) -> Outcome {
         }
     }
     Outcome::Done
+}
+
+fn lines(letters: &[crate::dead_letter::DeadLetter]) -> String {
+    let terminal = super::terminal_columns();
+    Lines { letters, terminal }.to_string()
 }

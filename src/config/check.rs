@@ -24,8 +24,24 @@ const SWEEP_MIN: Duration = Duration::from_secs(1);
 const RETENTION_MIN: Duration = Duration::from_secs(1);
 
 pub(super) fn url(url: &str) -> Result<(), Problem> {
+    if holds_placeholder(url) {
+        return Err(Problem::new(
+            "holds a placeholder, and outboxd fills none in",
+            "set the variable OUTBOXD_SOURCE__URL itself, or name a file in `source.url_file`",
+        ));
+    }
     let parsed = ConnectOptions::parse(&Secret::new(url.to_owned()));
     parsed.map(drop).map_err(Problem::from)
+}
+
+/// A part like `${NAME}`, which a shell or a template would have replaced.
+pub(super) fn holds_placeholder(text: &str) -> bool {
+    let parts = text.split("${").skip(1);
+    let names = parts.filter_map(|part| part.split_once('}'));
+    let is_letter = |c: char| c.is_ascii_alphanumeric() || "_:.-".contains(c);
+    names
+        .map(|(name, _)| name)
+        .any(|name| !name.is_empty() && !name.starts_with("file:") && name.chars().all(is_letter))
 }
 
 /// The same for the URL that a file holds.
@@ -179,9 +195,19 @@ pub(super) fn log_level(level: &str) -> Result<(), Problem> {
     if level.split(',').all(|part| is_directive(part.trim())) {
         return Ok(());
     }
+    let lower = level.to_lowercase();
+    let meant = match lower.as_str() {
+        "warning" => Some("warn"),
+        "verbose" | "fine" => Some("debug"),
+        "fatal" | "critical" | "severe" => Some("error"),
+        lower => LEVELS.iter().copied().find(|one| *one == lower),
+    };
+    let meant = meant.map_or(String::new(), |meant| format!("did you mean {meant:?}? "));
     Err(Problem::new(
         format!("= {} is no level", shown(level)),
-        "write error, warn, info, debug or trace, and module=level behind a comma for one module",
+        format!(
+            "{meant}write error, warn, info, debug or trace, and module=level behind a comma for one module"
+        ),
     ))
 }
 
@@ -191,6 +217,12 @@ pub(super) fn brokers(brokers: &[String]) -> Result<(), Problem> {
         return Err(Problem::new("is empty", remedy));
     }
     let wrong = brokers.iter().find(|broker| !is_broker(broker));
+    if wrong.is_some_and(|broker| broker.contains("://")) {
+        return Err(Problem::new(
+            "holds a URL",
+            "write host:port alone; how the connection is secured says \"security.protocol\" under [kafka.properties]",
+        ));
+    }
     wrong.map_or(Ok(()), |broker| {
         Err(Problem::new(
             format!("holds {}, which is not host:port", shown(broker)),
@@ -343,25 +375,32 @@ fn overlap(left: &[Piece], right: &[Piece]) -> bool {
     below[0]
 }
 
-/// Refuses a header that is ours, and one that two columns would fill.
-pub(super) fn headers(headers: &BTreeMap<String, String>) -> Result<(), Problem> {
-    let mut names: Vec<&String> = headers.values().collect();
-    names.sort();
-    if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(Problem::new(
-            format!("gives two columns the header {}", shown(pair[0])),
-            "name them apart",
-        ));
+/// Refuses a header that is ours, and one that two columns would fill; with the column.
+pub(super) fn headers(headers: &BTreeMap<String, String>) -> Result<(), (String, Problem)> {
+    for (column, name) in headers {
+        let mut others = headers.iter().take_while(|(other, _)| *other != column);
+        let (problem, remedy) = if name.is_empty() {
+            (
+                "names no header".to_owned(),
+                "write the header's name, or remove it".to_owned(),
+            )
+        } else if is_reserved(name) {
+            (
+                format!("names the header {}, which is reserved", shown(name)),
+                "choose a name other than `id` and `outboxd_…`".to_owned(),
+            )
+        } else if let Some((other, _)) = others.find(|(_, one)| *one == name) {
+            (
+                format!("gives its value the header {}", shown(name))
+                    + &format!(", which `route.headers.{other}` has"),
+                "name them apart".to_owned(),
+            )
+        } else {
+            continue;
+        };
+        return Err((column.clone(), Problem::new(problem, remedy)));
     }
-    let wrong = names
-        .into_iter()
-        .find(|name| name.is_empty() || is_reserved(name));
-    wrong.map_or(Ok(()), |name| {
-        Err(Problem::new(
-            format!("names the header {}, which is reserved", shown(name)),
-            "choose a name other than `id` and `outboxd_…`",
-        ))
-    })
+    Ok(())
 }
 
 #[cfg(test)]

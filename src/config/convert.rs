@@ -31,15 +31,36 @@ pub(super) fn property(setting: Setting) -> Result<String, Problem> {
     }
 }
 
-/// A list, or a text with commas.
+/// A list; or a text, as a variable has it: with commas, or an array as TOML and JSON write it.
 pub(super) fn list(setting: Setting) -> Result<Vec<String>, Problem> {
     match setting {
         Setting::List(elements) => elements.into_iter().map(text).collect(),
         Setting::Text(text) if text.trim().is_empty() => Ok(Vec::new()),
+        Setting::Text(text) if is_array(text.trim()) => array(text.trim()),
         Setting::Text(text) => Ok(text.split(',').map(|part| part.trim().to_owned()).collect()),
         _ => Err(Problem::new("is not a list", "write [\"a\", \"b\"]")),
     }
 }
+
+/// An IPv6 address stands in brackets, too, and has a port behind them.
+fn is_array(text: &str) -> bool {
+    let inside = text.strip_prefix('[').map(str::trim_start);
+    inside.is_some_and(|inside| inside.ends_with(']') || inside.starts_with(['"', '\'']))
+}
+
+fn array(text: &str) -> Result<Vec<String>, Problem> {
+    let parsed = text.parse::<toml_edit::Value>().ok();
+    let Some(array) = parsed.as_ref().and_then(toml_edit::Value::as_array) else {
+        let problem = "begins with a bracket and is not a list in brackets";
+        return Err(Problem::new(problem, LIST));
+    };
+    let elements = array.iter().map(|element| element.as_str());
+    let elements: Option<Vec<&str>> = elements.collect();
+    let elements = elements.ok_or_else(|| Problem::new("holds what is not a text", LIST))?;
+    Ok(elements.into_iter().map(str::to_owned).collect())
+}
+
+const LIST: &str = "write a,b or [\"a\", \"b\"]";
 
 pub(super) fn truth(setting: Setting) -> Result<bool, Problem> {
     match setting {
@@ -87,8 +108,9 @@ pub(super) fn duration(setting: Setting) -> Result<Duration, Problem> {
         Setting::Text(text) => humantime::parse_duration(text).ok(),
         _ => None,
     };
-    let problem = match setting {
+    let problem = match &setting {
         Setting::Integer(_) | Setting::Float(_) => "has no unit",
+        Setting::Text(text) if text.trim().parse::<f64>().is_ok() => "has no unit",
         _ => "is not a duration",
     };
     let remedy = "write a text with a unit, such as \"100ms\", \"4s\" or \"7d\"";
@@ -105,17 +127,35 @@ pub(super) fn duration_or_none(setting: Setting) -> Result<Option<Duration>, Pro
 
 /// A size in bytes: 33554432, or "32MiB".
 pub(super) fn bytes(setting: Setting) -> Result<usize, Problem> {
-    let bytes = match setting {
-        Setting::Integer(number) => usize::try_from(number).ok(),
-        Setting::Text(text) => bytes_of(&text),
+    let bytes = match &setting {
+        Setting::Integer(number) => usize::try_from(*number).ok(),
+        Setting::Text(text) => bytes_of(text),
         _ => None,
     };
     bytes.filter(|&bytes| bytes > 0).ok_or_else(|| {
-        Problem::new(
-            "is not a size above zero",
-            "write bytes such as 33554432, or a text with kB, MB, GB, KiB, MiB or GiB, such as \"32MiB\"",
-        )
+        let meant = match &setting {
+            Setting::Text(text) => meant_bytes(text),
+            _ => None,
+        };
+        let meant = meant.map_or(String::new(), |meant| format!("did you mean {meant:?}? "));
+        let form = "write bytes such as 33554432, or a text with kB, MB, GB, KiB, MiB or GiB, such as \"32MiB\"";
+        Problem::new("is not a size above zero", format!("{meant}{form}"))
     })
+}
+
+/// The size with the unit that somebody has spelt in another way.
+fn meant_bytes(text: &str) -> Option<String> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at(digits);
+    let unit = match unit.trim().to_lowercase().chars().next()? {
+        'k' => "KiB",
+        'm' => "MiB",
+        'g' => "GiB",
+        _ => return None,
+    };
+    let meant = format!("{number}{unit}");
+    bytes_of(&meant).filter(|bytes| *bytes > 0).map(|_| meant)
 }
 
 fn bytes_of(text: &str) -> Option<usize> {
@@ -250,4 +290,34 @@ fn choice<T: Copy>(setting: Setting, choices: &[(&str, T)]) -> Result<T, Problem
         format!("= {} is none of {names}", shown(&text)),
         remedy,
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_in_a_variable_has_commas_or_brackets() {
+        let read = |text: &str| list(Setting::Text(text.to_owned())).ok().unwrap();
+        for text in [
+            "a:1,b:2",
+            " a:1 , b:2 ",
+            "[\"a:1\", \"b:2\"]",
+            "['a:1','b:2',]",
+            "[\"a:1\",\n \"b:2\"]",
+        ] {
+            assert_eq!(read(text), ["a:1", "b:2"], "{text}");
+        }
+        assert_eq!(read("[::1]:9092,[::2]:9092"), ["[::1]:9092", "[::2]:9092"]);
+        assert_eq!(read("[]"), Vec::<String>::new());
+        for text in [
+            "[a:1, b:2]",
+            "[\"a:1\", 2]",
+            "[\"a:1\"",
+            "[[\"a\"]]",
+            "['a']b",
+        ] {
+            assert!(list(Setting::Text(text.to_owned())).is_err(), "{text}");
+        }
+    }
 }

@@ -19,7 +19,7 @@ pub(super) fn entries(file: &str, text: &str) -> Result<Vec<Entry>, ConfigError>
             file: file.to_owned(),
             line,
             column,
-            problem: wording(error.message()),
+            problem: other_format(text).unwrap_or_else(|| wording(error.message())),
         }
     })?;
     let mut walk = Walk {
@@ -88,6 +88,37 @@ fn place(text: &str, offset: usize) -> (usize, usize) {
     let line = before.matches('\n').count() + 1;
     let column = before.chars().rev().take_while(|&c| c != '\n').count() + 1;
     (line, column)
+}
+
+/// What the file is written in, where its first line shows that it is not TOML.
+fn other_format(text: &str) -> Option<&'static str> {
+    let mut lines = text.lines().map(str::trim_end);
+    let line = lines.find(|line| !line.trim().is_empty() && !line.starts_with('#'))?;
+    let is_name = |name: &str| {
+        let is_part = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+        !name.is_empty() && name.chars().all(is_part)
+    };
+    if line.starts_with('{') {
+        return Some(
+            "this looks like JSON; write TOML, such as [source] and below it table = \"public.outbox\"",
+        );
+    }
+    if line.starts_with("---") || line.split_once(':').is_some_and(|(name, _)| is_name(name)) {
+        return Some(
+            "this looks like YAML; write TOML, such as [source] and below it table = \"public.outbox\"",
+        );
+    }
+    if line.starts_with("export ") || line.starts_with("OUTBOXD_") {
+        return Some(
+            "this looks like a file of variables; set them in the environment, or write TOML, such as [source]",
+        );
+    }
+    if line.starts_with('<') {
+        return Some(
+            "this looks like XML; write TOML, such as [source] and below it table = \"public.outbox\"",
+        );
+    }
+    None
 }
 
 /// Our words for the parser's message, which may quote the file.
@@ -207,6 +238,26 @@ mod tests {
                 "o.toml:2:1: not valid TOML: this name is a value",
             ),
             ("b = 100ms", "o.toml:1:8: not valid TOML: "),
+            (
+                "source:\n  url: x",
+                "o.toml:1:7: not valid TOML: this looks like YAML; write TOML",
+            ),
+            (
+                "# mine\n---\nsource:",
+                "o.toml:2:4: not valid TOML: this looks like YAML; write TOML",
+            ),
+            (
+                "{\"source\": {}}",
+                "o.toml:1:1: not valid TOML: this looks like JSON; write TOML",
+            ),
+            (
+                "export OUTBOXD_SOURCE__URL=x",
+                "o.toml:1:8: not valid TOML: this looks like a file of variables; set them in the environment",
+            ),
+            (
+                "<config/>",
+                "o.toml:1:1: not valid TOML: this looks like XML; write TOML",
+            ),
         ] {
             let error = start(text);
             assert!(error.starts_with(expected), "{text:?}: {error}");

@@ -27,6 +27,12 @@ pub(super) fn check(name: &str, value: &str) -> Result<(), Problem> {
             format!("remove it, and write one of {MECHANISMS} as \"sasl.mechanism\""),
         ));
     }
+    if has_unit(name, value) {
+        return Err(Problem::new(
+            "is no number, and librdkafka would drop what stands behind it",
+            "write the number alone: its unit is in the property's name",
+        ));
+    }
     // A file's content is a text that any of these properties takes.
     let value = match value.starts_with("${file:") {
         true => "x",
@@ -54,6 +60,21 @@ fn meant(name: &str) -> String {
                 .to_owned()
         }
     }
+}
+
+/// A number with a unit, of which librdkafka reads the number and drops the rest.
+fn has_unit(name: &str, value: &str) -> bool {
+    let is_number = [
+        ".ms",
+        ".bytes",
+        ".kbytes",
+        ".messages",
+        ".max",
+        ".size",
+        ".level",
+    ];
+    let begins = value.starts_with(|c: char| c.is_ascii_digit());
+    begins && value.parse::<f64>().is_err() && is_number.iter().any(|end| name.ends_with(end))
 }
 
 /// By librdkafka's own words, of which only numbers are kept: they may quote the value.

@@ -4,7 +4,7 @@
 
 use super::error::{Problem, shown};
 use super::kafka_security::check_file;
-use super::{LimitsConfig, kafka_names};
+use super::{LimitsConfig, check, kafka_names};
 
 /// Which partitioners are accepted.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -22,6 +22,15 @@ pub(super) fn check(
     limits: &LimitsConfig,
 ) -> Result<(), Problem> {
     check_file(name, value)?;
+    if check::holds_placeholder(value) {
+        return Err(Problem::new(
+            "holds a placeholder, and outboxd fills none in",
+            format!(
+                "set the variable OUTBOXD_KAFKA__PROPERTIES__{}, or write a secret as \"${{file:/run/secrets/…}}\"",
+                name.to_uppercase().replace('.', "_")
+            ),
+        ));
+    }
     if name == "partitioner" && partitioners == Partitioners::Any {
         return Ok(());
     }

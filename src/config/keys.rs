@@ -41,6 +41,7 @@ pub(super) const KEYS: &[Key] = &[
     key("source.start", Unset(r#""all""#), "What happens to rows older than the relay: \"all\" or \"now\" (skip them); asked for only when it is unclear."),
     key("source.order_column", Unset(r#""created_at""#), "Orders rows where `seq` does not, with \"sent_at\" or \"delete\": for polling and for what stands before a slot."),
     key("source.retention", Value(r#""none""#), "How long rows are kept before those that were sent are removed, such as \"7d\"; \"none\": the relay removes none."),
+    key("source.columns", Table(r#"id = "event_id""#), "Columns that have other names: the name that outboxd expects = \"the table's\". `outboxd check` proposes them."),
     key("source.polling.interval", Value(r#""100ms""#), "Pause after a read that found less than a full batch."),
     key("source.polling.batch_rows", Value("2000"), "Rows read at once."),
     key("source.replication.slot", Unset(r#""outboxd_shop__public__outbox""#), "The replication slot; default: the one that the state knows, else `outboxd_`, database, schema and table in [a-z0-9_]."),
@@ -129,6 +130,24 @@ pub(super) fn paths() -> impl Iterator<Item = &'static str> {
     KEYS.iter().map(|key| key.path)
 }
 
+/// The keys and sections that stand right in a section, or in the file as a whole.
+pub(super) fn names_in(section: &str) -> Vec<&'static str> {
+    let mut names = Vec::new();
+    for path in paths() {
+        let rest = match section {
+            "" => Some(path),
+            section => path
+                .strip_prefix(section)
+                .and_then(|rest| rest.strip_prefix('.')),
+        };
+        let name = rest.and_then(|rest| rest.split('.').next());
+        if let Some(name) = name.filter(|name| !names.contains(name)) {
+            names.push(name);
+        }
+    }
+    names
+}
+
 /// The key or section that somebody meant who wrote `key`.
 ///
 /// The same last name in another section wins, then the nearest spelling, if it is near.
@@ -156,6 +175,7 @@ pub fn reference_toml() -> String {
         "# Every setting of outboxd with its default. What has no default stands behind `#`.\n\
          # Read by --config FILE, else by the name in OUTBOXD_CONFIG, else as /etc/outboxd/outboxd.toml.\n\
          # A variable such as OUTBOXD_SOURCE__MODE goes over `source.mode` in this file.\n\
+         # In a variable a list has commas or brackets: OUTBOXD_KAFKA__BROKERS=k1:9092,k2:9092, or ='[\"k1:9092\", \"k2:9092\"]'.\n\
          # Durations are text with a unit: \"100ms\", \"4s\", \"7d\".\n",
     );
     let mut section = "";

@@ -1,19 +1,20 @@
 //! From layers of settings to a configuration, collecting every error on the way.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::error::{self, Problem};
+use super::error::Problem;
 use super::kafka_properties::{self, Partitioners};
 use super::kafka_security;
-use super::keys::{self, Place};
-use super::settings::{Entry, Setting, Settings, written};
+use super::keys;
+use super::known::known;
+use super::settings::{Setting, Settings, written};
 use super::{
     AdminConfig, CatchUpFrom, Config, ConfigError, ConfigErrors, FaultPolicy, FaultsConfig,
     KafkaConfig, LeaseConfig, LimitsConfig, LogConfig, Mark, Mode, OnLostSlot, Origin,
     PollingConfig, ReplicationConfig, RouteConfig, Secret, ShutdownConfig, SourceConfig,
-    TopicsConfig, UrlSource, check, convert, document, environment,
+    TopicsConfig, UrlSource, check, columns, convert, document, environment,
 };
 
 /// What becomes of the file that `source.url_file` names.
@@ -86,94 +87,6 @@ pub(super) fn parse(
     Err(ConfigErrors::new(reader.errors))
 }
 
-/// Keeps what names a key; everything else is an error, once for a whole section.
-fn known(entries: Vec<Entry>, errors: &mut Vec<ConfigError>) -> Vec<Entry> {
-    let mut reported: BTreeSet<Vec<String>> = BTreeSet::new();
-    let mut kept: Vec<Entry> = Vec::new();
-    for entry in entries {
-        if (1..entry.path.len()).any(|depth| reported.contains(&entry.path[..depth])) {
-            continue;
-        }
-        let twin = kept.iter().find(|other| other.path == entry.path);
-        match twin.map_or_else(|| refusal(&entry), |twin| Some(twice(&entry, twin))) {
-            Some(error) => {
-                reported.insert(entry.path);
-                errors.push(error);
-            }
-            None => {
-                if entry.setting == Setting::Table && is_single(&entry.path) {
-                    // Its value is refused as a section; what stands below would be refused a second time.
-                    reported.insert(entry.path.clone());
-                }
-                kept.push(entry);
-            }
-        }
-    }
-    kept
-}
-
-/// Two spellings of one key, such as a property with and without quotes.
-fn twice(entry: &Entry, twin: &Entry) -> ConfigError {
-    let problem = Problem::new(
-        format!("is given a second time, first by {}", twin.origin),
-        "remove one of them",
-    );
-    problem.at(entry.origin.clone(), &error::shown_name(&entry.key()))
-}
-
-/// The path is a key with one value.
-fn is_single(path: &[String]) -> bool {
-    match keys::place(path) {
-        Place::Key(key) => !matches!(key.preset, keys::Preset::Table(_)),
-        _ => false,
-    }
-}
-
-fn refusal(entry: &Entry) -> Option<ConfigError> {
-    let key = error::shown_name(&entry.key());
-    let at = entry.origin.clone();
-    let is_section = entry.setting == Setting::Table;
-    let problem = match keys::place(&entry.path) {
-        Place::Section if is_section => return None,
-        Place::Section => Problem::new(
-            "is a section and has no value",
-            format!("write [{key}] on a line of its own"),
-        ),
-        Place::Key(keys::Key {
-            preset: keys::Preset::Table(_),
-            ..
-        }) if !is_section => Problem::new(
-            "is a section and has no value",
-            format!("write [{key}] on a line of its own"),
-        ),
-        Place::Key(_) | Place::Name => return None,
-        Place::BelowKey(parent) => Problem::new(
-            format!("stands below `{}`, which is a value", parent.path),
-            format!("write `{}` alone", parent.path),
-        ),
-        Place::Later(reason) => Problem::new(
-            "is not there yet in this version",
-            format!("remove it: {reason}"),
-        ),
-        Place::Unknown => {
-            let remedy = match keys::meant(&key) {
-                Some(meant) => match &at {
-                    Origin::Environment { .. } => {
-                        format!("did you mean {}?", environment::variable_of(meant))
-                    }
-                    _ => format!("did you mean `{meant}`?"),
-                },
-                None if key.starts_with("kafka.") => {
-                    "a property of librdkafka belongs under [kafka.properties]".to_owned()
-                }
-                None => "config/outboxd.toml lists every key".to_owned(),
-            };
-            return Some(ConfigError::UnknownKey { at, key, remedy });
-        }
-    };
-    Some(problem.at(at, &key))
-}
-
 /// Reads one key after the other and notes what is wrong; a wrong one reads as its type's default.
 struct Reader<'a> {
     settings: &'a Settings,
@@ -241,6 +154,7 @@ impl Reader<'_> {
             url: self.url(),
             mode,
             table,
+            columns: columns::read(self.settings, &mut self.errors),
             mark,
             start: self.optional("source.start", convert::start, |_| Ok(())),
             retention: self.retention(mark),
@@ -372,8 +286,8 @@ impl Reader<'_> {
             self.refuse("route.topic", problem);
         }
         let headers = self.names("route.headers", convert::text);
-        if let Err(problem) = check::headers(&headers) {
-            self.refuse("route.headers", problem);
+        if let Err((column, problem)) = check::headers(&headers) {
+            self.refuse(&format!("route.headers.{column}"), problem);
         }
         RouteConfig {
             topic,

@@ -84,7 +84,7 @@ fn stands_for_itself(part: &str) -> bool {
 }
 
 /// Eight hexadecimal digits that stay the same for ever (FNV-1a).
-fn digest(text: &str) -> String {
+pub(crate) fn digest(text: &str) -> String {
     let step = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
     format!("{:08x}", text.bytes().fold(0x811c_9dc5, step))
 }

@@ -5,36 +5,64 @@ use std::fmt::Write as _;
 
 use super::DeadLetter;
 use crate::blocked::remedy;
-use crate::blocked::text::{aggregate, plain, row, width};
+use crate::blocked::text::{REASON_WIDTH, WIDTH_MIN, aggregate, cut, fit, plain, row, width};
 
-/// A list of letters, one line for each.
-pub struct Lines<'a>(pub &'a [DeadLetter]);
+/// A list of letters, one line for each, none wider than the terminal where there is one.
+pub struct Lines<'a> {
+    pub letters: &'a [DeadLetter],
+    pub terminal: Option<usize>,
+}
+
+/// All columns but those of aggregates, rows and reasons, with the blanks between.
+const FIXED_WIDTH: usize = 6 + 2 + 2 + 2 + 20 + 2 + 5 + 2;
+/// A uuid.
+const ROW_WIDTH: usize = 36;
+
+/// How wide the columns of aggregates and of rows are: half each of what a narrow terminal leaves them.
+fn widths(longest: usize, terminal: Option<usize>) -> (usize, usize) {
+    let Some(columns) = terminal else {
+        return (longest, ROW_WIDTH);
+    };
+    let room = columns.saturating_sub(FIXED_WIDTH + REASON_WIDTH);
+    let name = longest.min(room.saturating_sub(ROW_WIDTH).max(room / 2));
+    let row = ROW_WIDTH.min(room.saturating_sub(name));
+    (name.max(WIDTH_MIN), row.max(WIDTH_MIN))
+}
 
 impl fmt::Display for Lines<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<String> = self.0.iter().map(DeadLetter::name).collect();
-        let width = width(&names, "AGGREGATE");
-        write!(
-            f,
-            "{:>6}  {:<width$}  {:<36}  {:<20}  {:>5}  REASON",
-            "NUMBER", "AGGREGATE", "ROW", "SINCE", "TRIES"
-        )?;
-        for (letter, name) in self.0.iter().zip(names) {
+        let names: Vec<String> = self.letters.iter().map(DeadLetter::name).collect();
+        let (width, row_width) = widths(width(&names, "AGGREGATE"), self.terminal);
+        let shown = |text: &str, width: usize| match self.terminal {
+            Some(_) => cut(text, width).into_owned(),
+            None => text.to_owned(),
+        };
+        let heading = format!(
+            "{:>6}  {:<width$}  {:<row_width$}  {:<20}  {:>5}  REASON",
+            "NUMBER",
+            shown("AGGREGATE", width),
+            "ROW",
+            "SINCE",
+            "TRIES"
+        );
+        f.write_str(&fit(heading, self.terminal))?;
+        for (letter, name) in self.letters.iter().zip(names) {
+            let name = shown(&name, width);
             let (id, row_id, since, attempts) = (
                 letter.id,
-                plain(&letter.row_id),
+                shown(&plain(&letter.row_id), row_width),
                 &letter.since,
                 letter.attempts,
             );
-            write!(
-                f,
-                "\n{id:>6}  {name:<width$}  {row_id:<36}  {since:<20}  {attempts:>5}  {}",
+            let mut text = format!(
+                "{id:>6}  {name:<width$}  {row_id:<row_width$}  {since:<20}  {attempts:>5}  {}",
                 letter.reason
-            )?;
+            );
             if letter.state != "dead" {
                 let (state, by) = (&letter.state, letter.by());
-                write!(f, " ({state} at {}{by})", letter.at)?;
+                text += &format!(" ({state} at {}{by})", letter.at);
             }
+            write!(f, "\n{}", fit(text, self.terminal))?;
         }
         Ok(())
     }
@@ -107,4 +135,52 @@ pub(super) fn readable(value: &[u8]) -> String {
         let _ = write!(hex, "{byte:02x}");
     }
     hex
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_line_of_a_list_is_wider_than_the_terminal() {
+        let text = str::to_owned;
+        let letter = |aggregate_id: &str| DeadLetter {
+            id: 4711,
+            aggregate_type: Some(text("customer-subscription")),
+            aggregate_id: Some(text(aggregate_id)),
+            row_id: text("0198c0de-7a11-7000-8000-00000000000a"),
+            row_seq: None,
+            since: text("2026-11-30T22:00:00Z"),
+            reason: text("headers_invalid"),
+            error: String::new(),
+            attempts: 1,
+            state: text("replay"),
+            actor: Some(text("somebody@host")),
+            note: None,
+            at: text("2026-11-30T22:10:00Z"),
+            bytes: 12,
+            blocked: None,
+            content: None,
+            blocked_key: None,
+        };
+        let letters = ["0198c0de-7a11-7000-8000-000000000001", "7"].map(letter);
+        for columns in [60, 80, 100, 120, 200] {
+            let terminal = Some(columns);
+            let list = Lines {
+                letters: &letters,
+                terminal,
+            }
+            .to_string();
+            let widest = list.lines().map(|line| line.chars().count()).max();
+            assert!(widest <= Some(columns), "{columns}: {list}");
+            let shown = ["\n  4711  ", "custom", "0198c0d", "2026-11-30T22:0"];
+            assert!(shown.iter().all(|part| list.contains(part)), "{list}");
+        }
+        let list = Lines {
+            letters: &letters,
+            terminal: None,
+        };
+        let whole = "0198c0de-7a11-7000-8000-000000000001  0198c0de-7a11-7000-8000-00000000000a";
+        assert!(list.to_string().contains(whole), "{list}");
+    }
 }

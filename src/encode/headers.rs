@@ -32,7 +32,7 @@ pub(super) struct HeaderColumns {
 impl HeaderColumns {
     pub(super) fn new(route: &RouteConfig, layout: &Layout) -> Result<Self, EncodeError> {
         let standing = STANDING.iter().filter_map(|name| {
-            let column = layout.column(name)?;
+            let column = layout.ours(name)?;
             Some((column, Arc::from(*name)))
         });
         let mut columns: Vec<_> = standing.collect();

@@ -189,8 +189,9 @@ impl Keep {
         let (table, id) = (layout.sql_name(), layout.text_of(layout.id));
         let seqs: Vec<i64> = missing.iter().filter_map(|(seq, _)| *seq).collect();
         let found = if seqs.len() == missing.len() {
+            let seq = layout.names.sql("seq");
             let sql = format!(
-                "SELECT o.seq::int8, {id} FROM {table} AS o WHERE o.seq = ANY ($1::int8[])"
+                "SELECT o.{seq}::int8, {id} FROM {table} AS o WHERE o.{seq} = ANY ($1::int8[])"
             );
             client.query(&sql, &[&seqs]).await
         } else {

@@ -139,12 +139,12 @@ pub async fn release(
 /// dead letter was marked where rows are marked one by one.
 fn stands_in(layout: &Layout) -> String {
     let is_same = match layout.seq {
-        Some(_) => "o.seq = k.seq".to_owned(),
+        Some(_) => format!("o.{} = k.seq", layout.names.sql("seq")),
         None => format!("{} = k.row_id", layout.text_of(layout.id)),
     };
     let is_unsent = match layout.sent_at {
-        Some(_) => "AND o.sent_at IS NULL",
-        None => "",
+        Some(_) => format!("AND o.{} IS NULL", layout.names.sql("sent_at")),
+        None => String::new(),
     };
     format!(
         "EXISTS (SELECT FROM {} o WHERE {is_same} {is_unsent})",

@@ -5,7 +5,8 @@ use std::fmt;
 use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::Row;
 
-use super::{InspectError, qualified};
+use super::{InspectError, qualified, suggest};
+use crate::columns::{ColumnNames, Mapped, OURS, is_mandatory};
 use crate::outbox::{Column, Layout};
 
 /// One live column as the catalog describes it.
@@ -55,6 +56,11 @@ pub(super) const ATTRIBUTES: &str = "
     ORDER BY a.attnum";
 
 impl Attribute {
+    /// It draws its own numbers.
+    pub(super) fn is_counter(&self) -> bool {
+        !self.identity.is_empty() || self.default.contains("nextval(")
+    }
+
     pub(super) fn read(row: &Row) -> Self {
         Self {
             name: row.get("attname"),
@@ -93,7 +99,7 @@ impl fmt::Display for WrongType {
 
 /// What a column must be to be used.
 #[derive(Clone, Copy)]
-enum Wanted {
+pub(super) enum Wanted {
     /// Anything whose text is a name or a key: no bytes, no JSON, no array.
     Word,
     Payload,
@@ -103,7 +109,7 @@ enum Wanted {
 }
 
 impl Wanted {
-    fn takes(self, type_name: &str) -> bool {
+    pub(super) fn takes(self, type_name: &str) -> bool {
         let base = type_name.split('(').next().unwrap_or_default();
         match self {
             Self::Word => !matches!(base, "bytea" | "json" | "jsonb") && !base.ends_with(']'),
@@ -148,19 +154,35 @@ pub(super) fn layout(
     schema: &str,
     table: &str,
     attributes: &[Attribute],
+    names: &ColumnNames,
 ) -> Result<Layout, InspectError> {
     let column = |one: &Attribute| Column::new(&one.name, &one.type_name);
     let columns = attributes.iter().map(column).collect();
-    let Some(found) = Layout::find(schema, table, columns) else {
-        let names = || attributes.iter().map(|one| one.name.as_str());
-        let mandatory = ["id", "aggregatetype", "aggregateid", "payload"];
-        let missing = mandatory
-            .into_iter()
-            .filter(|&name| names().all(|other| other != name));
+    let present = || attributes.iter().map(|one| one.name.as_str());
+    let has = |name: &str| present().any(|one| one == name);
+    let unknown: Vec<String> = names
+        .iter()
+        .filter(|(_, mapped)| !has(&mapped.name))
+        .map(|(ours, mapped)| unknown(ours, mapped, present()))
+        .collect();
+    if !unknown.is_empty() {
+        return Err(InspectError::UnknownColumns {
+            table: format!("{schema}.{table}"),
+            unknown,
+            present: ticked(present()),
+        });
+    }
+    let Some(found) = Layout::find_mapped(schema, table, columns, names) else {
+        let mandatory = OURS.into_iter().filter(|ours| is_mandatory(ours));
+        let missing: Vec<String> = mandatory
+            .filter(|&ours| names.is_taken(ours) || !has(names.of(ours)))
+            .map(|ours| lacking(ours, names))
+            .collect();
         return Err(InspectError::MissingColumns {
             table: format!("{schema}.{table}"),
-            missing: ticked(missing),
-            present: ticked(names()),
+            missing: missing.join(", "),
+            present: ticked(present()),
+            mapping: suggest::mapping(attributes, names).into(),
         });
     };
     let wrong = wrong_types(&found);
@@ -171,6 +193,25 @@ pub(super) fn layout(
         table: format!("{schema}.{table}"),
         wrong,
     })
+}
+
+/// A column that the table does not have, as the configuration names it.
+fn unknown<'a>(ours: &str, mapped: &Mapped, present: impl Iterator<Item = &'a str>) -> String {
+    let Mapped { name, at } = mapped;
+    let distance =
+        |one: &str| strsim::damerau_levenshtein(&one.to_lowercase(), &name.to_lowercase());
+    let nearest = present.min_by_key(|one| distance(one));
+    let meant = nearest.filter(|one| distance(one) <= (name.len() / 4).clamp(1, 3));
+    let meant = meant.map_or(String::new(), |one| format!(" (did you mean {one:?}?)"));
+    format!("{at}: `source.columns.{ours}` names `{name}`{meant}")
+}
+
+/// A mandatory column that is not there.
+fn lacking(ours: &str, names: &ColumnNames) -> String {
+    match names.iter().find(|(_, mapped)| mapped.name == ours) {
+        Some((other, _)) => format!("`{ours}` besides the one that `source.columns.{other}` names"),
+        None => format!("`{ours}`"),
+    }
 }
 
 fn ticked<'a>(names: impl Iterator<Item = &'a str>) -> String {
@@ -301,129 +342,4 @@ fn is_short(column: &Column, value_bytes_max: usize) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn attributes(columns: &[(&str, &str)]) -> Vec<Attribute> {
-        let attribute = |(name, type_name): &(&str, &str)| Attribute {
-            name: (*name).to_owned(),
-            type_name: (*type_name).to_owned(),
-            ..Attribute::default()
-        };
-        columns.iter().map(attribute).collect()
-    }
-
-    const FIVE: [(&str, &str); 5] = [
-        ("id", "uuid"),
-        ("aggregatetype", "character varying(255)"),
-        ("aggregateid", "character varying(255)"),
-        ("type", "character varying(255)"),
-        ("payload", "jsonb"),
-    ];
-
-    #[test]
-    fn debeziums_five_columns_are_enough() {
-        let layout = layout("public", "outbox", &attributes(&FIVE)).unwrap();
-        assert_eq!((layout.id, layout.payload), (0, 4));
-        assert_eq!(
-            (layout.seq, layout.sent_at, layout.headers),
-            (None, None, None)
-        );
-    }
-
-    #[test]
-    fn a_missing_column_is_named_with_those_there_are() {
-        let error = layout(
-            "public",
-            "outbox",
-            &attributes(&[("id", "uuid"), ("Payload", "json")]),
-        );
-        assert_eq!(
-            error.unwrap_err().to_string(),
-            "table `public.outbox` has no column `aggregatetype`, `aggregateid`, `payload`; its columns are `id`, `Payload`"
-        );
-    }
-
-    #[test]
-    fn a_wrong_type_comes_with_the_statement_that_changes_it() {
-        let mut columns = FIVE.to_vec();
-        columns.push(("seq", "text"));
-        let error = layout("public", "out\"box", &attributes(&columns)).unwrap_err();
-        let InspectError::WrongTypes { wrong, .. } = &error else {
-            panic!("{error}");
-        };
-        assert_eq!(
-            wrong[0].remedy,
-            "ALTER TABLE \"public\".\"out\"\"box\" ALTER COLUMN \"seq\" TYPE bigint USING \"seq\"::bigint;"
-        );
-        assert!(error.to_string().ends_with("`seq` is text, wanted bigint"));
-    }
-
-    #[test]
-    fn a_payload_may_be_json_text_or_bytes_and_nothing_else() {
-        for type_name in ["jsonb", "json", "text", "character varying(10)", "bytea"] {
-            assert!(Wanted::Payload.takes(type_name), "{type_name}");
-        }
-        for type_name in ["xml", "integer", "json[]", "oid"] {
-            assert!(!Wanted::Payload.takes(type_name), "{type_name}");
-        }
-    }
-
-    fn typed(type_name: &str) -> Column {
-        Column {
-            name: "c".to_owned(),
-            type_name: type_name.to_owned(),
-            is_bytea: type_name == "bytea",
-        }
-    }
-
-    #[test]
-    fn the_select_list_keeps_bytes_and_prints_all_else_as_pgoutput_does() {
-        let texts =
-            ["uuid", "character(8)", "text", "bytea"].map(|name| select_column(&typed(name)));
-        assert_eq!(
-            texts,
-            [
-                "o.\"c\"::text",
-                "CASE WHEN o.\"c\" IS DISTINCT FROM NULL THEN pg_catalog.format('%s', o.\"c\") END",
-                "o.\"c\"::text",
-                "o.\"c\""
-            ]
-        );
-    }
-
-    #[test]
-    fn every_value_that_may_be_large_is_measured_before_it_is_read() {
-        let short = [
-            "uuid",
-            "bigint",
-            "timestamp with time zone",
-            "character varying(255)",
-        ];
-        for type_name in short {
-            assert_eq!(size(&typed(type_name), 1_000_000), None, "{type_name}");
-        }
-        for type_name in [
-            "text",
-            "bytea",
-            "character varying",
-            "character varying(1000000)",
-        ] {
-            let size = size(&typed(type_name), 1_000_000).unwrap();
-            assert_eq!(size, "pg_catalog.octet_length(o.\"c\")", "{type_name}");
-        }
-        for type_name in ["json", "jsonb", "xml", "numeric", "text[]", "public.mood"] {
-            let size = size(&typed(type_name), 1_000_000).unwrap();
-            assert!(size.contains("pg_column_size"), "{type_name}");
-        }
-    }
-
-    #[test]
-    fn a_measured_column_comes_with_its_size() {
-        let layout = layout("public", "outbox", &attributes(&FIVE)).unwrap();
-        let selection = select_columns(&layout, 1_000);
-        assert_eq!(selection.measured, [1, 2, 3, 4]);
-        let last = "size.c1, size.c2, size.c3, size.c4";
-        assert!(selection.columns.ends_with(last), "{}", selection.columns);
-    }
-}
+mod tests;

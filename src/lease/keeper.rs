@@ -11,8 +11,8 @@ use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
 use super::{
-    Decision, Holder, LeaseError, LeaseState, Owner, Role, Server, Standby, since_boot, statements,
-    suspension,
+    Decision, Holder, LeaseError, LeaseState, Owner, Role, Server, Standby, owner::shown,
+    since_boot, statements, suspension,
 };
 use crate::config::UrlSource;
 use crate::postgres::{self, Class, ConnectOptions, PostgresError, Session};
@@ -286,7 +286,12 @@ impl Keeper {
     }
 
     fn lost(&mut self, by: String, epoch: i64) -> Duration {
-        error!(outbox = self.outbox, epoch, by, "lost the lease");
+        error!(
+            outbox = self.outbox,
+            epoch,
+            by = shown(&by),
+            "lost the lease"
+        );
         self.part = Part::Standby(Standby::default());
         self.set_role(Role::Lost { by, epoch });
         READ_EVERY
@@ -296,7 +301,8 @@ impl Keeper {
         if self.noise.holder_is_news(&holder) {
             info!(
                 outbox = self.outbox,
-                holder, "another relay holds the lease"
+                holder = shown(&holder),
+                "another relay holds the lease"
             );
         }
         self.set_role(Role::Standby { holder });

@@ -75,6 +75,16 @@ impl Owner {
     }
 }
 
+/// An owner's text for people: its process and its machine; the text itself where it says neither.
+pub fn shown(text: &str) -> String {
+    match text.split('/').collect::<Vec<_>>()[..] {
+        [host, _, _, pid, _, _] if host != UNKNOWN && !host.is_empty() => {
+            format!("pid {pid} on {host}")
+        }
+        _ => text.to_owned(),
+    }
+}
+
 /// An owner's text, taken apart; exists only where every part is known.
 struct Parts<'a> {
     place: [&'a str; 3],
@@ -244,5 +254,16 @@ mod tests {
     fn with(owner: &Owner, pid: u32, start: u64) -> String {
         let place: Vec<&str> = owner.as_str().split('/').take(3).collect();
         format!("{}/{pid}/{start}/abcdef", place.join("/"))
+    }
+
+    #[test]
+    fn a_holder_is_named_by_its_process_and_its_machine() {
+        let host = line(Path::new("/proc/sys/kernel/hostname")).expect("a machine has a name");
+        let owner = Owner::this_process();
+        let pid = std::process::id();
+        assert_eq!(shown(owner.as_str()), format!("pid {pid} on {host}"));
+        for text in ["somebody", "-/b/n/1/2/3", "/b/n/1/2/3", ""] {
+            assert_eq!(shown(text), text);
+        }
     }
 }

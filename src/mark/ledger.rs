@@ -309,13 +309,14 @@ impl Ledger {
         self.open.iter().filter(is_complete).copied().collect()
     }
 
-    /// The audits that are due; run them and hand the results to `audited`.
-    pub fn audits(&self, table: &str) -> Vec<Audit> {
+    /// The audits that are due, of a table and its column of numbers; run them and hand the results to `audited`.
+    pub fn audits(&self, table: &str, seq: &str) -> Vec<Audit> {
         let audit = |segment: i64| Audit {
             tenure: self.tenure.clone(),
             generation: self.generation,
             segment,
             table: table.to_owned(),
+            seq: seq.to_owned(),
             accounted: self.sent.union(&self.skipped),
         };
         self.complete().into_iter().map(audit).collect()

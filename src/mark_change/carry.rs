@@ -60,10 +60,8 @@ pub async fn carry(client: &Client, what: Carry, carried: &Carried<'_>) -> Resul
 
 /// The lowest and the highest number that stand.
 async fn bounds(client: &Client, table: &Table) -> Result<Option<(i64, i64)>, MarkError> {
-    let sql = format!(
-        "SELECT min(seq)::int8, max(seq)::int8 FROM {}",
-        table.name()
-    );
+    let (name, seq) = (table.name(), table.layout.names.sql("seq"));
+    let sql = format!("SELECT min({seq})::int8, max({seq})::int8 FROM {name}");
     let row = client.query_one(&sql, &[]).await;
     let row = row.map_err(MarkError::sql("read the table's numbers"))?;
     let (first, last): (Option<i64>, Option<i64>) = (row.get(0), row.get(1));
@@ -169,11 +167,13 @@ async fn set_sent_at(
     at: &str,
 ) -> Result<u64, MarkError> {
     let table = carried.table.name();
+    let names = &carried.table.layout.names;
+    let (seq, sent_at) = (names.sql("seq"), names.sql("sent_at"));
     let sql = format!(
         "WITH {LEASE}, piece AS (SELECT * FROM unnest($3::int8[], $4::int8[]) AS r (low, high)), \
-         done AS (UPDATE {table} o SET sent_at = $5::text::timestamptz FROM piece, lease \
-                  WHERE o.seq BETWEEN piece.low AND piece.high AND o.sent_at IS NULL) \
-         SELECT (SELECT count(*) FROM {table} o, piece WHERE o.seq BETWEEN piece.low AND piece.high), \
+         done AS (UPDATE {table} o SET {sent_at} = $5::text::timestamptz FROM piece, lease \
+                  WHERE o.{seq} BETWEEN piece.low AND piece.high AND o.{sent_at} IS NULL) \
+         SELECT (SELECT count(*) FROM {table} o, piece WHERE o.{seq} BETWEEN piece.low AND piece.high), \
                 (SELECT count(*) FROM lease)"
     );
     let (lows, highs): (Vec<i64>, Vec<i64>) = piece.iter().copied().unzip();
@@ -188,10 +188,11 @@ async fn unsent(
     carried: &Carried<'_>,
     piece: &[(i64, i64)],
 ) -> Result<u64, MarkError> {
+    let (table, names) = (carried.table.name(), &carried.table.layout.names);
+    let (seq, sent_at) = (names.sql("seq"), names.sql("sent_at"));
     let sql = format!(
-        "SELECT count(*) FROM {} o, unnest($1::int8[], $2::int8[]) AS piece (low, high) \
-         WHERE o.seq BETWEEN piece.low AND piece.high AND o.sent_at IS NULL",
-        carried.table.name()
+        "SELECT count(*) FROM {table} o, unnest($1::int8[], $2::int8[]) AS piece (low, high) \
+         WHERE o.{seq} BETWEEN piece.low AND piece.high AND o.{sent_at} IS NULL"
     );
     let (lows, highs): (Vec<i64>, Vec<i64>) = piece.iter().copied().unzip();
     let row = client.query_one(&sql, &[&lows, &highs]).await;
@@ -225,10 +226,11 @@ async fn enter(
 ) -> Result<u64, MarkError> {
     let layout = &carried.table.layout;
     let (table, id) = (carried.table.name(), layout.text_of(layout.id));
+    let (seq, sent_at) = (layout.names.sql("seq"), layout.names.sql("sent_at"));
     let sql = format!(
-        "WITH {LEASE}, sent AS (SELECT range_agg(int8range(o.seq, o.seq, '[]')) AS numbers, max(o.seq)::int8 AS last_seq, \
-             (array_agg({id} ORDER BY o.seq DESC))[1] AS last_id, count(*) AS rows \
-             FROM {table} o WHERE o.seq BETWEEN $3::int8 AND $4::int8 AND o.sent_at IS NOT NULL), \
+        "WITH {LEASE}, sent AS (SELECT range_agg(int8range(o.{seq}, o.{seq}, '[]')) AS numbers, max(o.{seq})::int8 AS last_seq, \
+             (array_agg({id} ORDER BY o.{seq} DESC))[1] AS last_id, count(*) AS rows \
+             FROM {table} o WHERE o.{seq} BETWEEN $3::int8 AND $4::int8 AND o.{sent_at} IS NOT NULL), \
          entered AS (INSERT INTO outboxd.ledger (outbox, generation, segment, sent, high_lsn, last_seq, last_id, epoch) \
              SELECT $1, $5, $6, numbers, pg_current_wal_insert_lsn(), last_seq, last_id, $2 FROM sent, lease WHERE rows > 0) \
          SELECT (SELECT rows FROM sent), (SELECT count(*) FROM lease)"
@@ -267,10 +269,8 @@ async fn counted(
 
 /// The lowest number above another: gaps cost nothing.
 async fn following(client: &Client, table: &Table, number: i64) -> Result<Option<i64>, MarkError> {
-    let sql = format!(
-        "SELECT min(seq)::int8 FROM {} WHERE seq > $1::int8",
-        table.name()
-    );
+    let (name, seq) = (table.name(), table.layout.names.sql("seq"));
+    let sql = format!("SELECT min({seq})::int8 FROM {name} WHERE {seq} > $1::int8");
     let row = client.query_one(&sql, &[&number]).await;
     Ok(row
         .map_err(MarkError::sql("read the table's numbers"))?

@@ -12,7 +12,7 @@ use crate::inspect::{Table, inspect};
 /// goes on. Where they are not, a new generation begins without a start decision: a number in the old ledger
 /// would hide a row that was never sent.
 pub(super) async fn adopt(client: &Client, names: &Names) -> Result<&'static str, MigrateError> {
-    let table = inspect(client, &names.schema, &names.table).await?;
+    let table = inspect(client, &names.schema, &names.table, &names.columns).await?;
     let now = identity::read(client, &table).await?;
     let tail = identity::ledger_tail(client, &names.outbox()).await?;
     let evidence = identity::evidence(client, &table, names.mark, tail).await?;

@@ -4,6 +4,7 @@ use postgres_protocol::escape::escape_identifier;
 
 use super::standing::LookError;
 use super::{STATE_VERSION, Step, is_denied};
+use crate::check::fit::Refusal;
 use crate::identity::IdentityError;
 use crate::inspect::InspectError;
 use crate::names::NamesError;
@@ -39,6 +40,10 @@ pub enum MigrateError {
         why: &'static str,
         remedy: &'static str,
     },
+    #[error(
+        "table `{table}` does not exist, and `source.columns` names columns of a table that stands"
+    )]
+    NotToBeMade { table: String },
     #[error("table `{table}` does not exist; `outboxd migrate` creates it")]
     NoTable { table: String },
     #[error("cannot wait for another migration to end")]
@@ -65,6 +70,8 @@ pub enum MigrateError {
     NotAdoptable { why: String, remedy: String },
     #[error("role `{role}` may not grant: {}", what(.steps))]
     NotGranted { role: String, steps: Vec<Step> },
+    #[error("nothing was done: {}", reasons(.0))]
+    Obstacles(Vec<Refusal>),
     #[error("schema `{schema}` does not exist")]
     NoSchema { schema: String },
     #[error("{text}")]
@@ -81,6 +88,10 @@ impl MigrateError {
             | Self::NotOurs { remedy, .. }
             | Self::Server { remedy, .. } => Some(remedy.clone()),
             Self::NoSchema { schema } => Some(create_schema(schema)),
+            Self::Obstacles(obstacles) => {
+                let remedies: Vec<&str> = obstacles.iter().map(|one| one.remedy.as_str()).collect();
+                Some(format!("by a superuser or the owner:\n{}", remedies.join("\n")))
+            }
             Self::NotGranted { steps, .. } => Some(format!(
                 "PostgreSQL did not do it and only warned; as the owner of table and schema:\n{}",
                 statements(steps)
@@ -98,6 +109,16 @@ impl MigrateError {
                 let remedies: Vec<&str> = wrong.iter().map(|one| one.remedy.as_str()).collect();
                 Some(remedies.join("\n"))
             }
+            Self::Inspect(InspectError::MissingColumns { mapping, .. }) => Some(format!(
+                "where columns have other names the configuration maps them; by names and types this may be meant:\n{mapping}"
+            )),
+            Self::Inspect(InspectError::UnknownColumns { .. }) => Some(
+                "write the table's own names behind outboxd's in `source.columns`".to_owned(),
+            ),
+            Self::NotToBeMade { .. } => Some(
+                "correct `source.table`; or remove `source.columns`, and `outboxd migrate` creates a table with names of its own"
+                    .to_owned(),
+            ),
             Self::MarkNeedsColumn { .. } => {
                 Some("`outboxd check` says which marks this table allows".to_owned())
             }
@@ -111,6 +132,11 @@ impl MigrateError {
     pub fn is_of_policies(&self) -> bool {
         matches!(self, Self::Look(error) if error.is_of_policies())
     }
+}
+
+fn reasons(obstacles: &[Refusal]) -> String {
+    let texts: Vec<&str> = obstacles.iter().map(|one| one.text.as_str()).collect();
+    texts.join("; ")
 }
 
 fn what(steps: &[Step]) -> String {

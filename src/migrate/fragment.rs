@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 
+use crate::columns::ColumnNames;
+use crate::config::digest;
 use crate::inspect::qualified;
 use crate::mark::ledger::segment_sql;
 
@@ -41,7 +43,7 @@ pub(super) struct Values(BTreeMap<&'static str, String>);
 
 impl Values {
     /// The names that follow from the table's.
-    pub(super) fn new(schema: &str, table: &str) -> Self {
+    pub(super) fn new(schema: &str, table: &str, names: &ColumnNames) -> Self {
         let mut values = Self::default();
         values.set("schema", escape_identifier(schema));
         values.set("table", qualified(schema, table));
@@ -50,7 +52,11 @@ impl Values {
         values.set("id_key", " PRIMARY KEY".to_owned());
         values.set("seq_key", " UNIQUE".to_owned());
         values.set("partitions", String::new());
-        values.set("segment", segment_sql("o.seq"));
+        let seq = names.plain_sql("seq");
+        values.set("segment", segment_sql(&format!("o.{seq}")));
+        values.set("seq", seq);
+        values.set_literal("seq_name", names.of("seq"));
+        values.set("sent_at", names.plain_sql("sent_at"));
         for (word, suffix) in [
             ("sequence", "_seq_seq"),
             ("status_view", "_status"),
@@ -97,13 +103,18 @@ pub(super) fn literal(text: &str) -> String {
     escape_literal(text).trim_start().to_owned()
 }
 
-/// A name that follows from the table's, cut so that its ending survives.
+/// A name that follows from the table's. One that is too long is cut before a digest of the whole, so that tables that
+/// begin alike have objects of their own.
 pub(crate) fn suffixed(table: &str, suffix: &str) -> String {
-    let mut end = table.len().min(NAME_BYTES_MAX - suffix.len());
+    if table.len() + suffix.len() <= NAME_BYTES_MAX {
+        return format!("{table}{suffix}");
+    }
+    let digest = digest(table);
+    let mut end = NAME_BYTES_MAX - suffix.len() - digest.len() - 1;
     while !table.is_char_boundary(end) {
         end -= 1;
     }
-    format!("{}{suffix}", &table[..end])
+    format!("{}_{digest}{suffix}", &table[..end])
 }
 
 /// The text of one step of a file; a file without such a line is one step.
@@ -132,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_name_with_quotes_blanks_and_braces_is_filled_in_once() {
-        let mut values = Values::new("my \"schema\"", "o'{table}");
+        let mut values = Values::new("my \"schema\"", "o'{table}", &ColumnNames::default());
         values.set("sent_at_column", String::new());
         values.set("storage", String::new());
         values.set("sent_at_index", String::new());
@@ -150,7 +161,17 @@ mod tests {
     #[test]
     fn a_long_table_name_keeps_the_ending() {
         let name = suffixed(&"é".repeat(31), "_status");
-        assert!(name.len() <= NAME_BYTES_MAX && name.ends_with("é_status"));
+        assert!(
+            name.len() <= NAME_BYTES_MAX && name.starts_with("éé") && name.ends_with("_status")
+        );
+        let alike =
+            ["a", "b"].map(|last| suffixed(&format!("{}{last}", "o".repeat(62)), "_publish"));
+        assert!(
+            alike[0] != alike[1] && alike[0].len() == NAME_BYTES_MAX,
+            "{alike:?}"
+        );
+        let whole = "o".repeat(NAME_BYTES_MAX - "_status".len());
+        assert_eq!(suffixed(&whole, "_status"), format!("{whole}_status"));
         assert_eq!(suffixed("outbox", "_status"), "outbox_status");
     }
 

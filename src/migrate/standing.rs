@@ -2,8 +2,8 @@
 
 use tokio_postgres::Client;
 
-use super::Names;
 use super::fragment::{state_tables, suffixed};
+use super::{Lacking, Names};
 use crate::inspect::{InspectError, Table, inspect};
 use crate::names::{self as owned, Facts, NamesError};
 use crate::rename::{self, Home, RenameError};
@@ -19,6 +19,8 @@ pub(super) struct Standing {
     pub has_state: bool,
     /// The index by which what is kept is found.
     pub has_index: bool,
+    /// This role may not look into it.
+    pub is_closed: bool,
     /// The version of the state tables.
     pub version: Option<i32>,
     /// Where the state of the table stands.
@@ -112,7 +114,7 @@ impl From<tokio_postgres::Error> for LookError {
 impl Standing {
     /// Looks at all that a migration would make.
     pub(super) async fn look(client: &Client, names: &Names) -> Result<Self, LookError> {
-        let table = match inspect(client, &names.schema, &names.table).await {
+        let table = match inspect(client, &names.schema, &names.table, &names.columns).await {
             Ok(table) => Some(table),
             Err(InspectError::NotFound { .. }) => None,
             Err(error) => return Err(LookError::Inspect(error)),
@@ -126,7 +128,7 @@ impl Standing {
         standing.has_schema = schema.is_some();
         standing.home = rename::home(client, &names.schema, &names.table).await?;
         let key = standing.home.key(&names.outbox()).to_owned();
-        standing.look_at_state(client, &key).await?;
+        standing.look_at_state(client, &key, names.lacking).await?;
         standing.is_undecided = standing.is_undecided(client, &key).await?;
         standing.look_beside_the_table(client, names).await?;
         standing.look_at_stream(client, names).await?;
@@ -142,7 +144,12 @@ impl Standing {
         Ok(standing)
     }
 
-    async fn look_at_state(&mut self, client: &Client, outbox: &str) -> Result<(), LookError> {
+    async fn look_at_state(
+        &mut self,
+        client: &Client,
+        outbox: &str,
+        lacking: Lacking,
+    ) -> Result<(), LookError> {
         let row = client.query_one(STATE_TABLES, &[]).await?;
         let there: Vec<String> = row.get("tables");
         let keyed: Vec<String> = row.get("keyed");
@@ -152,7 +159,11 @@ impl Standing {
         if there.iter().all(|one| one != "schema_version") {
             return Ok(());
         }
-        if !row.get::<_, bool>("may_look") {
+        self.is_closed = !row.get::<_, bool>("may_look");
+        if self.is_closed && lacking == Lacking::Foresee {
+            return Ok(());
+        }
+        if self.is_closed {
             return Err(LookError::Denied {
                 role: row.get("role"),
             });
@@ -177,6 +188,9 @@ impl Standing {
             .await?
             .get::<_, bool>(0)
         {
+            return Ok(false);
+        }
+        if self.is_closed {
             return Ok(false);
         }
         if self.has_state {
@@ -260,8 +274,12 @@ async fn grants(
     }
     let view = suffixed(&names.table, "_status");
     let function = suffixed(&names.table, "_publish");
+    let sent_at = names.columns.of("sent_at");
     let row = client
-        .query_one(GRANTED, &[&role, &table, &names.schema, &view, &function])
+        .query_one(
+            GRANTED,
+            &[&role, &table, &names.schema, &view, &function, &sent_at],
+        )
         .await?;
     Ok(Grants {
         role_exists: true,
@@ -339,7 +357,7 @@ const GRANTED: &str = "
            coalesce(u.schema AND pg_catalog.has_table_privilege($1::name, $2::oid, 'INSERT'), false) AS inserts,
            coalesce(pg_catalog.has_table_privilege($1::name, $2::oid, 'DELETE'), false) AS deletes,
            coalesce((SELECT pg_catalog.has_column_privilege($1::name, a.attrelid, a.attnum, 'UPDATE')
-                     FROM pg_catalog.pg_attribute a WHERE a.attrelid = $2::oid AND a.attname = 'sent_at'), false)
+                     FROM pg_catalog.pg_attribute a WHERE a.attrelid = $2::oid AND a.attname = $6::text), false)
                AS updates_sent_at,
            coalesce((SELECT bool_and(pg_catalog.has_sequence_privilege($1::name, s.oid, 'SELECT'))
                      FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_class s ON s.oid = d.objid AND s.relkind = 'S'

@@ -5,8 +5,9 @@ use postgres_protocol::escape::escape_identifier;
 use super::fragment::{COLUMNS, GRANTS, OUTBOX, STATE, STATUS, Values, literal};
 use super::partitioned;
 use super::standing::{Grants, Standing, View};
-use super::{MigrateError, Names, Part, RELAY_ROLE, Step, StepState};
+use super::{Lacking, MigrateError, Names, Part, RELAY_ROLE, Step, StepState};
 use crate::check::fit::{self, Order, mark_name};
+use crate::columns::{OURS, is_mandatory};
 use crate::config::{Mark, Mode};
 use crate::inspect::{Table, qualified};
 use crate::publication::Operations;
@@ -20,20 +21,21 @@ const STATUS_COMMENT: &str = "outboxd: which rows were sent";
 /// Every step in the order in which they build on each other.
 pub(super) fn steps(names: &Names, standing: &Standing) -> Result<Vec<Step>, MigrateError> {
     let values = values(names, standing)?;
-    let mut steps = vec![
-        Step {
-            part: Part::State,
-            description: "the relay's state in schema `outboxd`".to_owned(),
-            sql: values.render(STATE, ""),
-            state: needed(!standing.has_state || standing.version.is_none()),
-        },
-        Step {
+    let mut steps = vec![Step {
+        part: Part::State,
+        description: "the relay's state in schema `outboxd`".to_owned(),
+        sql: values.render(STATE, ""),
+        state: needed(!standing.has_state || standing.version.is_none()),
+    }];
+    // A table with columns of other names is the user's own.
+    if standing.table.is_some() || names.columns.is_empty() {
+        steps.push(Step {
             part: Part::Table,
             description: format!("table `{}`", names.outbox()),
             sql: values.render(OUTBOX, "table"),
             state: needed(standing.table.is_none()),
-        },
-    ];
+        });
+    }
     if standing.has_state && !standing.has_index {
         steps.push(Step {
             part: Part::Index,
@@ -77,7 +79,7 @@ fn values(names: &Names, standing: &Standing) -> Result<Values, MigrateError> {
             Mark::SentAt if table.layout.sent_at.is_none() => Some("sent_at"),
             _ => None,
         };
-        if let Some(column) = column {
+        if let Some(column) = column.filter(|_| names.lacking == Lacking::Refuse) {
             let (mark, table) = (mark_name(names.mark), names.outbox());
             return Err(MigrateError::MarkNeedsColumn {
                 mark,
@@ -86,7 +88,7 @@ fn values(names: &Names, standing: &Standing) -> Result<Values, MigrateError> {
             });
         }
     }
-    let mut values = Values::new(&names.schema, &names.table);
+    let mut values = Values::new(&names.schema, &names.table, &names.columns);
     // What is unsent is found without what was sent before. The price: an update touches every index (PostgreSQL 15:
     // 240 bytes of WAL a row and not 80), even where its page has room for the new version.
     let index = match names.mark {
@@ -131,10 +133,11 @@ fn values(names: &Names, standing: &Standing) -> Result<Values, MigrateError> {
     let options = if is_kept { ", false, false, true" } else { "" };
     values.set("slot_options", options.to_owned());
     values.set_identifier("relay_role", names.relay_role());
+    values.set_literal("relay_role_name", names.relay_role());
     if let Some(role) = &names.application_role {
         values.set_identifier("application_role", role);
     }
-    let columns: Vec<String> = status_columns(standing)
+    let columns: Vec<String> = status_columns(names, standing)
         .iter()
         .map(|column| format!("o.{}", escape_identifier(column)))
         .collect();
@@ -144,9 +147,17 @@ fn values(names: &Names, standing: &Standing) -> Result<Values, MigrateError> {
 }
 
 /// The table's columns as the view shows them after `sent` and `sent_at`.
-fn status_columns(standing: &Standing) -> Vec<&str> {
+fn status_columns<'a>(names: &'a Names, standing: &'a Standing) -> Vec<&'a str> {
     match &standing.table {
-        None => COLUMNS.to_vec(),
+        None if names.columns.is_empty() => COLUMNS.to_vec(),
+        None => {
+            let is_there = |ours: &&str| is_mandatory(ours) || names.columns.of(ours) != *ours;
+            let there = OURS.into_iter().filter(is_there);
+            let there = there.map(|ours| names.columns.of(ours));
+            there
+                .filter(|name| !matches!(*name, "sent" | "sent_at"))
+                .collect()
+        }
         Some(table) => {
             let names = table
                 .layout
@@ -161,11 +172,26 @@ fn status_columns(standing: &Standing) -> Vec<&str> {
 }
 
 fn status_comment(names: &Names) -> String {
-    format!("{STATUS_COMMENT} (mark = {})", mark_name(names.mark))
+    let read = match names.mark {
+        Mark::Ledger => "seq",
+        Mark::SentAt => "sent_at",
+        Mark::Delete | Mark::None => "",
+    };
+    let column = match names.columns.of(read) {
+        same if same == read => String::new(),
+        other => format!(", {read} = {other}"),
+    };
+    format!(
+        "{STATUS_COMMENT} (mark = {}{column})",
+        mark_name(names.mark)
+    )
 }
 
 /// Only for a table with all columns that the function writes.
 fn function(names: &Names, standing: &Standing, values: &Values) -> Option<Step> {
+    if !names.columns.is_empty() {
+        return None;
+    }
     if let Some(table) = &standing.table {
         let is_there = |column: &str| table.layout.column(column).is_some();
         if !COLUMNS.iter().all(|column| is_there(column)) {
@@ -186,7 +212,7 @@ fn function(names: &Names, standing: &Standing, values: &Values) -> Option<Step>
 fn view(names: &Names, standing: &Standing, values: &Values) -> Step {
     let wanted = ["sent", "sent_at"]
         .into_iter()
-        .chain(status_columns(standing));
+        .chain(status_columns(names, standing));
     let state = match &standing.view {
         None => StepState::Needed,
         Some(View { comment, .. }) if !comment.starts_with(STATUS_COMMENT) => {
@@ -360,7 +386,20 @@ fn grants(names: &Names, standing: &Standing, values: &Values, steps: &mut Vec<S
         format!("right of `{relay}` to read the table"),
         !reads,
     );
-    if has_seq {
+    let is_unseen = match &standing.table {
+        None => !names.columns.is_empty(),
+        // It is foreseen.
+        Some(table) => names.mark == Mark::Ledger && table.layout.seq.is_none(),
+    };
+    if is_unseen {
+        if names.mark == Mark::Ledger || names.columns.of("seq") != "seq" {
+            push(
+                "relay sequence of a column",
+                format!("right of `{relay}` to read the sequence"),
+                true,
+            );
+        }
+    } else if has_seq {
         push(
             "relay sequence",
             format!("right of `{relay}` to read the sequence"),
@@ -412,77 +451,4 @@ fn grants(names: &Names, standing: &Standing, values: &Values, steps: &mut Vec<S
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn names(mode: Mode, mark: Mark) -> Names {
-        Names {
-            schema: "my schema".to_owned(),
-            table: "o\"box".to_owned(),
-            mode,
-            mark,
-            removes: false,
-            order_column: None,
-            partition_rows: None,
-            publication: "outboxd orders".to_owned(),
-            slot: "outboxd_orders".to_owned(),
-            failover: true,
-            relay_role: None,
-            application_role: Some("shop".to_owned()),
-        }
-    }
-
-    const MARKS: [Mark; 4] = [Mark::Ledger, Mark::SentAt, Mark::Delete, Mark::None];
-
-    #[test]
-    fn every_word_in_braces_is_filled_in_for_every_mode_and_mark() {
-        for mode in [Mode::Replication, Mode::Polling] {
-            for mark in MARKS {
-                for step in steps(&names(mode, mark), &Standing::default()).unwrap() {
-                    let left =
-                        step.sql.split('{').skip(1).find(|rest| {
-                            rest.starts_with(|first: char| first.is_ascii_lowercase())
-                        });
-                    assert_eq!(left, None, "{}", step.sql);
-                    assert!(
-                        step.sql.is_ascii() && step.description.is_ascii(),
-                        "{}",
-                        step.sql
-                    );
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn the_publication_comes_before_the_slot_and_polling_has_neither() {
-        let parts = |mode| {
-            let steps = steps(&names(mode, Mark::Ledger), &Standing::default()).unwrap();
-            steps.iter().map(|step| step.part).collect::<Vec<Part>>()
-        };
-        let replication = parts(Mode::Replication);
-        let at = |part| replication.iter().position(|one| *one == part);
-        assert!(at(Part::Publication).unwrap() < at(Part::Slot).unwrap());
-        let polling = parts(Mode::Polling);
-        assert!(!polling.contains(&Part::Publication) && !polling.contains(&Part::Slot));
-    }
-
-    #[test]
-    fn only_the_mark_that_needs_it_gets_more_than_select() {
-        let sql = |mark| {
-            let steps = steps(&names(Mode::Polling, mark), &Standing::default()).unwrap();
-            let sql: Vec<String> = steps.into_iter().map(|step| step.sql).collect();
-            sql.join("\n")
-        };
-        assert!(
-            !sql(Mark::Ledger).contains("GRANT UPDATE")
-                && !sql(Mark::Ledger).contains("GRANT DELETE")
-        );
-        assert!(sql(Mark::SentAt).contains("GRANT UPDATE (sent_at)"));
-        assert!(sql(Mark::Delete).contains("GRANT DELETE"));
-        let mut names = names(Mode::Polling, Mark::Ledger);
-        names.removes = true;
-        let steps = steps(&names, &Standing::default()).unwrap();
-        assert!(steps.iter().any(|step| step.sql.contains("GRANT DELETE")));
-    }
-}
+mod tests;

@@ -312,9 +312,10 @@ impl Run<'_> {
         if self.maintenance.is_some() || self.drain_until.is_some() {
             return;
         }
-        let table = self.session.layout.sql_name();
+        let layout = &self.session.layout;
+        let (table, seq) = (layout.sql_name(), layout.names.sql("seq"));
         let audits = match &self.session.marks {
-            Marks::Ledger(ledger) => ledger.audits(&table),
+            Marks::Ledger(ledger) => ledger.audits(&table, &seq),
             Marks::Rows(_) | Marks::None => Vec::new(),
         };
         let (sql, tenure) = (self.session.sql.clone(), self.session.tenure.clone());

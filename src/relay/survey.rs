@@ -156,7 +156,7 @@ async fn look(
     let Some(stored) = identity::load(client, &outbox).await? else {
         return Ok(findings);
     };
-    let table = match inspect::inspect(client, &layout.schema, &layout.table).await {
+    let table = match inspect::inspect(client, &layout.schema, &layout.table, &layout.names).await {
         Ok(table) => table,
         // Renamed it goes on being read; dropped it is another one.
         Err(InspectError::NotFound { .. }) if identity::stands(client, &stored).await? => {

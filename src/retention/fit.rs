@@ -15,7 +15,7 @@ pub enum Age {
 }
 
 impl Age {
-    /// The column's name for SQL.
+    /// Our name of the column.
     pub(crate) fn column(self) -> &'static str {
         match self {
             Self::Created => "created_at",
@@ -28,7 +28,7 @@ impl Age {
 ///
 /// Errors: why it can't be, why looking for old rows would read the whole table, or why PostgreSQL would not remove them.
 pub fn age(mark: Mark, table: &Table) -> Result<Age, Refusal> {
-    let name = table.name();
+    let (name, names) = (table.name(), &table.layout.names);
     let refuse = |text: &str, remedy: String| {
         Err(Refusal {
             text: text.to_owned(),
@@ -43,7 +43,8 @@ pub fn age(mark: Mark, table: &Table) -> Result<Age, Refusal> {
         return refuse(
             "rows are removed by ranges of `seq`, and the table has no such column with an index",
             format!(
-                "set source.retention = \"none\", or CREATE UNIQUE INDEX CONCURRENTLY ON {name} (\"seq\");"
+                "set source.retention = \"none\", or CREATE UNIQUE INDEX CONCURRENTLY ON {name} ({});",
+                names.sql("seq")
             ),
         );
     }
@@ -54,13 +55,14 @@ pub fn age(mark: Mark, table: &Table) -> Result<Age, Refusal> {
     if mark == Mark::SentAt {
         return Ok(Age::Sent);
     }
-    let created = table.layout.column(Age::Created.column());
+    let created = table.layout.ours(Age::Created.column());
     match created.map(|column| table.layout.columns[column].type_name.as_str()) {
         Some(kind) if kind.ends_with(" with time zone") => Ok(Age::Created),
         Some(_) => refuse(
             "`created_at` is no moment: only `timestamptz` says the same in every time zone",
             format!(
-                "ALTER TABLE {name} ALTER COLUMN \"created_at\" TYPE timestamptz; -- rewrites the table"
+                "ALTER TABLE {name} ALTER COLUMN {} TYPE timestamptz; -- rewrites the table",
+                names.sql("created_at")
             ),
         ),
         None => refuse(

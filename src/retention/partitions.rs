@@ -107,8 +107,14 @@ impl Partitions {
     }
 
     async fn is_by_seq(&self, client: &Client) -> Result<bool, MarkError> {
-        let row = client.query_one(BY_SEQ, &[&self.table.oid]).await;
+        let seq = self.table.layout.names.of("seq");
+        let row = client.query_one(BY_SEQ, &[&self.table.oid, &seq]).await;
         Ok(row.map_err(failed)?.get(0))
+    }
+
+    /// The column of the numbers, for SQL.
+    fn seq(&self) -> String {
+        self.table.layout.names.sql("seq")
     }
 
     /// In the order of their numbers.
@@ -131,7 +137,8 @@ impl Partitions {
             return Ok((i64::MIN, i64::MIN));
         };
         let sql = format!(
-            "SELECT s.last_value, coalesce((SELECT max(seq) FROM {}), '{}')::int8 FROM {} s",
+            "SELECT s.last_value, coalesce((SELECT max({}) FROM {}), '{}')::int8 FROM {} s",
+            self.seq(),
             self.table.name(),
             i64::MIN,
             sequence.name
@@ -172,9 +179,10 @@ impl Partitions {
         if self.old.contains(name) {
             return Ok(true);
         }
-        let young = "NOT coalesce(created_at < now() - make_interval(secs => $1), false)";
+        let (seq, created) = (self.seq(), self.table.layout.names.sql("created_at"));
+        let young = format!("NOT coalesce({created} < now() - make_interval(secs => $1), false)");
         let newest = format!(
-            "SELECT EXISTS (SELECT FROM (SELECT * FROM {name} ORDER BY seq DESC LIMIT 1) newest WHERE {young})"
+            "SELECT EXISTS (SELECT FROM (SELECT * FROM {name} ORDER BY {seq} DESC LIMIT 1) newest WHERE {young})"
         );
         let any = format!("SELECT EXISTS (SELECT FROM {name} WHERE {young})");
         let transaction = long(client).await?;
@@ -253,13 +261,14 @@ impl Partitions {
         partition: &Partition,
         tending: &Tending<'_>,
     ) -> Result<(u64, RangeSet), MarkError> {
+        let seq = self.seq();
         let sql = format!(
             "WITH sent AS MATERIALIZED (SELECT coalesce(range_agg(r), '{{}}') AS numbers \
                FROM outboxd.ledger l, unnest(l.sent) r WHERE l.outbox = $1 AND l.generation = $2 \
                AND l.segment BETWEEN $3 AND $4) \
              SELECT count(*), coalesce(range_agg({}) \
-               FILTER (WHERE NOT sent.numbers @> seq::int8), '{{}}')::text FROM {}, sent",
-            number_sql("seq"),
+               FILTER (WHERE NOT sent.numbers @> {seq}::int8), '{{}}')::text FROM {}, sent",
+            number_sql(&seq),
             partition.name
         );
         let transaction = long(client).await?;
@@ -361,7 +370,7 @@ fn failed(error: tokio_postgres::Error) -> MarkError {
 
 const BY_SEQ: &str = "
     SELECT EXISTS (SELECT FROM pg_catalog.pg_partitioned_table p
-                   JOIN pg_catalog.pg_attribute a ON a.attrelid = p.partrelid AND a.attname = 'seq'
+                   JOIN pg_catalog.pg_attribute a ON a.attrelid = p.partrelid AND a.attname = $2
                    WHERE p.partrelid = $1 AND p.partstrat = 'r' AND p.partnatts = 1 AND p.partattrs[0] = a.attnum)";
 
 const PARTITIONS: &str = "

@@ -27,12 +27,14 @@ impl Statements {
             Age::Created => sent_numbers(),
             Age::Sent => "SELECT NULL::int8multirange AS numbers".to_owned(),
         };
-        let (numbers, kept) = (numbers("o.seq"), kept_numbers());
-        let aged = age.column();
+        let names = &table.layout.names;
+        let (seq, aged) = (names.sql("seq"), names.sql(age.column()));
+        let (standing, gone) = (numbers(&format!("o.{seq}")), numbers("o.seq"));
+        let kept = kept_numbers();
         Self {
             bounds: format!(
-                "SELECT (SELECT seq::int8 FROM {name} WHERE seq >= $1::int8 ORDER BY seq LIMIT 1), \
-                 (SELECT max(seq)::int8 FROM {name})"
+                "SELECT (SELECT {seq}::int8 FROM {name} WHERE {seq} >= $1::int8 ORDER BY {seq} LIMIT 1), \
+                 (SELECT max({seq})::int8 FROM {name})"
             ),
             remove: format!(
                 "WITH {LEASE}, same AS ({same}), \
@@ -40,12 +42,12 @@ impl Statements {
                  kept AS MATERIALIZED ({kept}), sent AS MATERIALIZED ({sent}), \
                  old AS (SELECT pg_catalog.now() - pg_catalog.make_interval(secs => $7) AS until), \
                  gone AS (DELETE FROM {name} o USING lease, same, asked, kept, old \
-                   WHERE o.seq BETWEEN $5::int8 AND $6::int8 AND asked.numbers @> o.seq::int8 \
-                   AND NOT kept.numbers @> o.seq::int8 AND o.{aged} < old.until \
-                   AND o.seq < (SELECT max(seq) FROM {name}) RETURNING o.seq::int8 AS seq), \
-                 standing AS (SELECT {numbers} AS numbers, coalesce(bool_or(o.{aged} >= old.until), false) AS has_young \
-                   FROM {name} o, asked, old WHERE o.seq BETWEEN $5::int8 AND $6::int8 AND asked.numbers @> o.seq::int8), \
-                 removed AS (SELECT {numbers} AS numbers FROM gone o) \
+                   WHERE o.{seq} BETWEEN $5::int8 AND $6::int8 AND asked.numbers @> o.{seq}::int8 \
+                   AND NOT kept.numbers @> o.{seq}::int8 AND o.{aged} < old.until \
+                   AND o.{seq} < (SELECT max({seq}) FROM {name}) RETURNING o.{seq}::int8 AS seq), \
+                 standing AS (SELECT {standing} AS numbers, coalesce(bool_or(o.{aged} >= old.until), false) AS has_young \
+                   FROM {name} o, asked, old WHERE o.{seq} BETWEEN $5::int8 AND $6::int8 AND asked.numbers @> o.{seq}::int8), \
+                 removed AS (SELECT {gone} AS numbers FROM gone o) \
                  SELECT EXISTS (SELECT FROM lease) AS is_leader, EXISTS (SELECT FROM same) AS is_same, \
                    removed.numbers::text AS gone, standing.numbers::text AS standing, standing.has_young, \
                    coalesce(removed.numbers - sent.numbers, '{{}}')::text AS missed FROM removed, standing, sent"

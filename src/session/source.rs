@@ -7,15 +7,17 @@ use tracing::info;
 
 use super::known::KnownOutbox;
 use super::{OpenError, Opening, connect};
+use crate::check;
 use crate::check::fit::{self, Order, Refusal};
 use crate::config::{CatchUpFrom, Mark, Mode, Start};
 use crate::inspect::Table;
 use crate::mark::Marks;
+use crate::postgres::{Class, PostgresError};
 use crate::relay::Phase;
 use crate::slot;
 use crate::source::polling::{CaughtUp, Known, Ordering, Polling, UnsentMark};
 use crate::source::replication::pgoutput::Described;
-use crate::source::{LAG_BYTES_MAX, SlotMover, Source};
+use crate::source::{LAG_BYTES_MAX, SlotMover, Source, SourceError};
 use crate::state::StateTable;
 
 impl Opening<'_> {
@@ -32,8 +34,11 @@ impl Opening<'_> {
             self.pass(states).await?;
             let outbox = Described::new(&self.config.route, table);
             let bytes_max = crate::kafka::record_bytes_max(&self.config.kafka);
-            let stream = Source::stream(&self.options, replication, outbox, bytes_max).await?;
-            return Ok((stream, Phase::Steady));
+            let stream = Source::stream(&self.options, replication, outbox, bytes_max).await;
+            return match stream {
+                Ok(stream) => Ok((stream, Phase::Steady)),
+                Err(failure) => Err(self.not_streamed(states.client, failure).await),
+            };
         }
         let source = self.table_source(table, marks, known).await?;
         // Until the table is read, a stream that took over would miss what stands there only.
@@ -43,6 +48,21 @@ impl Opening<'_> {
         }
         info!("catching up from the table");
         Ok((source, Phase::CatchUp))
+    }
+
+    /// A server without room for the stream is told in the words of `check`.
+    async fn not_streamed(&self, client: &Client, failure: SourceError) -> OpenError {
+        if !is_of_many_connections(&failure) {
+            return failure.into();
+        }
+        let slot = &self.config.source.replication.slot;
+        match check::sender_obstacle(client, slot).await {
+            Ok(Some(Refusal { text, remedy })) => OpenError::NoSender {
+                reason: text,
+                remedy,
+            },
+            Ok(None) | Err(_) => failure.into(),
+        }
     }
 
     /// Whether the table is there sooner than the stream; a stream that falls behind while it runs goes on.
@@ -144,6 +164,17 @@ impl Opening<'_> {
             }
         })
     }
+}
+
+fn is_of_many_connections(failure: &SourceError) -> bool {
+    let mut cause: Option<&dyn std::error::Error> = Some(failure);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<PostgresError>() {
+            return error.class() == Class::TooManyConnections;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 fn ordering(order: Order<'_>, mark: Mark, table: &Table, start: Option<Start>) -> Ordering {

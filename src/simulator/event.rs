@@ -64,6 +64,7 @@ static LAYOUT: LazyLock<Arc<Layout>> = LazyLock::new(|| {
         partition_key: None,
         seq: Some(1),
         sent_at: None,
+        names: Default::default(),
     })
 });
 

@@ -328,7 +328,7 @@ impl World {
             return Some(End::Lost);
         }
         let ledger = session.ledger.as_ref()?;
-        let (tenure, audits) = (session.tenure.clone(), ledger.audits("outbox"));
+        let (tenure, audits) = (session.tenure.clone(), ledger.audits("outbox", "seq"));
         if !self.may_write(&tenure) {
             return Some(End::Deposed);
         }

@@ -76,7 +76,7 @@ async fn read(
     let Ok(name) = source.table_name() else {
         return Ok(false);
     };
-    let inspected = inspect(client, &name.schema, &name.table).await;
+    let inspected = inspect(client, &name.schema, &name.table, &source.columns).await;
     if matches!(inspected, Err(InspectError::NotFound { .. })) {
         return Ok(false);
     }
@@ -192,7 +192,7 @@ pub(super) async fn unsent(
     let Ok(name) = source.table_name() else {
         return Ok(None);
     };
-    match inspect(client, &name.schema, &name.table).await {
+    match inspect(client, &name.schema, &name.table, &source.columns).await {
         Ok(table) => count_unsent(client, source, &table.layout).await,
         Err(_) => Ok(None),
     }

@@ -60,6 +60,7 @@ pub(super) fn verdict(attempt: &Attempt, mark: Mark) -> Verdict {
                 class_of(failure).map_or(Verdict::Halt, of_class)
             }
             OpenError::Url(_)
+            | OpenError::NoSender { .. }
             | OpenError::Identity(_)
             | OpenError::Moved { .. }
             | OpenError::State(_)

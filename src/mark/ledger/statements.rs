@@ -198,6 +198,7 @@ pub struct Audit {
     pub(super) generation: i32,
     pub segment: i64,
     pub(super) table: String,
+    pub(super) seq: String,
     pub(super) accounted: RangeSet,
 }
 
@@ -209,9 +210,10 @@ impl Audit {
     pub async fn run(&self, client: &Client) -> Result<RangeSet, MarkError> {
         let sql = format!(
             "SELECT coalesce(range_agg({}), '{{}}')::text FROM {} \
-             WHERE seq BETWEEN $1::int8 AND $2::int8",
-            number_sql("seq"),
-            self.table
+             WHERE {} BETWEEN $1::int8 AND $2::int8",
+            number_sql(&self.seq),
+            self.table,
+            self.seq
         );
         let failed = MarkError::sql("prepare the comparison of a segment");
         let statement = client.prepare(&sql).await.map_err(failed)?;

@@ -28,6 +28,7 @@ pub(super) struct Sql {
     /// The texts of its aggregate's type and id.
     aggregate: [String; 2],
     sets_sent_at: bool,
+    sent_at: String,
 }
 
 /// What a statement writes into `outboxd.marked`.
@@ -180,6 +181,7 @@ impl Sql {
             aggregate: [layout.aggregate_type, layout.aggregate_id]
                 .map(|column| layout.columns[column].text()),
             sets_sent_at: mark == Mark::SentAt,
+            sent_at: layout.names.sql("sent_at"),
         }
     }
 
@@ -277,10 +279,10 @@ impl Sql {
         format!("(({columns}) IN (SELECT {wanted} FROM unnest({arrays}) AS key ({names}))) IS TRUE")
     }
 
-    fn is_unsent(&self) -> &'static str {
+    fn is_unsent(&self) -> String {
         match self.sets_sent_at {
-            true => " AND o.sent_at IS NULL",
-            false => "",
+            true => format!(" AND o.{} IS NULL", self.sent_at),
+            false => String::new(),
         }
     }
 
@@ -293,12 +295,13 @@ impl Sql {
             Recording::Marks(_) => (4, self.recorded()),
         };
         let (table, rows, unsent) = (&self.table, self.is_of(batch, first), self.is_unsent());
+        let sent_at = &self.sent_at;
         let (verb, is_marked) = match self.sets_sent_at {
             true => (
-                format!("UPDATE {table} AS o SET sent_at = pg_catalog.clock_timestamp()"),
-                "o.sent_at IS NOT NULL",
+                format!("UPDATE {table} AS o SET {sent_at} = pg_catalog.clock_timestamp()"),
+                format!("o.{sent_at} IS NOT NULL"),
             ),
-            false => (format!("DELETE FROM {table} AS o"), "true"),
+            false => (format!("DELETE FROM {table} AS o"), "true".to_owned()),
         };
         let number = match &self.seq {
             Some(seq) => format!("o.{seq}::int8"),
@@ -356,8 +359,9 @@ impl Sql {
             return None;
         }
         let (table, rows, key) = (&self.table, self.is_of(batch, 0), self.key());
+        let sent_at = &self.sent_at;
         Some(format!(
-            "SELECT {key} FROM {table} AS o WHERE {rows} AND o.sent_at IS NOT NULL"
+            "SELECT {key} FROM {table} AS o WHERE {rows} AND o.{sent_at} IS NOT NULL"
         ))
     }
 }

@@ -162,7 +162,7 @@ impl Turns {
         let mut query = Query::new(&layout, &table, &unsent, &selection)?;
         let unskipped = match (&unsent.skipped, &unsent.order) {
             (Some(skipped), Ordering::By(order)) => {
-                Unskipped::prepare(&session, &table, order, skipped, unsent.mark).await?
+                Unskipped::prepare(&session, &layout, order, skipped, unsent.mark).await?
             }
             _ => None,
         };

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::locks::Locks;
 use super::{PollError, UnsentMark};
+use crate::outbox::Layout;
 use crate::postgres::Session;
 use crate::source::holes::VirtualTransaction;
 use crate::state::Skipped;
@@ -46,18 +47,18 @@ impl Unskipped {
     /// `None` where none of the skipped rows stands any more.
     pub(super) async fn prepare(
         session: &Session,
-        table: &str,
+        layout: &Layout,
         order: &str,
         skipped: &Skipped,
         mark: UnsentMark,
     ) -> Result<Option<Self>, PollError> {
         let settings = session.client.batch_execute(SETTINGS).await;
         PollError::check(session, "set the time limit up", settings).await?;
-        let order = escape_identifier(order);
+        let (order, table) = (escape_identifier(order), layout.sql_name());
         // As the index of unsent rows has it.
         let is_unsent = match mark {
-            UnsentMark::SentAt => "AND o.sent_at IS NULL",
-            UnsentMark::Present => "",
+            UnsentMark::SentAt => format!("AND o.{} IS NULL", layout.names.sql("sent_at")),
+            UnsentMark::Present => String::new(),
         };
         let sql = format!(
             "SELECT pg_catalog.format('%s', o.{order}), pg_catalog.format_type(pg_catalog.pg_typeof(o.{order}), NULL) \
@@ -72,7 +73,7 @@ impl Unskipped {
         let (highest, kind): (&str, &str) = (row.get(0), row.get(1));
         Ok(Some(Self {
             floor: format!("{}::{kind}", escape_literal(highest)),
-            locks: Locks::prepare(session, table).await?,
+            locks: Locks::prepare(session, &table).await?,
             left: None,
             looked: None,
         }))

@@ -38,7 +38,7 @@ impl HoleWatch {
             session,
             first,
             highest: i64::MIN,
-            highest_sql: format!("SELECT max(seq)::int8 FROM {table}"),
+            highest_sql: format!("SELECT max({})::int8 FROM {table}", layout.names.sql("seq")),
             holes: Holes::new(Death::NeedsPassage),
         })
     }

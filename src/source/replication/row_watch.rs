@@ -48,8 +48,8 @@ impl RowWatch {
         let order = order_column.map(escape_identifier).or_else(|| seq.clone());
         let order = order.map_or(String::new(), |order| format!("ORDER BY o.{order}"));
         let unmarked = match mark {
-            Mark::SentAt => "o.sent_at IS NULL",
-            Mark::Ledger | Mark::Delete | Mark::None => "true",
+            Mark::SentAt => format!("o.{} IS NULL", layout.names.sql("sent_at")),
+            Mark::Ledger | Mark::Delete | Mark::None => "true".to_owned(),
         };
         // They stay unmarked.
         let skipped = state.skipped_in(layout);
