@@ -10,6 +10,7 @@ mod replay;
 mod slot;
 mod slot_wait;
 mod source;
+mod surroundings;
 
 use std::sync::Arc;
 
@@ -18,10 +19,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::check::{
-    self,
-    fit::{Order, Refusal},
-};
+use crate::check::fit::{Order, Refusal};
 use crate::config::{Config, Mark, Mode, SourceConfig};
 use crate::encode::{EncodeError, Encoder};
 use crate::hold;
@@ -235,7 +233,7 @@ pub async fn prepare(
     options: &ConnectOptions,
 ) -> Result<(Config, Option<String>), OpenError> {
     let session = connect(options, "setup").await?;
-    refuse_surroundings(&session, &config.source).await?;
+    surroundings::refuse(&session, &config.source).await?;
     let name = config.source.table_name().map_err(MigrateError::Name)?;
     let outbox = format!("{}.{}", name.schema, name.table);
     let home = rename::home(&session.client, &name.schema, &name.table).await?;
@@ -256,30 +254,6 @@ pub async fn prepare(
         Ok((config, home.former()))
     } else {
         Err(OpenError::Missing(denied))
-    }
-}
-
-/// Refuses a pooler, behind which sessions are not our own, and limits that leave too few of them.
-async fn refuse_surroundings(
-    session: &postgres::Session,
-    source: &SourceConfig,
-) -> Result<(), OpenError> {
-    let look = async {
-        match check::pooler(&session.client).await? {
-            Some(refusal) => Ok(Some(refusal)),
-            None => check::room_obstacle(&session.client, source).await,
-        }
-    };
-    let found: Result<_, tokio_postgres::Error> = look.await;
-    match found.map_err(|source| OpenError::Postgres {
-        purpose: "its settings",
-        source: source.into(),
-    })? {
-        Some(Refusal { text, remedy }) => Err(OpenError::Halt {
-            reason: text,
-            remedy,
-        }),
-        None => Ok(()),
     }
 }
 
