@@ -24,7 +24,7 @@ use crate::inspect::Table;
 use crate::migrate::Step;
 use crate::names;
 use crate::postgres::{Session, connect};
-pub(crate) use server::{sender_obstacle, slot_obstacle};
+pub(crate) use server::{role_obstacle, sender_obstacle, slot_obstacle};
 use table::Looked;
 
 /// How a finding stands.
