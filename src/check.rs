@@ -28,7 +28,7 @@ use crate::names;
 use crate::postgres::{Session, connect};
 pub(crate) use connection::pooler;
 pub(crate) use room::obstacle as room_obstacle;
-pub(crate) use server::{sender_obstacle, slot_obstacle};
+pub(crate) use server::{role_obstacle, sender_obstacle, slot_obstacle};
 use table::Looked;
 pub(crate) use writable::obstacle as write_obstacle;
 

@@ -1,6 +1,7 @@
 //! The server: its version, its role, and what logical replication asks of it.
 
-use tokio_postgres::Client;
+use postgres_protocol::escape::escape_identifier;
+use tokio_postgres::{Client, Row};
 
 use super::fit::Refusal;
 use super::{Finding, Report, unknown};
@@ -65,16 +66,9 @@ async fn replication(client: &Client, config: &Config, report: &mut Report) {
         Some(refusal) => Finding::missing(level, refusal.text, refusal.remedy),
     });
     let role: &str = row.get("role");
-    report.push(match row.get("may_replicate") {
-        true => Finding::ok("REPLICATION", format!("role `{role}` may replicate")),
-        false => Finding::missing(
-            "REPLICATION",
-            format!("role `{role}` may not replicate"),
-            format!(
-                "ALTER ROLE {} REPLICATION;",
-                postgres_protocol::escape::escape_identifier(role)
-            ),
-        ),
+    report.push(match may_not_replicate(&row) {
+        None => Finding::ok("REPLICATION", format!("role `{role}` may replicate")),
+        Some(refusal) => Finding::missing("REPLICATION", refusal.text, refusal.remedy),
     });
     let mut room = |what: &str, used: i64, most: i64, is_ours: bool| {
         let full = full(what, used, most).filter(|_| !is_ours);
@@ -121,6 +115,26 @@ pub(crate) async fn sender_obstacle(
         text: format!("{SENDERS}: {}", refusal.text),
         ..refusal
     }))
+}
+
+/// Why this role may make and read no slot, in the words of `check`; nothing where it may.
+pub(crate) async fn role_obstacle(
+    client: &Client,
+    slot: &str,
+) -> Result<Option<Refusal>, tokio_postgres::Error> {
+    let row = client.query_one(REPLICATION, &[&slot]).await?;
+    Ok(may_not_replicate(&row).map(|refusal| Refusal {
+        text: format!("REPLICATION: {}", refusal.text),
+        ..refusal
+    }))
+}
+
+fn may_not_replicate(row: &Row) -> Option<Refusal> {
+    let role: &str = row.get("role");
+    (!row.get::<_, bool>("may_replicate")).then(|| Refusal {
+        text: format!("role `{role}` may not replicate"),
+        remedy: format!("ALTER ROLE {} REPLICATION;", escape_identifier(role)),
+    })
 }
 
 const SLOTS: &str = "max_replication_slots";

@@ -3,7 +3,7 @@
 use tracing::{error, info, warn};
 
 use super::{OpenError, Opening, connect, insert_position, refused, slot_wait};
-use crate::check::fit::Refusal;
+use crate::check::{self, fit::Refusal};
 use crate::config::{Mark, Mode, OnLostSlot, ReplicationConfig};
 use crate::inspect::Table;
 use crate::migrate::{self, Creates};
@@ -221,9 +221,15 @@ impl Opening<'_> {
         };
         self.status.state(State::Waiting, OPENING);
         if denied.is_empty() {
-            Ok(())
-        } else {
-            Err(OpenError::Missing(denied))
+            return Ok(());
+        }
+        // The server's words name no role.
+        match check::role_obstacle(&sql.client, name).await {
+            Ok(Some(Refusal { text, remedy })) => Err(OpenError::Halt {
+                reason: text,
+                remedy,
+            }),
+            Ok(None) | Err(_) => Err(OpenError::Missing(denied)),
         }
     }
 
