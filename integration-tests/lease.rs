@@ -5,11 +5,10 @@ use std::time::{Duration, Instant};
 
 use outboxd::config::{Secret, UrlSource};
 use outboxd::lease::{LeaseKeeper, LeaseState, Role, Server};
-use outboxd::migrate::{self, MigrateOptions};
 use tokio::sync::watch::Receiver;
 use tokio_postgres::Client;
 
-use crate::harness::postgres::{Database, Postgres, Stop, USUAL};
+use crate::harness::postgres::{Database, Postgres, Stop, USUAL, migrate};
 use crate::harness::relay::{Relay, RelayConfig};
 use crate::harness::{POLL, SOON, wait_until};
 use crate::orders::{Orders, wait_for_status};
@@ -341,9 +340,7 @@ impl Outbox {
         let config = RelayConfig::of(&database.name, &database.url, "127.0.0.1:1").mode("polling");
         let config = outboxd::config::Config::parse("outboxd.toml", &config.text(), []);
         let config = config.expect("a configuration");
-        let (options, mut out) = (MigrateOptions::default(), std::io::sink());
-        let migrated = migrate::run(&client, &config, &options, &mut out).await;
-        migrated.expect("migrate");
+        migrate(&config).await;
         Self { database, client }
     }
 

@@ -91,6 +91,16 @@ impl Database {
     }
 }
 
+/// Migrates as the command does, in this process, over a session of the relay's own kind.
+pub async fn migrate(config: &outboxd::config::Config) {
+    let options = config.source.url.options().expect("a URL");
+    let session = outboxd::postgres::connect(&options, "test").await;
+    let client = session.expect("a session").client;
+    let (options, mut out) = (Default::default(), std::io::sink());
+    let migrated = outboxd::migrate::run(&client, config, &options, &mut out).await;
+    migrated.expect("migrate");
+}
+
 /// Connects, and drives the connection in a task.
 pub async fn connect(url: &str) -> Client {
     try_connect(url)

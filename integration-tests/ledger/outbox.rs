@@ -6,14 +6,13 @@ use outboxd::core::Delivered;
 use outboxd::inspect::{self, Table};
 use outboxd::mark::ledger::Ledger;
 use outboxd::mark::{MarkError, Marks, Tenure};
-use outboxd::migrate::{self, MigrateOptions};
 use outboxd::outbox::{Field, Layout, Lsn, OutboxRow, RowId};
 use outboxd::ranges::RangeSet;
 use outboxd::state::StateTable;
 use tokio_postgres::Client;
 
 use super::OUTBOX;
-use crate::harness::postgres::{Database, Postgres, connect};
+use crate::harness::postgres::{Database, Postgres, connect, migrate};
 use crate::harness::relay::RelayConfig;
 use crate::harness::{SOON, wait_until};
 
@@ -42,14 +41,7 @@ impl Outbox {
             .mark(mark_name)
             .text();
         let config = Config::parse("outboxd.toml", &config, []).expect("a configuration");
-        migrate::run(
-            &client,
-            &config,
-            &MigrateOptions::default(),
-            &mut std::io::sink(),
-        )
-        .await
-        .expect("migrate");
+        migrate(&config).await;
         let lease = "INSERT INTO outboxd.lease (outbox, owner, epoch, renewals, released, ttl) \
                      VALUES ($1, 'test', 1, 0, false, '4s')";
         client.execute(lease, &[&OUTBOX]).await.unwrap();

@@ -122,7 +122,13 @@ async fn play(case: &Case, servers: &mut Servers) -> Outcome {
             faults.extend(refuse(outbox, &refusal).await.err());
             refused = Some(refusal.line());
         }
-        Ok(None) => faults.extend(scenario::run(&mut outboxes, server).await.err()),
+        Ok(None) => match scenario::run(&mut outboxes, server).await {
+            Ok(()) => {}
+            Err(fault) => match halted(&mut outboxes).await {
+                Some(reason) => refused = Some(reason),
+                None => faults.push(fault),
+            },
+        },
     }
     for outbox in &mut outboxes {
         faults.extend(outbox.verdict(refused.is_some() || !faults.is_empty()));
@@ -158,6 +164,25 @@ async fn asked(outboxes: &mut [Outbox]) -> Result<Option<(usize, Refusal)>, Stri
         }
     }
     Ok(None)
+}
+
+/// Why a relay halted that was promised no more: `check` warned of it, or refuses what has come since.
+async fn halted(outboxes: &mut [Outbox]) -> Option<String> {
+    for outbox in outboxes {
+        let status = outbox.relay.as_ref()?.try_status().ok()?;
+        if status["state"] != "halted" {
+            continue;
+        }
+        if check::warns(&outbox.config, "the relay halts at such a row").ok()? {
+            return Some(status["reason"].to_string());
+        }
+        if let Answer::Refuses(refusal) = check::ask(&outbox.config).ok()? {
+            outbox.stop().ok()?;
+            refuse(outbox, &refusal).await.ok()?;
+            return Some(refusal.line());
+        }
+    }
+    None
 }
 
 /// What `check` refuses `run` refuses too, and publishes nothing that is wrong.

@@ -118,6 +118,12 @@ async fn blocked(outbox: &mut Outbox) -> Step {
 
 /// A commit that is flushed, decoded and seen by nobody, while the walsender is cut or the relay starts again.
 async fn unseen(outbox: &mut Outbox, server: &mut Postgres) -> Step {
+    // What is not logged waits for no standby.
+    let logged = "SELECT count(*) FROM pg_class WHERE relpersistence = 'p' AND oid = ";
+    let logged = format!("{logged} '{}'::regclass", outbox.table);
+    if outbox.writer.count(&logged).await? == 0 {
+        return Ok(());
+    }
     let standby = FlushingStandby::start(server).await;
     let done = unseen_with(outbox).await;
     standby.end(server).await;
@@ -187,8 +193,11 @@ async fn away(outbox: &mut Outbox) -> Step {
 /// What was blocked goes out in its order.
 async fn retry(outbox: &mut Outbox) -> Step {
     let asked = outbox.config.outboxd(&["blocked", "retry", "--all"]);
-    if !asked.status.success() {
-        return Err(crate::harness::relay::said(&asked));
+    let told = crate::harness::relay::said(&asked);
+    let is_unsendable = told.contains("at fault again (unreadable)")
+        && check::warns(&outbox.config, "such a row blocks its aggregate")?;
+    if !asked.status.success() && !is_unsendable {
+        return Err(told);
     }
     for event in &mut outbox.writer.events {
         if event.kind == "invoice" {

@@ -5,7 +5,7 @@ use tokio_postgres::{Client, Row};
 
 use super::fit::Refusal;
 use super::{Finding, Report, unknown};
-use crate::config::{Config, Mode};
+use crate::config::{Config, Mark, Mode};
 
 /// The first minor of each major without the loss of changes beside a concurrent ALTER PUBLICATION or ALTER TYPE,
 /// and without the memory fault of its first repair. Source: release notes of May and August 2025.
@@ -21,7 +21,9 @@ pub(super) async fn look(client: &Client, config: &Config, report: &mut Report) 
         row.get("database"),
         row.get("role"),
     ));
-    report.findings.extend(encoding(row.get("encoding")));
+    report
+        .findings
+        .extend(encoding(row.get("encoding"), config.source.mark));
     super::writable::look(client, report).await;
     super::room::look(client, config, report).await;
     if config.source.mode == Mode::Replication {
@@ -159,11 +161,16 @@ fn full(what: &str, used: i64, most: i64) -> Option<Refusal> {
 }
 
 /// Such a database takes any bytes as text, and what is sent must be text.
-fn encoding(name: &str) -> Option<Finding> {
+fn encoding(name: &str, mark: Mark) -> Option<Finding> {
+    let what = match mark {
+        // Nobody knows which rows of such a transaction went out, and the table can't say.
+        Mark::None => "the relay halts at such a row",
+        _ => "such a row blocks its aggregate",
+    };
     (name == "SQL_ASCII").then(|| {
         Finding::warning(
             "encoding",
-            "SQL_ASCII: the database takes bytes that are no UTF-8; PostgreSQL can't send them, and such a row blocks its aggregate",
+            format!("SQL_ASCII: the database takes bytes that are no UTF-8; PostgreSQL can't send them, and {what}"),
             "dump the database and restore it into one of ENCODING 'UTF8', or let the application write UTF-8 alone",
         )
     })
