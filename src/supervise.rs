@@ -21,7 +21,7 @@ use crate::session::{self, CatchUp, Legacy, Numbers, OpenError, Opening, Passage
 use crate::source::SourceError;
 use crate::source::replication::ReplicationError;
 use crate::status::{Counting, OPENING, State, StatusCell};
-use crate::telemetry::chain;
+use crate::telemetry::{Told, chain};
 use crate::wal_watch::WalWatch;
 use verdict::{Verdict, label, lacks_publication, reason, verdict};
 
@@ -65,7 +65,7 @@ pub struct Supervisor {
     legacy: Legacy,
     passage: Passage,
     attempts: usize,
-    told: String,
+    told: Told,
     /// The last session ended because we were asked to stop, in order.
     is_drained: bool,
     stop: CancellationToken,
@@ -105,7 +105,7 @@ impl Supervisor {
             },
             passage: Passage::Clear,
             attempts: 0,
-            told: String::new(),
+            told: Told::default(),
             is_drained: false,
             stop,
         }
@@ -182,6 +182,9 @@ impl Supervisor {
         let is_good = started_at.elapsed() >= GOOD_AFTER
             || self.relay.delivered_rows > delivered_before
             || self.relay.core.held().rows() > held_before;
+        if self.relay.delivered_rows > delivered_before {
+            self.told.forget();
+        }
         if is_good {
             self.attempts = 0;
         }
@@ -327,7 +330,7 @@ impl Supervisor {
                 status.postgres.error = Some(chain(source));
             });
         }
-        let is_news = reason != self.told;
+        let is_news = self.told.is_news(&reason);
         match verdict {
             Verdict::Stop => info!("stopped"),
             Verdict::Again => info!(reason, "session ended; the next one starts at once"),
@@ -351,7 +354,6 @@ impl Supervisor {
                 }
             }
         }
-        self.told = reason;
     }
 
     /// Waits as the verdict says, settling what Kafka still acknowledges.

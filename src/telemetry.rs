@@ -5,6 +5,7 @@
 
 mod episodes;
 mod lines;
+mod told;
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -19,6 +20,7 @@ use crate::config::{LogConfig, LogFormat};
 
 pub use episodes::Episodes;
 pub use lines::{LogGuard, lines_dropped};
+pub use told::Told;
 
 /// Crates that talk more than a handful of times an hour; `log.level` may name them again.
 const QUIET: &str = "librdkafka=warn,rdkafka=warn,tokio_postgres=warn,hyper=warn,ureq=warn";

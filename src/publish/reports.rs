@@ -144,8 +144,10 @@ impl ClientContext for Reports {
             return;
         }
         drop(harvest);
-        // What matters comes as an error or a report too; librdkafka repeats itself while a broker is away.
+        // What matters comes as an error or a report too; librdkafka repeats itself while a broker is away, and says what
+        // is fatal twice.
         match level {
+            _ if facility == "FATAL" => debug!(facility, text, "librdkafka"),
             RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
                 warn!(facility, text, "librdkafka");
             }
