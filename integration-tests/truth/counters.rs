@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{PAIRS, Said, scene, wait_until_said};
+use super::{PAIRS, Said, in_every_pair, scene, wait_until_said};
 use crate::harness::kafka::Kafka;
 use crate::harness::relay::Relay;
 use crate::harness::wait_until;
@@ -30,7 +30,7 @@ async fn cut(orders: &Orders) {
         WHERE datname = current_database() AND application_name LIKE 'outboxd%' \
           AND application_name NOT LIKE '%lease%' OFFSET 0) AS relay";
     for _ in 0..CUTS {
-        tokio::time::sleep(Duration::from_millis(150)).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
         client.query(sql, &[]).await.expect("cut connections");
     }
 }
@@ -49,7 +49,7 @@ fn topic(kafka: &Kafka, name: &str) -> (f64, f64) {
 #[tokio::test(flavor = "multi_thread")]
 async fn counters_equal_what_topic_and_table_hold_after_fifty_lost_connections() {
     let kafka = Kafka::shared().await;
-    for pair in PAIRS {
+    in_every_pair(async |pair| {
         let orders = scene("counters", pair).await;
         let relay = Relay::start(&orders.config);
         orders.wait_for(&orders.insert(1).await).await;
@@ -87,7 +87,8 @@ async fn counters_equal_what_topic_and_table_hold_after_fifty_lost_connections()
             }
         })
         .await;
-    }
+    })
+    .await;
 }
 
 /// The wait of a checkpoint's first row counts, not the statement alone.
