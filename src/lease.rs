@@ -15,7 +15,7 @@ use std::time::Duration;
 pub use clock::since_boot;
 pub use contest::{Decision, Holder, Standby, Version};
 pub use keeper::{LeaseKeeper, RELEASE_MAX};
-pub use owner::{Life, Owner};
+pub use owner::{Life, Owner, shown};
 pub use statements::{read, release, renew, take};
 
 use crate::config::ConfigError;

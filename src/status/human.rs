@@ -3,6 +3,8 @@
 use std::fmt;
 
 use super::{Answer, AnsweredBy, Lag, Peer, Status};
+use crate::lease::shown;
+use crate::paste::complete;
 
 const NOT_KNOWN: &str = "not known";
 
@@ -33,10 +35,10 @@ impl fmt::Display for Answer {
         write_numbers(f, status)?;
         write_held(f, status)?;
         for drift in &status.drift {
-            line(f, "publication", drift)?;
+            line(f, "publication", complete(drift))?;
         }
         for slot in &status.unread_slots {
-            line(f, "unread slot", slot)?;
+            line(f, "unread slot", complete(slot))?;
         }
         write_peer(f, "postgres", &status.postgres)?;
         write_peer(f, "kafka", &status.kafka)?;
@@ -44,7 +46,7 @@ impl fmt::Display for Answer {
             Some(error) => line(
                 f,
                 "last error",
-                format_args!("{}: {}", error.at, error.text),
+                format_args!("{}: {}", error.at, complete(&error.text)),
             ),
             None => Ok(()),
         }
@@ -63,10 +65,10 @@ impl Answer {
         }
         line(f, "role", text)?;
         if !status.reason.is_empty() {
-            line(f, "reason", &status.reason)?;
+            line(f, "reason", complete(&status.reason))?;
         }
         match &status.lease {
-            Some(lease) => line(f, "lease", &lease.holder),
+            Some(lease) => line(f, "lease", shown(&lease.holder)),
             None => Ok(()),
         }
     }
