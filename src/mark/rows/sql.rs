@@ -9,7 +9,7 @@ use crate::config::Mark;
 use crate::core::Delivered;
 use crate::inspect::{SeqIndex, Table};
 use crate::mark::ledger::LEASE;
-use crate::outbox::{Column, Lsn, Origin};
+use crate::outbox::{Lsn, Origin};
 
 /// Numbers between the lowest and the highest row, for each row, up to which they are read in the order of their numbers:
 /// that takes a fifth of the time that finding each row by a random uuid does (delete: 45k against 250–300k rows/s).
@@ -22,8 +22,6 @@ pub(super) struct Sql {
     id: String,
     id_type: String,
     seq: Option<String>,
-    /// Rows are told apart by their columns' own equality, which takes a quarter of the time that texts do.
-    is_native: bool,
     pub(super) seq_index: SeqIndex,
     /// The texts of its aggregate's type and id.
     aggregate: [String; 2],
@@ -54,35 +52,9 @@ enum Access {
 pub(super) struct Batch {
     access: Access,
     /// Of rows whose version does not matter.
-    keys: Keys,
+    keys: Vec<String>,
     /// Of rows that were read from the table: with the version.
-    versions: Keys,
-}
-
-/// What tells some rows from all others of their table: whole keys as texts, or the columns of the keys.
-#[derive(Debug, Default)]
-struct Keys {
-    texts: Vec<String>,
-    seqs: Vec<Option<i64>>,
-    xmins: Vec<String>,
-}
-
-impl Keys {
-    fn is_empty(&self) -> bool {
-        self.texts.is_empty()
-    }
-
-    fn values<'a>(&'a self, values: &mut Vec<&'a (dyn ToSql + Sync)>) {
-        if !self.texts.is_empty() {
-            values.push(&self.texts);
-        }
-        if !self.seqs.is_empty() {
-            values.push(&self.seqs);
-        }
-        if !self.xmins.is_empty() {
-            values.push(&self.xmins);
-        }
-    }
+    versions: Vec<String>,
 }
 
 /// Of a uuid, a number of some digits and the version.
@@ -105,47 +77,23 @@ impl Batch {
     pub(super) fn of(rows: &[Delivered], sql: &Sql) -> Self {
         let mut batch = Self {
             access: sql.access(rows),
-            keys: Keys::default(),
-            versions: Keys::default(),
+            keys: Vec::new(),
+            versions: Vec::new(),
         };
-        if batch.is_told_by_access(rows, sql) {
-            return batch;
-        }
         for row in rows {
-            let xmin = match row.origin {
-                Origin::Table { xmin } => Some(xmin),
-                Origin::Unknown | Origin::Stream { .. } | Origin::Before { .. } => None,
-            };
-            let keys = match xmin {
-                Some(_) => &mut batch.versions,
-                None => &mut batch.keys,
-            };
-            if sql.is_native {
-                keys.texts.push(row.id.text());
-                keys.seqs.extend(sql.seq.as_ref().map(|_| row.seq));
-                keys.xmins.extend(xmin.map(|xmin| xmin.to_string()));
-                continue;
+            match row.origin {
+                Origin::Table { xmin } => {
+                    let mut version = key(row, sql);
+                    // A String takes every text.
+                    let _ = write!(version, " {xmin}");
+                    batch.versions.push(version);
+                }
+                Origin::Unknown | Origin::Stream { .. } | Origin::Before { .. } => {
+                    batch.keys.push(key(row, sql));
+                }
             }
-            let mut text = key(row, sql);
-            if let Some(xmin) = xmin {
-                // A String takes every text.
-                let _ = write!(text, " {xmin}");
-            }
-            keys.texts.push(text);
         }
         batch
-    }
-
-    /// The ids that find the rows tell them, too.
-    fn is_told_by_access(&self, rows: &[Delivered], sql: &Sql) -> bool {
-        let has_version = |row: &Delivered| matches!(row.origin, Origin::Table { .. });
-        let is_found_by_id = matches!(self.access, Access::Ids(_));
-        is_found_by_id && sql.is_native && sql.seq.is_none() && !rows.iter().any(has_version)
-    }
-
-    fn has_rows_of_a_stream(&self) -> bool {
-        let has_ids = matches!(&self.access, Access::Ids(ids) if !ids.is_empty());
-        !self.keys.is_empty() || has_ids && self.versions.is_empty()
     }
 
     /// The parameters of a statement: those that stand before, then the batch's own.
@@ -159,8 +107,11 @@ impl Batch {
             Access::Numbers(numbers) => values.push(numbers),
             Access::Ids(ids) => values.push(ids),
         }
-        self.keys.values(&mut values);
-        self.versions.values(&mut values);
+        for keys in [&self.keys, &self.versions] {
+            if !keys.is_empty() {
+                values.push(keys);
+            }
+        }
         values
     }
 }
@@ -174,9 +125,6 @@ impl Sql {
             id: name(layout.id),
             id_type: layout.columns[layout.id].type_name.clone(),
             seq: layout.seq.map(name),
-            is_native: table.id_is_unique
-                && has_plain_equality(&layout.columns[layout.id])
-                && table.seq.as_ref().is_none_or(|seq| seq.is_not_null),
             seq_index: table.seq.as_ref().map_or(SeqIndex::None, |seq| seq.index),
             aggregate: [layout.aggregate_type, layout.aggregate_id]
                 .map(|column| layout.columns[column].text()),
@@ -232,51 +180,17 @@ impl Sql {
             ),
         };
         let mut keys = Vec::new();
-        for (some, has_version) in [(&batch.keys, false), (&batch.versions, true)] {
-            if !some.is_empty() {
-                keys.push(match self.is_native {
-                    true => self.is_native_key(has_version, &mut place),
-                    false => self.is_text_key(has_version, &mut place),
-                });
-            }
+        if !batch.keys.is_empty() {
+            keys.push(format!("{} = ANY (${}::text[])", self.key(), place()));
         }
-        match keys.is_empty() {
-            true => access,
-            false => format!("{access} AND ({})", keys.join(" OR ")),
+        if !batch.versions.is_empty() {
+            let key = self.key();
+            keys.push(format!(
+                "pg_catalog.concat({key}, ' ', o.xmin) = ANY (${}::text[])",
+                place()
+            ));
         }
-    }
-
-    fn is_text_key(&self, has_version: bool, place: &mut impl FnMut() -> usize) -> String {
-        let key = self.key();
-        let key = match has_version {
-            true => format!("pg_catalog.concat({key}, ' ', o.xmin)"),
-            false => key,
-        };
-        format!("{key} = ANY (${}::text[])", place())
-    }
-
-    /// Looks the columns up in a hash table: behind `IS TRUE` no index is taken for them, which would find each row by itself.
-    ///
-    /// Rows with an xid can't be compared, for it has no order; with its distance from now, which stands still for as long as
-    /// a transaction lasts, they can.
-    fn is_native_key(&self, has_version: bool, place: &mut impl FnMut() -> usize) -> String {
-        let mut columns = vec![format!("o.{}", self.id)];
-        let mut arrays = vec![format!("(${}::text[])::{}[]", place(), self.id_type)];
-        if let Some(seq) = &self.seq {
-            columns.push(format!("o.{seq}::int8"));
-            arrays.push(format!("${}::int8[]", place()));
-        }
-        if has_version {
-            columns.push("pg_catalog.age(o.xmin)".to_owned());
-            arrays.push(format!("(${}::text[])::xid[]", place()));
-        }
-        let mut wanted: Vec<_> = (1..=columns.len()).map(|at| format!("k{at}")).collect();
-        let names = wanted.join(", ");
-        if let (true, Some(last)) = (has_version, wanted.last_mut()) {
-            *last = format!("pg_catalog.age({last})");
-        }
-        let (columns, arrays, wanted) = (columns.join(", "), arrays.join(", "), wanted.join(", "));
-        format!("(({columns}) IN (SELECT {wanted} FROM unnest({arrays}) AS key ({names}))) IS TRUE")
+        format!("{access} AND ({})", keys.join(" OR "))
     }
 
     fn is_unsent(&self) -> String {
@@ -355,7 +269,7 @@ impl Sql {
 
     /// Reads the keys of the rows that carry their mark; `None` where a marked row does not stand any more.
     pub(super) fn sent(&self, batch: &Batch) -> Option<String> {
-        if !self.sets_sent_at || !batch.has_rows_of_a_stream() {
+        if !self.sets_sent_at || batch.keys.is_empty() {
             return None;
         }
         let (table, rows, key) = (&self.table, self.is_of(batch, 0), self.key());
@@ -364,19 +278,6 @@ impl Sql {
             "SELECT {key} FROM {table} AS o WHERE {rows} AND o.{sent_at} IS NOT NULL"
         ))
     }
-}
-
-/// Two values that the type calls equal are one text, or one row where the column is unique.
-fn has_plain_equality(column: &Column) -> bool {
-    let plain = [
-        "uuid",
-        "smallint",
-        "integer",
-        "bigint",
-        "text",
-        "character varying",
-    ];
-    plain.contains(&column.base_type())
 }
 
 /// The lowest and the highest number of rows that leave out few numbers between them.
