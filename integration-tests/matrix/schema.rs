@@ -2,7 +2,7 @@
 
 use tokio_postgres::Client;
 
-use super::rig::{Pair, Rig, SOON, await_publishing, published};
+use super::rig::{Pair, Rig, SOON, WINDOW_ROWS, await_publishing, published};
 use super::scene::{Scene, both, both_or_unmarked};
 use crate::harness::load::write_rows;
 use crate::harness::order_writer::Fate;
@@ -101,7 +101,12 @@ pub async fn payload_type_changed(scene: &Scene) {
             let before = published(&relay).await;
             await_publishing(&relay, before + 50, SOON).await;
         }
-        rig.show(scene, load, 0).await;
+        // Such a change writes every row anew: one that was read and not marked yet is another version then.
+        let versions = match pair {
+            Pair("polling", "sent_at" | "delete") => 4 * WINDOW_ROWS,
+            _ => 0,
+        };
+        rig.show(scene, load, versions).await;
         scene.require(relay.is_running(), || "the relay has ended".into());
     })
     .await;
