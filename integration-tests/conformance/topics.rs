@@ -73,10 +73,18 @@ async fn write_both(scene: &Scene, versions: std::ops::RangeInclusive<i64>) {
     }
 }
 
+/// Without marks, the end of a session that releases rows, or replays them, repeats what went out of the open transaction.
 async fn judge_both(scene: &Scene, other: &str) {
+    let repeated = match scene.pair.mark {
+        "none" => 2,
+        _ => 0,
+    };
     let reader = scene.kafka.reader(&[&scene.topic(), other]);
     let mut oracle = Oracle::new(scene.database.client().await, reader);
-    oracle.verdict_when_drained(SOON).await.assert_clean(0);
+    oracle
+        .verdict_when_drained(SOON)
+        .await
+        .assert_clean(repeated);
 }
 
 async fn wait_until_shown(relay: &Relay, topic: &str) {
