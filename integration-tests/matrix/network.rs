@@ -43,12 +43,7 @@ async fn cut(scene: &Scene, pair: Pair) {
     scene.require(fruitful * share > cuts, || {
         format!("only {fruitful} of {cuts} pauses between cuts were used")
     });
-    // Without marks a lost connection repeats what went out of the transaction that was open.
-    let repeated = match pair.1 {
-        "none" => cuts * TRANSACTION_ROWS,
-        _ => 0,
-    };
-    rig.show(scene, load, repeated).await;
+    rig.show(scene, load, pair.repeated_by_cuts(cuts)).await;
 }
 
 /// Where nothing arrives any more.

@@ -117,6 +117,7 @@ pub async fn changed(scene: &Scene) {
         let (rig, relay, client) = running(pair).await;
         let cutter = rig.client().await;
         let load = rig.load().await;
+        let mut cuts = 0;
         for version in 0..scene.pick(40, 200, 2_000) {
             change_within(&client, version).await;
             if pair.is_streamed() {
@@ -128,10 +129,11 @@ pub async fn changed(scene: &Scene) {
             if version % 20 == 10 {
                 let _ = cutter.query(CUT, &[]).await;
                 scene.ran();
+                cuts += 1;
             }
         }
         goes_on(&relay).await;
-        rig.show(scene, load, 0).await;
+        rig.show(scene, load, pair.repeated_by_cuts(cuts)).await;
     })
     .await;
 }

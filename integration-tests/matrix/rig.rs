@@ -41,6 +41,14 @@ impl Pair {
     pub fn is_streamed(self) -> bool {
         self.0 == "replication"
     }
+
+    /// Without marks a lost connection repeats what went out of the transaction that was open.
+    pub fn repeated_by_cuts(self, cuts: usize) -> usize {
+        match self.1 {
+            "none" => cuts * TRANSACTION_ROWS,
+            _ => 0,
+        }
+    }
 }
 
 /// The marks of one run, one for each mode.

@@ -103,7 +103,7 @@ pub async fn payload_type_changed(scene: &Scene) {
         }
         // Such a change writes every row anew: one that was read and not marked yet is another version then.
         let versions = match pair {
-            Pair("polling", "sent_at" | "delete") => 4 * WINDOW_ROWS,
+            Pair(_, "sent_at" | "delete") => 4 * WINDOW_ROWS,
             _ => 0,
         };
         rig.show(scene, load, versions).await;
