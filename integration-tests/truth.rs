@@ -333,3 +333,40 @@ async fn a_relay_none_of_whose_topics_can_be_written_does_not_say_that_it_publis
     })
     .await;
 }
+
+/// A table without numbers, on the oldest and the newest server, as a role that may do no more than it must.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_without_numbers_are_counted_by_a_role_of_least_rights() {
+    for (major, mark) in [(14, "sent_at"), (18, "delete")] {
+        let mut orders = Orders::bare(Postgres::shared(major).await, "unnumbered").await;
+        let role = format!("{}_relay", orders.database.name);
+        orders
+            .run(&format!(
+                "CREATE ROLE {role} LOGIN; CREATE TABLE outbox (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), \
+                 aggregatetype text, aggregateid text, type text, payload json, headers json, \
+                 created_at timestamptz NOT NULL DEFAULT clock_timestamp(), sent_at timestamptz)"
+            ))
+            .await;
+        orders.config =
+            (orders.config.mode("polling").mark(mark)).set("source.order_column", "created_at");
+        let migrated = orders.config.outboxd(&["migrate", "--relay-role", &role]);
+        assert!(migrated.status.success(), "{}", said(&migrated));
+        let url = orders
+            .database
+            .url
+            .replacen("//postgres@", &format!("//{role}@"), 1);
+        orders.config = orders.config.set("source.url", url);
+        let mut relay = Relay::start(&orders.config);
+        orders.wait_for(&orders.insert(3).await).await;
+        wait_until_said(&relay, &Said::waiting(0, 0, 0)).await;
+        orders.run(INVOICES).await;
+        wait_until_said(&relay, &Said::waiting(10, 0, 0)).await;
+        relay.terminate();
+        let status = status_of(&orders.config);
+        assert_eq!(status["lag"]["rows"], 10, "{major} {mark}: {status}");
+        assert!(
+            status["held_topic_rows"].is_null(),
+            "{major} {mark}: {status}"
+        );
+    }
+}

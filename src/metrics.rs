@@ -12,7 +12,7 @@ use prometheus::{
     TextEncoder,
 };
 
-use crate::publish::Delivered;
+use crate::publish::Deliveries;
 use crate::status::{Role, Status, WalAlarm};
 
 /// From a millisecond to a minute: PostgreSQL and Kafka on one machine, up to an outage.
@@ -164,7 +164,7 @@ impl Metrics {
         self.read_rows.inc_by(rows as u64);
     }
 
-    pub fn delivered(&self, delivered: &Delivered) {
+    pub fn delivered(&self, delivered: &Deliveries) {
         self.published_rows.inc_by(delivered.tickets.len() as u64);
         self.published_bytes.inc_by(delivered.bytes);
     }

@@ -56,7 +56,7 @@ pub struct Outgoing {
 
 /// Rows that a broker acknowledged.
 #[derive(Debug, Default)]
-pub struct Delivered {
+pub struct Deliveries {
     /// In the order in which the reports came.
     pub tickets: Vec<Ticket>,
     /// Of their keys and values.
@@ -66,7 +66,7 @@ pub struct Delivered {
 /// What the producer thread tells the relay.
 #[derive(Debug)]
 pub enum PublisherEvent {
-    Delivered(Delivered),
+    Delivered(Deliveries),
     /// Answers to `Publisher::look_up`; before the answer for a topic, one for each partition without a leader.
     Topics(Vec<(Arc<str>, TopicState)>),
     /// A report failed, or the producer died: nothing more is sent, everything was purged and

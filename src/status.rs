@@ -183,7 +183,7 @@ pub struct HeldTopic {
     pub topic: String,
     pub rows: u64,
     pub reason: String,
-    /// What a person can type to end it, such as the command that creates the topic.
+    /// What ends it: the command that creates the topic or lets the relay write it, or what to change where none helps.
     pub command: Option<String>,
 }
 

@@ -44,7 +44,7 @@ impl Unsent {
 /// What a running session knows beside the database.
 #[derive(Debug, Default)]
 pub struct Known {
-    /// With the ledger, every number of which it is known what became of it.
+    /// With the ledger, every number of which it is known what became of it, those of acknowledged rows too.
     pub accounted: Option<RangeSet>,
     /// Of rows that Kafka has and whose mark is not made yet.
     pub acknowledged: RangeSet,
@@ -97,8 +97,7 @@ impl Question {
 
     fn leave_out(&mut self, known: &Known, mark: Mark, has_numbers: bool) {
         if let (Mark::Ledger, Some(accounted)) = (mark, &known.accounted) {
-            let resolved = accounted.union(&known.acknowledged);
-            let gaps: Vec<_> = resolved.gaps(i64::MIN..=i64::MAX).collect();
+            let gaps: Vec<_> = accounted.gaps(i64::MIN..=i64::MAX).collect();
             let looked_into = &gaps[gaps.len().saturating_sub(GAPS_MAX)..];
             self.has_more_gaps = looked_into.len() < gaps.len();
             let ends = looked_into.iter().map(|gap| (*gap.start(), *gap.end()));

@@ -6,7 +6,7 @@ use crate::config::{
     Mark, Mode, OnLostSlot, PollingConfig, ReplicationConfig, Secret, SourceConfig, UrlSource,
 };
 use crate::lease::{LeaseState, Role, Server};
-use crate::publish::Delivered;
+use crate::publish::Deliveries;
 use crate::telemetry::chain;
 
 fn source() -> SourceConfig {
@@ -107,7 +107,7 @@ async fn a_halt_is_alive_and_says_why() {
 async fn metrics_and_report_agree() {
     let (admin, status, metrics) = started().await;
     metrics.read(12);
-    metrics.delivered(&Delivered {
+    metrics.delivered(&Deliveries {
         tickets: (0..10).collect(),
         bytes: 700,
     });

@@ -2,6 +2,7 @@
 //!
 //! Never holds a server's DETAIL, HINT or CONTEXT, which may quote rows, nor the URL or its password.
 
+use std::error::Error;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -97,6 +98,20 @@ pub enum Class {
     Unsendable,
     /// Anything else.
     Other,
+}
+
+impl Class {
+    /// The class of the server's own failure, where one stands behind an error of ours.
+    pub fn behind(error: &(dyn Error + 'static)) -> Option<Self> {
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            if let Some(error) = error.downcast_ref::<PostgresError>() {
+                return Some(error.class());
+            }
+            cause = error.source();
+        }
+        None
+    }
 }
 
 impl PostgresError {

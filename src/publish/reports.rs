@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::log_lines::{self, Line};
-use super::{Delivered, Ticket};
+use super::{Deliveries, Ticket};
 
 /// Events that are served at once.
 const EVENTS_MAX: usize = 1_000;
@@ -84,7 +84,7 @@ impl Broker {
 /// What the callbacks of one turn brought.
 #[derive(Debug, Default)]
 pub(super) struct Harvest {
-    pub(super) delivered: Delivered,
+    pub(super) delivered: Deliveries,
     pub(super) failed: Vec<Failure>,
     pub(super) is_fatal: bool,
     /// What the log said of connections, in its order.

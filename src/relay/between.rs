@@ -14,7 +14,7 @@ use crate::hold::Replayed;
 use crate::identity::Horizon;
 use crate::lease::LeaseState;
 use crate::outbox::Lsn;
-use crate::publish::{Delivered, PublisherEvent};
+use crate::publish::{Deliveries, PublisherEvent};
 
 /// How long PostgreSQL may take to hear that we leave, when the grace period is over.
 const FAREWELL_MAX: Duration = Duration::from_secs(1);
@@ -37,7 +37,7 @@ impl Relay {
     }
 
     /// Takes and counts rows that a broker acknowledged, whether a session is open or not.
-    pub(super) fn acknowledged(&mut self, delivered: &Delivered) {
+    pub(super) fn acknowledged(&mut self, delivered: &Deliveries) {
         self.core.delivered(&delivered.tickets);
         self.delivered_rows += delivered.tickets.len() as u64;
         self.metrics.delivered(delivered);

@@ -263,11 +263,8 @@ impl Run<'_> {
     }
 
     fn hand_over(&self, outgoing: Vec<Outgoing>) {
-        if let Some(producer) = self
-            .relay
-            .producer
-            .as_ref()
-            .filter(|_| !outgoing.is_empty())
+        if let Some(producer) = &self.relay.producer
+            && !outgoing.is_empty()
         {
             producer.publisher.publish(outgoing);
         }

@@ -54,14 +54,16 @@ impl Run<'_> {
 
     /// What the database would count although it is sent.
     fn known(&self) -> Known {
-        let acknowledged: Vec<_> = self.relay.core.acknowledged().collect();
+        let rows: Vec<_> = self.relay.core.acknowledged().collect();
+        let (acknowledged_rows, acknowledged) =
+            (rows.len() as u64, rows.into_iter().flatten().collect());
         Known {
             accounted: match &self.session.marks {
-                Marks::Ledger(ledger) => Some(ledger.accounted().clone()),
+                Marks::Ledger(ledger) => Some(ledger.accounted().union(&acknowledged)),
                 Marks::Rows(_) | Marks::None => None,
             },
-            acknowledged_rows: acknowledged.len() as u64,
-            acknowledged: acknowledged.into_iter().flatten().collect(),
+            acknowledged,
+            acknowledged_rows,
         }
     }
 }

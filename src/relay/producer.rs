@@ -179,9 +179,9 @@ impl Relay {
     /// Draws the conclusions from a producer's end, and gives its reason.
     pub(super) fn producer_ended(&mut self, end: &SessionEnd) -> String {
         self.producer = None;
-        let held: HashSet<_> = self.held_topics().collect();
+        let held: HashSet<_> = self.held_names().collect();
         self.core.producer_ended(end);
-        for topic in self.held_topics().filter(|topic| !held.contains(topic)) {
+        for topic in self.held_names().filter(|topic| !held.contains(topic)) {
             self.announce_hold(&topic);
         }
         self.cutting.clone_from(&end.cutting);
@@ -201,7 +201,7 @@ impl Relay {
         }
     }
 
-    fn held_topics(&self) -> impl Iterator<Item = Arc<str>> {
+    fn held_names(&self) -> impl Iterator<Item = Arc<str>> {
         self.core.held().topics().map(|(topic, _)| topic.clone())
     }
 

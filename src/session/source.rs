@@ -12,7 +12,7 @@ use crate::check::fit::{self, Order, Refusal};
 use crate::config::{CatchUpFrom, Mark, Mode, Start};
 use crate::inspect::Table;
 use crate::mark::Marks;
-use crate::postgres::{Class, PostgresError};
+use crate::postgres::Class;
 use crate::relay::Phase;
 use crate::slot;
 use crate::source::polling::{CaughtUp, Known, Ordering, Polling, UnsentMark};
@@ -52,7 +52,7 @@ impl Opening<'_> {
 
     /// A server without room for the stream is told in the words of `check`.
     async fn not_streamed(&self, client: &Client, failure: SourceError) -> OpenError {
-        if !is_of_many_connections(&failure) {
+        if Class::behind(&failure) != Some(Class::TooManyConnections) {
             return failure.into();
         }
         let slot = &self.config.source.replication.slot;
@@ -164,17 +164,6 @@ impl Opening<'_> {
             }
         })
     }
-}
-
-fn is_of_many_connections(failure: &SourceError) -> bool {
-    let mut cause: Option<&dyn std::error::Error> = Some(failure);
-    while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<PostgresError>() {
-            return error.class() == Class::TooManyConnections;
-        }
-        cause = error.source();
-    }
-    false
 }
 
 fn ordering(order: Order<'_>, mark: Mark, table: &Table, start: Option<Start>) -> Ordering {

@@ -121,11 +121,7 @@ impl StatusCell {
     /// A halted relay stays halted while it holds the lease. A leader's state is not touched, that is the
     /// session's; whoever can't publish waits.
     pub fn lease(&self, lease: &lease::LeaseState) {
-        let is_leader = matches!(
-            lease.role,
-            lease::Role::Leader { .. } | lease::Role::Suspended { .. }
-        );
-        if !is_leader {
+        if lease.epoch().is_none() {
             self.forget_leadership();
         }
         self.update(|status| {

@@ -73,5 +73,8 @@ async fn connect(source: &SourceConfig) -> Option<Session> {
     let connected = postgres::connect(&options, "lag").await;
     let session = connected
         .inspect_err(|error| debug!(error = chain(error), "could not count what was not sent"));
-    session.ok()
+    let session = session.ok()?;
+    let limited = session.client.batch_execute(database::STATEMENT_TIMEOUT);
+    limited.await.ok()?;
+    Some(session)
 }

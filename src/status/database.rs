@@ -17,12 +17,12 @@ use crate::session::lease_key;
 use crate::telemetry::chain;
 use crate::unsent::{Question, Unsent};
 
-const STATEMENT_TIMEOUT: &str = "SET statement_timeout = '5s'";
+pub(super) const STATEMENT_TIMEOUT: &str = "SET statement_timeout = '5s'";
 
 const LEASE: &str = "SELECT owner, epoch, NOT released AND clock_timestamp() - at < ttl, \
     extract(epoch FROM clock_timestamp() - at)::float8 FROM outboxd.lease WHERE outbox = $1";
 
-// Rows that wait in the table for each of them. // Their numbers tell how many; NULL where rows have none.
+// Numbers tell how many rows wait for each; whether they do, for rows may have none.
 const HELD: &str = "SELECT count(*) FILTER (WHERE kind = 'aggregate'), \
     coalesce(sum(rows) FILTER (WHERE kind = 'aggregate'), 0)::int8, \
     coalesce(sum(rows) FILTER (WHERE kind = 'topic'), 0)::int8, coalesce(bool_and(rows > 0 OR policy = 'follow'), true), \
@@ -188,7 +188,6 @@ pub(super) async fn unsent(
     client: &Client,
     source: &SourceConfig,
 ) -> Result<Option<Unsent>, tokio_postgres::Error> {
-    client.batch_execute(STATEMENT_TIMEOUT).await?;
     let Ok(name) = source.table_name() else {
         return Ok(None);
     };

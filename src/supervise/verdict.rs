@@ -1,7 +1,5 @@
 //! What follows after an attempt at a session: every such decision, and what is told of it. Pure.
 
-use std::error::Error;
-
 use super::Attempt;
 use crate::config::Mark;
 use crate::postgres::{Class, PostgresError};
@@ -51,13 +49,13 @@ pub(super) fn verdict(attempt: &Attempt, mark: Mark) -> Verdict {
             OpenError::Postgres { source, .. } => of_class(source.class()),
             OpenError::SlotLost { .. } => Verdict::Again,
             OpenError::Slot(SlotError::Active { .. }) => Verdict::AwaitSlot,
-            OpenError::Slot(_) => class_of(failure).map_or(Verdict::Retry, of_class),
+            OpenError::Slot(_) => Class::behind(failure).map_or(Verdict::Retry, of_class),
             OpenError::Halt { .. }
             | OpenError::Rewound { .. }
             | OpenError::Encode(_)
             | OpenError::Missing(_) => Verdict::Halt,
             OpenError::Migrate(_) | OpenError::Names(_) | OpenError::Inspect { .. } => {
-                class_of(failure).map_or(Verdict::Halt, of_class)
+                Class::behind(failure).map_or(Verdict::Halt, of_class)
             }
             OpenError::Url(_)
             | OpenError::NoSender { .. }
@@ -111,18 +109,6 @@ pub(super) fn lacks_publication(failure: &SourceError) -> bool {
         return false;
     };
     failure.sqlstate == "42704" && failure.routine == "get_publication_oid"
-}
-
-/// The class of the server's own failure, where one stands behind ours.
-fn class_of(failure: &OpenError) -> Option<Class> {
-    let mut cause: Option<&dyn Error> = Some(failure);
-    while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<PostgresError>() {
-            return Some(error.class());
-        }
-        cause = error.source();
-    }
-    None
 }
 
 fn of_class(class: Class) -> Verdict {
