@@ -128,7 +128,7 @@ fn write_held(f: &mut fmt::Formatter<'_>, status: &Status) -> fmt::Result {
             format_args!("{topic}, {rows} rows: {reason}"),
         )?;
         if let Some(command) = &held.command {
-            line(f, "", format_args!("run: {command}"))?;
+            line(f, "", format_args!("to end it: {command}"))?;
         }
     }
     if let count @ 1.. = status.held_topics_left_out {
