@@ -412,7 +412,12 @@ impl Postgres {
 
     fn signal_all(&self, name: &str) {
         let pid = self.id();
-        let script = r#"kill "-$0" "$1" $(cat "/proc/$1/task/$1/children")"#;
+        // The postmaster first, so that it starts no child unseen. A child may end in between: autovacuum's do.
+        let script = r#"
+            kill "-$0" "$1" || exit
+            for child in $(cat "/proc/$1/task/$1/children"); do
+                kill "-$0" "$child" 2>&- || [ ! -e "/proc/$child" ] || exit
+            done"#;
         let sent = Command::new("sh")
             .args(["-c", script, name, &pid.to_string()])
             .status();

@@ -124,7 +124,11 @@ async fn hot_aggregate(scene: &Scene, pair: Pair) {
                VALUES ('order', 'hot', 'placed', '{}', '[]')";
     bench.client.batch_execute(bad).await.expect("a bad row");
     let turns = scene.pick(4, 10, 20);
-    let rows = scene.pick(5_000, 20_000, 50_000);
+    let rows = match pair {
+        // Beyond 100,000 held rows the relay halts: docs/operations.md.
+        Pair("polling", "sent_at" | "delete") => 90_000 / turns,
+        _ => scene.pick(5_000, 20_000, 50_000),
+    };
     for _ in 0..turns {
         bench.insert(rows, 1_000, "'hot'").await;
         bench.insert(rows / 10, 1_000, "n").await;

@@ -248,7 +248,7 @@ impl Run<'_> {
         self.keeping.put(ticket, row);
         (self.held_ids.len() > HELD_IDS_MAX).then(|| {
             End::Halt(format!(
-                "more than {HELD_IDS_MAX} held rows are read again with every turn, for the table has no `seq`; \
+                "polling reads all unsent rows with every turn, and more than {HELD_IDS_MAX} of them are held; \
                  `outboxd blocked list` shows what they wait for: mend it, retry or skip it"
             ))
         })
