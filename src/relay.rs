@@ -21,7 +21,7 @@ mod survey;
 mod sweep;
 mod topics;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ use crate::identity::Horizon;
 use crate::lease::LeaseState;
 use crate::mark::{MarkError, Marks, Owed, Tenure};
 use crate::metrics::Metrics;
-use crate::outbox::{Layout, OutboxRow, RowId};
+use crate::outbox::{Layout, OutboxRow};
 use crate::postgres;
 use crate::publish::{Cutting, Place, PublisherEvent, SmallBatches, Ticket};
 use crate::retention::Retention;
@@ -211,7 +211,6 @@ impl Relay {
             top: i64::MIN,
             lag_question: None,
             requests: None,
-            held_ids: HashSet::new(),
             successor: None,
             leaderless: Vec::new(),
             has_lost_leader: false,
@@ -257,8 +256,6 @@ struct Run<'a> {
     requests: Option<JoinHandle<Result<Requests, MarkError>>>,
     /// How often PostgreSQL had said that it stops when the session began.
     shutdown_notices: u64,
-    /// Held rows that a source of unsent rows hands out again and again.
-    held_ids: HashSet<RowId>,
     /// Waits for the producer to finish what is in flight.
     successor: Option<Successor>,
     /// Partitions whose rows are held.

@@ -15,13 +15,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::ReplicationConfig;
-use crate::outbox::{Lsn, OutboxRow};
+use crate::outbox::{Lsn, OutboxRow, RowId};
 use crate::postgres::ConnectOptions;
 use crate::ranges::RangeSet;
 use crate::slot::{SlotError, Standing};
 use crate::state::Skipped;
 pub use mover::{LAG_BYTES_MAX, SlotMover};
-use polling::{Known, Ordering, Polling, Unsent, UnsentMark};
+use polling::{InVain, Known, Ordering, Polling, Unsent, UnsentMark};
 use replication::Subscription;
 use replication::pgoutput::Described;
 
@@ -98,7 +98,7 @@ pub struct Source {
     server: watch::Receiver<Lsn>,
     /// Where the slot stands that is moved behind the rows; `None` where none is.
     moved: Option<watch::Receiver<Option<Standing>>>,
-    held_rows: watch::Sender<usize>,
+    in_vain: watch::Sender<InVain>,
     /// Batches with rows that were read, and how many of them are marked or held.
     taken: u64,
     resolved: watch::Sender<u64>,
@@ -223,14 +223,14 @@ impl Source {
         skipped: Option<Skipped>,
     ) -> Self {
         let (ends, batches, stop) = Self::polled();
-        let (held_rows, resolved) = (ends.held_rows.subscribe(), ends.resolved.subscribe());
+        let (in_vain, resolved) = (ends.in_vain.subscribe(), ends.resolved.subscribe());
         let task = polling::poll_unsent(
             polling,
             Unsent {
                 mark,
                 order,
                 skipped,
-                held_rows,
+                in_vain,
                 resolved,
             },
             batches,
@@ -253,7 +253,7 @@ impl Source {
             confirm: watch::Sender::new(Lsn(0)),
             server: watch::Sender::new(Lsn(0)).subscribe(),
             moved: None,
-            held_rows: watch::Sender::new(0),
+            in_vain: watch::Sender::default(),
             taken: 0,
             resolved: watch::Sender::new(0),
             asked: Arc::new(Notify::new()),
@@ -320,9 +320,22 @@ impl Source {
         self.kind == Kind::Unsent && *self.resolved.borrow() != self.taken
     }
 
-    /// Tells a source of unsent rows how many of them are held and come again each turn.
-    pub fn hold(&self, rows: usize) {
-        self.held_rows.send_replace(rows);
+    /// Tells a source of unsent rows that this one is held; returns how many are.
+    pub fn hold(&self, id: &RowId) -> usize {
+        self.in_vain.send_modify(|rows| {
+            rows.held.insert(id.clone());
+        });
+        self.in_vain.borrow().held.len()
+    }
+
+    /// Whether a source of unsent rows was told that this one is held.
+    pub fn holds(&self, row: &OutboxRow) -> bool {
+        self.in_vain.borrow().holds(row)
+    }
+
+    /// Tells a source of unsent rows how many wait for nothing but their mark.
+    pub fn owe(&self, rows: usize) {
+        self.in_vain.send_modify(|in_vain| in_vain.owed = rows);
     }
 
     /// The position of the server's write-ahead log, as far as it has told.

@@ -72,17 +72,15 @@ impl Run<'_> {
                         .as_ref()
                         .is_some_and(|id| skipped.contains(&id.to_string()))
         };
-        let held = &self.held_ids;
-        let is_held = |row: &OutboxRow| {
-            !held.is_empty() && row.id.as_ref().is_some_and(|id| held.contains(id))
-        };
         let is_replay = matches!(self.session.phase, Phase::Replay(_));
         let was_taken = |row: &OutboxRow| match is_replay {
             true => core.was_sent(row),
             false => core.was_in_flight(row) || core.is_kept(row),
         };
-        let is_known =
-            |row: &OutboxRow| was_taken(row) || is_skipped(row) || is_held(row) || is_owed(row);
+        let source = &self.session.source;
+        let is_known = |row: &OutboxRow| {
+            was_taken(row) || is_skipped(row) || source.holds(row) || is_owed(row)
+        };
         let mut repeated: Vec<_> = batch.rows.iter().map(is_known).collect();
         if self.session.source.is_stream() {
             let settled = self
@@ -239,14 +237,11 @@ impl Run<'_> {
     pub(super) fn note_aside(&mut self, ticket: Ticket, row: OutboxRow) -> Option<End> {
         self.relay.metrics.held();
         self.relay.read_before.forget(row.seq);
-        if self.session.source.repeats_held_rows()
-            && let Some(id) = &row.id
-        {
-            self.held_ids.insert(id.clone());
-            self.leave_in_table();
-        }
+        let source = &self.session.source;
+        let id = row.id.as_ref().filter(|_| source.repeats_held_rows());
+        let held = id.map_or(0, |id| source.hold(id));
         self.keeping.put(ticket, row);
-        (self.held_ids.len() > HELD_IDS_MAX).then(|| {
+        (held > HELD_IDS_MAX).then(|| {
             End::Halt(format!(
                 "polling reads all unsent rows with every turn, and more than {HELD_IDS_MAX} of them are held; \
                  `outboxd blocked list` shows what they wait for: mend it, retry or skip it"

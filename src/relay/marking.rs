@@ -266,16 +266,16 @@ impl Run<'_> {
         }
         if marking.attempt == Attempt::Another || !waiting.is_empty() {
             self.owing.add(waiting, !marked.is_empty());
-            self.leave_in_table();
+            self.tell_owed();
         }
         self.refuse(&refused)
     }
 
-    /// Tells a source of unsent rows how many it hands out in vain with each turn.
-    pub(super) fn leave_in_table(&self) {
+    /// Tells a source of unsent rows how many of them are owed a mark.
+    fn tell_owed(&self) {
         let source = &self.session.source;
         if source.repeats_held_rows() {
-            source.hold(self.held_ids.len() + self.owing.rows().len());
+            source.owe(self.owing.rows().len());
         }
     }
 

@@ -30,7 +30,7 @@ use crate::ranges::RangeSet;
 pub use ahead::{RowsAhead, read_ahead};
 pub use gate::WalGeometry;
 pub use locks::Locks;
-pub use unsent::{Ordering, Unsent, UnsentMark, poll_unsent};
+pub use unsent::{InVain, Ordering, Unsent, UnsentMark, poll_unsent};
 
 /// What both kinds of polling need.
 pub struct Polling {

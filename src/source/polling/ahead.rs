@@ -8,7 +8,7 @@ use tokio_postgres::types::ToSql;
 
 use super::gate::Gate;
 use super::look_up::{RANGES, bounds};
-use super::rows::{PAGE_BYTES, RowReader};
+use super::rows::RowReader;
 use super::statement::{PLANNER, prepare, stream};
 use super::turn::at;
 use super::{PollError, Polling, UnsentMark};
@@ -59,7 +59,7 @@ pub async fn read_ahead(
     let limit_rows = i64::try_from(limit).unwrap_or(i64::MAX);
     let parameters: [&(dyn ToSql + Sync); 6] = [&low, &high, &types, &ids, &limit_rows, &numbers];
     let rows = stream(session, &statement, parameters).await?;
-    let page = reader.read(session, rows, PAGE_BYTES).await?;
+    let page = reader.read(session, rows, |_| true).await?;
     if let Some(stuck) = page.stuck {
         return Err(stuck);
     }

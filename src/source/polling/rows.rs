@@ -25,6 +25,8 @@ const ROW_BYTES: usize = 1 << 10;
 /// Rows of one statement.
 pub(super) struct Page {
     pub(super) rows: Vec<OutboxRow>,
+    /// So many were read; some of them may not have been wanted.
+    pub(super) seen: usize,
     /// The statement's result was read to its end.
     pub(super) is_whole: bool,
     /// Why the row behind the last one can't be read with the others: a value of it can't be sent.
@@ -88,7 +90,8 @@ impl RowReader {
         (PAGE_BYTES / self.row_bytes.max(1)).clamp(1, rows_max.max(1))
     }
 
-    /// Reads rows until `bytes_max` is reached, one row at least; what is left of the result is discarded by the connection.
+    /// Reads the rows that are wanted until they take [`PAGE_BYTES`], one at least; what is left of the result is discarded
+    /// by the connection.
     ///
     /// A row that can't be sent ends the page, too: those before it came, for results are sent in their order.
     /// The rows' `lsn` is not known yet.
@@ -96,10 +99,10 @@ impl RowReader {
         &mut self,
         session: &Session,
         stream: RowStream,
-        bytes_max: usize,
+        is_wanted: impl Fn(&OutboxRow) -> bool,
     ) -> Result<Page, PollError> {
         let mut stream = pin!(stream);
-        let (mut rows, mut bytes) = (Vec::new(), 0);
+        let (mut rows, mut seen, mut bytes) = (Vec::new(), 0, 0);
         loop {
             let row = stream.try_next().await;
             let row = match PollError::check(session, "read rows", row).await {
@@ -108,6 +111,7 @@ impl RowReader {
                     self.learn(rows.len(), bytes);
                     return Ok(Page {
                         rows,
+                        seen,
                         is_whole: true,
                         stuck: None,
                     });
@@ -115,18 +119,25 @@ impl RowReader {
                 Err(error) if apart::is_unsendable(&error) => {
                     return Ok(Page {
                         rows,
+                        seen,
                         is_whole: false,
                         stuck: Some(error),
                     });
                 }
                 Err(error) => return Err(error),
             };
-            rows.push(self.build(&row)?);
+            seen += 1;
+            let built = self.build(&row)?;
+            if !is_wanted(&built) {
+                continue;
+            }
+            rows.push(built);
             bytes += row.raw_size_bytes();
-            if bytes >= bytes_max {
+            if bytes >= PAGE_BYTES {
                 self.learn(rows.len(), bytes);
                 return Ok(Page {
                     rows,
+                    seen,
                     is_whole: false,
                     stuck: None,
                 });

@@ -14,7 +14,7 @@ use super::apart::{self, Apart};
 use super::gate::Gate;
 use super::locks::Locks;
 use super::look_up::{LookUp, RANGES, bounds};
-use super::rows::{PAGE_BYTES, Page, RawColumn, RowReader};
+use super::rows::{Page, RawColumn, RowReader};
 use super::shape::Shape;
 use super::statement::{PLANNER, prepare, stream};
 use super::writers::Writers;
@@ -181,7 +181,7 @@ impl Turns {
         let limit_rows = i64::try_from(limit).unwrap_or(i64::MAX);
         let params: [&(dyn ToSql + Sync); 2] = [&from, &limit_rows];
         let stream = stream(&self.session, &self.statements.new, params).await?;
-        let mut page = self.rows.read(&self.session, stream, PAGE_BYTES).await?;
+        let mut page = self.rows.read(&self.session, stream, |_| true).await?;
         if page.stuck.is_some() {
             let place = page.rows.len();
             let next = self.apart.number_at(&self.session, from, place).await?;
@@ -314,7 +314,7 @@ impl Turns {
         loop {
             let params: [&(dyn ToSql + Sync); 2] = [&low, &high];
             let stream = stream(&self.session, &self.statements.contents, params).await?;
-            let mut page = self.rows.read(&self.session, stream, PAGE_BYTES).await?;
+            let mut page = self.rows.read(&self.session, stream, |_| true).await?;
             self.shape.check(&self.session).await?;
             if page.stuck.is_none() {
                 return Ok(page);

@@ -5,17 +5,18 @@
 //! pass: all that one snapshot shows, page by page, for pages of different snapshots would let a row overtake another one
 //! of its aggregate.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use postgres_protocol::escape::escape_identifier;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Duration, Instant, timeout_at};
-use tokio_postgres::Statement;
+use tokio_postgres::{RowStream, Statement};
 use tokio_util::sync::CancellationToken;
 
 use super::apart;
 use super::gate::Gate;
-use super::rows::{PAGE_BYTES, Page, RowReader};
+use super::rows::{Page, RowReader};
 use super::shape::Shape;
 use super::statement::{PLANNER, prepare, stream};
 use super::turn::at;
@@ -23,7 +24,7 @@ use super::unskipped::{Look, Unskipped};
 use super::writers::Writers;
 use super::{Ended, Next, PollError, Polling, jittered, send, until_stopped};
 use crate::inspect::{Selection, select_columns};
-use crate::outbox::{Layout, RowId};
+use crate::outbox::{Layout, OutboxRow, RowId};
 use crate::postgres::Session;
 use crate::source::Batch;
 use crate::state::Skipped;
@@ -38,10 +39,29 @@ pub struct Unsent {
     pub order: Ordering,
     /// Rows that stay unsent for good.
     pub skipped: Option<Skipped>,
-    /// How many rows are held: they stay unsent, and each turn reads so many more.
-    pub held_rows: watch::Receiver<usize>,
+    /// The rows that stay unsent for now.
+    pub in_vain: watch::Receiver<InVain>,
     /// How many of the batches with rows are marked or held, every row of them.
     pub resolved: watch::Receiver<u64>,
+}
+
+/// Unsent rows that each turn reads again: so many more does it ask for.
+#[derive(Debug, Default)]
+pub struct InVain {
+    /// They are held: the source hands them out no more.
+    pub held: HashSet<RowId>,
+    /// So many are owed a mark.
+    pub owed: usize,
+}
+
+impl InVain {
+    fn rows(&self) -> usize {
+        self.held.len() + self.owed
+    }
+
+    pub fn holds(&self, row: &OutboxRow) -> bool {
+        row.id.as_ref().is_some_and(|id| self.held.contains(id))
+    }
 }
 
 /// What orders unsent rows.
@@ -79,8 +99,6 @@ struct Turns {
     handed_over: u64,
     /// The turn before was a full page, of this look.
     has_backlog: Option<Look>,
-    /// Bytes that a turn may read; grows while it shows nothing but rows of the turn before.
-    bytes_max: usize,
     /// The last row of the turn before, where there was more behind it.
     cut_off_at: Option<RowId>,
     /// Nothing was said of having caught up since rows were left in the table.
@@ -115,8 +133,7 @@ impl Statements {
 
 /// Polls the unsent rows of a table in the order of a column.
 ///
-/// Held rows come again each turn, the relay knows them by their id. A page that was cut off by its bytes and showed nothing
-/// new, because all its rows are held, is followed by one that may read twice as many.
+/// Held rows come again each turn. They are known by their id and take no memory.
 ///
 /// Errors: the connection's end, or `Untold` where rows stand whose order nothing tells.
 /// Ends without one when `stop` is cancelled or nobody takes batches.
@@ -183,7 +200,6 @@ impl Turns {
             batch_rows,
             handed_over: 0,
             has_backlog: None,
-            bytes_max: PAGE_BYTES,
             cut_off_at: None,
             is_behind: true,
         })
@@ -235,15 +251,15 @@ impl Turns {
         let mut is_over = false;
         while !is_over {
             let stream = stream(&self.session, &fetch, []).await?;
-            let page = self.rows.read(&self.session, stream, PAGE_BYTES).await?;
+            let page = self.read(stream).await?;
             if page.stuck.is_some() {
                 self.execute("ROLLBACK").await?;
             }
-            if page.rows.is_empty() {
-                break;
-            }
             // What is cut off of a page is lost to the cursor.
-            is_over = !page.is_whole || page.rows.len() < limit;
+            is_over = !page.is_whole || page.seen < limit || Instant::now() >= deadline;
+            if page.rows.is_empty() {
+                continue;
+            }
             let lsn = match position {
                 Some(lsn) => lsn,
                 None => {
@@ -266,7 +282,6 @@ impl Turns {
                     return Ok(Next::AtOnce);
                 }
             }
-            is_over |= Instant::now() >= deadline;
         }
         self.execute("COMMIT").await?;
         Ok(Next::AtOnce)
@@ -280,18 +295,12 @@ impl Turns {
     /// Reads one page.
     async fn page(&mut self, look: Look, batches: &mpsc::Sender<Batch>) -> Result<Next, Ended> {
         self.writers.look(&self.session).await?;
-        let held = *self.unsent.held_rows.borrow_and_update();
-        let limit = self.batch_rows.saturating_add(held);
-        if held == 0 {
-            self.bytes_max = PAGE_BYTES;
-        }
+        let in_vain = self.unsent.in_vain.borrow().rows();
+        let limit = self.batch_rows.saturating_add(in_vain);
         let limit_rows = i64::try_from(limit).unwrap_or(i64::MAX);
         let statement = self.statements.of(look);
         let stream = stream(&self.session, statement, [&limit_rows]).await?;
-        let mut page = self
-            .rows
-            .read(&self.session, stream, self.bytes_max)
-            .await?;
+        let mut page = self.read(stream).await?;
         if let Some(stuck) = page.stuck.take() {
             self.read_apart(stuck, look, &mut page).await?;
         }
@@ -303,13 +312,13 @@ impl Turns {
         }
         let last = last.id.clone();
         self.shape.check(&self.session).await?;
-        let next = if page.is_whole && page.rows.len() < limit {
+        let next = if page.is_whole && page.seen < limit {
             Next::AfterInterval
         } else {
             Next::AtOnce
         };
         self.is_behind = next == Next::AtOnce || !self.writers.have_ended();
-        let next = self.pace(next, last, &page);
+        let next = self.pace(next, last);
         let lsn = self.gate.pass(&self.session).await?;
         let batch = Batch {
             rows: at(page.rows, lsn),
@@ -319,6 +328,13 @@ impl Turns {
         self.handed_over += 1;
         send(batches, batch).await?;
         Ok(next)
+    }
+
+    /// Reads the rows of a result that are not held.
+    async fn read(&mut self, stream: RowStream) -> Result<Page, PollError> {
+        let in_vain = &self.unsent.in_vain;
+        let is_wanted = |row: &OutboxRow| !in_vain.borrow().holds(row);
+        self.rows.read(&self.session, stream, is_wanted).await
     }
 
     /// Adds the row behind the last one as far as it can be read; from now on no page reads it, for none would get past it.
@@ -331,7 +347,7 @@ impl Turns {
         if self.query.unread.len() >= APART_MAX {
             return Err(stuck);
         }
-        let place = page.rows.len();
+        let place = page.seen;
         let sql = format!("{} LIMIT 1 OFFSET {place}", self.query.places(look));
         let found = self.session.client.query_opt(&sql, &[]).await;
         let found = PollError::check(&self.session, "look for a row", found).await?;
@@ -367,21 +383,18 @@ impl Turns {
         Ok(Next::AfterInterval)
     }
 
-    /// A full turn that ends where the full one before ended showed nothing but held rows: the next waits, and may read more.
-    fn pace(&mut self, next: Next, last: Option<RowId>, page: &Page) -> Next {
+    /// A full turn that ends where the full one before ended showed nothing but rows that are owed a mark: the next waits.
+    fn pace(&mut self, next: Next, last: Option<RowId>) -> Next {
         if next == Next::AfterInterval {
             self.cut_off_at = None;
             return next;
         }
         let stood_still = last.is_some() && last == self.cut_off_at;
         self.cut_off_at = last;
-        if !stood_still {
-            return next;
+        match stood_still {
+            true => Next::AfterInterval,
+            false => next,
         }
-        if !page.is_whole {
-            self.bytes_max = self.bytes_max.saturating_mul(2);
-        }
-        Next::AfterInterval
     }
 }
 
