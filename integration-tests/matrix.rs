@@ -18,6 +18,7 @@ pub mod missed;
 pub mod network;
 pub mod others;
 pub mod pair;
+pub mod plain;
 pub mod poison;
 pub mod postgres;
 pub mod program;

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::pair::Both;
+use super::plain::Plain;
 use super::rig::{Rig, SOON, WINDOW_ROWS, published};
 use super::scene::Scene;
 use crate::harness::cluster::{BROKERS, Cluster};
@@ -86,31 +87,44 @@ fn records(reader: &mut TopicReader) -> usize {
 pub async fn broker_slow(scene: &Scene) {
     let (kafka, proxy) = Kafka::start_behind_proxy().await;
     let both = Both::behind_proxy(scene, &kafka, &proxy).await;
+    let mut plain = Plain::start(&kafka, &proxy).await;
     for seconds in scene.pick(vec![2], vec![2, 8], vec![2, 8, 30]) {
         proxy.set(|weather| weather.to_client.delay = Duration::from_secs(seconds));
         scene.ran();
-        watch_ages(scene, &both, Duration::from_secs(seconds)).await;
+        watch_ages(scene, &both, &mut plain, Duration::from_secs(seconds)).await;
         proxy.clear();
         both.await_publishing(100).await;
     }
     both.judge(scene, 0).await;
 }
 
-/// Answers that come late delay no row for longer than some of them: as steady as a plain producer.
-async fn watch_ages(scene: &Scene, both: &Both, delay: Duration) {
-    let lasts = 3 * delay + Duration::from_secs(5);
+/// Answers that come late delay the relay's rows by little more than a plain producer's records.
+async fn watch_ages(scene: &Scene, both: &Both, plain: &mut Plain, delay: Duration) {
+    let ends_at = Instant::now() + 3 * delay + Duration::from_secs(5);
     let [streamed, polled] = both.rigs.each_ref().map(async |rig| {
         let (client, mut oracle) = (rig.client().await, rig.oracle().await);
-        let ends_at = Instant::now() + lasts;
-        let mut oldest = Duration::ZERO;
-        while Instant::now() < ends_at {
-            tokio::time::sleep(Duration::from_millis(500)).await;
-            oldest = oldest.max(rig.oldest_age(&client, &mut oracle).await);
-        }
-        let what = format!("the oldest row, {} s late, {}", delay.as_secs(), rig.pair.0);
-        scene.took(&what, oldest, lasts);
+        oldest_until(ends_at, async || rig.oldest_age(&client, &mut oracle).await).await
     });
-    tokio::join!(streamed, polled);
+    let expected = oldest_until(ends_at, async || plain.oldest_age());
+    let (streamed, polled, expected) = tokio::join!(streamed, polled, expected);
+    scene.remark(format!(
+        "{} s late, a plain producer's oldest record: {:.1} s",
+        delay.as_secs(),
+        expected.as_secs_f64()
+    ));
+    for (rig, oldest) in both.rigs.iter().zip([streamed, polled]) {
+        let what = format!("the oldest row, {} s late, {}", delay.as_secs(), rig.pair.0);
+        scene.took(&what, oldest, expected + delay + Duration::from_secs(2));
+    }
+}
+
+async fn oldest_until(ends_at: Instant, mut age: impl AsyncFnMut() -> Duration) -> Duration {
+    let mut oldest = Duration::ZERO;
+    while Instant::now() < ends_at {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        oldest = oldest.max(age().await);
+    }
+    oldest
 }
 
 /// Each broker in turn, over and over.

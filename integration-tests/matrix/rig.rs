@@ -27,7 +27,7 @@ const CATCHES_UP_WITHIN: Duration = Duration::from_secs(20);
 /// Rows of the largest transaction of the load.
 pub const TRANSACTION_ROWS: usize = 6;
 
-const PARTITIONS: i32 = 4;
+pub const PARTITIONS: i32 = 4;
 
 /// A mode with a mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
