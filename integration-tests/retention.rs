@@ -8,7 +8,7 @@ use outboxd::inspect::Table;
 use outboxd::mark::MarkError;
 use outboxd::postgres::ConnectOptions;
 use outboxd::ranges::RangeSet;
-use outboxd::retention::{Removable, Retention, fit};
+use outboxd::retention::{Removable, Retention, row_age};
 use uuid::Uuid;
 
 use crate::harness::postgres::{MAJORS, Postgres, USUAL};
@@ -359,7 +359,7 @@ fn retention(outbox: &Outbox, table: &Table, epoch: i64) -> Retention {
     let options = ConnectOptions::parse(&Secret::new(outbox.database.url.clone()));
     let removable = Removable {
         table,
-        age: fit::age(Mark::Ledger, table).expect("the age of its rows is known"),
+        age: row_age::age(Mark::Ledger, table).expect("the age of its rows is known"),
         generation: 1,
         keep: Duration::from_secs(60),
     };

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use outboxd::config::Secret;
-use outboxd::postgres::{self, ConnectOptions, PostgresError, Security, Session};
+use outboxd::postgres::{self, ConnectOptions, PostgresError, Security, SqlConnection};
 use outboxd::source::replication::wire::ReplicationConnection;
 use tokio::sync::OnceCell;
 
@@ -147,7 +147,7 @@ async fn connect(url: &str) -> Result<Security, PostgresError> {
 async fn open_both(
     options: &ConnectOptions,
 ) -> (
-    Result<Session, PostgresError>,
+    Result<SqlConnection, PostgresError>,
     Result<ReplicationConnection, PostgresError>,
 ) {
     let sql = postgres::connect(options, "test").await;

@@ -76,7 +76,7 @@ pub enum Which {
 
 /// What is wished of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wish {
+pub enum Request {
     /// Publish the first row and what waits behind it.
     Retry,
     /// Give the first row up for ever and publish what waits behind it.
@@ -163,7 +163,7 @@ impl BlockedTable<'_> {
     pub async fn wish(
         &self,
         which: &Which,
-        wish: Wish,
+        wish: Request,
         asker: &Asker,
     ) -> Result<Vec<Blocked>, BlockedError> {
         let entries = match which {
@@ -174,7 +174,7 @@ impl BlockedTable<'_> {
             let name = entry.name();
             match entry.state.as_str() {
                 "released" => return Err(BlockedError::IsReleased(name)),
-                _ if wish == Wish::Skip && entry.topic.is_some() => {
+                _ if wish == Request::Skip && entry.topic.is_some() => {
                     return Err(BlockedError::IsTopic(name));
                 }
                 _ => {}
@@ -251,14 +251,14 @@ pub(crate) async fn ask_release(
     client: &Client,
     outbox: &str,
     keys: &[&str],
-    wish: Wish,
+    wish: Request,
     asker: &Asker,
 ) -> Result<(), BlockedError> {
     let sql = "UPDATE outboxd.blocked SET state = $3, actor = $4, note = $5, at = clock_timestamp() \
                WHERE outbox = $1 AND key = ANY ($2) AND state <> 'released'";
     let state = match wish {
-        Wish::Retry => "retry",
-        Wish::Skip => "skip",
+        Request::Retry => "retry",
+        Request::Skip => "skip",
     };
     let done = client
         .execute(sql, &[&outbox, &keys, &state, &asker.actor, &asker.note])

@@ -2,9 +2,9 @@
 //!
 //! Only looks: never creates, changes or publishes anything.
 
+pub mod compatibility;
 mod connection;
 mod failover;
-pub mod fit;
 mod kafka;
 mod marks;
 mod retention;
@@ -25,7 +25,7 @@ use crate::config::Config;
 use crate::inspect::Table;
 use crate::migrate::Step;
 use crate::names;
-use crate::postgres::{Session, connect};
+use crate::postgres::{SqlConnection, connect};
 pub(crate) use connection::pooler;
 pub(crate) use room::obstacle as room_obstacle;
 pub(crate) use server::{role_obstacle, sender_obstacle, slot_obstacle};
@@ -35,7 +35,7 @@ pub(crate) use writable::obstacle as write_obstacle;
 /// How a finding stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Outcome {
+pub enum FindingOutcome {
     Ok,
     /// The relay works, and a person should know.
     Warning,
@@ -47,7 +47,7 @@ pub enum Outcome {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
     pub what: String,
-    pub outcome: Outcome,
+    pub outcome: FindingOutcome,
     pub detail: String,
     /// The exact SQL, command or setting.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -68,20 +68,20 @@ pub struct Report {
 
 impl Finding {
     fn ok(what: &str, detail: impl Into<String>) -> Self {
-        Self::new(what, Outcome::Ok, detail, None)
+        Self::new(what, FindingOutcome::Ok, detail, None)
     }
 
     fn warning(what: &str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self::new(what, Outcome::Warning, detail, Some(remedy.into()))
+        Self::new(what, FindingOutcome::Warning, detail, Some(remedy.into()))
     }
 
     fn missing(what: &str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self::new(what, Outcome::Missing, detail, Some(remedy.into()))
+        Self::new(what, FindingOutcome::Missing, detail, Some(remedy.into()))
     }
 
     fn new(
         what: &str,
-        outcome: Outcome,
+        outcome: FindingOutcome,
         detail: impl Into<String>,
         remedy: Option<String>,
     ) -> Self {
@@ -105,7 +105,7 @@ impl Report {
     pub fn is_complete(&self) -> bool {
         self.findings
             .iter()
-            .all(|finding| finding.outcome != Outcome::Missing)
+            .all(|finding| finding.outcome != FindingOutcome::Missing)
     }
 
     fn push(&mut self, finding: Finding) {
@@ -117,9 +117,9 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for finding in &self.findings {
             let outcome = match finding.outcome {
-                Outcome::Ok => "ok",
-                Outcome::Warning => "warning",
-                Outcome::Missing => "missing",
+                FindingOutcome::Ok => "ok",
+                FindingOutcome::Warning => "warning",
+                FindingOutcome::Missing => "missing",
             };
             writeln!(f, "{outcome:<8} {}: {}", finding.what, finding.detail)?;
             let remedy = finding
@@ -137,7 +137,10 @@ impl fmt::Display for Report {
                 .filter(|finding| finding.outcome == outcome);
             with.count()
         };
-        let (missing, warnings) = (count(Outcome::Missing), count(Outcome::Warning));
+        let (missing, warnings) = (
+            count(FindingOutcome::Missing),
+            count(FindingOutcome::Warning),
+        );
         write!(
             f,
             "{} looked at, {missing} missing, {warnings} warnings",
@@ -174,7 +177,7 @@ pub async fn run(config: &Config) -> Report {
     report
 }
 
-async fn open(config: &Config) -> Result<Session, Finding> {
+async fn open(config: &Config) -> Result<SqlConnection, Finding> {
     let failed = |error: &dyn std::error::Error| {
         let remedy = "`source.url` or `source.url_file` says where and as whom; the server's log says why it refuses";
         Finding::missing("PostgreSQL", chain(error), remedy)
@@ -190,7 +193,11 @@ async fn open(config: &Config) -> Result<Session, Finding> {
 }
 
 /// Gives back the topics that the rows in the table go to.
-async fn look_at_postgres(session: &Session, config: &Config, report: &mut Report) -> Vec<String> {
+async fn look_at_postgres(
+    session: &SqlConnection,
+    config: &Config,
+    report: &mut Report,
+) -> Vec<String> {
     let client = &session.client;
     report.push(connection::finding(&session.security));
     match pooler(client).await {

@@ -4,7 +4,7 @@ mod blocked;
 mod commands;
 mod file;
 mod letters;
-mod wish;
+mod request;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -152,21 +152,21 @@ struct SlotDrop {
 
 /// How a command ended, as an exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
+enum ExitStatus {
     Done,
     Failed,
     Misused,
     TryAgain,
 }
 
-impl From<Outcome> for ExitCode {
-    fn from(outcome: Outcome) -> Self {
+impl From<ExitStatus> for ExitCode {
+    fn from(outcome: ExitStatus) -> Self {
         // 75 is EX_TEMPFAIL of sysexits.h.
         Self::from(match outcome {
-            Outcome::Done => 0,
-            Outcome::Failed => 1,
-            Outcome::Misused => 2,
-            Outcome::TryAgain => 75,
+            ExitStatus::Done => 0,
+            ExitStatus::Failed => 1,
+            ExitStatus::Misused => 2,
+            ExitStatus::TryAgain => 75,
         })
     }
 }
@@ -184,7 +184,7 @@ pub fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => {
             complain(&format!("cannot start the runtime: {error}"), None);
-            return Outcome::Failed.into();
+            return ExitStatus::Failed.into();
         }
     };
     let outcome = runtime.block_on(dispatch(cli.command));
@@ -193,7 +193,7 @@ pub fn main() -> ExitCode {
     outcome.into()
 }
 
-async fn dispatch(command: Command) -> Outcome {
+async fn dispatch(command: Command) -> ExitStatus {
     match command {
         Command::Run(common) => commands::run(&common).await,
         Command::Check(check) => match load(&check.report.common) {
@@ -222,29 +222,29 @@ async fn dispatch(command: Command) -> Outcome {
     }
 }
 
-fn load(common: &Common) -> Result<Config, Outcome> {
+fn load(common: &Common) -> Result<Config, ExitStatus> {
     load_by(common, Config::load)
 }
 
 fn load_by(
     common: &Common,
     read: impl FnOnce(&Path) -> Result<Config, ConfigErrors>,
-) -> Result<Config, Outcome> {
+) -> Result<Config, ExitStatus> {
     let file = file::find(common.config.as_deref()).map_err(|failure| {
         complain(&failure.to_string(), None);
-        Outcome::Misused
+        ExitStatus::Misused
     })?;
     if file != Path::new(file::USUAL) {
         paste::name(&file);
     }
     read(&file).map_err(|errors: ConfigErrors| {
         print_error(&format!("{errors}"));
-        Outcome::Misused
+        ExitStatus::Misused
     })
 }
 
 /// What is only printed needs no server, and no file that says where one is.
-fn load_for(migrate: &Migrate) -> Result<Config, Outcome> {
+fn load_for(migrate: &Migrate) -> Result<Config, ExitStatus> {
     match migrate.print {
         true => load_by(&migrate.common, Config::load_unconnected),
         false => load(&migrate.common),
@@ -304,11 +304,16 @@ mod tests {
             // The process's own variables are another test's.
             if case.env.is_empty() {
                 std::fs::write(&file, &case.file).unwrap();
-                assert_eq!(load(&common).err(), Some(Outcome::Misused), "{}", case.file);
+                assert_eq!(
+                    load(&common).err(),
+                    Some(ExitStatus::Misused),
+                    "{}",
+                    case.file
+                );
             }
         }
         assert_eq!(
-            format!("{:?}", ExitCode::from(Outcome::Misused)),
+            format!("{:?}", ExitCode::from(ExitStatus::Misused)),
             format!("{:?}", ExitCode::from(2))
         );
     }

@@ -4,14 +4,14 @@
 
 mod aside;
 mod asking;
-mod before;
-mod bulkhead;
-mod entries;
-mod entry;
 mod held;
+mod in_flight;
+mod in_flight_row;
 mod in_view;
+mod outage_breaker;
 mod pause;
 mod positions;
+mod redelivered;
 mod row;
 mod suspects;
 #[cfg(test)]
@@ -23,7 +23,8 @@ use std::sync::Arc;
 
 pub use held::{Followers, Held, HeldAggregate, Recorded, UNMARKABLE};
 pub use row::{
-    Aggregate, Answered, Aside, Delivered, Extent, Fate, Faults, Offer, RowFacts, Settling, Window,
+    Aggregate, Answered, Delivered, Faults, HeldRow, HoldReason, MarkSelection, Offer, ReleaseOn,
+    RowFacts, Window,
 };
 pub use topic_hold::{Help, TopicHold};
 pub use topics::{OTHERS, Questions};
@@ -33,44 +34,44 @@ use crate::encode::Rejection;
 use crate::outbox::{Lsn, OutboxRow, RowId};
 use crate::publish::{Fault, SessionEnd, Ticket};
 use asking::Asking;
-use before::Before;
-use bulkhead::Bulkhead;
-use entries::Entries;
-use entry::{Entry, RowKey, State};
+use in_flight::InFlight;
+use in_flight_row::{InFlightRow, RowKey, State};
+use outage_breaker::OutageBreaker;
 use positions::Positions;
+use redelivered::Redelivered;
 use suspects::Suspects;
-use topics::Standing;
+use topics::TopicAnswer;
 
 /// Every row in flight, in publishing order.
 #[derive(Debug)]
 pub struct Core {
     window: Window,
-    settling: Settling,
+    settling: ReleaseOn,
     next: Ticket,
-    entries: Entries,
+    entries: InFlight,
     rows: usize,
     bytes: usize,
     sent: usize,
     sent_bytes: usize,
     delivered: Vec<Ticket>,
-    aside: Vec<Aside>,
+    aside: Vec<HeldRow>,
     asking: Asking,
     positions: Positions,
     policy: FaultPolicy,
-    bulkhead: Bulkhead,
+    bulkhead: OutageBreaker,
     held: Held,
     suspects: Suspects,
-    from_before: Before,
+    from_before: Redelivered,
 }
 
 impl Core {
     /// Starts with nothing in flight.
-    pub fn new(window: Window, settling: Settling, faults: Faults) -> Self {
+    pub fn new(window: Window, settling: ReleaseOn, faults: Faults) -> Self {
         Self {
             window,
             settling,
             next: 0,
-            entries: Entries::default(),
+            entries: InFlight::default(),
             rows: 0,
             bytes: 0,
             sent: 0,
@@ -80,10 +81,10 @@ impl Core {
             asking: Asking::default(),
             positions: Positions::default(),
             policy: faults.policy,
-            bulkhead: Bulkhead::new(faults.halt_share),
+            bulkhead: OutageBreaker::new(faults.halt_share),
             held: Held::new(faults.halt_share),
             suspects: Suspects::default(),
-            from_before: Before::default(),
+            from_before: Redelivered::default(),
         }
     }
 
@@ -102,7 +103,7 @@ impl Core {
     /// Tells whether a row is kept whole, where nothing is marked: reading it again says nothing new of it.
     pub fn is_kept(&self, row: &OutboxRow) -> bool {
         let is_put_aside = |seq| self.held.numbers().contains(seq);
-        self.settling == Settling::OnConfirmation && row.seq.is_some_and(is_put_aside)
+        self.settling == ReleaseOn::OnConfirmation && row.seq.is_some_and(is_put_aside)
     }
 
     /// Begins with the holds that are recorded; nothing may be in flight of their rows.
@@ -139,16 +140,18 @@ impl Core {
             if self.has_sent_ahead(row.aggregate, topic) {
                 return Offer::Wait;
             }
-            return Offer::Aside(self.put_aside(row, Fate::Topic(ahead)));
+            return Offer::Aside(self.put_aside(row, HoldReason::Topic(ahead)));
         }
         let standing = self.held.topics.standing(topic);
         if self.asking.has(row.aggregate) {
             return self.ask(row, topic);
         }
         match standing {
-            Standing::Available => {}
-            Standing::Asked => return self.ask(row, topic),
-            Standing::Held(name) => return Offer::Aside(self.put_aside(row, Fate::Topic(name))),
+            TopicAnswer::Available => {}
+            TopicAnswer::Asked => return self.ask(row, topic),
+            TopicAnswer::Held(name) => {
+                return Offer::Aside(self.put_aside(row, HoldReason::Topic(name)));
+            }
         }
         let is_suspect = self.suspects.has(&key);
         if self.suspects.is_one_alone() || (is_suspect && self.sent > 0) {
@@ -173,7 +176,7 @@ impl Core {
         self.next += 1;
         self.rows += 1;
         self.bytes += row.bytes;
-        let entry = Entry {
+        let entry = InFlightRow {
             state,
             seq: row.seq,
             id: row.id.clone(),
@@ -214,11 +217,11 @@ impl Core {
                 self.suspects.delivered(*ticket, &key);
             }
             match self.settling {
-                Settling::OnMark => {
+                ReleaseOn::OnMark => {
                     entry.state = State::Delivered;
                     self.delivered.push(*ticket);
                 }
-                Settling::OnConfirmation => self.resolve_unmarked(*ticket),
+                ReleaseOn::OnConfirmation => self.resolve_unmarked(*ticket),
             }
         }
         self.asking.delivered();
@@ -248,11 +251,11 @@ impl Core {
     }
 
     /// Takes the rows to mark next, in publishing order; they stay in flight until `marked` or `mark_failed`.
-    pub fn take_delivered(&mut self, extent: Extent) -> Vec<Delivered> {
+    pub fn take_delivered(&mut self, extent: MarkSelection) -> Vec<Delivered> {
         self.delivered.sort_unstable();
         let end = match extent {
-            Extent::All => self.delivered.len(),
-            Extent::InOrder => self.delivered_in_order(),
+            MarkSelection::All => self.delivered.len(),
+            MarkSelection::InOrder => self.delivered_in_order(),
         };
         let later = self.delivered.split_off(end);
         let tickets = std::mem::replace(&mut self.delivered, later);
@@ -332,7 +335,7 @@ impl Core {
         let Some(confirmed_before) = self.positions.advance(resolved_before) else {
             return;
         };
-        if self.settling == Settling::OnConfirmation {
+        if self.settling == ReleaseOn::OnConfirmation {
             let confirmed: Vec<_> = self
                 .entries
                 .iter()
@@ -363,7 +366,7 @@ impl Core {
         self.mark_published_again();
         self.forget_all_in(State::Aside);
         self.drop_asking();
-        self.from_before = Before::of(self.entries.iter().map(|(_, entry)| entry));
+        self.from_before = Redelivered::of(self.entries.iter().map(|(_, entry)| entry));
     }
 
     /// Drops what the ended producer did not deliver, and draws the conclusions from its faults.
@@ -399,20 +402,21 @@ impl Core {
     }
 
     fn forget_all_in(&mut self, state: State) {
-        let is_in = |(ticket, entry): (Ticket, &Entry)| (entry.state == state).then_some(ticket);
+        let is_in =
+            |(ticket, entry): (Ticket, &InFlightRow)| (entry.state == state).then_some(ticket);
         let tickets: Vec<_> = self.entries.iter().filter_map(is_in).collect();
         tickets.into_iter().for_each(|ticket| self.forget(ticket));
     }
 
     /// Forgets everything that is in flight: the numbers or the database are no longer the same.
     pub fn forget_all(&mut self) {
-        self.entries = Entries::default();
+        self.entries = InFlight::default();
         self.delivered.clear();
         self.aside.clear();
         self.asking = Asking::default();
         self.held.topics.lose_sight();
         self.suspects = Suspects::default();
-        self.from_before = Before::default();
+        self.from_before = Redelivered::default();
         (self.rows, self.bytes) = (0, 0);
         (self.sent, self.sent_bytes) = (0, 0);
         self.positions = Positions::default();
@@ -462,7 +466,8 @@ impl Core {
     /// Nothing waits for the broker, a mark that can be made, or a record; where nothing is marked rows may still wait for
     /// their confirmation.
     pub fn is_settled(&self) -> bool {
-        let is_settled = |entry: &Entry| matches!(entry.state, State::Resolved | State::Waiting);
+        let is_settled =
+            |entry: &InFlightRow| matches!(entry.state, State::Resolved | State::Waiting);
         self.entries.iter().all(|(_, entry)| is_settled(entry))
     }
 

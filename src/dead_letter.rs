@@ -8,7 +8,7 @@ use serde::Serialize;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
 
-use crate::blocked::{BlockedError, Wish, ask_release};
+use crate::blocked::{BlockedError, Request, ask_release};
 use crate::hold::{Asker, Wished};
 
 pub use text::Lines;
@@ -149,7 +149,7 @@ impl LetterTable<'_> {
         }
         self.set_state(&kept, "replay", asker).await?;
         let names: Vec<&str> = keys.iter().map(String::as_str).collect();
-        ask_release(self.client, self.outbox, &names, Wish::Retry, asker).await?;
+        ask_release(self.client, self.outbox, &names, Request::Retry, asker).await?;
         Ok(Wished { keys, kept })
     }
 

@@ -25,7 +25,7 @@ pub use error::DemoError;
 use latency::Latency;
 use load::{Load, Tally};
 use postgres::Server;
-use reader::{Reader, Seen};
+use reader::{Seen, TopicReader};
 use relay::{Kill, Relay};
 use report::{NEXT_STEPS, Progress, Report};
 use scratch::Scratch;
@@ -190,7 +190,7 @@ async fn play(
     let load = Load::open_shop(&mut client)
         .await
         .map_err(sql("place the first order"))?;
-    let reader = Reader::start(broker)?;
+    let reader = TopicReader::start(broker)?;
     let mut stage = Stage {
         relay,
         load,
@@ -250,7 +250,7 @@ async fn play(
 struct Stage {
     relay: Relay,
     load: Load,
-    reader: Reader,
+    reader: TopicReader,
     progress: Progress,
     kills_max: u32,
 }

@@ -16,7 +16,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
 pub use history::forget_history;
-pub use record::{Entry, Keep, KeptRow, What, Whole};
+pub use record::{CopyPolicy, HoldCheckpoint, HoldEntry, KeptRow, What};
 pub use release::{Released, keep_unmarked, release, to_skip};
 pub(crate) use replay::merge;
 pub use replay::{Copies, Due, ReplayOrder, Replayed, replayed, take_out_sent, to_replay};

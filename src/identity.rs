@@ -25,7 +25,7 @@ pub struct Identity {
 
 /// How far one history of a server was seen to be on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Horizon {
+pub struct ServerHistory {
     pub system_identifier: String,
     pub timeline: i32,
     /// A position that was flushed, or streamed, which is the same.
@@ -46,7 +46,7 @@ pub enum History {
 /// A server that crashed may have discarded the beginning of a record whose first pages were on disk.
 const DISCARDED_BYTES_MAX: u64 = 64 << 10;
 
-impl Horizon {
+impl ServerHistory {
     /// Whether both are of one history.
     pub fn is_of(&self, other: &Self) -> bool {
         self.system_identifier == other.system_identifier && self.timeline == other.timeline
@@ -92,7 +92,7 @@ pub struct Evidence {
 
 /// What the identity allows.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum IdentityVerdict {
     /// The numbers are the ones that were learned about. The caller records `now` where it differs
     /// from what is stored (a failover, a rewritten table, another partition).
     Same,
@@ -124,14 +124,19 @@ impl Rule {
 }
 
 /// Judges the numbers by design §5a, "Identity of the numbers", as far as the mark rests on them.
-pub fn compare(mark: Mark, stored: &Identity, now: &Identity, evidence: &Evidence) -> Verdict {
+pub fn compare(
+    mark: Mark,
+    stored: &Identity,
+    now: &Identity,
+    evidence: &Evidence,
+) -> IdentityVerdict {
     if Rule::Place.is_needed_for(mark)
         && let Some(why) = another_place(stored, now)
     {
         return halt(why, ADOPT);
     }
     if now.sequence_filenode.is_none() {
-        return Verdict::Same;
+        return IdentityVerdict::Same;
     }
     let by_sequence = Rule::Sequence
         .is_needed_for(mark)
@@ -142,11 +147,11 @@ pub fn compare(mark: Mark, stored: &Identity, now: &Identity, evidence: &Evidenc
             .then(|| tail(stored, now, evidence))
     };
     let judged = by_sequence.flatten().or_else(|| by_tail().flatten());
-    judged.unwrap_or(Verdict::Same)
+    judged.unwrap_or(IdentityVerdict::Same)
 }
 
 /// What the sequence says against the numbers.
-fn sequence(evidence: &Evidence) -> Option<Verdict> {
+fn sequence(evidence: &Evidence) -> Option<IdentityVerdict> {
     let Some(last_value) = evidence.last_value else {
         return Some(halt(
             "the last value of the sequence behind `seq` cannot be read".to_owned(),
@@ -164,10 +169,10 @@ fn sequence(evidence: &Evidence) -> Option<Verdict> {
 }
 
 /// What the row that was sent last says against the numbers.
-fn tail(stored: &Identity, now: &Identity, evidence: &Evidence) -> Option<Verdict> {
+fn tail(stored: &Identity, now: &Identity, evidence: &Evidence) -> Option<IdentityVerdict> {
     let (last_seq, row) = evidence.tail?;
     let verdict = match row {
-        RowAt::Gone | RowAt::Other if began_again(stored, now) => Verdict::NewGeneration {
+        RowAt::Gone | RowAt::Other if began_again(stored, now) => IdentityVerdict::NewGeneration {
             why: "table and sequence have new files: the table was truncated with RESTART IDENTITY"
                 .to_owned(),
         },
@@ -191,8 +196,8 @@ fn tail(stored: &Identity, now: &Identity, evidence: &Evidence) -> Option<Verdic
 const ADOPT: &str = "`outboxd migrate --adopt` takes the table as it is now; where its numbers differ from what \
                      was sent, `source.start` then says which of its rows to publish";
 
-fn halt(why: String, remedy: &str) -> Verdict {
-    Verdict::Halt {
+fn halt(why: String, remedy: &str) -> IdentityVerdict {
+    IdentityVerdict::Halt {
         why,
         remedy: remedy.to_owned(),
     }
@@ -281,7 +286,7 @@ pub async fn read(client: &Client, table: &Table) -> Result<Identity, IdentityEr
 /// Reads how far the server's history is on disk.
 ///
 /// Cancel-safe: yes.
-pub async fn horizon(client: &Client, outbox: &str) -> Result<Horizon, IdentityError> {
+pub async fn horizon(client: &Client, outbox: &str) -> Result<ServerHistory, IdentityError> {
     let row = client
         .query_one(HORIZON, &[])
         .await
@@ -290,7 +295,7 @@ pub async fn horizon(client: &Client, outbox: &str) -> Result<Horizon, IdentityE
             outbox,
         ))?;
     let flushed: PgLsn = row.get("flushed");
-    Ok(Horizon {
+    Ok(ServerHistory {
         system_identifier: row.get("system_identifier"),
         timeline: row.get("timeline"),
         flushed: Lsn(flushed.into()),

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use tokio_postgres::Client;
 
-use crate::core::{Delivered, Settling};
+use crate::core::{Delivered, ReleaseOn};
 use crate::inspect::Table;
 use crate::outbox::{Lsn, OutboxRow};
 use evidence::Record;
@@ -64,7 +64,7 @@ impl MarkError {
 
 /// Whose marks: the outbox and the epoch of the lease that every statement checks.
 #[derive(Clone, Debug)]
-pub struct Tenure {
+pub struct FencingToken {
     pub outbox: String,
     pub epoch: i64,
 }
@@ -79,23 +79,23 @@ pub enum Marks {
 
 /// What became of the rows of one statement. Those that it does not name are marked, or there is nothing left to mark.
 #[derive(Debug, Default)]
-pub struct Outcome {
+pub struct MarkOutcome {
     /// Their commits are not visible yet, or somebody holds a lock on them: the mark is to be tried again.
     pub waiting: Vec<Delivered>,
     /// They stand, and can't be marked.
-    pub refused: Vec<Refusal>,
+    pub refused: Vec<RefusedMark>,
 }
 
 /// A row that PostgreSQL doesn't let be marked; it stands in the table.
 #[derive(Clone, Debug)]
-pub struct Refusal {
+pub struct RefusedMark {
     pub row: Delivered,
     pub error: String,
     pub aggregate_type: Option<String>,
     pub aggregate_id: Option<String>,
 }
 
-impl Refusal {
+impl RefusedMark {
     fn new(row: &Delivered, error: impl Into<String>) -> Self {
         Self {
             row: row.clone(),
@@ -106,7 +106,7 @@ impl Refusal {
     }
 }
 
-impl Outcome {
+impl MarkOutcome {
     /// Whether no row is left without a mark.
     pub fn is_complete(&self) -> bool {
         self.waiting.is_empty() && self.refused.is_empty()
@@ -133,9 +133,12 @@ impl Statement {
     /// Runs the statement, and says which rows it did not mark.
     ///
     /// Errors: `NotLeader` when the lease moved, `Denied` when a person must act; after any other the outcome is unknown.
-    pub async fn run(&self, client: &Client) -> Result<Outcome, MarkError> {
+    pub async fn run(&self, client: &Client) -> Result<MarkOutcome, MarkError> {
         match self {
-            Self::Ledger(checkpoint) => checkpoint.run(client).await.map(|()| Outcome::default()),
+            Self::Ledger(checkpoint) => checkpoint
+                .run(client)
+                .await
+                .map(|()| MarkOutcome::default()),
             Self::Rows(statement) => statement.run(client).await,
         }
     }
@@ -151,7 +154,7 @@ impl Statement {
 
 impl Marks {
     /// Marks of single rows: `sent_at` or `delete`.
-    pub fn rows(mark: crate::config::Mark, table: &Table, tenure: Tenure) -> Self {
+    pub fn rows(mark: crate::config::Mark, table: &Table, tenure: FencingToken) -> Self {
         Self::Rows(RowMarks::new(mark, table, tenure))
     }
 
@@ -159,17 +162,17 @@ impl Marks {
     pub fn rows_beside_a_stream(
         mark: crate::config::Mark,
         table: &Table,
-        tenure: Tenure,
+        tenure: FencingToken,
         record: Record,
         below: Lsn,
     ) -> Self {
         Self::Rows(RowMarks::new(mark, table, tenure).beside_a_stream(record, below))
     }
 
-    pub fn settling(&self) -> Settling {
+    pub fn settling(&self) -> ReleaseOn {
         match self {
-            Self::None => Settling::OnConfirmation,
-            Self::Ledger(_) | Self::Rows(_) => Settling::OnMark,
+            Self::None => ReleaseOn::OnConfirmation,
+            Self::Ledger(_) | Self::Rows(_) => ReleaseOn::OnMark,
         }
     }
 

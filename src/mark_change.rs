@@ -8,11 +8,11 @@ mod carry;
 use postgres_protocol::escape::escape_literal;
 use tokio_postgres::Client;
 
-use crate::check::fit::{Refusal, mark_name, mode_name};
+use crate::check::compatibility::{Incompatibility, mark_name, mode_name};
 use crate::config::{Mark, SourceConfig};
 use crate::inspect::Table;
 use crate::mark::ledger::LEASE;
-use crate::mark::{MarkError, Tenure};
+use crate::mark::{FencingToken, MarkError};
 
 pub use carry::{Carried, CarryError, carry};
 
@@ -24,7 +24,7 @@ pub enum Change {
     /// It is to be recorded, and the new mark knows all it needs.
     Record,
     Carry(Carry),
-    Refuse(Refusal),
+    Refuse(Incompatibility),
 }
 
 /// What is entered into the new mark.
@@ -111,12 +111,12 @@ fn conditions(
     source: &SourceConfig,
     before: &Before,
     table: &Table,
-) -> Vec<(Question, Refusal)> {
+) -> Vec<(Question, Incompatibility)> {
     let (name, from, to) = (table.name(), mark_name(former), mark_name(source.mark));
     let outbox = escape_literal(&table.layout.outbox())
         .trim_start()
         .to_owned();
-    let refuse = |text: String, remedy: String| Refusal {
+    let refuse = |text: String, remedy: String| Incompatibility {
         text: format!("source.mark was \"{from}\" and is \"{to}\": {text}"),
         remedy: format!(
             "{}; or set source.mark = \"{from}\" again",
@@ -177,9 +177,9 @@ fn conditions(
     conditions
 }
 
-fn never_caught_up(former: Mark) -> Refusal {
+fn never_caught_up(former: Mark) -> Incompatibility {
     let from = mark_name(former);
-    Refusal {
+    Incompatibility {
         text: format!(
             "source.mark was \"{from}\" and is \"none\": the slot has not taken over yet, and only it would know what was sent"
         ),
@@ -274,7 +274,7 @@ async fn is_so(
 pub async fn record(
     client: &Client,
     outbox: &str,
-    tenure: &Tenure,
+    tenure: &FencingToken,
     source: &SourceConfig,
 ) -> Result<(), MarkError> {
     let other_key = match source.mark {
@@ -284,7 +284,7 @@ pub async fn record(
         }
     };
     let (mark, mode) = (mark_name(source.mark), mode_name(source.mode));
-    let Tenure { outbox: key, epoch } = tenure;
+    let FencingToken { outbox: key, epoch } = tenure;
     let values: [&(dyn tokio_postgres::types::ToSql + Sync); 6] =
         [key, epoch, &outbox, &mark, &mode, &other_key];
     let sql = format!("WITH {LEASE}, {RECORD}");

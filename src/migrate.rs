@@ -5,10 +5,10 @@
 
 mod adopt;
 mod error;
+mod existing_objects;
 mod foresight;
 mod fragment;
 mod partitioned;
-mod standing;
 mod steps;
 
 pub use error::MigrateError;
@@ -20,13 +20,13 @@ use std::io::Write;
 use tokio_postgres::Client;
 
 use crate::check;
-use crate::check::fit::Refusal;
+use crate::check::compatibility::Incompatibility;
 use crate::columns::ColumnNames;
 use crate::config::{Config, Mark, Mode, SourceConfig};
 use crate::names;
 use crate::paste;
 use crate::postgres::{Class, PostgresError};
-use standing::Standing;
+use existing_objects::ExistingObjects;
 
 /// The version of the state tables that this relay knows.
 pub const STATE_VERSION: i32 = 1;
@@ -157,7 +157,7 @@ impl Names {
 pub fn script(config: &Config, options: &MigrateOptions) -> Result<String, MigrateError> {
     let names = Names::new(&names::resolve_offline(&config.source)?, options)?;
     let mut script = String::new();
-    for step in steps::steps(&names, &Standing::default())? {
+    for step in steps::steps(&names, &ExistingObjects::default())? {
         let Step {
             part,
             description,
@@ -183,7 +183,7 @@ pub async fn plan(
     options: &MigrateOptions,
 ) -> Result<Vec<Step>, MigrateError> {
     let names = Names::new(&config.source, options)?;
-    let standing = Standing::look(client, &names).await?;
+    let standing = ExistingObjects::look(client, &names).await?;
     if let Some(found) = standing.version.filter(|found| *found > STATE_VERSION) {
         return Err(MigrateError::NewerState { found });
     }
@@ -215,7 +215,7 @@ async fn refuse_server(
     let slot = &config.source.replication.slot;
     let lacks = check::slot_obstacle(client, slot).await;
     match lacks.map_err(|error| MigrateError::Look(error.into()))? {
-        Some(Refusal { text, remedy }) => Err(MigrateError::Server { text, remedy }),
+        Some(Incompatibility { text, remedy }) => Err(MigrateError::Server { text, remedy }),
         None => Ok(()),
     }
 }
@@ -232,7 +232,7 @@ async fn refuse_surroundings(client: &Client) -> Result<(), MigrateError> {
     };
     let found: Result<_, tokio_postgres::Error> = look.await;
     match found.map_err(|error| MigrateError::Look(error.into()))? {
-        Some(Refusal { text, remedy }) => Err(MigrateError::Server { text, remedy }),
+        Some(Incompatibility { text, remedy }) => Err(MigrateError::Server { text, remedy }),
         None => Ok(()),
     }
 }
@@ -339,7 +339,7 @@ async fn is_granted(
 async fn refuse_others(client: &Client, config: &Config) -> Result<(), MigrateError> {
     let refused = names::refused(client, &config.source).await?;
     match refused.into_iter().next() {
-        Some(Refusal { text, remedy }) => Err(MigrateError::NotOurs { text, remedy }),
+        Some(Incompatibility { text, remedy }) => Err(MigrateError::NotOurs { text, remedy }),
         None => Ok(()),
     }
 }

@@ -8,7 +8,7 @@ mod verdict;
 
 use tokio_postgres::Client;
 
-use crate::check::fit::Refusal;
+use crate::check::compatibility::Incompatibility;
 use crate::config::{Mark, Mode, SourceConfig, TableName, TableNameError};
 use crate::postgres::PostgresError;
 use crate::rename::RenameError;
@@ -91,7 +91,10 @@ pub async fn facts(client: &Client, source: &SourceConfig) -> Result<Facts, Name
 }
 
 /// Why this outbox may not use slot and publication as they are configured; nothing where it may, or polls.
-pub async fn refused(client: &Client, source: &SourceConfig) -> Result<Vec<Refusal>, NamesError> {
+pub async fn refused(
+    client: &Client,
+    source: &SourceConfig,
+) -> Result<Vec<Incompatibility>, NamesError> {
     if source.mode == Mode::Polling {
         return Ok(Vec::new());
     }
@@ -99,7 +102,10 @@ pub async fn refused(client: &Client, source: &SourceConfig) -> Result<Vec<Refus
 }
 
 /// The same of facts that were read, whatever the mode.
-pub fn refusals_of(facts: &Facts, source: &SourceConfig) -> Result<Vec<Refusal>, NamesError> {
+pub fn refusals_of(
+    facts: &Facts,
+    source: &SourceConfig,
+) -> Result<Vec<Incompatibility>, NamesError> {
     let publication = verdict::publication_refusal(facts, &names_of(source), &source.table_name()?);
     Ok(slot_refused(facts, source)?
         .into_iter()
@@ -108,7 +114,10 @@ pub fn refusals_of(facts: &Facts, source: &SourceConfig) -> Result<Vec<Refusal>,
 }
 
 /// Why the slot is not this outbox's to use.
-pub fn slot_refused(facts: &Facts, source: &SourceConfig) -> Result<Option<Refusal>, NamesError> {
+pub fn slot_refused(
+    facts: &Facts,
+    source: &SourceConfig,
+) -> Result<Option<Incompatibility>, NamesError> {
     let reading = match source.mark {
         Mark::None => Reading::BySlot,
         Mark::Ledger | Mark::SentAt | Mark::Delete => Reading::ByTable,

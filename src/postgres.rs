@@ -70,7 +70,7 @@ const SESSION_SETTINGS: [(&str, &str); 9] = [
 /// A connection for SQL, together with the reason of its end.
 ///
 /// Dropping it closes the connection.
-pub struct Session {
+pub struct SqlConnection {
     /// Sends statements. Its own errors do not say why a connection ended: see [`Session::explain`].
     pub client: Client,
     pub security: Security,
@@ -90,12 +90,12 @@ pub struct Session {
 /// `name` is appended to the application name, such as `lease`.
 /// Errors: the last host's, where every host fails.
 /// Cancel-safe: yes, a connection that is being opened is dropped.
-pub async fn connect(options: &ConnectOptions, name: &str) -> Result<Session, PostgresError> {
+pub async fn connect(options: &ConnectOptions, name: &str) -> Result<SqlConnection, PostgresError> {
     let config = session_config(options, name);
     let mut failure = PostgresError::Url(UrlFault::no_host());
     let mut standby = None;
     for attempt in Attempt::all(options) {
-        let is_answered = |session: &Session| session.host == attempt.host;
+        let is_answered = |session: &SqlConnection| session.host == attempt.host;
         if !attempt.is_due(&failure) || standby.as_ref().is_some_and(is_answered) {
             continue;
         }
@@ -111,7 +111,7 @@ pub async fn connect(options: &ConnectOptions, name: &str) -> Result<Session, Po
     standby.ok_or(failure)
 }
 
-impl Session {
+impl SqlConnection {
     /// Waits until the connection has ended and says why.
     ///
     /// Cancel-safe: yes.
@@ -151,7 +151,7 @@ impl Session {
     }
 }
 
-async fn open(attempt: &Attempt, config: &Config) -> Result<Session, PostgresError> {
+async fn open(attempt: &Attempt, config: &Config) -> Result<SqlConnection, PostgresError> {
     let socket = attempt.open().await?;
     let security = socket.security();
     let mut config = config.clone();
@@ -182,7 +182,7 @@ async fn open(attempt: &Attempt, config: &Config) -> Result<Session, PostgresErr
         };
         sender.send_replace(Some(reason));
     });
-    Ok(Session {
+    Ok(SqlConnection {
         client,
         host: attempt.host.clone(),
         is_standby,

@@ -8,17 +8,17 @@ mod bootstrap;
 mod clocks;
 mod cut_off;
 mod fault;
+mod first_ack_gate;
 mod handles;
 mod inquiry;
 mod lanes;
 mod log_lines;
-mod look_up;
-mod openings;
-mod place;
+mod metadata;
 mod reports;
 mod session;
 #[cfg(test)]
 mod tests;
+mod topic_partition;
 mod trials;
 mod witness;
 
@@ -35,11 +35,11 @@ use crate::encode::Record;
 use crate::kafka::{ClientFiles, KafkaError};
 use clocks::Clocks;
 pub use lanes::SmallBatches;
-pub(crate) use look_up::refused_creations;
-use look_up::{LookUps, Question};
-pub use place::{Place, partition_of};
+pub(crate) use metadata::refused_creations;
+use metadata::{LookUps, Question};
 use reports::Broker;
-use session::{Command, Session, Ties};
+use session::{Command, ProducerThread, Ties};
+pub use topic_partition::{TopicPartition, partition_of};
 use trials::Trials;
 
 /// Names one row in flight; tickets grow by one in publishing order.
@@ -201,7 +201,7 @@ impl Publisher {
             in_flight: Arc::clone(&in_flight),
         };
         let trials = Trials::new(kafka.clone(), known.cutting);
-        let session = Session::new(&config, known.small_batches, ties, trials)?;
+        let session = ProducerThread::new(&config, known.small_batches, ties, trials)?;
         let asking = LookUps::new(kafka.clone(), broker.clone(), look_up_receiver, events);
         spawn("publish", move || session.run())?;
         spawn("look-up", move || asking.run())?;

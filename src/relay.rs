@@ -1,23 +1,23 @@
 //! One session: rows go down from the source to the producer, reports come back, marks and
 //! confirmations follow. Executes what the core says and decides nothing about order.
 
-mod between;
+pub(crate) mod batch_cursor;
+mod between_sessions;
+mod catalog_check;
 mod end;
 mod feed;
 mod handed_over;
-pub(crate) mod intake;
-pub(crate) mod keeping;
+pub(crate) mod hold_writer;
 mod lag;
 mod marking;
+mod metadata_refresh;
 mod outage;
-mod outlook;
 pub(crate) mod paid;
-mod patience;
 mod producer;
 mod read_before;
 mod removal;
-mod silence;
-mod survey;
+mod report;
+mod stall_detector;
 mod sweep;
 mod topics;
 
@@ -35,29 +35,29 @@ use crate::config::{Config, KafkaConfig};
 use crate::core::{Core, Faults, Recorded, Window};
 use crate::encode::{Encoder, Record, Rejection};
 use crate::hold::{Replayed, Requests};
-use crate::identity::Horizon;
+use crate::identity::ServerHistory;
 use crate::lease::LeaseState;
-use crate::mark::{MarkError, Marks, Owed, Tenure};
+use crate::mark::{FencingToken, MarkError, Marks, Owed};
 use crate::metrics::Metrics;
 use crate::outbox::{Layout, OutboxRow};
 use crate::postgres;
-use crate::publish::{Cutting, Place, PublisherEvent, SmallBatches, Ticket};
+use crate::publish::{Cutting, PublisherEvent, SmallBatches, Ticket, TopicPartition};
 use crate::retention::Retention;
 use crate::source::Source;
 use crate::source::replication::missed::Watch;
 use crate::state::OutboxState;
 use crate::status::StatusCell;
+use batch_cursor::BatchCursor;
+use catalog_check::{Surveying, survey_every};
 pub use end::{End, Phase};
 use handed_over::HandedOver;
-use intake::Intake;
-use keeping::Keeping;
+use hold_writer::HoldWriter;
 use marking::{Failing, Finding, Marking, Owing, finished, joined};
 use outage::Outages;
-use patience::Patience;
 use producer::{Producer, Successor};
 pub(crate) use read_before::ReadBefore;
 use removal::Removal;
-use survey::{Surveying, survey_every};
+use stall_detector::StallDetector;
 use sweep::{Reread, Sweep};
 
 /// How often the core is asked which topics are to be asked for.
@@ -85,13 +85,13 @@ pub struct Relay {
     /// The rows for which the table was read last.
     reread: Reread,
     /// How far the server's history was seen; a session that is opened on less of it is refused.
-    horizon: Option<Horizon>,
+    horizon: Option<ServerHistory>,
     /// The generation of the numbers in flight.
     generation: Option<i32>,
     /// What the publication keeps from the stream.
     drift: Vec<String>,
     outages: Outages,
-    patience: Patience,
+    patience: StallDetector,
     /// How Kafka is reached, with what was learned of its topics.
     kafka: KafkaConfig,
     /// What the last producer said of a broker.
@@ -110,7 +110,7 @@ pub struct Session {
     pub watch: Option<Watch>,
     /// Removes old rows that were sent; where they are not kept for ever.
     pub retention: Option<Retention>,
-    pub horizon: Horizon,
+    pub horizon: ServerHistory,
     pub phase: Phase,
     /// Rows that stand in the table can be read from it in their order.
     pub order_is_told: bool,
@@ -122,9 +122,9 @@ pub struct Session {
     pub recorded: Recorded,
     /// Rows whose mark an earlier process owed.
     pub owed: Owed,
-    pub tenure: Tenure,
+    pub tenure: FencingToken,
     /// The connection that marks.
-    pub sql: Arc<postgres::Session>,
+    pub sql: Arc<postgres::SqlConnection>,
     pub lease: watch::Receiver<LeaseState>,
     pub stop: CancellationToken,
 }
@@ -136,8 +136,8 @@ impl Relay {
             bytes_max: config.limits.in_flight_bytes_max,
         };
         let settling = match config.source.mark {
-            crate::config::Mark::None => crate::core::Settling::OnConfirmation,
-            _ => crate::core::Settling::OnMark,
+            crate::config::Mark::None => crate::core::ReleaseOn::OnConfirmation,
+            _ => crate::core::ReleaseOn::OnMark,
         };
         let faults = Faults {
             policy: config.faults.policy,
@@ -159,7 +159,7 @@ impl Relay {
             generation: None,
             drift: Vec::new(),
             outages: Outages::default(),
-            patience: Patience::default(),
+            patience: StallDetector::default(),
             kafka: config.kafka.clone(),
             cutting: None,
             small_batches: SmallBatches::new(),
@@ -186,7 +186,7 @@ impl Relay {
         if let Phase::Replay(copies) = &session.phase {
             self.replayed.begin(copies);
         }
-        let keeping = Keeping::new(recorded.kept_bytes);
+        let keeping = HoldWriter::new(recorded.kept_bytes);
         self.core.restore(recorded);
         let owing = Owing::new(std::mem::take(&mut session.owed));
         let shutdown_notices = session.lease.borrow().shutdown_notices;
@@ -194,7 +194,7 @@ impl Relay {
         let removal = Removal::new(self.config.source.retention);
         let mut run = Run {
             relay: self,
-            feed: Intake::default(),
+            feed: BatchCursor::default(),
             marking: None,
             owing,
             failing: None,
@@ -232,12 +232,12 @@ impl Relay {
 struct Run<'a> {
     relay: &'a mut Relay,
     session: Session,
-    feed: Intake<Result<Record, Rejection>>,
+    feed: BatchCursor<Result<Record, Rejection>>,
     marking: Option<Marking>,
     owing: Owing,
     /// Since when no mark succeeds, and why.
     failing: Option<Failing>,
-    keeping: Keeping,
+    keeping: HoldWriter,
     mark_again_at: Option<Instant>,
     last_mark_at: Instant,
     unmarked_since: Option<Instant>,
@@ -259,7 +259,7 @@ struct Run<'a> {
     /// Waits for the producer to finish what is in flight.
     successor: Option<Successor>,
     /// Partitions whose rows are held.
-    leaderless: Vec<Place>,
+    leaderless: Vec<TopicPartition>,
     /// A partition has lost its leader, and rows in flight wait.
     has_lost_leader: bool,
     handed_over: HandedOver,

@@ -58,7 +58,7 @@ impl Home {
     }
 
     /// Why the state can't follow, and what helps.
-    pub fn refusal(&self, outbox: &str) -> Option<crate::check::fit::Refusal> {
+    pub fn refusal(&self, outbox: &str) -> Option<crate::check::compatibility::Incompatibility> {
         let Self::Occupied { former, by } = self else {
             return None;
         };
@@ -81,7 +81,7 @@ impl Home {
                 ),
             ),
         };
-        Some(crate::check::fit::Refusal { text, remedy })
+        Some(crate::check::compatibility::Incompatibility { text, remedy })
     }
 }
 

@@ -2,11 +2,11 @@
 //!
 //! Never removes a row that is not recorded as sent, nor the highest one, and never holds a lock for long.
 
-pub mod fit;
 mod kept;
 mod partitions;
 pub mod pass;
 mod plan;
+pub mod row_age;
 mod statement;
 
 use std::time::Duration;
@@ -14,14 +14,14 @@ use std::time::Duration;
 use tokio_postgres::Client;
 
 use crate::inspect::{Table, TableKind};
-use crate::mark::{MarkError, Tenure};
+use crate::mark::{FencingToken, MarkError};
 use crate::postgres::{self, ConnectOptions, PostgresError};
 use crate::ranges::RangeSet;
-pub use fit::Age;
 pub use kept::kept;
 pub use partitions::Tended;
 use partitions::{Partitions, Tending};
 pub use plan::{AHEAD, Bounds};
+pub use row_age::Age;
 use statement::Statements;
 
 /// A statement waits for no row that somebody has locked, for it holds the lease's row meanwhile.
@@ -31,10 +31,10 @@ const SETTINGS: &str = "\
 /// What one outbox's retention works with.
 pub struct Retention {
     options: ConnectOptions,
-    session: Option<postgres::Session>,
+    session: Option<postgres::SqlConnection>,
     statements: Statements,
     partitions: Option<Partitions>,
-    tenure: Tenure,
+    tenure: FencingToken,
     generation: i32,
     keep: Duration,
 }
@@ -64,7 +64,7 @@ pub struct Removed {
 
 impl Retention {
     /// Prepares; connects when there is something to do.
-    pub fn new(options: ConnectOptions, tenure: Tenure, removable: &Removable<'_>) -> Self {
+    pub fn new(options: ConnectOptions, tenure: FencingToken, removable: &Removable<'_>) -> Self {
         Self {
             options,
             session: None,
@@ -90,7 +90,10 @@ impl Retention {
     ///
     /// Errors: `NotLeader` when the lease moved.
     /// Cancel-safe: yes, a partition that is left detached is attached by the next call.
-    pub async fn tend(&mut self, removable: &RangeSet) -> Result<Option<Tended>, MarkError> {
+    pub async fn maintain_partitions(
+        &mut self,
+        removable: &RangeSet,
+    ) -> Result<Option<Tended>, MarkError> {
         let Some(mut partitions) = self.partitions.take() else {
             return Ok(None);
         };
@@ -102,7 +105,7 @@ impl Retention {
             removable,
         };
         let tended = match self.client().await {
-            Ok(client) => partitions.tend(client, &tending).await,
+            Ok(client) => partitions.maintain_partitions(client, &tending).await,
             Err(failure) => Err(failure),
         };
         self.partitions = Some(partitions);
@@ -189,7 +192,7 @@ impl Retention {
 
     /// The connection; a new one where the last has ended.
     async fn client(&mut self) -> Result<&mut Client, MarkError> {
-        let is_open = |session: &postgres::Session| !session.client.is_closed();
+        let is_open = |session: &postgres::SqlConnection| !session.client.is_closed();
         let session = match self.session.take().filter(is_open) {
             Some(session) => session,
             None => self.connect().await.map_err(|source| MarkError::Sql {
@@ -200,14 +203,14 @@ impl Retention {
         Ok(&mut self.session.insert(session).client)
     }
 
-    async fn connect(&self) -> Result<postgres::Session, PostgresError> {
+    async fn connect(&self) -> Result<postgres::SqlConnection, PostgresError> {
         let session = postgres::connect(&self.options, "retention").await?;
         session.client.batch_execute(SETTINGS).await?;
         Ok(session)
     }
 }
 
-fn read(tenure: &Tenure, row: &tokio_postgres::Row) -> Result<Removed, MarkError> {
+fn read(tenure: &FencingToken, row: &tokio_postgres::Row) -> Result<Removed, MarkError> {
     if !row.get::<_, bool>("is_leader") {
         return Err(MarkError::NotLeader {
             outbox: tenure.outbox.clone(),

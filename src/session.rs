@@ -2,9 +2,9 @@
 //!
 //! Runs only under the lease, and the lease comes before the slot (design 12).
 
-mod beside;
+mod background;
 mod first_start;
-mod known;
+mod identity_check;
 mod mark_change;
 mod replay;
 mod slot;
@@ -19,15 +19,15 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::check::fit::{Order, Refusal};
+use crate::check::compatibility::{Incompatibility, Order};
 use crate::config::{Config, Mark, Mode, SourceConfig};
 use crate::encode::{EncodeError, Encoder};
 use crate::hold;
-use crate::identity::{self, Horizon, IdentityError};
+use crate::identity::{self, IdentityError, ServerHistory};
 use crate::inspect::{self, InspectError, Table};
 use crate::lease::LeaseState;
 use crate::mark::ledger::Ledger;
-use crate::mark::{MarkError, Marks, Owed, Tenure, load_marked};
+use crate::mark::{FencingToken, MarkError, Marks, Owed, load_marked};
 use crate::mark_change::CarryError;
 use crate::migrate::{self, Creates, MigrateError, Step};
 use crate::names::{self, NamesError};
@@ -137,14 +137,14 @@ pub enum CatchUp {
 
 /// What the last session leaves to the next one, which records it.
 #[derive(Debug)]
-pub struct Legacy {
+pub struct CarryOver {
     pub catch_up: CatchUp,
     /// The entries that the last session replayed.
     pub replayed: Vec<i64>,
     pub numbers: Numbers,
     /// The commit of a transaction that the slot can't send, or a position up to which the rows were polled: once the
     /// table was read, the slot moves behind it.
-    pub impassable: Option<Lsn>,
+    pub undecodable_commit_lsn: Option<Lsn>,
 }
 
 /// What the last session learned of the numbers.
@@ -156,17 +156,17 @@ pub enum Numbers {
 }
 
 /// What a session is opened with.
-pub struct Opening<'a> {
+pub struct SessionBuilder<'a> {
     pub config: &'a Config,
     pub options: ConnectOptions,
     pub lease: watch::Receiver<LeaseState>,
     pub epoch: i64,
-    pub legacy: &'a mut Legacy,
+    pub legacy: &'a mut CarryOver,
     /// Topics that can be written as far as is known.
     pub topics: hold::Topics,
     pub passage: Passage,
     /// How far this process has seen the server's history.
-    pub horizon: Option<&'a Horizon>,
+    pub horizon: Option<&'a ServerHistory>,
     /// Says what the opening waits for.
     pub status: StatusCell,
     pub stop: CancellationToken,
@@ -218,7 +218,7 @@ pub async fn follow_rename(
 pub async fn connect(
     options: &ConnectOptions,
     purpose: &'static str,
-) -> Result<postgres::Session, OpenError> {
+) -> Result<postgres::SqlConnection, OpenError> {
     let session = postgres::connect(options, purpose).await;
     session.map_err(|source| OpenError::Postgres { purpose, source })
 }
@@ -237,7 +237,7 @@ pub async fn prepare(
     let name = config.source.table_name().map_err(MigrateError::Name)?;
     let outbox = format!("{}.{}", name.schema, name.table);
     let home = rename::home(&session.client, &name.schema, &name.table).await?;
-    if let Some(Refusal { text, remedy }) = home.refusal(&outbox) {
+    if let Some(Incompatibility { text, remedy }) = home.refusal(&outbox) {
         return Err(OpenError::Halt {
             reason: text,
             remedy,
@@ -257,7 +257,7 @@ pub async fn prepare(
     }
 }
 
-impl Opening<'_> {
+impl SessionBuilder<'_> {
     /// Opens the session.
     ///
     /// Errors: `Halt` when a person must decide; every other is worth another try.
@@ -279,7 +279,7 @@ impl Opening<'_> {
             &layout,
             crate::kafka::record_bytes_max(&self.config.kafka),
         )?;
-        let tenure = Tenure {
+        let tenure = FencingToken {
             outbox: lease_key(&self.config.source),
             epoch: self.epoch,
         };
@@ -342,7 +342,7 @@ impl Opening<'_> {
     }
 
     /// Shows which server it is; what the role may not ask is not known.
-    async fn show_server(&self, sql: &postgres::Session) {
+    async fn show_server(&self, sql: &postgres::SqlConnection) {
         let row = sql.client.query_one(SYSTEM_IDENTIFIER, &[]).await;
         self.status.update(|status| {
             status.server = Some(sql.host.to_string());
@@ -354,7 +354,7 @@ impl Opening<'_> {
     async fn record_legacy(
         &mut self,
         states: &StateTable<'_>,
-        tenure: &Tenure,
+        tenure: &FencingToken,
     ) -> Result<(), OpenError> {
         if !self.legacy.replayed.is_empty() {
             hold::replayed(states.client, tenure, &self.legacy.replayed).await?;
@@ -372,9 +372,9 @@ impl Opening<'_> {
     /// Releases what somebody asked for and the topics that can be written again; tells whether there was any.
     async fn release(
         &self,
-        sql: &postgres::Session,
+        sql: &postgres::SqlConnection,
         table: &Table,
-        tenure: &Tenure,
+        tenure: &FencingToken,
     ) -> Result<bool, OpenError> {
         let source = &self.config.source;
         if let Mark::SentAt | Mark::Delete = source.mark {
@@ -403,7 +403,7 @@ impl Opening<'_> {
         Ok(!released.is_empty())
     }
 
-    async fn inspect(&self, sql: &postgres::Session) -> Result<Table, OpenError> {
+    async fn inspect(&self, sql: &postgres::SqlConnection) -> Result<Table, OpenError> {
         let name = self
             .config
             .source
@@ -416,7 +416,7 @@ impl Opening<'_> {
             source,
         })?;
         let source = &self.config.source;
-        let refusals = crate::check::fit::refusals(
+        let refusals = crate::check::compatibility::refusals(
             source.mode,
             source.mark,
             source.order_column.as_deref(),
@@ -433,9 +433,9 @@ impl Opening<'_> {
 
     async fn marks(
         &self,
-        sql: &postgres::Session,
+        sql: &postgres::SqlConnection,
         table: &Table,
-        tenure: &Tenure,
+        tenure: &FencingToken,
         state: &OutboxState,
     ) -> Result<(Marks, Owed), OpenError> {
         let tenure = tenure.clone();
@@ -465,7 +465,7 @@ impl Opening<'_> {
     }
 }
 
-async fn insert_position(sql: &postgres::Session) -> Result<Lsn, OpenError> {
+async fn insert_position(sql: &postgres::SqlConnection) -> Result<Lsn, OpenError> {
     let row = sql
         .client
         .query_one("SELECT pg_current_wal_insert_lsn()::text", &[])

@@ -18,7 +18,7 @@ pub struct Slot {
     pub name: String,
     pub plugin: Option<String>,
     pub database: Option<String>,
-    pub reader: Option<Reader>,
+    pub reader: Option<SlotReader>,
     pub restart_lsn: Option<String>,
     pub confirmed_flush_lsn: Option<String>,
     /// WAL that the server keeps for this slot.
@@ -79,7 +79,7 @@ impl Slot {
 
 /// Who reads a slot now.
 #[derive(Clone, Debug, Serialize)]
-pub struct Reader {
+pub struct SlotReader {
     pub pid: i32,
     pub application_name: Option<String>,
     /// `None` for a Unix socket, or where the role may not see it.
@@ -92,7 +92,7 @@ pub enum SlotError {
     #[error("slot `{name}` does not exist")]
     NotFound { name: String },
     #[error("slot `{name}` is being read by {reader}; stop it first")]
-    Active { name: String, reader: Reader },
+    Active { name: String, reader: SlotReader },
     #[error(
         "dropping slot `{name}` gives up what it holds for the relay; repeat with `--yes`: `outboxd slot drop --yes`"
     )]
@@ -113,7 +113,7 @@ pub enum Consent {
     Missing,
 }
 
-impl fmt::Display for Reader {
+impl fmt::Display for SlotReader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "pid {}", self.pid)?;
         if let Some(name) = &self.application_name {
@@ -128,14 +128,14 @@ impl fmt::Display for Reader {
 
 /// Where a slot stands in the server's log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
+pub struct SlotPosition {
     /// `confirmed_flush_lsn`: transactions whose commit record begins before it do not come again.
     pub confirmed: Lsn,
     /// As far as the server has flushed its log.
     pub server: Lsn,
 }
 
-impl Standing {
+impl SlotPosition {
     /// WAL between the two, in bytes.
     pub fn lag_bytes(self) -> u64 {
         self.server.0.saturating_sub(self.confirmed.0)
@@ -146,14 +146,14 @@ impl Standing {
 ///
 /// Errors: `NotFound` too where the server has given it up.
 /// Cancel-safe: yes.
-pub async fn standing(client: &Client, name: &str) -> Result<Standing, SlotError> {
+pub async fn standing(client: &Client, name: &str) -> Result<SlotPosition, SlotError> {
     let row = client.query_opt(STANDING, &[&name]).await;
     let row = row.map_err(failed("look at", name))?;
     let row = row.ok_or_else(|| SlotError::NotFound {
         name: name.to_owned(),
     })?;
     let lsn = |column| Lsn(u64::from(row.get::<_, PgLsn>(column)));
-    Ok(Standing {
+    Ok(SlotPosition {
         confirmed: lsn(0),
         server: lsn(1),
     })
@@ -195,11 +195,13 @@ pub async fn status(client: &Client, name: &str) -> Result<Option<Slot>, SlotErr
         name: name.to_owned(),
         plugin: row.get("plugin"),
         database: row.get("database"),
-        reader: row.get::<_, Option<i32>>("active_pid").map(|pid| Reader {
-            pid,
-            application_name: row.get("application_name"),
-            client_address: row.get("client_address"),
-        }),
+        reader: row
+            .get::<_, Option<i32>>("active_pid")
+            .map(|pid| SlotReader {
+                pid,
+                application_name: row.get("application_name"),
+                client_address: row.get("client_address"),
+            }),
         restart_lsn: lsn(row.get("restart_lsn")),
         confirmed_flush_lsn: lsn(row.get("confirmed_flush_lsn")),
         retained_bytes: row.get("retained_bytes"),
@@ -375,7 +377,7 @@ mod tests {
 
     #[test]
     fn a_reader_is_named_as_far_as_it_is_known() {
-        let mut reader = Reader {
+        let mut reader = SlotReader {
             pid: 4_711,
             application_name: None,
             client_address: None,

@@ -3,9 +3,9 @@
 //! positions go back.
 
 pub mod holes;
-mod mover;
 pub mod polling;
 pub mod replication;
+mod slot_advancer;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,12 +18,12 @@ use crate::config::ReplicationConfig;
 use crate::outbox::{Lsn, OutboxRow, RowId};
 use crate::postgres::ConnectOptions;
 use crate::ranges::RangeSet;
-use crate::slot::{SlotError, Standing};
+use crate::slot::{SlotError, SlotPosition};
 use crate::state::Skipped;
-pub use mover::{LAG_BYTES_MAX, SlotMover};
 use polling::{InVain, Known, Ordering, Polling, Unsent, UnsentMark};
 use replication::Subscription;
 use replication::pgoutput::Described;
+pub use slot_advancer::{LAG_BYTES_MAX, SlotMover};
 
 /// How long a server may take for the final acknowledgement of a stream.
 const LEAVE_WITHIN: Duration = Duration::from_secs(3);
@@ -97,7 +97,7 @@ pub struct Source {
     confirm: watch::Sender<Lsn>,
     server: watch::Receiver<Lsn>,
     /// Where the slot stands that is moved behind the rows; `None` where none is.
-    moved: Option<watch::Receiver<Option<Standing>>>,
+    moved: Option<watch::Receiver<Option<SlotPosition>>>,
     in_vain: watch::Sender<InVain>,
     /// Batches with rows that were read, and how many of them are marked or held.
     taken: u64,
@@ -347,7 +347,7 @@ impl Source {
     /// How far the slot lags in whose place the table is read, in bytes of WAL, once it was looked at.
     pub fn slot_lag_bytes(&self) -> Option<u64> {
         let standing = *self.moved.as_ref()?.borrow();
-        standing.map(Standing::lag_bytes)
+        standing.map(SlotPosition::lag_bytes)
     }
 
     /// Whether a stream may take over: no slot has to be moved first.

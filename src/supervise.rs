@@ -17,13 +17,13 @@ use crate::metrics::Metrics;
 use crate::outbox::Lsn;
 use crate::publish::PublishError;
 use crate::relay::{End, Relay};
-use crate::session::{self, CatchUp, Legacy, Numbers, OpenError, Opening, Passage};
+use crate::session::{self, CarryOver, CatchUp, Numbers, OpenError, Passage, SessionBuilder};
 use crate::source::SourceError;
 use crate::source::replication::ReplicationError;
 use crate::status::{Counting, OPENING, State, StatusCell};
 use crate::telemetry::{Told, chain};
 use crate::wal_watch::WalWatch;
-use verdict::{Verdict, label, lacks_publication, reason, verdict};
+use verdict::{NextStep, label, lacks_publication, reason, verdict};
 
 /// The pauses between attempts, before jitter (design 6: 1 s doubling to 15 s; the first one is
 /// shorter, for a connection that was cut is back at once).
@@ -62,7 +62,7 @@ pub struct Supervisor {
     epoch: Option<i64>,
     /// The name under which the state stands until it has followed the table.
     former: Option<String>,
-    legacy: Legacy,
+    legacy: CarryOver,
     passage: Passage,
     attempts: usize,
     told: Told,
@@ -97,11 +97,11 @@ impl Supervisor {
             counting: None,
             epoch: None,
             former: None,
-            legacy: Legacy {
+            legacy: CarryOver {
                 catch_up: CatchUp::AsRecorded,
                 replayed: Vec::new(),
                 numbers: Numbers::AsKnown,
-                impassable: None,
+                undecodable_commit_lsn: None,
             },
             passage: Passage::Clear,
             attempts: 0,
@@ -123,7 +123,7 @@ impl Supervisor {
             let verdict = verdict(&attempt, self.config.source.mark);
             self.tell(&attempt, verdict);
             self.follow(&attempt);
-            if verdict == Verdict::Stop {
+            if verdict == NextStep::Stop {
                 break;
             }
             self.pause(verdict).await;
@@ -212,9 +212,9 @@ impl Supervisor {
             self.relay.depose().await;
             self.legacy.catch_up = CatchUp::AsRecorded;
             self.legacy.replayed.clear();
-            self.legacy.impassable = None;
+            self.legacy.undecodable_commit_lsn = None;
         }
-        let mut opening = Opening {
+        let mut opening = SessionBuilder {
             config: &self.config,
             options,
             lease,
@@ -300,11 +300,11 @@ impl Supervisor {
             ))) if self.config.source.mark != Mark::None => {
                 warn!(%commit_lsn, "the slot cannot send a transaction: the table is read instead");
                 self.legacy.catch_up = CatchUp::Demanded;
-                self.legacy.impassable = Some(*commit_lsn);
+                self.legacy.undecodable_commit_lsn = Some(*commit_lsn);
             }
             Attempt::Ended(End::Renumbered(_)) => self.legacy.numbers = Numbers::Reused,
             Attempt::Ended(End::Source(failure)) if lacks_publication(failure) => {
-                self.passage = Passage::Barred;
+                self.passage = Passage::MissingPublication;
             }
             Attempt::NotOpened(OpenError::SlotLost { reason }) => {
                 self.passage = Passage::Clear;
@@ -318,7 +318,7 @@ impl Supervisor {
     }
 
     /// Says what happened, once for each reason and not for each attempt.
-    fn tell(&mut self, attempt: &Attempt, verdict: Verdict) {
+    fn tell(&mut self, attempt: &Attempt, verdict: NextStep) {
         let reason = reason(attempt);
         self.metrics.session_ended(label(attempt));
         // Later on the lease's keeper knows whether PostgreSQL answers.
@@ -332,21 +332,21 @@ impl Supervisor {
         }
         let is_news = self.told.is_news(&reason);
         match verdict {
-            Verdict::Stop => info!("stopped"),
-            Verdict::Again => info!(reason, "session ended; the next one starts at once"),
-            Verdict::AwaitRoom => {
+            NextStep::Stop => info!("stopped"),
+            NextStep::Again => info!(reason, "session ended; the next one starts at once"),
+            NextStep::AwaitRoom => {
                 self.status.state(State::Waiting, "waiting for Kafka");
                 if is_news {
                     warn!(reason, "nothing can be published; waiting for Kafka");
                 }
             }
-            Verdict::Halt => {
+            NextStep::Halt => {
                 self.status.halt(reason.as_str());
                 if is_news {
                     error!(reason, "halted: nothing is published until a person acts");
                 }
             }
-            Verdict::Retry | Verdict::AwaitSlot => {
+            NextStep::Retry | NextStep::AwaitSlot => {
                 self.status.failed(reason.as_str());
                 self.status.state(State::Waiting, reason.as_str());
                 if is_news {
@@ -357,22 +357,22 @@ impl Supervisor {
     }
 
     /// Waits as the verdict says, settling what Kafka still acknowledges.
-    async fn pause(&mut self, verdict: Verdict) {
+    async fn pause(&mut self, verdict: NextStep) {
         let pause = match verdict {
-            Verdict::Stop | Verdict::Again => {
+            NextStep::Stop | NextStep::Again => {
                 self.attempts = 0;
                 return;
             }
-            Verdict::AwaitRoom => {
+            NextStep::AwaitRoom => {
                 if let Some(keeper) = &self.keeper {
                     let mut lease = keeper.state();
                     self.relay.await_room(&mut lease, &self.stop).await;
                 }
                 return;
             }
-            Verdict::Retry => PAUSES[self.attempts.min(PAUSES.len() - 1)],
-            Verdict::AwaitSlot => PAUSES[self.attempts.min(PAUSES.len() - 1)].min(SLOT_PAUSE_MAX),
-            Verdict::Halt => PAUSES[PAUSES.len() - 1],
+            NextStep::Retry => PAUSES[self.attempts.min(PAUSES.len() - 1)],
+            NextStep::AwaitSlot => PAUSES[self.attempts.min(PAUSES.len() - 1)].min(SLOT_PAUSE_MAX),
+            NextStep::Halt => PAUSES[PAUSES.len() - 1],
         };
         self.attempts += 1;
         self.relay

@@ -91,7 +91,7 @@ struct Looker {
     replication: ReplicationConfig,
     lease: watch::Receiver<LeaseState>,
     status: StatusCell,
-    session: Option<postgres::Session>,
+    session: Option<postgres::SqlConnection>,
     alarm: WalAlarm,
 }
 
@@ -191,7 +191,7 @@ impl Looker {
     }
 }
 
-async fn settings(session: &postgres::Session) -> Result<Settings, PostgresError> {
+async fn settings(session: &postgres::SqlConnection) -> Result<Settings, PostgresError> {
     let row = match session.client.query_one(SETTINGS, &[]).await {
         Ok(row) => row,
         Err(error) => return Err(session.explain(error).await),

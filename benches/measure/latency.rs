@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use outboxd::demo::postgres::tail;
-use outboxd::demo::reader::Reader;
+use outboxd::demo::reader::TopicReader;
 
 use crate::contender::{Contender, Mode, Transport};
 use crate::kafka::Topics;
@@ -108,7 +108,7 @@ impl Stand {
     async fn latency_round(&self, paced: &Paced<'_>, rate: u32) -> anyhow::Result<Vec<Figure>> {
         let (relay, warm_up) = (&paced.relay, paced.warm_up());
         let topic = self.kafka.topic().await?;
-        let reader = Reader::start(&topic)?;
+        let reader = TopicReader::start(&topic)?;
         let mut process = paced.start(&topic)?;
         let writer = match process {
             Some(_) => Writer::connect(relay).await?,
@@ -146,7 +146,7 @@ impl Stand {
 }
 
 async fn wait_for(
-    reader: &Reader,
+    reader: &TopicReader,
     process: &mut Option<(Process, PathBuf)>,
     rows: &[Written],
 ) -> anyhow::Result<()> {

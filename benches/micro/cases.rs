@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 use outboxd::config::{FaultPolicy, Mark, NullKey, RouteConfig};
-use outboxd::core::{Core, Delivered, Extent, Faults, Offer, RowFacts, Settling, Window};
+use outboxd::core::{Core, Delivered, Faults, MarkSelection, Offer, ReleaseOn, RowFacts, Window};
 use outboxd::encode::Encoder;
-use outboxd::mark::{Marks, Tenure};
+use outboxd::mark::{FencingToken, Marks};
 use outboxd::outbox::Lsn;
 use outboxd::publish::TopicState;
 use outboxd::ranges::RangeSet;
@@ -93,7 +93,7 @@ fn core() -> Box<dyn FnMut()> {
         policy: FaultPolicy::Block,
         halt_share: 0.5,
     };
-    let mut core = Core::new(window, Settling::OnMark, faults);
+    let mut core = Core::new(window, ReleaseOn::OnMark, faults);
     let layout = messages::outbox().layout;
     let mut rows = messages::rows(ROWS as u64);
     let topic: Arc<str> = "outbox.event.order".into();
@@ -111,7 +111,7 @@ fn core() -> Box<dyn FnMut()> {
         }
         core.delivered(&tickets);
         tickets.clear();
-        let delivered = core.take_delivered(Extent::All);
+        let delivered = core.take_delivered(MarkSelection::All);
         core.marked(&delivered);
         assert_eq!(
             core.confirmable(),
@@ -131,7 +131,7 @@ fn ranges() -> Box<dyn FnMut()> {
 }
 
 fn statement() -> Box<dyn FnMut()> {
-    let tenure = Tenure {
+    let tenure = FencingToken {
         outbox: "public.outbox".into(),
         epoch: 1,
     };

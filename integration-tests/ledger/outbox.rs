@@ -5,7 +5,7 @@ use outboxd::config::{Config, Mark};
 use outboxd::core::Delivered;
 use outboxd::inspect::{self, Table};
 use outboxd::mark::ledger::Ledger;
-use outboxd::mark::{MarkError, Marks, Tenure};
+use outboxd::mark::{FencingToken, MarkError, Marks};
 use outboxd::outbox::{Field, Layout, Lsn, OutboxRow, RowId};
 use outboxd::ranges::RangeSet;
 use outboxd::state::StateTable;
@@ -35,7 +35,7 @@ impl Outbox {
             Mark::None => "replication",
             Mark::Ledger | Mark::SentAt | Mark::Delete => "polling",
         };
-        let mark_name = outboxd::check::fit::mark_name(mark);
+        let mark_name = outboxd::check::compatibility::mark_name(mark);
         let config = RelayConfig::of(&database.name, &database.url, "127.0.0.1:1")
             .mode(mode)
             .mark(mark_name)
@@ -165,8 +165,8 @@ impl Outbox {
     }
 }
 
-pub fn tenure(epoch: i64) -> Tenure {
-    Tenure {
+pub fn tenure(epoch: i64) -> FencingToken {
+    FencingToken {
         outbox: OUTBOX.to_owned(),
         epoch,
     }

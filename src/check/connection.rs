@@ -3,7 +3,7 @@
 use tokio_postgres::Client;
 
 use super::Finding;
-use super::fit::Refusal;
+use super::compatibility::Incompatibility;
 use crate::postgres::{Security, Verified};
 
 const WHAT: &str = "connection";
@@ -32,9 +32,11 @@ pub(super) fn finding(security: &Security) -> Finding {
 ///
 /// A pooler that takes the settings of a session's start and drops them says nothing of it: a look at them tells. One that
 /// refuses them, or a replication connection, ends the session with an error.
-pub(crate) async fn pooler(client: &Client) -> Result<Option<Refusal>, tokio_postgres::Error> {
+pub(crate) async fn pooler(
+    client: &Client,
+) -> Result<Option<Incompatibility>, tokio_postgres::Error> {
     let is_passed_on: bool = client.query_one(PASSED_ON, &[]).await?.get(0);
-    Ok((!is_passed_on).then(|| Refusal {
+    Ok((!is_passed_on).then(|| Incompatibility {
         text: "a pooler such as pgbouncer stands between: the settings that a session asks for do not reach PostgreSQL"
             .to_owned(),
         remedy: "name PostgreSQL's own address in source.url: a relay needs sessions that stay its own, and replication"

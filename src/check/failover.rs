@@ -90,7 +90,7 @@ const STANDBYS: &str = "
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::Outcome;
+    use crate::check::FindingOutcome;
 
     fn standbys() -> Standbys {
         Standbys {
@@ -102,14 +102,17 @@ mod tests {
 
     #[test]
     fn what_a_standby_lacks_is_a_warning() {
-        let outcomes = |standbys: &Standbys| -> Vec<Outcome> {
+        let outcomes = |standbys: &Standbys| -> Vec<FindingOutcome> {
             judge(standbys).iter().map(|one| one.outcome).collect()
         };
-        assert_eq!(outcomes(&standbys()), [Outcome::Ok]);
+        assert_eq!(outcomes(&standbys()), [FindingOutcome::Ok]);
         let mut lacking = standbys();
         lacking.waited_for.clear();
         lacking.without_feedback = lacking.slots.clone();
-        assert_eq!(outcomes(&lacking), [Outcome::Warning, Outcome::Warning]);
+        assert_eq!(
+            outcomes(&lacking),
+            [FindingOutcome::Warning, FindingOutcome::Warning]
+        );
         lacking.slots.clear();
         assert!(judge(&lacking).is_empty());
     }

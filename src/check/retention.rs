@@ -21,7 +21,7 @@ pub(super) async fn look(client: &Client, config: &Config, table: &Table, report
     let Some(keep) = config.source.retention else {
         return;
     };
-    report.push(match retention::fit::age(config.source.mark, table) {
+    report.push(match retention::row_age::age(config.source.mark, table) {
         Ok(age) => {
             let keep = humantime::format_duration(keep);
             let column = age.column();

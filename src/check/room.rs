@@ -2,7 +2,7 @@
 
 use tokio_postgres::{Client, Row};
 
-use super::fit::{Refusal, mode_name};
+use super::compatibility::{Incompatibility, mode_name};
 use super::{Finding, Report, unknown};
 use crate::config::{Config, Mark, Mode, SourceConfig};
 
@@ -55,12 +55,12 @@ pub(super) async fn look(client: &Client, config: &Config, report: &mut Report) 
 pub(crate) async fn obstacle(
     client: &Client,
     source: &SourceConfig,
-) -> Result<Option<Refusal>, tokio_postgres::Error> {
+) -> Result<Option<Incompatibility>, tokio_postgres::Error> {
     let row = client.query_one(ROOM, &[]).await?;
     Ok(narrow(&row, source))
 }
 
-fn narrow(row: &Row, source: &SourceConfig) -> Option<Refusal> {
+fn narrow(row: &Row, source: &SourceConfig) -> Option<Incompatibility> {
     let kept = kept(source);
     let needed = kept + SPARE;
     let (role, database): (&str, &str) = (row.get("role"), row.get("database"));
@@ -73,7 +73,7 @@ fn narrow(row: &Row, source: &SourceConfig) -> Option<Refusal> {
         |(limit, whose)| Option::filter(limit, |limit| *limit < needed).map(|limit| (limit, whose));
     let (limit, whose) = limits.find_map(is_narrow)?;
     let mode = mode_name(source.mode);
-    Some(Refusal {
+    Some(Incompatibility {
         text: format!(
             "{whose} has CONNECTION LIMIT {limit}, and a relay needs {needed} connections: by {mode} it keeps {kept}, and \
              commands need one beside them"
@@ -100,14 +100,14 @@ fn of_server(kept: i64, free: i64, most: i64) -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Outcome;
+    use super::super::FindingOutcome;
     use super::*;
 
     #[test]
     fn a_server_that_is_full_is_told_in_time() {
-        assert_eq!(of_server(5, 5, 100).outcome, Outcome::Ok);
+        assert_eq!(of_server(5, 5, 100).outcome, FindingOutcome::Ok);
         let full = of_server(5, 4, 100);
-        assert_eq!(full.outcome, Outcome::Warning);
+        assert_eq!(full.outcome, FindingOutcome::Warning);
         assert!(
             full.remedy
                 .is_some_and(|remedy| remedy.contains("max_connections = 101;"))

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Finding, Outcome, Report};
+use super::{Finding, FindingOutcome, Report};
 use crate::migrate::{Part, Step};
 
 /// Whose work a remedy is, in the order in which it is done.
@@ -57,7 +57,7 @@ pub(super) fn script(report: &Report) -> String {
     let missing = report
         .findings
         .iter()
-        .filter(|finding| finding.outcome == Outcome::Missing);
+        .filter(|finding| finding.outcome == FindingOutcome::Missing);
     let mut parts: Vec<(By, String)> = missing
         .filter(|finding| !finding.is_step)
         .map(|finding| (By::of(finding), lines(finding)))

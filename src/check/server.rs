@@ -3,7 +3,7 @@
 use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::{Client, Row};
 
-use super::fit::Refusal;
+use super::compatibility::Incompatibility;
 use super::{Finding, Report, unknown};
 use crate::config::{Config, Mark, Mode};
 
@@ -90,13 +90,13 @@ async fn replication(client: &Client, config: &Config, report: &mut Report) {
 pub(crate) async fn slot_obstacle(
     client: &Client,
     slot: &str,
-) -> Result<Option<Refusal>, tokio_postgres::Error> {
+) -> Result<Option<Incompatibility>, tokio_postgres::Error> {
     let row = client.query_one(REPLICATION, &[&slot]).await?;
     if row.get("has_slot") {
         return Ok(None);
     }
     let named = |what: &'static str| {
-        move |refusal: Refusal| Refusal {
+        move |refusal: Incompatibility| Incompatibility {
             text: format!("{what}: {}", refusal.text),
             ..refusal
         }
@@ -110,10 +110,10 @@ pub(crate) async fn slot_obstacle(
 pub(crate) async fn sender_obstacle(
     client: &Client,
     slot: &str,
-) -> Result<Option<Refusal>, tokio_postgres::Error> {
+) -> Result<Option<Incompatibility>, tokio_postgres::Error> {
     let row = client.query_one(REPLICATION, &[&slot]).await?;
     let full = full(SENDERS, row.get("senders"), row.get("senders_max"));
-    Ok(full.map(|refusal| Refusal {
+    Ok(full.map(|refusal| Incompatibility {
         text: format!("{SENDERS}: {}", refusal.text),
         ..refusal
     }))
@@ -123,17 +123,17 @@ pub(crate) async fn sender_obstacle(
 pub(crate) async fn role_obstacle(
     client: &Client,
     slot: &str,
-) -> Result<Option<Refusal>, tokio_postgres::Error> {
+) -> Result<Option<Incompatibility>, tokio_postgres::Error> {
     let row = client.query_one(REPLICATION, &[&slot]).await?;
-    Ok(may_not_replicate(&row).map(|refusal| Refusal {
+    Ok(may_not_replicate(&row).map(|refusal| Incompatibility {
         text: format!("REPLICATION: {}", refusal.text),
         ..refusal
     }))
 }
 
-fn may_not_replicate(row: &Row) -> Option<Refusal> {
+fn may_not_replicate(row: &Row) -> Option<Incompatibility> {
     let role: &str = row.get("role");
-    (!row.get::<_, bool>("may_replicate")).then(|| Refusal {
+    (!row.get::<_, bool>("may_replicate")).then(|| Incompatibility {
         text: format!("role `{role}` may not replicate"),
         remedy: format!("ALTER ROLE {} REPLICATION;", escape_identifier(role)),
     })
@@ -142,16 +142,16 @@ fn may_not_replicate(row: &Row) -> Option<Refusal> {
 const SLOTS: &str = "max_replication_slots";
 const SENDERS: &str = "max_wal_senders";
 
-fn wal_level(level: &str) -> Option<Refusal> {
-    (level != "logical").then(|| Refusal {
+fn wal_level(level: &str) -> Option<Incompatibility> {
+    (level != "logical").then(|| Incompatibility {
         text: format!("`{level}`, and replication needs `logical`"),
         remedy: "ALTER SYSTEM SET wal_level = logical; -- then restart PostgreSQL (managed: a parameter of the instance)"
             .to_owned(),
     })
 }
 
-fn full(what: &str, used: i64, most: i64) -> Option<Refusal> {
-    (used >= most).then(|| Refusal {
+fn full(what: &str, used: i64, most: i64) -> Option<Incompatibility> {
+    (used >= most).then(|| Incompatibility {
         text: format!("{used} of {most} used"),
         remedy: format!(
             "ALTER SYSTEM SET {what} = {}; -- then restart PostgreSQL",

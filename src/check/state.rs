@@ -3,10 +3,10 @@
 use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::Client;
 
-use super::fit::{self, Order, Refusal};
-use super::{Finding, Outcome, Report, chain, shown, unknown};
+use super::compatibility::{self, Incompatibility, Order};
+use super::{Finding, FindingOutcome, Report, chain, shown, unknown};
 use crate::config::{Config, Mark, Mode, Start};
-use crate::identity::{self, IdentityError, Verdict};
+use crate::identity::{self, IdentityError, IdentityVerdict};
 use crate::inspect::Table;
 use crate::mark_change::{self, Carry, Change};
 use crate::migrate::{self, Lacking, MigrateError, MigrateOptions, Part, Step, StepState};
@@ -172,10 +172,10 @@ fn left_to_do(step: &Step, options: &MigrateOptions, report: &mut Report) {
         Part::Table | Part::Start | Part::Claim | Part::Slot | Part::Function => return,
     };
     let outcome = match (step.state, step.part) {
-        (StepState::AlreadyThere, _) => Outcome::Ok,
-        (StepState::Skipped(_), _) | (_, Part::View | Part::Index) => Outcome::Warning,
-        (StepState::Needed, _) if is_for_people(step) => Outcome::Warning,
-        (StepState::Needed, _) => Outcome::Missing,
+        (StepState::AlreadyThere, _) => FindingOutcome::Ok,
+        (StepState::Skipped(_), _) | (_, Part::View | Part::Index) => FindingOutcome::Warning,
+        (StepState::Needed, _) if is_for_people(step) => FindingOutcome::Warning,
+        (StepState::Needed, _) => FindingOutcome::Missing,
     };
     let detail = match step.state {
         StepState::AlreadyThere => step.description.clone(),
@@ -220,14 +220,14 @@ async fn numbers(
         }
     };
     report.push(match verdict {
-        Verdict::Same => Finding::ok("numbers", "they are those that the relay knows"),
-        Verdict::NewGeneration { why } => Finding::warning(
+        IdentityVerdict::Same => Finding::ok("numbers", "they are those that the relay knows"),
+        IdentityVerdict::NewGeneration { why } => Finding::warning(
             "numbers",
             why,
             "the relay begins a new generation by itself",
         ),
-        Verdict::Halt { why, remedy } => {
-            let mode = super::fit::mode_name(config.source.mode);
+        IdentityVerdict::Halt { why, remedy } => {
+            let mode = super::compatibility::mode_name(config.source.mode);
             Finding::missing("numbers", format!("{mode} would halt: {why}"), remedy)
         }
     });
@@ -239,7 +239,7 @@ async fn verdict(
     mark: Mark,
     table: &Table,
     outbox: &str,
-) -> Result<Verdict, IdentityError> {
+) -> Result<IdentityVerdict, IdentityError> {
     let now = identity::read(client, table).await?;
     let stored = identity::load(client, outbox).await?;
     let tail = match mark {
@@ -265,7 +265,7 @@ async fn start(client: &Client, config: &Config, table: &Table, outbox: &str, re
         false => Start::All,
     });
     let source = &config.source;
-    let order = fit::order(source.mark, source.order_column.as_deref(), table);
+    let order = compatibility::order(source.mark, source.order_column.as_deref(), table);
     let is_read = source.mode == Mode::Replication && !is_caught_up && is_now != Some(true);
     let is_skipped = !is_decided && source.start == Some(Start::Now);
     let needs_order = is_read && !is_skipped && order == Order::Untold;
@@ -285,7 +285,7 @@ async fn start(client: &Client, config: &Config, table: &Table, outbox: &str, re
         return;
     }
     if !is_unclear {
-        let Refusal { text, remedy } = fit::untold(source.mark, table, decided);
+        let Incompatibility { text, remedy } = compatibility::untold(source.mark, table, decided);
         return report.push(Finding::missing("start", text, remedy));
     }
     let many = if rows == ROWS_COUNTED_MAX {
@@ -296,7 +296,7 @@ async fn start(client: &Client, config: &Config, table: &Table, outbox: &str, re
     report.push(Finding::missing(
         "start",
         format!("the table holds {many}{rows} rows and nothing is known of them"),
-        fit::start_remedy(source.mode, order),
+        compatibility::start_remedy(source.mode, order),
     ));
 }
 

@@ -2,7 +2,7 @@
 
 use tokio_postgres::Client;
 
-use super::{Finding, Outcome, Report, chain, state, unknown};
+use super::{Finding, FindingOutcome, Report, chain, state, unknown};
 use crate::config::{Config, Mark, OnLostSlot};
 use crate::inspect::Table;
 use crate::names::{self, Facts};
@@ -46,7 +46,7 @@ pub(super) async fn look(client: &Client, config: &Config, table: &Table, report
         Ok(row) => {
             let policy = config.source.replication.on_lost_slot;
             let finding = judge_slot(name, found, row.get(0), policy);
-            if is_ours || finding.outcome == Outcome::Missing {
+            if is_ours || finding.outcome == FindingOutcome::Missing {
                 report.push(finding);
             }
         }

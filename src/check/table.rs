@@ -3,7 +3,7 @@
 use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::Client;
 
-use super::{Finding, Report, chain, fit, shown, unknown};
+use super::{Finding, Report, chain, compatibility, shown, unknown};
 use crate::config::{Config, Mark};
 use crate::inspect::{InspectError, SeqIndex, Table, TableKind, inspect, seq_orders};
 use crate::migrate;
@@ -91,12 +91,15 @@ async fn refused(client: &Client, config: &Config, error: &InspectError) -> Find
 fn mode_and_mark(config: &Config, table: &Table, report: &mut Report) {
     let source = &config.source;
     let order_column = source.order_column.as_deref();
-    let (mode, mark) = (fit::mode_name(source.mode), fit::mark_name(source.mark));
-    let allowed = match fit::allowed(order_column, table) {
+    let (mode, mark) = (
+        compatibility::mode_name(source.mode),
+        compatibility::mark_name(source.mark),
+    );
+    let allowed = match compatibility::allowed(order_column, table) {
         none if none.is_empty() => "no mode with any mark".to_owned(),
         allowed => allowed,
     };
-    let refusals = fit::refusals(source.mode, source.mark, order_column, table);
+    let refusals = compatibility::refusals(source.mode, source.mark, order_column, table);
     if refusals.is_empty() {
         let detail = format!("{mode} with {mark}; this table allows {allowed}");
         report.push(Finding::ok("mode and mark", detail));

@@ -2,7 +2,7 @@
 
 use tokio_postgres::{Client, Row};
 
-use super::fit::Refusal;
+use super::compatibility::Incompatibility;
 use super::{Finding, Report, unknown};
 
 const READ_ONLY: &str = "default_transaction_read_only";
@@ -32,16 +32,18 @@ pub(super) async fn look(client: &Client, report: &mut Report) {
 }
 
 /// Why nothing can be written here, in the words of `check`; nothing where it can.
-pub(crate) async fn obstacle(client: &Client) -> Result<Option<Refusal>, tokio_postgres::Error> {
+pub(crate) async fn obstacle(
+    client: &Client,
+) -> Result<Option<Incompatibility>, tokio_postgres::Error> {
     let row = client.query_one(WRITABLE, &[]).await?;
     Ok(refusal(&row).map(|(_, refusal)| refusal))
 }
 
-fn refusal(row: &Row) -> Option<(&'static str, Refusal)> {
+fn refusal(row: &Row) -> Option<(&'static str, Incompatibility)> {
     if row.get("is_standby") {
         return Some((
             "primary",
-            Refusal {
+            Incompatibility {
                 text: "this server is a standby: nothing can be marked here".to_owned(),
                 remedy: "name the primary in `source.url`".to_owned(),
             },
@@ -60,7 +62,7 @@ fn refusal(row: &Row) -> Option<(&'static str, Refusal)> {
         "{READ_ONLY} is on, for the {whose}: no row can be marked in a read-only transaction, and the relay waits until \
          the server takes writes"
     );
-    Some((READ_ONLY, Refusal { text, remedy }))
+    Some((READ_ONLY, Incompatibility { text, remedy }))
 }
 
 /// Whose setting it is, and the statement that takes it away. Source: PostgreSQL, view pg_settings, column source.
@@ -105,7 +107,7 @@ fn standbys(awaited: &str, answering: i64, sees_all: bool) -> Option<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Outcome;
+    use super::super::FindingOutcome;
     use super::*;
 
     #[test]
@@ -125,8 +127,8 @@ mod tests {
     fn standbys_that_do_not_answer_are_warned_of_where_that_is_seen() {
         assert_eq!(standbys("", 0, true), None);
         let outcome = |answering, sees_all| standbys("sb", answering, sees_all).unwrap().outcome;
-        assert_eq!(outcome(0, true), Outcome::Warning);
-        assert_eq!(outcome(1, true), Outcome::Ok);
-        assert_eq!(outcome(0, false), Outcome::Ok);
+        assert_eq!(outcome(0, true), FindingOutcome::Warning);
+        assert_eq!(outcome(1, true), FindingOutcome::Ok);
+        assert_eq!(outcome(0, false), FindingOutcome::Ok);
     }
 }

@@ -3,9 +3,9 @@
 use clap::{Args, Subcommand};
 
 use super::commands::{failed, show};
-use super::wish::{Asking, Opened, fulfil, open};
-use super::{Common, Outcome, print};
-use crate::blocked::{BlockedTable, Lines, Which, Wish};
+use super::request::{Asking, Opened, fulfil, open};
+use super::{Common, ExitStatus, print};
+use crate::blocked::{BlockedTable, Lines, Request, Which};
 use crate::hold::{Asker, Wished};
 use crate::inspect;
 use crate::paste::shell_word;
@@ -92,7 +92,7 @@ pub(super) struct Skip {
 }
 
 /// Runs a command of this family.
-pub(super) async fn run(command: Blocked) -> Outcome {
+pub(super) async fn run(command: Blocked) -> ExitStatus {
     match open(command.common(), command.refusal()).await {
         Ok(opened) => run_with(opened, command).await,
         Err(outcome) => outcome,
@@ -127,7 +127,7 @@ impl Blocked {
     }
 }
 
-async fn run_with(opened: Opened, command: Blocked) -> Outcome {
+async fn run_with(opened: Opened, command: Blocked) -> ExitStatus {
     let Opened {
         config,
         session,
@@ -163,25 +163,25 @@ async fn run_with(opened: Opened, command: Blocked) -> Outcome {
         }) => {
             let which = id.map_or(Which::All, Which::Id);
             let asker = asking.asker(note, &session);
-            return wish(&table, &which, Wish::Retry, asking, asker).await;
+            return wish(&table, &which, Request::Retry, asking, asker).await;
         }
         Blocked::Skip(Skip {
             id, note, asking, ..
         }) => {
             let asker = asking.asker(Some(note), &session);
-            return wish(&table, &Which::Id(id), Wish::Skip, asking, asker).await;
+            return wish(&table, &Which::Id(id), Request::Skip, asking, asker).await;
         }
     }
-    Outcome::Done
+    ExitStatus::Done
 }
 
 async fn wish(
     table: &BlockedTable<'_>,
     which: &Which,
-    wish: Wish,
+    wish: Request,
     asking: Asking,
     asker: Asker,
-) -> Outcome {
+) -> ExitStatus {
     let entries = match table.wish(which, wish, &asker).await {
         Ok(entries) => entries,
         Err(failure) => return failed(&failure, None),

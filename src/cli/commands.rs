@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::{Common, Form, Migrate, Outcome, complain, load, print};
+use super::{Common, ExitStatus, Form, Migrate, complain, load, print};
 use crate::admin::Admin;
 use crate::config::Config;
 use crate::demo::{DemoOptions, DemoOutcome};
@@ -23,7 +23,7 @@ use crate::telemetry::chain;
 use crate::{check, migrate, status, telemetry};
 
 /// Says what failed, each cause on a line of its own.
-pub(super) fn failed(failure: &dyn Error, hint: Option<&str>) -> Outcome {
+pub(super) fn failed(failure: &dyn Error, hint: Option<&str>) -> ExitStatus {
     let mut text = failure.to_string();
     let mut cause = failure.source();
     while let Some(next) = cause {
@@ -32,7 +32,7 @@ pub(super) fn failed(failure: &dyn Error, hint: Option<&str>) -> Outcome {
         cause = next.source();
     }
     complain(&text, hint);
-    Outcome::Failed
+    ExitStatus::Failed
 }
 
 /// Prints an answer for people or for programs.
@@ -44,7 +44,7 @@ pub(super) fn show(answer: &(impl std::fmt::Display + serde::Serialize), json: b
 }
 
 /// Publishes until SIGTERM or SIGINT, which are heeded before anything else is done: they may come at once.
-pub(super) async fn run(common: &Common) -> Outcome {
+pub(super) async fn run(common: &Common) -> ExitStatus {
     let stop = CancellationToken::new();
     if let Err(failure) = stop_on_signals(&stop) {
         return failed(&failure, None);
@@ -55,12 +55,12 @@ pub(super) async fn run(common: &Common) -> Outcome {
     }
 }
 
-async fn publish(config: Config, stop: CancellationToken) -> Outcome {
+async fn publish(config: Config, stop: CancellationToken) -> ExitStatus {
     let _log = match telemetry::start(&config.log) {
         Ok(guard) => guard,
         Err(failure) => {
             failed(&failure, None);
-            return Outcome::Misused;
+            return ExitStatus::Misused;
         }
     };
     let config = Arc::new(config);
@@ -76,11 +76,11 @@ async fn publish(config: Config, stop: CancellationToken) -> Outcome {
     let done = Supervisor::new(config, metrics, cell, stop).run().await;
     admin.stop().await;
     match done {
-        Ok(()) => Outcome::Done,
+        Ok(()) => ExitStatus::Done,
         Err(failure) => {
             error!(error = %chain(&failure), "outboxd can't run");
             failed(&failure, None);
-            Outcome::Misused
+            ExitStatus::Misused
         }
     }
 }
@@ -111,7 +111,7 @@ fn stop_on_signals(stop: &CancellationToken) -> std::io::Result<()> {
     Ok(())
 }
 
-pub(super) async fn check(config: &Config, form: Form) -> Outcome {
+pub(super) async fn check(config: &Config, form: Form) -> ExitStatus {
     let report = check::run(config).await;
     match form {
         Form::Human => show(&report, false),
@@ -123,13 +123,13 @@ pub(super) async fn check(config: &Config, form: Form) -> Outcome {
         Form::Script => super::print_as_it_is(report.script().trim_end()),
     }
     if report.is_complete() {
-        Outcome::Done
+        ExitStatus::Done
     } else {
-        Outcome::Failed
+        ExitStatus::Failed
     }
 }
 
-pub(super) async fn migrate(config: &Config, arguments: &Migrate) -> Outcome {
+pub(super) async fn migrate(config: &Config, arguments: &Migrate) -> ExitStatus {
     let options = MigrateOptions {
         relay_role: arguments.relay_role.clone(),
         application_role: arguments.application_role.clone(),
@@ -141,7 +141,7 @@ pub(super) async fn migrate(config: &Config, arguments: &Migrate) -> Outcome {
         return match migrate::script(config, &options) {
             Ok(script) => {
                 print(&script);
-                Outcome::Done
+                ExitStatus::Done
             }
             Err(failure) => failed(&failure, failure.hint().as_deref()),
         };
@@ -151,30 +151,30 @@ pub(super) async fn migrate(config: &Config, arguments: &Migrate) -> Outcome {
         Err(outcome) => return outcome,
     };
     match migrate::run(&session.client, &config, &options, &mut std::io::stdout()).await {
-        Ok(()) => Outcome::Done,
+        Ok(()) => ExitStatus::Done,
         Err(failure) => failed(&failure, failure.hint().as_deref()),
     }
 }
 
-pub(super) async fn status(config: &Config, json: bool) -> Outcome {
+pub(super) async fn status(config: &Config, json: bool) -> ExitStatus {
     match status::ask(config).await {
         Ok(answer) => {
             show(&answer, json);
             let Some(text) = answer.another_relay() else {
-                return Outcome::Done;
+                return ExitStatus::Done;
             };
             let hint = "set `admin.listen` to the address of this outbox's own relay; two relays on one machine need two";
             complain(text, Some(hint));
-            Outcome::Failed
+            ExitStatus::Failed
         }
         Err(failure) => {
             failed(&failure, None);
-            Outcome::TryAgain
+            ExitStatus::TryAgain
         }
     }
 }
 
-pub(super) async fn slot_status(config: &Config, json: bool) -> Outcome {
+pub(super) async fn slot_status(config: &Config, json: bool) -> ExitStatus {
     let (session, config) = match resolve(config).await {
         Ok(resolved) => resolved,
         Err(outcome) => return outcome,
@@ -183,20 +183,20 @@ pub(super) async fn slot_status(config: &Config, json: bool) -> Outcome {
     match slot::status(&session.client, name).await {
         Ok(Some(slot)) => {
             show(&slot, json);
-            Outcome::Done
+            ExitStatus::Done
         }
         Ok(None) => {
             complain(
                 &format!("slot `{name}` does not exist"),
                 Some("`outboxd migrate` creates it"),
             );
-            Outcome::Failed
+            ExitStatus::Failed
         }
         Err(failure) => failed(&failure, None),
     }
 }
 
-pub(super) async fn slot_drop(config: &Config, yes: bool) -> Outcome {
+pub(super) async fn slot_drop(config: &Config, yes: bool) -> ExitStatus {
     let (session, config) = match resolve(config).await {
         Ok(resolved) => resolved,
         Err(outcome) => return outcome,
@@ -212,7 +212,7 @@ pub(super) async fn slot_drop(config: &Config, yes: bool) -> Outcome {
                     "nothing is dropped; SQL drops it all the same: {drops}"
                 )),
             );
-            return Outcome::Failed;
+            return ExitStatus::Failed;
         }
         Err(failure) => return failed(&failure, None),
     }
@@ -224,16 +224,16 @@ pub(super) async fn slot_drop(config: &Config, yes: bool) -> Outcome {
     match slot::drop_slot(&session.client, name, consent).await {
         Ok(()) => {
             print(&format!("slot `{name}` is dropped"));
-            Outcome::Done
+            ExitStatus::Done
         }
         Err(failure) => failed(&failure, None),
     }
 }
 
-pub(super) async fn demo(options: DemoOptions) -> Outcome {
+pub(super) async fn demo(options: DemoOptions) -> ExitStatus {
     match crate::demo::run(options).await {
-        Ok(DemoOutcome::Passed) => Outcome::Done,
-        Ok(DemoOutcome::Failed) => Outcome::Failed,
+        Ok(DemoOutcome::Passed) => ExitStatus::Done,
+        Ok(DemoOutcome::Failed) => ExitStatus::Failed,
         Err(failure) => failed(&failure, None),
     }
 }
@@ -251,7 +251,7 @@ async fn foreign(client: &Client, config: &Config) -> Result<Option<String>, Nam
 /// Connects and finds out the names that the configuration leaves open.
 pub(super) async fn resolve(
     config: &Config,
-) -> Result<(crate::postgres::Session, Config), Outcome> {
+) -> Result<(crate::postgres::SqlConnection, Config), ExitStatus> {
     let session = connect(config).await?;
     let source = names::resolve(&session.client, &config.source).await;
     let source = source.map_err(|failure| failed(&failure, None))?;
@@ -262,7 +262,7 @@ pub(super) async fn resolve(
     Ok((session, config))
 }
 
-async fn connect(config: &Config) -> Result<crate::postgres::Session, Outcome> {
+async fn connect(config: &Config) -> Result<crate::postgres::SqlConnection, ExitStatus> {
     let connected = async {
         let options = session::connect_options(config)?;
         session::connect(&options, "command").await

@@ -3,11 +3,11 @@
 use clap::{Args, Subcommand};
 
 use super::commands::{failed, show};
-use super::wish::{Asking, Opened, fulfil, open};
-use super::{Common, Outcome, print};
+use super::request::{Asking, Opened, fulfil, open};
+use super::{Common, ExitStatus, print};
 use crate::dead_letter::{LetterTable, Lines, Which};
 use crate::paste::shell_word;
-use crate::postgres::Session;
+use crate::postgres::SqlConnection;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DeadLetters {
@@ -97,7 +97,7 @@ pub(super) struct Discard {
 }
 
 /// Runs a command of this family.
-pub(super) async fn run(command: DeadLetters) -> Outcome {
+pub(super) async fn run(command: DeadLetters) -> ExitStatus {
     match open(command.common(), command.refusal()).await {
         Ok(opened) => run_with(&opened, command).await,
         Err(outcome) => outcome,
@@ -135,7 +135,7 @@ impl DeadLetters {
     }
 }
 
-async fn run_with(opened: &Opened, command: DeadLetters) -> Outcome {
+async fn run_with(opened: &Opened, command: DeadLetters) -> ExitStatus {
     let table = LetterTable {
         client: &opened.session.client,
         outbox: &opened.outbox,
@@ -152,7 +152,7 @@ async fn run_with(opened: &Opened, command: DeadLetters) -> Outcome {
                 Ok(letter) => show(&letter, arguments.json),
                 Err(failure) => return failed(&failure, None),
             }
-            Outcome::Done
+            ExitStatus::Done
         }
         DeadLetters::Replay(arguments) => replay(&table, session, arguments).await,
         DeadLetters::Discard(Discard {
@@ -164,7 +164,7 @@ async fn run_with(opened: &Opened, command: DeadLetters) -> Outcome {
     }
 }
 
-async fn list(table: &LetterTable<'_>, arguments: &List) -> Outcome {
+async fn list(table: &LetterTable<'_>, arguments: &List) -> ExitStatus {
     match table.list(arguments.all).await {
         Ok((letters, _)) if arguments.json => super::print_json(&letters),
         Ok((letters, _)) if letters.is_empty() => print("there are no dead letters"),
@@ -176,10 +176,10 @@ async fn list(table: &LetterTable<'_>, arguments: &List) -> Outcome {
         }
         Err(failure) => return failed(&failure, None),
     }
-    Outcome::Done
+    ExitStatus::Done
 }
 
-async fn replay(table: &LetterTable<'_>, session: &Session, arguments: Replay) -> Outcome {
+async fn replay(table: &LetterTable<'_>, session: &SqlConnection, arguments: Replay) -> ExitStatus {
     let mut aggregate = arguments.aggregate.unwrap_or_default().into_iter();
     let which = match (aggregate.next(), aggregate.next()) {
         (Some(kind), Some(id)) => Which::Aggregate { kind, id },
@@ -193,7 +193,7 @@ async fn replay(table: &LetterTable<'_>, session: &Session, arguments: Replay) -
     }
 }
 
-fn discarded(letters: &[crate::dead_letter::DeadLetter]) -> Outcome {
+fn discarded(letters: &[crate::dead_letter::DeadLetter]) -> ExitStatus {
     print(&format!("{} discarded", letters.len()));
     let mut told = Vec::new();
     for blocked in letters.iter().filter_map(|letter| letter.blocked.as_ref()) {
@@ -205,7 +205,7 @@ fn discarded(letters: &[crate::dead_letter::DeadLetter]) -> Outcome {
             told.push(blocked);
         }
     }
-    Outcome::Done
+    ExitStatus::Done
 }
 
 fn lines(letters: &[crate::dead_letter::DeadLetter]) -> String {

@@ -5,13 +5,13 @@
 use toml_edit::{ImDocument, Item, Key, TableLike, Value};
 
 use super::environment::{flatten, is_property};
-use super::settings::{Entry, Setting};
+use super::settings::{Assignment, Setting};
 use super::{ConfigError, Origin};
 
 /// Reads every section and value of a TOML text, a section as an empty table before what it holds.
 ///
 /// Errors: the first place that is not TOML, in our words: the parser's would quote the line.
-pub(super) fn entries(file: &str, text: &str) -> Result<Vec<Entry>, ConfigError> {
+pub(super) fn entries(file: &str, text: &str) -> Result<Vec<Assignment>, ConfigError> {
     let document = ImDocument::parse(text).map_err(|error| {
         let offset = error.span().map_or(text.len(), |span| span.start);
         let (line, column) = place(text, offset);
@@ -34,7 +34,7 @@ pub(super) fn entries(file: &str, text: &str) -> Result<Vec<Entry>, ConfigError>
 struct Walk<'a> {
     file: &'a str,
     text: &'a str,
-    entries: Vec<Entry>,
+    entries: Vec<Assignment>,
 }
 
 impl Walk<'_> {
@@ -50,7 +50,7 @@ impl Walk<'_> {
             };
             // `compression.type` without quotes is one property, not a section.
             if nested.is_none() || !is_property(&path) {
-                self.entries.push(Entry {
+                self.entries.push(Assignment {
                     path: flatten(path.clone()),
                     setting,
                     origin: Origin::Line {

@@ -3,7 +3,7 @@
 //! Values stay the text they are: `00123456` is a password, not a number.
 
 use super::keys;
-use super::settings::{Entry, Setting};
+use super::settings::{Assignment, Setting};
 use super::{ConfigError, Origin};
 
 const PREFIX: &str = "OUTBOXD_";
@@ -15,14 +15,14 @@ const PREFIX: &str = "OUTBOXD_";
 pub(super) fn entries(
     env: impl IntoIterator<Item = (String, String)>,
     errors: &mut Vec<ConfigError>,
-) -> Vec<Entry> {
+) -> Vec<Assignment> {
     let mut entries = Vec::new();
     for (variable, value) in env {
         let Some(name) = variable.strip_prefix(PREFIX) else {
             continue;
         };
         if name.contains("__") {
-            entries.push(Entry {
+            entries.push(Assignment {
                 path: path_of(name),
                 setting: Setting::Text(value),
                 origin: Origin::Environment { variable },

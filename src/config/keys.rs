@@ -87,7 +87,7 @@ pub(super) const LATER: &[(&str, &str)] = &[
 ];
 
 /// What a path names.
-pub(super) enum Place {
+pub(super) enum PathMeaning {
     Key(&'static Key),
     /// A name in a table with free names.
     Name,
@@ -99,25 +99,27 @@ pub(super) enum Place {
 }
 
 /// Looks a path up.
-pub(super) fn place(path: &[String]) -> Place {
+pub(super) fn place(path: &[String]) -> PathMeaning {
     let joined = path.join(".");
     if let Some(key) = KEYS.iter().find(|key| key.path == joined) {
-        return Place::Key(key);
+        return PathMeaning::Key(key);
     }
     if KEYS.iter().any(|key| is_below(key.path, &joined)) {
-        return Place::Section;
+        return PathMeaning::Section;
     }
     let parent = KEYS.iter().find(|key| is_below(&joined, key.path));
     if let Some(key) = parent {
         let depth = key.path.split('.').count();
         return match key.preset {
-            Preset::Table(_) if path.len() == depth + 1 => Place::Name,
-            _ => Place::BelowKey(key),
+            Preset::Table(_) if path.len() == depth + 1 => PathMeaning::Name,
+            _ => PathMeaning::BelowKey(key),
         };
     }
     let is_later = |later: &str| joined == later || is_below(&joined, later);
     let later = LATER.iter().find(|(later, _)| is_later(later));
-    later.map_or(Place::Unknown, |(_, reason)| Place::Later(reason))
+    later.map_or(PathMeaning::Unknown, |(_, reason)| {
+        PathMeaning::Later(reason)
+    })
 }
 
 fn is_below(path: &str, section: &str) -> bool {

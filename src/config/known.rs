@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 
 use super::error::{self, Problem};
-use super::keys::{self, Place};
-use super::settings::{Entry, Setting};
+use super::keys::{self, PathMeaning};
+use super::settings::{Assignment, Setting};
 use super::{ConfigError, Origin, environment};
 
 /// Keeps what names a key; everything else is an error, once for a whole section.
-pub(super) fn known(entries: Vec<Entry>, errors: &mut Vec<ConfigError>) -> Vec<Entry> {
+pub(super) fn known(entries: Vec<Assignment>, errors: &mut Vec<ConfigError>) -> Vec<Assignment> {
     let mut reported: BTreeSet<Vec<String>> = BTreeSet::new();
-    let mut kept: Vec<Entry> = Vec::new();
+    let mut kept: Vec<Assignment> = Vec::new();
     for entry in entries {
         if (1..entry.path.len()).any(|depth| reported.contains(&entry.path[..depth])) {
             continue;
@@ -34,7 +34,7 @@ pub(super) fn known(entries: Vec<Entry>, errors: &mut Vec<ConfigError>) -> Vec<E
 }
 
 /// Two spellings of one key, such as a property with and without quotes.
-fn twice(entry: &Entry, twin: &Entry) -> ConfigError {
+fn twice(entry: &Assignment, twin: &Assignment) -> ConfigError {
     let problem = Problem::new(
         format!("is given a second time, first by {}", twin.origin),
         "remove one of them",
@@ -45,7 +45,7 @@ fn twice(entry: &Entry, twin: &Entry) -> ConfigError {
 /// The path is a key with one value.
 fn is_single(path: &[String]) -> bool {
     match keys::place(path) {
-        Place::Key(key) => !matches!(key.preset, keys::Preset::Table(_)),
+        PathMeaning::Key(key) => !matches!(key.preset, keys::Preset::Table(_)),
         _ => false,
     }
 }
@@ -55,31 +55,31 @@ fn last(key: &str) -> &str {
     key.rsplit('.').next().unwrap_or(key)
 }
 
-fn refusal(entry: &Entry) -> Option<ConfigError> {
+fn refusal(entry: &Assignment) -> Option<ConfigError> {
     let key = error::shown_name(&entry.key());
     let at = entry.origin.clone();
     let is_section = entry.setting == Setting::Table;
     let problem = match keys::place(&entry.path) {
-        Place::Section if is_section => return None,
-        Place::Section => sections(&key, &at),
-        Place::Key(keys::Key {
+        PathMeaning::Section if is_section => return None,
+        PathMeaning::Section => sections(&key, &at),
+        PathMeaning::Key(keys::Key {
             preset: keys::Preset::Table(_),
             ..
         }) if !is_section => sections(&key, &at),
-        Place::Name if is_section => Problem::new(
+        PathMeaning::Name if is_section => Problem::new(
             "is a section and has to be a text",
             format!("write {} = \"...\" in one line", last(&key)),
         ),
-        Place::Key(_) | Place::Name => return None,
-        Place::BelowKey(parent) => Problem::new(
+        PathMeaning::Key(_) | PathMeaning::Name => return None,
+        PathMeaning::BelowKey(parent) => Problem::new(
             format!("stands below `{}`, which is a value", parent.path),
             format!("write `{}` alone", parent.path),
         ),
-        Place::Later(reason) => Problem::new(
+        PathMeaning::Later(reason) => Problem::new(
             "is not there yet in this version",
             format!("remove it: {reason}"),
         ),
-        Place::Unknown => {
+        PathMeaning::Unknown => {
             let remedy = remedy(entry, &key);
             return Some(ConfigError::UnknownKey { at, key, remedy });
         }
@@ -117,12 +117,12 @@ const URL_PARTS: [&str; 12] = [
 ];
 
 /// What to do about a key that there is not.
-fn remedy(entry: &Entry, key: &str) -> String {
+fn remedy(entry: &Assignment, key: &str) -> String {
     if let [section, rest @ ..] = &entry.path[..]
         && !rest.is_empty()
         && matches!(
             keys::place(rest),
-            Place::Key(_) | Place::Section | Place::Name
+            PathMeaning::Key(_) | PathMeaning::Section | PathMeaning::Name
         )
         && matches!(entry.origin, Origin::Line { .. })
     {
@@ -152,7 +152,7 @@ fn remedy(entry: &Entry, key: &str) -> String {
 fn allowed(path: &[String]) -> String {
     let depth = (1..path.len())
         .rev()
-        .find(|depth| matches!(keys::place(&path[..*depth]), Place::Section));
+        .find(|depth| matches!(keys::place(&path[..*depth]), PathMeaning::Section));
     let section = depth.map_or(String::new(), |depth| path[..depth].join("."));
     let names = keys::names_in(&section).join(", ");
     match section.as_str() {

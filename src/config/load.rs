@@ -75,7 +75,7 @@ pub(super) fn parse(
         .with_defaults(defaults)
         .with("file", from_file)
         .with("environment", from_env);
-    let mut reader = Reader {
+    let mut reader = KeyReader {
         settings: &settings,
         errors,
         url_file,
@@ -88,13 +88,13 @@ pub(super) fn parse(
 }
 
 /// Reads one key after the other and notes what is wrong; a wrong one reads as its type's default.
-struct Reader<'a> {
+struct KeyReader<'a> {
     settings: &'a Settings,
     errors: Vec<ConfigError>,
     url_file: UrlFile,
 }
 
-impl Reader<'_> {
+impl KeyReader<'_> {
     fn config(&mut self) -> Config {
         let limits = LimitsConfig {
             in_flight_rows_max: self.read("limits.in_flight_rows_max", |s| convert::whole(s, 1)),

@@ -25,13 +25,13 @@ pub(super) enum Setting {
 }
 
 /// A setting, its path, and where it stands.
-pub(super) struct Entry {
+pub(super) struct Assignment {
     pub path: Vec<String>,
     pub setting: Setting,
     pub origin: Origin,
 }
 
-impl Entry {
+impl Assignment {
     /// The path as a person writes it.
     pub fn key(&self) -> String {
         written(&self.path)
@@ -66,13 +66,13 @@ impl Settings {
     }
 
     /// Puts values that stand nowhere under everything that follows.
-    pub fn with_defaults(mut self, entries: Vec<Entry>) -> Self {
+    pub fn with_defaults(mut self, entries: Vec<Assignment>) -> Self {
         self.figment = self.figment.merge(Layer::new("defaults", entries));
         self
     }
 
     /// Puts a layer over what is there.
-    pub fn with(mut self, name: &'static str, entries: Vec<Entry>) -> Self {
+    pub fn with(mut self, name: &'static str, entries: Vec<Assignment>) -> Self {
         for entry in &entries {
             self.origins.insert(entry.key(), entry.origin.clone());
         }
@@ -119,7 +119,7 @@ struct Layer {
 }
 
 impl Layer {
-    fn new(name: &'static str, entries: Vec<Entry>) -> Self {
+    fn new(name: &'static str, entries: Vec<Assignment>) -> Self {
         let mut dict = Dict::new();
         for entry in entries {
             insert(&mut dict, &entry.path, &entry.setting);

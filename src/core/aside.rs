@@ -1,7 +1,9 @@
 //! Rows that are put aside: what a fault makes of them, and how they settle.
 
-use super::entry::{Entry, RowKey, State};
-use super::{Aggregate, Aside, Core, Delivered, Fate, Followers, Offer, RowFacts, Settling};
+use super::in_flight_row::{InFlightRow, RowKey, State};
+use super::{
+    Aggregate, Core, Delivered, Followers, HeldRow, HoldReason, Offer, ReleaseOn, RowFacts,
+};
 use crate::config::FaultPolicy;
 use crate::publish::Ticket;
 
@@ -26,7 +28,7 @@ impl Core {
         if self.held.is_full() {
             return Offer::Halt("too many aggregates are blocked".to_owned());
         }
-        let dead = |blocks| Fate::Dead {
+        let dead = |blocks| HoldReason::Dead {
             reason,
             error: error.clone(),
             blocks,
@@ -40,7 +42,7 @@ impl Core {
             FaultPolicy::Block | FaultPolicy::Halt => {
                 self.held.block(row, reason, &error, Followers::Wait);
                 self.count_follower(row);
-                Fate::Blocked(row.aggregate)
+                HoldReason::Blocked(row.aggregate)
             }
         };
         let ticket = self.put_aside(row, fate);
@@ -58,7 +60,7 @@ impl Core {
     }
 
     fn has_sent(&self, aggregate: Aggregate) -> bool {
-        let is_sent = |(_, entry): (Ticket, &Entry)| {
+        let is_sent = |(_, entry): (Ticket, &InFlightRow)| {
             entry.state == State::Sent && entry.aggregate == aggregate
         };
         self.sent > 0 && self.entries.iter().any(is_sent)
@@ -69,9 +71,9 @@ impl Core {
         let fate = match followers {
             Followers::Wait => {
                 self.count_follower(row);
-                Fate::Blocked(row.aggregate)
+                HoldReason::Blocked(row.aggregate)
             }
-            Followers::Die => Fate::Dead {
+            Followers::Die => HoldReason::Dead {
                 reason: "follows",
                 error: "it follows a dead letter of its aggregate".to_owned(),
                 blocks: Some(row.aggregate),
@@ -91,14 +93,14 @@ impl Core {
         row.seq.is_some_and(|seq| self.held.numbers().contains(seq))
     }
 
-    pub(super) fn put_aside(&mut self, row: &RowFacts<'_>, fate: Fate) -> Ticket {
-        if let Fate::Topic(name) = &fate {
+    pub(super) fn put_aside(&mut self, row: &RowFacts<'_>, fate: HoldReason) -> Ticket {
+        if let HoldReason::Topic(name) = &fate {
             let rows = u64::from(!self.is_counted(row));
             let topics = &mut self.held.topics;
             topics.put_behind(row.aggregate, row.seq, name, rows);
         }
         let ticket = self.admit(row, State::Aside, None);
-        self.aside.push(Aside {
+        self.aside.push(HeldRow {
             ticket,
             seq: row.seq,
             id: row.id.clone(),
@@ -135,13 +137,13 @@ impl Core {
         self.held
             .block_published(aggregate, aggregate_type, &row.id, error);
         let ticket = self.take_back(row, aggregate);
-        self.aside.push(Aside {
+        self.aside.push(HeldRow {
             ticket,
             seq: row.seq,
             id: row.id.clone(),
             lsn: row.lsn,
             origin: row.origin,
-            fate: Fate::Published(aggregate),
+            fate: HoldReason::Published(aggregate),
         });
         Ok(ticket)
     }
@@ -169,7 +171,8 @@ impl Core {
 
     /// A row that was published and put aside is not handed out a second time: its mark is tried again until it is recorded.
     pub(super) fn mark_published_again(&mut self) {
-        let is_published = |entry: &Entry| entry.state == State::Aside && entry.topic.is_some();
+        let is_published =
+            |entry: &InFlightRow| entry.state == State::Aside && entry.topic.is_some();
         let published = self.entries.iter().filter(|(_, entry)| is_published(entry));
         let published: Vec<Ticket> = published.map(|(ticket, _)| ticket).collect();
         for ticket in published {
@@ -186,27 +189,27 @@ impl Core {
     }
 
     /// Takes the rows to record as put aside; they stay in flight until `kept` or `keep_failed`.
-    pub fn take_aside(&mut self) -> Vec<Aside> {
+    pub fn take_aside(&mut self) -> Vec<HeldRow> {
         std::mem::take(&mut self.aside)
     }
 
     /// Resolves rows that are recorded as held or as dead letters.
-    pub fn kept(&mut self, rows: &[Aside]) {
+    pub fn kept(&mut self, rows: &[HeldRow]) {
         for row in rows {
             if self.entries.get(row.ticket).is_some() {
                 self.held.kept(row.seq);
                 self.suspects.recorded(&RowKey::of(row.seq, &row.id));
             }
             match self.settling {
-                Settling::OnMark => self.forget(row.ticket),
-                Settling::OnConfirmation => self.resolve_unmarked(row.ticket),
+                ReleaseOn::OnMark => self.forget(row.ticket),
+                ReleaseOn::OnConfirmation => self.resolve_unmarked(row.ticket),
             }
         }
         self.release_confirmed();
     }
 
     /// Puts rows back whose recording failed or has an unknown outcome: recording twice is harmless.
-    pub fn keep_failed(&mut self, rows: Vec<Aside>) {
+    pub fn keep_failed(&mut self, rows: Vec<HeldRow>) {
         let later = std::mem::replace(&mut self.aside, rows);
         self.aside.extend(later);
     }

@@ -3,10 +3,12 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use super::entry::{Entry, RowKey, State};
+use super::in_flight_row::{InFlightRow, RowKey, State};
 use super::row::ByAggregate;
-use super::topics::Standing;
-use super::{Aggregate, Answered, Aside, Core, Fate, OTHERS, Offer, Questions, RowFacts, Window};
+use super::topics::TopicAnswer;
+use super::{
+    Aggregate, Answered, Core, HeldRow, HoldReason, OTHERS, Offer, Questions, RowFacts, Window,
+};
 use crate::publish::{Ticket, TopicState};
 
 /// Of the window, the share that may wait so.
@@ -42,7 +44,7 @@ impl Asking {
     }
 
     /// A row no longer waits.
-    fn left(&mut self, entry: &Entry) {
+    fn left(&mut self, entry: &InFlightRow) {
         self.bytes -= entry.bytes;
         if let Some(rows) = self.aggregates.get_mut(&entry.aggregate) {
             *rows -= 1;
@@ -82,7 +84,7 @@ impl Core {
             return Offer::Wait;
         }
         self.held.topics.put_among_others(topic);
-        Offer::Aside(self.put_aside(row, Fate::Topic(OTHERS.clone())))
+        Offer::Aside(self.put_aside(row, HoldReason::Topic(OTHERS.clone())))
     }
 
     /// Rows that wait to hear of their topic.
@@ -162,18 +164,18 @@ impl Core {
             let topic = place(ticket).or_else(|| entry.topic.clone());
             let standing = match topic {
                 Some(topic) if !stuck.contains(&aggregate) => self.answer(aggregate, seq, &topic),
-                _ => Standing::Asked,
+                _ => TopicAnswer::Asked,
             };
             match standing {
-                Standing::Available => {
+                TopicAnswer::Available => {
                     self.send(ticket);
                     answered.push((ticket, Answered::Publish));
                 }
-                Standing::Held(name) => {
+                TopicAnswer::Held(name) => {
                     self.put_waiting_aside(ticket, name);
                     answered.push((ticket, Answered::Aside));
                 }
-                Standing::Asked => {
+                TopicAnswer::Asked => {
                     stuck.insert(aggregate);
                     self.asking.tickets.push_back(ticket);
                 }
@@ -184,18 +186,18 @@ impl Core {
     }
 
     /// Where a row stands that waits, behind what is ahead of it in its aggregate.
-    fn answer(&mut self, aggregate: Aggregate, seq: Option<i64>, topic: &Arc<str>) -> Standing {
+    fn answer(&mut self, aggregate: Aggregate, seq: Option<i64>, topic: &Arc<str>) -> TopicAnswer {
         if let Some(ahead) = self.held.topics.behind(aggregate, seq) {
             if self.has_sent_ahead(aggregate, topic) {
                 self.asking.awaits_delivery = true;
-                return Standing::Asked;
+                return TopicAnswer::Asked;
             }
-            return Standing::Held(ahead);
+            return TopicAnswer::Held(ahead);
         }
         match self.held.topics.standing(topic) {
-            Standing::Asked if self.asking.is_given_up => {
+            TopicAnswer::Asked if self.asking.is_given_up => {
                 self.held.topics.put_among_others(topic);
-                Standing::Held(OTHERS.clone())
+                TopicAnswer::Held(OTHERS.clone())
             }
             standing => standing,
         }
@@ -221,20 +223,20 @@ impl Core {
         self.held
             .topics
             .put_behind(entry.aggregate, entry.seq, &topic, 1);
-        self.aside.push(Aside {
+        self.aside.push(HeldRow {
             ticket,
             seq: entry.seq,
             id: entry.id.clone(),
             lsn: entry.lsn,
             origin: entry.origin,
-            fate: Fate::Topic(topic),
+            fate: HoldReason::Topic(topic),
         });
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Faults, Recorded, Settling};
+    use super::super::{Faults, Recorded, ReleaseOn};
     use super::*;
     use crate::config::FaultPolicy;
     use crate::outbox::{Lsn, Origin, RowId};
@@ -251,7 +253,7 @@ mod tests {
             policy: FaultPolicy::Block,
             halt_share: 0.5,
         };
-        let mut core = Core::new(window, Settling::OnMark, faults);
+        let mut core = Core::new(window, ReleaseOn::OnMark, faults);
         core.restore(Recorded::default());
         core.topic(&name("known"), &FOUND);
         core
@@ -341,7 +343,7 @@ mod tests {
                 panic!("{number}: {passes:?}");
             };
             core.delivered(&[ticket]);
-            let delivered = core.take_delivered(super::super::Extent::All);
+            let delivered = core.take_delivered(super::super::MarkSelection::All);
             core.marked(&delivered);
         }
         for topic in core.take_questions().usual {

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::Core;
-use super::entry::{Entry, State};
+use super::in_flight_row::{InFlightRow, State};
 use crate::outbox::RowId;
 use crate::publish::Ticket;
 use crate::ranges::RangeSet;
@@ -27,7 +27,7 @@ impl Core {
 
     /// The numbers of the rows that Kafka has and whose mark is not made yet.
     pub fn acknowledged(&self) -> impl Iterator<Item = Option<i64>> + '_ {
-        let acknowledged = |(_, entry): (Ticket, &Entry)| {
+        let acknowledged = |(_, entry): (Ticket, &InFlightRow)| {
             let is_so = !matches!(entry.state, State::Asking | State::Sent | State::Aside);
             is_so.then_some(entry.seq)
         };

@@ -84,7 +84,7 @@ impl<'a> RowFacts<'a> {
 
 /// When a row stops counting in the window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Settling {
+pub enum ReleaseOn {
     /// When it was marked.
     OnMark,
     /// When its transaction may be confirmed; a row of the transaction still being received, when
@@ -147,7 +147,7 @@ pub struct Delivered {
 
 /// Which delivered rows are marked next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Extent {
+pub enum MarkSelection {
     /// Those before the first row that is not acknowledged, unless most stand behind it: partitions answer in turn, and
     /// numbers without gaps make a short ledger.
     InOrder,
@@ -156,7 +156,7 @@ pub enum Extent {
 
 /// Why a row is put aside.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum HoldReason {
     /// It waits behind the blocked aggregate, or is the row that blocks it.
     Blocked(Aggregate),
     /// It was published, and PostgreSQL doesn't let it be marked: it blocks its aggregate.
@@ -173,11 +173,11 @@ pub enum Fate {
 
 /// A row that is not published now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Aside {
+pub struct HeldRow {
     pub ticket: Ticket,
     pub seq: Option<i64>,
     pub id: RowId,
     pub lsn: Lsn,
     pub origin: Origin,
-    pub fate: Fate,
+    pub fate: HoldReason,
 }

@@ -8,7 +8,7 @@ use crate::simulator::event::{Event, Flaw, layout, topic};
 
 const WINDOW_ROWS: usize = 16;
 
-fn core(settling: Settling) -> Core {
+fn core(settling: ReleaseOn) -> Core {
     let window = Window {
         rows_max: WINDOW_ROWS,
         bytes_max: 1_000,
@@ -55,13 +55,13 @@ fn keep(core: &mut Core) {
 
 #[test]
 fn a_rows_followers_wait_while_other_aggregates_flow() {
-    let mut core = core(Settling::OnMark);
+    let mut core = core(ReleaseOn::OnMark);
     assert!(matches!(reject(&mut core, 3), Offer::AtFault { .. }));
     assert!(matches!(offer(&mut core, 4), Offer::Publish(_)));
     assert!(matches!(offer(&mut core, 6), Offer::Aside(_)));
     core.boundary(Lsn(7));
     core.delivered(&[1]);
-    let delivered = core.take_delivered(Extent::All);
+    let delivered = core.take_delivered(MarkSelection::All);
     core.marked(&delivered);
     assert_eq!(core.confirmable(), None, "a held row is not recorded yet");
     keep(&mut core);
@@ -70,7 +70,7 @@ fn a_rows_followers_wait_while_other_aggregates_flow() {
 
 #[test]
 fn a_row_at_fault_waits_for_the_rows_of_its_aggregate_ahead_of_it() {
-    let mut core = core(Settling::OnMark);
+    let mut core = core(ReleaseOn::OnMark);
     assert_eq!(offer(&mut core, 3), Offer::Publish(0));
     assert_eq!(reject(&mut core, 6), Offer::Wait);
     assert!(matches!(reject(&mut core, 7), Offer::AtFault { .. }));
@@ -80,7 +80,7 @@ fn a_row_at_fault_waits_for_the_rows_of_its_aggregate_ahead_of_it() {
 
 #[test]
 fn a_lost_connection_repeats_nothing_that_is_in_flight() {
-    let mut core = core(Settling::OnMark);
+    let mut core = core(ReleaseOn::OnMark);
     (1..=10).for_each(|number| drop(offer(&mut core, number)));
     core.delivered(&[0, 1, 2]);
     core.source_ended();
@@ -95,7 +95,7 @@ fn a_row_that_was_changed_while_it_was_in_flight_is_sent_again() {
         paged.origin = Origin::Table { xmin: xid };
         paged
     };
-    let mut core = core(Settling::OnMark);
+    let mut core = core(ReleaseOn::OnMark);
     core.offer(&RowFacts::of(&layout(), &paged(1, 7)), Ok(topic(0)));
     core.source_ended();
     assert!(core.was_in_flight(&paged(1, 7)) && core.was_in_flight(&row(1)));
@@ -104,7 +104,7 @@ fn a_row_that_was_changed_while_it_was_in_flight_is_sent_again() {
 
 #[test]
 fn what_was_put_aside_was_in_flight_and_not_sent() {
-    let mut core = core(Settling::OnConfirmation);
+    let mut core = core(ReleaseOn::OnConfirmation);
     reject(&mut core, 1);
     offer(&mut core, 2);
     core.boundary(Lsn(3));
@@ -119,7 +119,7 @@ fn what_was_put_aside_was_in_flight_and_not_sent() {
 
 #[test]
 fn rows_that_wait_for_their_confirmation_only_are_settled() {
-    let mut core = core(Settling::OnConfirmation);
+    let mut core = core(ReleaseOn::OnConfirmation);
     (1..=2).for_each(|number| drop(offer(&mut core, number)));
     core.boundary(Lsn(3));
     core.delivered(&[1]);
@@ -131,7 +131,7 @@ fn rows_that_wait_for_their_confirmation_only_are_settled() {
 
 #[test]
 fn a_transaction_larger_than_the_window_passes_without_marks() {
-    let mut core = core(Settling::OnConfirmation);
+    let mut core = core(ReleaseOn::OnConfirmation);
     for number in 1..=22 {
         let Offer::Publish(ticket) = offer(&mut core, number) else {
             panic!("row {number} has no room");
@@ -144,7 +144,7 @@ fn a_transaction_larger_than_the_window_passes_without_marks() {
 
 #[test]
 fn a_window_full_of_delivered_rows_is_not_stuck() {
-    let mut core = core(Settling::OnMark);
+    let mut core = core(ReleaseOn::OnMark);
     (1..=40).for_each(|number| drop(offer(&mut core, number)));
     assert!(core.is_stuck());
     core.delivered(&(0..16).collect::<Vec<_>>());
@@ -154,14 +154,14 @@ fn a_window_full_of_delivered_rows_is_not_stuck() {
 
 #[test]
 fn rows_are_marked_in_order_until_most_stand_behind_one_that_is_not_acknowledged() {
-    let mut core = core(Settling::OnMark);
+    let mut core = core(ReleaseOn::OnMark);
     (1..=6).for_each(|number| drop(offer(&mut core, number)));
     core.delivered(&[4, 5, 0, 2, 1]);
     let mut take = |extent| -> Vec<_> {
         let rows = core.take_delivered(extent);
         rows.iter().map(|row| row.ticket).collect()
     };
-    assert_eq!(take(Extent::InOrder), [0, 1, 2]);
-    assert!(take(Extent::InOrder).is_empty());
-    assert_eq!(take(Extent::All), [4, 5]);
+    assert_eq!(take(MarkSelection::InOrder), [0, 1, 2]);
+    assert!(take(MarkSelection::InOrder).is_empty());
+    assert_eq!(take(MarkSelection::All), [4, 5]);
 }

@@ -7,7 +7,7 @@ use super::Aggregate;
 use super::pause::Pause;
 use super::row::ByAggregate;
 use super::topic_hold::{Help, TopicHold};
-use crate::publish::{Place, TopicState};
+use crate::publish::{TopicPartition, TopicState};
 
 /// Stands for all topics that are not held by a name of their own; no topic can have this name.
 pub static OTHERS: LazyLock<Arc<str>> = LazyLock::new(|| "*".into());
@@ -58,7 +58,7 @@ enum Topic {
 }
 
 /// What the core needs to know before a record goes out.
-pub(super) enum Standing {
+pub(super) enum TopicAnswer {
     Available,
     /// Its rows are held under this name.
     Held(Arc<str>),
@@ -186,15 +186,15 @@ impl Topics {
     }
 
     /// What stands in the way of a record; a topic that nobody knows is to be asked for.
-    pub(super) fn standing(&mut self, name: &Arc<str>) -> Standing {
+    pub(super) fn standing(&mut self, name: &Arc<str>) -> TopicAnswer {
         match self.topics.get(name) {
-            Some(Topic::Available) => Standing::Available,
-            Some(Topic::Held(..)) => Standing::Held(name.clone()),
-            Some(Topic::Missing | Topic::Returning) => Standing::Held(OTHERS.clone()),
-            Some(Topic::Asked { .. }) => Standing::Asked,
+            Some(Topic::Available) => TopicAnswer::Available,
+            Some(Topic::Held(..)) => TopicAnswer::Held(name.clone()),
+            Some(Topic::Missing | Topic::Returning) => TopicAnswer::Held(OTHERS.clone()),
+            Some(Topic::Asked { .. }) => TopicAnswer::Asked,
             None if self.topics.len() >= NAMES_MAX => {
                 self.forget_others();
-                Standing::Held(OTHERS.clone())
+                TopicAnswer::Held(OTHERS.clone())
             }
             None => {
                 let topic = Topic::Asked {
@@ -203,7 +203,7 @@ impl Topics {
                 };
                 self.set(name, topic);
                 self.questions.usual.push(name.clone());
-                Standing::Asked
+                TopicAnswer::Asked
             }
         }
     }
@@ -320,7 +320,7 @@ impl Topics {
                 ..
             }) => self.miss(name),
             Some(Topic::Asked { .. } | Topic::Available) | None => {
-                if Place::parse(name).is_none() && !self.holds_by_name() {
+                if TopicPartition::parse(name).is_none() && !self.holds_by_name() {
                     self.miss(name);
                     return self.may_release();
                 }
@@ -405,7 +405,7 @@ impl Topics {
                 // Only a record shows whether it is still refused: it is tried when all are asked for.
                 Topic::Held(hold, _) if hold.is_refused || **name == **OTHERS => false,
                 // A partition's leader comes back within seconds.
-                Topic::Held(..) if Place::parse(name).is_some() => true,
+                Topic::Held(..) if TopicPartition::parse(name).is_some() => true,
                 Topic::Held(_, pause) => pause.is_over(turn, PAUSE_MAX),
                 Topic::Missing => others_are_asked,
                 Topic::Asked { .. } | Topic::Available | Topic::Returning => false,
@@ -427,7 +427,7 @@ impl Topics {
     pub(super) fn ask_for_all(&mut self) {
         for (name, topic) in &self.topics {
             match topic {
-                Topic::Available if Place::parse(name).is_none() => {
+                Topic::Available if TopicPartition::parse(name).is_none() => {
                     self.questions.watched.push(name.clone());
                 }
                 Topic::Held(hold, _) if hold.is_refused => {

@@ -44,10 +44,10 @@ pub struct Broker {
     /// A reader's `fetch.wait.max.ms`. The mock cluster sleeps this long whenever it has nothing, whatever
     /// comes meanwhile; a real broker answers at once and only suffers from many questions.
     pub fetch_wait_ms: u32,
-    place: Place,
+    place: Host,
 }
 
-enum Place {
+enum Host {
     Inside(#[expect(dead_code, reason = "held so that the broker lives")] MockThread),
     Outside(AdminClient<DefaultClientContext>),
 }
@@ -74,7 +74,7 @@ impl Broker {
             name: "a broker in this process (librdkafka's mock cluster)".into(),
             partitions: PARTITIONS,
             fetch_wait_ms: 5,
-            place: Place::Inside(mock),
+            place: Host::Inside(mock),
         })
     }
 
@@ -118,13 +118,13 @@ impl Broker {
             name: format!("the broker at {servers}"),
             partitions,
             fetch_wait_ms: 100,
-            place: Place::Outside(admin),
+            place: Host::Outside(admin),
         })
     }
 
     /// Removes the topic from a broker that stands elsewhere; a failure is said, nothing more.
     pub async fn remove(self) {
-        let Place::Outside(admin) = &self.place else {
+        let Host::Outside(admin) = &self.place else {
             return;
         };
         let options = AdminOptions::new().request_timeout(Some(ADMIN_TIMEOUT));

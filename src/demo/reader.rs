@@ -30,7 +30,7 @@ pub struct Seen {
 }
 
 /// A thread that consumes every partition from offset 0.
-pub struct Reader {
+pub struct TopicReader {
     seen: Arc<Mutex<Seen>>,
     is_last: Arc<AtomicBool>,
     is_stopped: Arc<AtomicBool>,
@@ -38,7 +38,7 @@ pub struct Reader {
     brokers: String,
 }
 
-impl Reader {
+impl TopicReader {
     /// Starts to read the broker's topic.
     pub fn start(broker: &Broker) -> Result<Self, DemoError> {
         let consumer = assigned(broker).map_err(|source| DemoError::Broker {
@@ -97,7 +97,7 @@ impl Reader {
     }
 }
 
-impl Drop for Reader {
+impl Drop for TopicReader {
     fn drop(&mut self) {
         self.is_stopped.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take() {

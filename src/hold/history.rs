@@ -3,14 +3,14 @@
 use tokio_postgres::Client;
 
 use crate::mark::ledger::{LEASE, number_sql};
-use crate::mark::{MarkError, Tenure};
+use crate::mark::{FencingToken, MarkError};
 
 /// How long, and how much of it goes at once.
 const KEPT_FOR: &str = "interval '30 days'";
 const ROWS_AT_ONCE: i64 = 1_000;
 
 /// Deletes history that is older than 30 days; the number of a discarded row is skipped from then on.
-pub async fn forget_history(client: &Client, tenure: &Tenure) -> Result<(), MarkError> {
+pub async fn forget_history(client: &Client, tenure: &FencingToken) -> Result<(), MarkError> {
     let sql = format!(
         "WITH {LEASE}, gone AS (\
            DELETE FROM outboxd.kept WHERE id IN (\

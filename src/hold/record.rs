@@ -7,8 +7,8 @@ use tokio_postgres::Client;
 use tracing::warn;
 
 use super::statement::{self, EntryColumns, KeptColumns, parameters};
-use crate::core::{Aside, Fate, Followers, Held};
-use crate::mark::{MarkError, Statement, Tenure};
+use crate::core::{Followers, Held, HeldRow, HoldReason};
+use crate::mark::{FencingToken, MarkError, Statement};
 use crate::outbox::{Layout, LeftOut, OutboxRow};
 use crate::ranges::RangeSet;
 
@@ -54,7 +54,7 @@ impl What {
 
 /// What one checkpoint adds to one entry of `outboxd.blocked`.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub struct HoldEntry {
     pub what: What,
     pub held: RangeSet,
     pub row_seq: Option<i64>,
@@ -77,7 +77,7 @@ pub struct KeptRow {
 
 /// Which held rows are kept whole, besides dead letters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Whole {
+pub enum CopyPolicy {
     /// All: nothing marks the table's rows, so they can't be told from the others; or they were kept before.
     All,
     /// Those that are not visible in the table: the stream brings rows that were deleted since, and some that are not
@@ -89,12 +89,12 @@ pub enum Whole {
 
 /// One checkpoint of rows that were put aside, ready to run.
 #[derive(Debug)]
-pub struct Keep {
-    pub tenure: Tenure,
+pub struct HoldCheckpoint {
+    pub tenure: FencingToken,
     pub generation: i32,
     pub layout: Arc<Layout>,
-    pub whole: Whole,
-    pub entries: Vec<Entry>,
+    pub whole: CopyPolicy,
+    pub entries: Vec<HoldEntry>,
     pub kept: Vec<KeptRow>,
     /// Marks dead letters in the table, where rows are marked one by one.
     pub mark: Option<Arc<Statement>>,
@@ -102,16 +102,16 @@ pub struct Keep {
 
 impl KeptRow {
     /// A row that was put aside, with what is known of its hold.
-    pub fn new(aside: &Aside, row: OutboxRow, behind: Option<What>, held: &Held) -> Self {
+    pub fn new(aside: &HeldRow, row: OutboxRow, behind: Option<What>, held: &Held) -> Self {
         let (is_dead, reason, error) = match &aside.fate {
-            Fate::Dead { reason, error, .. } => (true, (*reason).to_owned(), error.clone()),
-            Fate::Blocked(aggregate) | Fate::Published(aggregate) => {
+            HoldReason::Dead { reason, error, .. } => (true, (*reason).to_owned(), error.clone()),
+            HoldReason::Blocked(aggregate) | HoldReason::Published(aggregate) => {
                 let held = held.aggregate(*aggregate);
                 let words = held.map(|held| (held.reason.clone(), held.error.clone()));
                 let (reason, error) = words.unwrap_or_default();
                 (false, reason, error)
             }
-            Fate::Topic(topic) => {
+            HoldReason::Topic(topic) => {
                 let hold = held.topic_hold(topic);
                 let error = hold.map(|hold| hold.reason.clone()).unwrap_or_default();
                 (false, "topic".to_owned(), error)
@@ -145,7 +145,7 @@ impl KeptRow {
     }
 }
 
-impl Keep {
+impl HoldCheckpoint {
     /// Puts what errors say into other words: they may be ours, and the database of another encoding.
     pub fn reword(&mut self, words: impl Fn(&str) -> String) {
         let entries = self.entries.iter_mut().map(|entry| &mut entry.error);
@@ -160,11 +160,11 @@ impl Keep {
     /// Errors: `NotLeader` when the lease moved; after any other the outcome is unknown.
     pub async fn run(&self, client: &Client) -> Result<u64, MarkError> {
         let missing = match self.whole {
-            Whole::Missing => self.missing(client).await?,
-            Whole::All | Whole::None => HashSet::new(),
+            CopyPolicy::Missing => self.missing(client).await?,
+            CopyPolicy::All | CopyPolicy::None => HashSet::new(),
         };
         let is_kept = |row: &&KeptRow| {
-            row.is_dead || self.whole == Whole::All || missing.contains(&row.key())
+            row.is_dead || self.whole == CopyPolicy::All || missing.contains(&row.key())
         };
         let kept: Vec<_> = self.kept.iter().filter(is_kept).collect();
         self.record(client, &kept).await?;

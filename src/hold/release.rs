@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 use super::{Topics, kept_key};
 use crate::core::Delivered;
 use crate::mark::ledger::{LEASE, segments_sql};
-use crate::mark::{MarkError, Outcome, Tenure};
+use crate::mark::{FencingToken, MarkError, MarkOutcome};
 use crate::outbox::{Layout, Lsn, Origin, RowId};
 
 /// One entry that was released.
@@ -43,8 +43,8 @@ pub async fn to_skip(client: &Client, outbox: &str) -> Result<Vec<Delivered>, Ma
 /// Keeps what was to be skipped and can't be marked as sent: a row that is unsent in the table is read again.
 pub async fn keep_unmarked(
     client: &Client,
-    tenure: &Tenure,
-    outcome: &Outcome,
+    tenure: &FencingToken,
+    outcome: &MarkOutcome,
 ) -> Result<(), MarkError> {
     let refused = outcome.refused.iter();
     let refused = refused.map(|refusal| (&refusal.row, refusal.error.as_str()));
@@ -78,7 +78,7 @@ pub async fn keep_unmarked(
 /// of its rows go. The followers of a dead letter are replayed with it. A relay without the lease releases nothing.
 pub async fn release(
     client: &Client,
-    tenure: &Tenure,
+    tenure: &FencingToken,
     topics: &Topics,
     table: Option<&Layout>,
 ) -> Result<Vec<Released>, MarkError> {

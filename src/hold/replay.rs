@@ -8,7 +8,7 @@ use tokio_postgres::types::{PgLsn, ToSql};
 
 use crate::core::Delivered;
 use crate::mark::ledger::{LEASE, segment_sql};
-use crate::mark::{MarkError, Tenure};
+use crate::mark::{FencingToken, MarkError};
 use crate::outbox::{Field, Layout, Lsn, OutboxRow, RowId};
 use crate::source::polling::RowsAhead;
 
@@ -179,7 +179,7 @@ impl Content<'_> {
 }
 
 /// Takes rows out that were replayed and whose number the ledger holds: a crash came before they were taken out.
-pub async fn take_out_sent(client: &Client, tenure: &Tenure) -> Result<u64, MarkError> {
+pub async fn take_out_sent(client: &Client, tenure: &FencingToken) -> Result<u64, MarkError> {
     let sql = format!(
         "WITH {LEASE} UPDATE outboxd.kept k SET state = 'replayed', at = clock_timestamp() FROM lease \
          WHERE k.outbox = $1 AND k.state = 'replay' AND EXISTS (\
@@ -192,7 +192,11 @@ pub async fn take_out_sent(client: &Client, tenure: &Tenure) -> Result<u64, Mark
 }
 
 /// Takes rows out that were replayed; those that were at fault again stay as they were recorded.
-pub async fn replayed(client: &Client, tenure: &Tenure, ids: &[i64]) -> Result<(), MarkError> {
+pub async fn replayed(
+    client: &Client,
+    tenure: &FencingToken,
+    ids: &[i64],
+) -> Result<(), MarkError> {
     let sql = format!(
         "WITH {LEASE} UPDATE outboxd.kept k SET state = 'replayed', at = clock_timestamp() FROM lease \
          WHERE k.outbox = $1 AND k.id = ANY ($3) AND k.state = 'replay'"

@@ -2,10 +2,10 @@
 
 use tokio_postgres::types::ToSql;
 
-use super::record::{Entry, KeptRow, What};
+use super::record::{HoldEntry, KeptRow, What};
 use super::{ENTRY_KEY, kept_key};
 use crate::core::Followers;
-use crate::mark::Tenure;
+use crate::mark::FencingToken;
 use crate::mark::ledger::LEASE;
 use crate::outbox::Layout;
 
@@ -70,7 +70,7 @@ fn block() -> String {
 
 /// The parameters of a statement, in order.
 pub(super) fn parameters<'a>(
-    tenure: &'a Tenure,
+    tenure: &'a FencingToken,
     generation: &'a i32,
     kept: &'a KeptColumns<'a>,
     entries: &'a EntryColumns<'a>,
@@ -190,10 +190,10 @@ pub(super) struct EntryColumns<'a> {
 }
 
 impl<'a> EntryColumns<'a> {
-    pub(super) fn of(entries: &'a [Entry]) -> Self {
+    pub(super) fn of(entries: &'a [HoldEntry]) -> Self {
         let what: Vec<_> = entries.iter().map(|entry| Some(&entry.what)).collect();
         let held = entries.iter().map(|entry| entry.held.to_multirange_text());
-        let policy = |entry: &Entry| match entry.followers {
+        let policy = |entry: &HoldEntry| match entry.followers {
             Followers::Wait => "block",
             Followers::Die => "follow",
         };

@@ -45,7 +45,7 @@ const POLL: Duration = Duration::from_millis(200);
 /// How long what is released is watched for a fault, where no ledger tells that the row was sent.
 const WATCHED: Duration = Duration::from_secs(3);
 
-struct Standing {
+struct RequestProgress {
     waiting: i64,
     unsent: i64,
     again: i64,
@@ -87,12 +87,16 @@ pub async fn wait(client: &Client, outbox: &str, wished: &Wished) -> Result<Answ
     }
 }
 
-async fn look(client: &Client, outbox: &str, wished: &Wished) -> Result<Standing, MarkError> {
+async fn look(
+    client: &Client,
+    outbox: &str,
+    wished: &Wished,
+) -> Result<RequestProgress, MarkError> {
     let row = client
         .query_one(&look_sql(), &[&outbox, &wished.keys, &wished.kept])
         .await;
     let row = row.map_err(MarkError::sql("see what became of it"))?;
-    Ok(Standing {
+    Ok(RequestProgress {
         waiting: row.get("waiting"),
         unsent: row.get("unsent"),
         again: row.get("again"),

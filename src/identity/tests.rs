@@ -22,15 +22,18 @@ fn healthy() -> Evidence {
     }
 }
 
-fn judge(change: impl FnOnce(&mut Identity, &mut Evidence)) -> Verdict {
+fn judge(change: impl FnOnce(&mut Identity, &mut Evidence)) -> IdentityVerdict {
     let (mut now, mut evidence) = (stored(), healthy());
     change(&mut now, &mut evidence);
     compare(Mark::Ledger, &stored(), &now, &evidence)
 }
 
 #[track_caller]
-fn assert_halts(verdict: &Verdict) {
-    assert!(matches!(verdict, Verdict::Halt { .. }), "{verdict:?}");
+fn assert_halts(verdict: &IdentityVerdict) {
+    assert!(
+        matches!(verdict, IdentityVerdict::Halt { .. }),
+        "{verdict:?}"
+    );
 }
 
 fn truncate_restart(now: &mut Identity, evidence: &mut Evidence) {
@@ -55,7 +58,7 @@ fn only_the_ledger_rests_on_the_sequence() {
         (Mark::None, true),
     ] {
         let verdict = compare(mark, &stored(), &now, &evidence);
-        assert_eq!(verdict == Verdict::Same, is_same, "{mark:?}");
+        assert_eq!(verdict == IdentityVerdict::Same, is_same, "{mark:?}");
     }
 }
 
@@ -70,14 +73,14 @@ fn another_place_is_another_one_for_every_mark() {
 
 #[test]
 fn nothing_changed_is_the_same() {
-    assert_eq!(judge(|_, _| ()), Verdict::Same);
+    assert_eq!(judge(|_, _| ()), IdentityVerdict::Same);
 }
 
 #[test]
 fn a_truncate_with_restart_identity_begins_a_new_generation() {
     assert!(matches!(
         judge(truncate_restart),
-        Verdict::NewGeneration { .. }
+        IdentityVerdict::NewGeneration { .. }
     ));
 }
 
@@ -88,7 +91,7 @@ fn a_truncate_that_continues_the_identity_is_the_same() {
         evidence.tail = Some((90, RowAt::Gone));
         evidence.highest_row = None;
     });
-    assert_eq!(verdict, Verdict::Same);
+    assert_eq!(verdict, IdentityVerdict::Same);
 }
 
 #[test]
@@ -123,7 +126,7 @@ fn another_id_at_the_last_number_halts_unless_table_and_sequence_have_new_files(
         (evidence.last_value, evidence.highest_row) = (Some(200), Some(200));
     });
     assert!(
-        matches!(refilled, Verdict::NewGeneration { .. }),
+        matches!(refilled, IdentityVerdict::NewGeneration { .. }),
         "{refilled:?}"
     );
     assert_halts(&judge(|now, evidence| {
@@ -139,12 +142,12 @@ fn an_older_timeline_than_the_recorded_one_halts() {
 
 #[test]
 fn a_server_that_has_less_than_it_had_is_noticed() {
-    let seen = Horizon {
+    let seen = ServerHistory {
         system_identifier: "1".to_owned(),
         timeline: 2,
         flushed: Lsn(10 << 20),
     };
-    let judge = |change: fn(&mut Horizon)| {
+    let judge = |change: fn(&mut ServerHistory)| {
         let mut now = seen.clone();
         change(&mut now);
         seen.judge(&now)
@@ -191,29 +194,32 @@ fn a_row_above_the_last_value_halts_before_a_new_generation_begins() {
 
 #[test]
 fn a_failover_a_rewritten_table_or_another_partition_is_the_same() {
-    assert_eq!(judge(|now, _| now.timeline = 2), Verdict::Same);
+    assert_eq!(judge(|now, _| now.timeline = 2), IdentityVerdict::Same);
     assert_eq!(
         judge(|now, _| now.table_filenodes = vec![1, 2]),
-        Verdict::Same
+        IdentityVerdict::Same
     );
     assert_eq!(
         judge(|now, _| now.table_filenodes.push(30_000)),
-        Verdict::Same
+        IdentityVerdict::Same
     );
 }
 
 #[test]
 fn rows_removed_by_retention_are_the_same() {
     let verdict = judge(|_, evidence| evidence.tail = Some((90, RowAt::Gone)));
-    assert_eq!(verdict, Verdict::Same);
+    assert_eq!(verdict, IdentityVerdict::Same);
 }
 
 #[test]
 fn without_a_ledger_only_the_place_and_the_sequence_are_judged() {
-    assert_eq!(judge(|_, evidence| evidence.tail = None), Verdict::Same);
+    assert_eq!(
+        judge(|_, evidence| evidence.tail = None),
+        IdentityVerdict::Same
+    );
     let without_seq = judge(|now, evidence| {
         now.sequence_filenode = None;
         evidence.last_value = None;
     });
-    assert_eq!(without_seq, Verdict::Same);
+    assert_eq!(without_seq, IdentityVerdict::Same);
 }

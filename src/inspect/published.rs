@@ -4,7 +4,7 @@
 use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::{Client, Row};
 
-use crate::check::fit::Refusal;
+use crate::check::compatibility::Incompatibility;
 
 /// One publication that one table with rows can't satisfy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,7 +70,7 @@ fn barred_by(row: &Row, why: Bar) -> Barred {
 }
 
 /// Why rows can't be changed, with the statement that mends it; nothing where they can.
-pub fn refusal(barred: &[Barred], change: Change, purpose: &str) -> Option<Refusal> {
+pub fn refusal(barred: &[Barred], change: Change, purpose: &str) -> Option<Incompatibility> {
     let bars = |one: &&Barred| match change {
         Change::Update => one.updates,
         Change::Delete => one.deletes,
@@ -83,14 +83,14 @@ pub fn refusal(barred: &[Barred], change: Change, purpose: &str) -> Option<Refus
     };
     let barring = barred.iter().filter(bars).collect::<Vec<_>>();
     Some(match &one.why {
-        Bar::NoIdentity { .. } => Refusal {
+        Bar::NoIdentity { .. } => Incompatibility {
             text: format!(
                 "publication `{publication}` publishes {verb} of {table}, which has no replica identity: PostgreSQL refuses \
                  {purpose}"
             ),
             remedy: identities(&barring),
         },
-        Bar::Selection => Refusal {
+        Bar::Selection => Incompatibility {
             text: format!(
                 "publication `{publication}` publishes {verb} of {table} with a column list or a row filter that does not go \
                  with its replica identity: PostgreSQL refuses {purpose}"

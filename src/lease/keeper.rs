@@ -15,7 +15,7 @@ use super::{
     since_boot, statements, suspension,
 };
 use crate::config::UrlSource;
-use crate::postgres::{self, Class, ConnectOptions, PostgresError, Session};
+use crate::postgres::{self, Class, ConnectOptions, PostgresError, SqlConnection};
 use crate::telemetry::chain;
 
 /// A holder renews this often, or four times in a TTL if that is more often.
@@ -142,7 +142,7 @@ impl Keeper {
     /// Connects, however long it takes.
     ///
     /// A holder comes back sooner than a standby may take its lease.
-    async fn connect(&mut self) -> Session {
+    async fn connect(&mut self) -> SqlConnection {
         let (mut retry, mut patience) = (RETRY_MIN, self.answer_max());
         loop {
             match self.open(patience).await {
@@ -172,7 +172,7 @@ impl Keeper {
         }
     }
 
-    async fn open(&self, patience: Duration) -> Result<Session, LeaseError> {
+    async fn open(&self, patience: Duration) -> Result<SqlConnection, LeaseError> {
         let options = read_url(self.url.clone()).await?;
         match timeout(patience, postgres::connect(&options, "lease")).await {
             Ok(Ok(session)) if session.is_standby => Err(LeaseError::HotStandby(session.host)),
@@ -182,7 +182,7 @@ impl Keeper {
     }
 
     /// Reads or renews until the connection ends or an answer does not come.
-    async fn keep(&mut self, session: &Session) {
+    async fn keep(&mut self, session: &SqlConnection) {
         loop {
             let answer_max = self.answer_max();
             let pause = match timeout(answer_max, self.turn_unless_awaited(session)).await {
@@ -222,7 +222,10 @@ impl Keeper {
 
     /// Asks once, unless a commit that was not answered still waits for a standby: one more would wait as well, and its
     /// backend for as long as no standby answers.
-    async fn turn_unless_awaited(&mut self, session: &Session) -> Result<Duration, LeaseError> {
+    async fn turn_unless_awaited(
+        &mut self,
+        session: &SqlConnection,
+    ) -> Result<Duration, LeaseError> {
         if self.is_unanswered {
             if let Some(names) = statements::awaited_standbys(session).await {
                 return Err(LeaseError::CommitWaits { names });
@@ -233,7 +236,7 @@ impl Keeper {
     }
 
     /// Asks once and returns how long to pause.
-    async fn turn(&mut self, session: &Session) -> Result<Duration, LeaseError> {
+    async fn turn(&mut self, session: &SqlConnection) -> Result<Duration, LeaseError> {
         match &mut self.part {
             Part::Holder(holder) => {
                 let (sent_at, owner) = (since_boot(), self.owner.as_str());
@@ -260,7 +263,7 @@ impl Keeper {
 
     async fn take(
         &mut self,
-        session: &Session,
+        session: &SqlConnection,
         expected: Option<super::Version>,
     ) -> Result<Duration, LeaseError> {
         let (sent_at, owner) = (since_boot(), self.owner.as_str());
@@ -341,7 +344,7 @@ impl Keeper {
     }
 
     /// Releases what may be ours, on `session` or on a last one.
-    async fn stop(mut self, session: Option<Session>) {
+    async fn stop(mut self, session: Option<SqlConnection>) {
         let session = match (session, &self.part) {
             (Some(session), _) => Ok(session),
             (None, Part::Holder(_)) => self.open(RELEASE_MAX).await,

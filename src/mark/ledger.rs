@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::Client;
 
-use super::{MarkError, Tenure};
+use super::{FencingToken, MarkError};
 use crate::core::Delivered;
 use crate::outbox::{Lsn, OutboxRow};
 use crate::ranges::RangeSet;
@@ -32,7 +32,7 @@ pub struct Tail {
 /// What is known of the numbers of one outbox.
 #[derive(Debug)]
 pub struct Ledger {
-    tenure: Tenure,
+    tenure: FencingToken,
     generation: i32,
     /// Earlier generations and the commits that each bounds, oldest first.
     earlier: Vec<(i32, Lsn)>,
@@ -69,7 +69,7 @@ impl Ledger {
     /// Loads the tail and the open segments of the current generation.
     pub async fn load(
         client: &Client,
-        tenure: Tenure,
+        tenure: FencingToken,
         generation: i32,
         skipped: RangeSet,
     ) -> Result<Self, MarkError> {
@@ -86,7 +86,7 @@ impl Ledger {
 
     /// Knows which segments there are, and not yet what was sent of them.
     pub(crate) fn of_heads(
-        tenure: Tenure,
+        tenure: FencingToken,
         generation: i32,
         heads: Vec<Head>,
         skipped: RangeSet,
@@ -215,7 +215,8 @@ impl Ledger {
     ) -> Result<Vec<bool>, MarkError> {
         let meaning = |row: &OutboxRow| row.seq.map(|seq| (seq, self.meaning(seq, row.lsn)));
         let meanings: Vec<_> = rows.iter().map(meaning).collect();
-        let wanted: BTreeSet<recent::Place> = meanings.iter().flatten().filter_map(place).collect();
+        let wanted: BTreeSet<recent::SegmentKey> =
+            meanings.iter().flatten().filter_map(place).collect();
         if !wanted.is_empty() {
             let outbox = &self.tenure.outbox;
             self.recent.load(client, outbox, &wanted).await?;
@@ -331,13 +332,13 @@ impl Ledger {
         self.accounted.insert_range(numbers_of(segment));
     }
 
-    pub fn tenure(&self) -> &Tenure {
+    pub fn tenure(&self) -> &FencingToken {
         &self.tenure
     }
 }
 
 /// The segment that has to be read to know what became of a number.
-fn place((seq, meaning): &(i64, Meaning)) -> Option<recent::Place> {
+fn place((seq, meaning): &(i64, Meaning)) -> Option<recent::SegmentKey> {
     match meaning {
         Meaning::Ask { generation } => Some((*generation, segment_of(*seq))),
         Meaning::New | Meaning::Sent | Meaning::Reused => None,
@@ -350,7 +351,7 @@ mod tests {
     use crate::outbox::RowId;
 
     fn ledger(generation: i32) -> Ledger {
-        let tenure = Tenure {
+        let tenure = FencingToken {
             outbox: "public.outbox".to_owned(),
             epoch: 1,
         };

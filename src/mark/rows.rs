@@ -14,7 +14,7 @@ use std::sync::atomic::AtomicBool;
 use tokio_postgres::Client;
 
 use super::evidence::Record;
-use super::{MarkError, Tenure};
+use super::{FencingToken, MarkError};
 use crate::config::Mark;
 use crate::core::Delivered;
 use crate::inspect::Table;
@@ -26,7 +26,7 @@ pub use statement::RowStatement;
 /// The statements that mark single rows of one table.
 #[derive(Debug)]
 pub struct RowMarks {
-    tenure: Tenure,
+    tenure: FencingToken,
     sql: Arc<Sql>,
     stream: Option<Replays>,
     was_looked_at: Arc<AtomicBool>,
@@ -41,7 +41,7 @@ struct Replays {
 }
 
 impl RowMarks {
-    pub(super) fn new(mark: Mark, table: &Table, tenure: Tenure) -> Self {
+    pub(super) fn new(mark: Mark, table: &Table, tenure: FencingToken) -> Self {
         Self {
             tenure,
             sql: Arc::new(Sql::new(mark, table)),

@@ -3,7 +3,7 @@
 use tokio_postgres::Client;
 
 use super::{MigrateError, Names};
-use crate::identity::{self, Evidence, Identity, RowAt, Verdict};
+use crate::identity::{self, Evidence, Identity, IdentityVerdict, RowAt};
 use crate::inspect::{Table, inspect};
 
 /// Records the identity as it is now and says what that means.
@@ -17,7 +17,7 @@ pub(super) async fn adopt(client: &Client, names: &Names) -> Result<&'static str
     let tail = identity::ledger_tail(client, &names.outbox()).await?;
     let evidence = identity::evidence(client, &table, names.mark, tail).await?;
     let verdict = identity::compare(names.mark, &now, &now, &evidence);
-    if let Verdict::Halt { why, remedy } = verdict {
+    if let IdentityVerdict::Halt { why, remedy } = verdict {
         if !numbers_began_again(&evidence) {
             return Err(MigrateError::NotAdoptable { why, remedy });
         }

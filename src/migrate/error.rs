@@ -2,9 +2,9 @@
 
 use postgres_protocol::escape::escape_identifier;
 
-use super::standing::LookError;
+use super::existing_objects::LookError;
 use super::{STATE_VERSION, Step, is_denied};
-use crate::check::fit::Refusal;
+use crate::check::compatibility::Incompatibility;
 use crate::identity::IdentityError;
 use crate::inspect::InspectError;
 use crate::names::NamesError;
@@ -71,7 +71,7 @@ pub enum MigrateError {
     #[error("role `{role}` may not grant: {}", what(.steps))]
     NotGranted { role: String, steps: Vec<Step> },
     #[error("nothing was done: {}", reasons(.0))]
-    Obstacles(Vec<Refusal>),
+    Obstacles(Vec<Incompatibility>),
     #[error("schema `{schema}` does not exist")]
     NoSchema { schema: String },
     #[error("{text}")]
@@ -134,7 +134,7 @@ impl MigrateError {
     }
 }
 
-fn reasons(obstacles: &[Refusal]) -> String {
+fn reasons(obstacles: &[Incompatibility]) -> String {
     let texts: Vec<&str> = obstacles.iter().map(|one| one.text.as_str()).collect();
     texts.join("; ")
 }

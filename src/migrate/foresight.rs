@@ -6,7 +6,7 @@ use tokio_postgres::{Client, Row};
 
 use super::fragment::{state_tables, suffixed};
 use super::{Names, Part, Step, StepState};
-use crate::check::fit::Refusal;
+use crate::check::compatibility::Incompatibility;
 use crate::inspect::qualified;
 
 /// Everything that keeps a step that is needed from being done; nothing where each can.
@@ -17,7 +17,7 @@ pub(super) async fn obstacles(
     client: &Client,
     names: &Names,
     steps: &[Step],
-) -> Result<Vec<Refusal>, tokio_postgres::Error> {
+) -> Result<Vec<Incompatibility>, tokio_postgres::Error> {
     let is_needed = |part: Part| {
         let mut needed = steps.iter().filter(|step| step.state == StepState::Needed);
         needed.any(|step| step.part == part)
@@ -85,12 +85,12 @@ pub(super) async fn obstacles(
 
 struct Found {
     role: String,
-    obstacles: Vec<Refusal>,
+    obstacles: Vec<Incompatibility>,
 }
 
 impl Found {
     fn add(&mut self, text: String, remedy: String) {
-        self.obstacles.push(Refusal { text, remedy });
+        self.obstacles.push(Incompatibility { text, remedy });
     }
 
     fn may_create_in_database(&mut self, rights: &Row) {
@@ -193,9 +193,9 @@ impl Found {
     }
 }
 
-fn taken_by_type(names: &Names) -> Refusal {
+fn taken_by_type(names: &Names) -> Incompatibility {
     let name = qualified(&names.schema, &names.table);
-    Refusal {
+    Incompatibility {
         text: format!(
             "a type is called `{}`, and a table is a type, too",
             names.outbox()
@@ -206,8 +206,8 @@ fn taken_by_type(names: &Names) -> Refusal {
     }
 }
 
-fn no_role(role: &str) -> Refusal {
-    Refusal {
+fn no_role(role: &str) -> Incompatibility {
+    Incompatibility {
         text: format!("role `{role}` does not exist, and rights are to be granted to it"),
         remedy: format!("CREATE ROLE {} LOGIN;", escape_identifier(role)),
     }

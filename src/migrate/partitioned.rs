@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
+use super::existing_objects::ExistingObjects;
 use super::fragment::{Values, suffixed};
-use super::standing::Standing;
 use super::{MigrateError, Names};
 use crate::config::Mark;
 use crate::inspect::{TableKind, qualified};
@@ -17,7 +17,7 @@ use crate::retention::{AHEAD, Bounds};
 pub(super) fn set(
     values: &mut Values,
     names: &Names,
-    standing: &Standing,
+    standing: &ExistingObjects,
 ) -> Result<(), MigrateError> {
     let Some(rows) = names.partition_rows else {
         return Ok(());

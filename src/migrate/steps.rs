@@ -2,11 +2,11 @@
 
 use postgres_protocol::escape::escape_identifier;
 
+use super::existing_objects::{ExistingObjects, Grants, View};
 use super::fragment::{COLUMNS, GRANTS, OUTBOX, STATE, STATUS, Values, literal};
 use super::partitioned;
-use super::standing::{Grants, Standing, View};
 use super::{Lacking, MigrateError, Names, Part, RELAY_ROLE, Step, StepState};
-use crate::check::fit::{self, Order, mark_name};
+use crate::check::compatibility::{self, Order, mark_name};
 use crate::columns::{OURS, is_mandatory};
 use crate::config::{Mark, Mode};
 use crate::inspect::{Table, qualified};
@@ -19,7 +19,7 @@ const FAILOVER_SINCE: i32 = 170_000;
 const STATUS_COMMENT: &str = "outboxd: which rows were sent";
 
 /// Every step in the order in which they build on each other.
-pub(super) fn steps(names: &Names, standing: &Standing) -> Result<Vec<Step>, MigrateError> {
+pub(super) fn steps(names: &Names, standing: &ExistingObjects) -> Result<Vec<Step>, MigrateError> {
     let values = values(names, standing)?;
     let mut steps = vec![Step {
         part: Part::State,
@@ -72,7 +72,7 @@ fn needed(is_needed: bool) -> StepState {
     }
 }
 
-fn values(names: &Names, standing: &Standing) -> Result<Values, MigrateError> {
+fn values(names: &Names, standing: &ExistingObjects) -> Result<Values, MigrateError> {
     if let Some(table) = &standing.table {
         let column = match names.mark {
             Mark::Ledger if table.layout.seq.is_none() => Some("seq"),
@@ -147,7 +147,7 @@ fn values(names: &Names, standing: &Standing) -> Result<Values, MigrateError> {
 }
 
 /// The table's columns as the view shows them after `sent` and `sent_at`.
-fn status_columns<'a>(names: &'a Names, standing: &'a Standing) -> Vec<&'a str> {
+fn status_columns<'a>(names: &'a Names, standing: &'a ExistingObjects) -> Vec<&'a str> {
     match &standing.table {
         None if names.columns.is_empty() => COLUMNS.to_vec(),
         None => {
@@ -188,7 +188,7 @@ fn status_comment(names: &Names) -> String {
 }
 
 /// Only for a table with all columns that the function writes.
-fn function(names: &Names, standing: &Standing, values: &Values) -> Option<Step> {
+fn function(names: &Names, standing: &ExistingObjects, values: &Values) -> Option<Step> {
     if !names.columns.is_empty() {
         return None;
     }
@@ -209,7 +209,7 @@ fn function(names: &Names, standing: &Standing, values: &Values) -> Option<Step>
     })
 }
 
-fn view(names: &Names, standing: &Standing, values: &Values) -> Step {
+fn view(names: &Names, standing: &ExistingObjects, values: &Values) -> Step {
     let wanted = ["sent", "sent_at"]
         .into_iter()
         .chain(status_columns(names, standing));
@@ -236,7 +236,7 @@ fn view(names: &Names, standing: &Standing, values: &Values) -> Step {
 }
 
 /// What the publication brings; a table that is made here has a primary key.
-fn operations(names: &Names, standing: &Standing) -> Operations {
+fn operations(names: &Names, standing: &ExistingObjects) -> Operations {
     match &standing.table {
         Some(table) => Operations::of(names.mark, table),
         None if names.mark == Mark::SentAt => Operations::Inserts,
@@ -244,7 +244,7 @@ fn operations(names: &Names, standing: &Standing) -> Operations {
     }
 }
 
-fn publication(names: &Names, standing: &Standing, values: &Values) -> Vec<Step> {
+fn publication(names: &Names, standing: &ExistingObjects, values: &Values) -> Vec<Step> {
     let name = &names.publication;
     let operations = operations(names, standing);
     let step = |description: String, fragment: &str, state: StepState| Step {
@@ -291,7 +291,7 @@ fn publication(names: &Names, standing: &Standing, values: &Values) -> Vec<Step>
     steps
 }
 
-fn slot(names: &Names, standing: &Standing, values: &Values) -> Vec<Step> {
+fn slot(names: &Names, standing: &ExistingObjects, values: &Values) -> Vec<Step> {
     let step = |description: String, fragment: &str, is_needed: bool| Step {
         part: match fragment {
             "claim" => Part::Claim,
@@ -329,14 +329,14 @@ fn slot(names: &Names, standing: &Standing, values: &Values) -> Vec<Step> {
 }
 
 /// Whether rows that stand in the table can be read from it in their order.
-fn is_order_told(names: &Names, standing: &Standing) -> bool {
+fn is_order_told(names: &Names, standing: &ExistingObjects) -> bool {
     let order_column = names.order_column.as_deref();
-    let order = |table: &Table| fit::order(names.mark, order_column, table);
+    let order = |table: &Table| compatibility::order(names.mark, order_column, table);
     let order = standing.table.as_ref().map(order);
     order.is_none_or(|order| order != Order::Untold)
 }
 
-fn grants(names: &Names, standing: &Standing, values: &Values, steps: &mut Vec<Step>) {
+fn grants(names: &Names, standing: &ExistingObjects, values: &Values, steps: &mut Vec<Step>) {
     let relay = names.relay_role();
     let has_seq = standing
         .table

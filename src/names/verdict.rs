@@ -4,7 +4,7 @@ use postgres_protocol::escape::{escape_identifier, escape_literal};
 
 use super::Names;
 use super::facts::{Facts, SlotFact};
-use crate::check::fit::Refusal;
+use crate::check::compatibility::Incompatibility;
 use crate::config::{SourceConfig, TableName};
 
 /// What tells the rows that were sent.
@@ -86,13 +86,13 @@ pub(super) fn slot_refusal(
     names: &Names,
     reading: Reading,
     table: &TableName,
-) -> Option<Refusal> {
+) -> Option<Incompatibility> {
     let name = &names.slot;
     let own = own_name(facts, name, table);
     let others = facts.other_readers(name);
     if !others.is_empty() {
         let owners = listed(&others);
-        return Some(Refusal {
+        return Some(Incompatibility {
             text: format!(
                 "slot `{name}` is read for {owners}: two outboxes on one slot take each other's rows"
             ),
@@ -107,7 +107,7 @@ pub(super) fn slot_refusal(
         return None;
     }
     if facts.has_slot(name) {
-        return (!is_made_for_us(facts, name)).then(|| Refusal {
+        return (!is_made_for_us(facts, name)).then(|| Incompatibility {
             text: format!("slot `{name}` is there, and nothing says that it is this outbox's"),
             remedy: format!(
                 "name another in source.replication.slot, such as \"{own}\"; or, if it was made for this outbox: {}",
@@ -123,7 +123,7 @@ pub(super) fn slot_refusal(
             .slot(&claim.slot)
             .filter(|_| facts.has_slot(&claim.slot))
     })?;
-    Some(Refusal {
+    Some(Incompatibility {
         text: format!(
             "the configuration names slot `{name}`, and the rows were read through {}: without a mark only that one knows \
              which were sent",
@@ -142,13 +142,13 @@ pub(super) fn publication_refusal(
     facts: &Facts,
     names: &Names,
     table: &TableName,
-) -> Option<Refusal> {
+) -> Option<Incompatibility> {
     let name = &names.publication;
     let own = own_name(facts, name, table);
     let remedy = format!("set source.replication.publication = \"{own}\"");
     let owners = facts.other_publishers(name);
     if !owners.is_empty() {
-        return Some(Refusal {
+        return Some(Incompatibility {
             text: format!("publication `{name}` is the one of {}", listed(&owners)),
             remedy,
         });
@@ -159,12 +159,12 @@ pub(super) fn publication_refusal(
     }
     let others: Vec<&str> = found.others.iter().map(String::as_str).collect();
     if !others.is_empty() {
-        return Some(Refusal {
+        return Some(Incompatibility {
             text: format!("publication `{name}` publishes {} too", listed(&others)),
             remedy,
         });
     }
-    (!found.has_table).then(|| Refusal {
+    (!found.has_table).then(|| Incompatibility {
         text: format!(
             "publication `{name}` is there without table `{}`, and nothing says that it is this outbox's",
             facts.outbox
@@ -179,7 +179,7 @@ pub(super) fn publication_refusal(
 
 /// Slots of this outbox that stand beside the one it reads, each with what is to be said of it and the statement that
 /// drops it; an outbox that is polled reads none, `""`.
-pub fn leftovers(facts: &Facts, slot: &str) -> Vec<Refusal> {
+pub fn leftovers(facts: &Facts, slot: &str) -> Vec<Incompatibility> {
     let mut left: Vec<&SlotFact> = Vec::new();
     for claim in facts.ours().filter(|claim| claim.slot != slot) {
         let is_shared = !facts.other_readers(&claim.slot).is_empty();
@@ -193,7 +193,7 @@ pub fn leftovers(facts: &Facts, slot: &str) -> Vec<Refusal> {
         "" => "the relay polls now".to_owned(),
         slot => format!("the relay reads `{slot}` now"),
     };
-    let told = left.into_iter().map(|found| Refusal {
+    let told = left.into_iter().map(|found| Incompatibility {
         text: format!(
             "the rows were read through slot {}: {reads}, and nobody reads that one",
             told(found)

@@ -37,7 +37,7 @@ struct Watch {
 
 /// What the server's messages have shown so far.
 #[derive(Debug, PartialEq, Eq)]
-enum Verdict {
+enum Authentication {
     Undecided,
     Admitted,
     AsksForClearText,
@@ -45,11 +45,13 @@ enum Verdict {
 
 #[derive(Debug, thiserror::Error)]
 #[error("the server asks for the password in clear text")]
-struct Refusal;
+struct ClearTextRefusal;
 
 /// Whether the guard made this error.
 pub(super) fn is_refusal(error: &io::Error) -> bool {
-    error.get_ref().is_some_and(|source| source.is::<Refusal>())
+    error
+        .get_ref()
+        .is_some_and(|source| source.is::<ClearTextRefusal>())
 }
 
 impl Guard {
@@ -83,7 +85,7 @@ impl TlsStream for Guard {
 
 impl Watch {
     /// Looks at the next bytes from the server.
-    fn pass(&mut self, mut bytes: &[u8]) -> Verdict {
+    fn pass(&mut self, mut bytes: &[u8]) -> Authentication {
         while !bytes.is_empty() {
             let skipped = self.rest.min(bytes.len());
             self.rest -= skipped;
@@ -94,15 +96,15 @@ impl Watch {
             bytes = tail;
             self.head.push(byte);
             match self.judge() {
-                Verdict::Undecided => {}
+                Authentication::Undecided => {}
                 verdict => return verdict,
             }
         }
-        Verdict::Undecided
+        Authentication::Undecided
     }
 
     /// Judges a head that has just grown.
-    fn judge(&mut self) -> Verdict {
+    fn judge(&mut self) -> Authentication {
         let number = |bytes: &[u8]| {
             bytes
                 .iter()
@@ -110,21 +112,21 @@ impl Watch {
         };
         let (tag, length) = (self.head[0], self.head.get(1..5).map(number));
         match length {
-            None => Verdict::Undecided,
+            None => Authentication::Undecided,
             Some(length) if tag != AUTHENTICATION_TAG || length < 8 => {
                 self.rest = (length as usize).saturating_sub(4);
                 self.head.clear();
-                Verdict::Undecided
+                Authentication::Undecided
             }
-            Some(_) if self.head.len() < REQUEST_BYTES => Verdict::Undecided,
+            Some(_) if self.head.len() < REQUEST_BYTES => Authentication::Undecided,
             Some(length) => {
                 let kind = number(&self.head[5..]);
                 self.rest = length as usize - 8;
                 self.head.clear();
                 match kind {
-                    OK => Verdict::Admitted,
-                    CLEAR_TEXT => Verdict::AsksForClearText,
-                    _ => Verdict::Undecided,
+                    OK => Authentication::Admitted,
+                    CLEAR_TEXT => Authentication::AsksForClearText,
+                    _ => Authentication::Undecided,
                 }
             }
         }
@@ -144,9 +146,11 @@ impl AsyncRead for Guard {
             return polled;
         };
         match watch.pass(&buf.filled()[before..]) {
-            Verdict::Undecided => {}
-            Verdict::Admitted => guard.watch = None,
-            Verdict::AsksForClearText => return Poll::Ready(Err(io::Error::other(Refusal))),
+            Authentication::Undecided => {}
+            Authentication::Admitted => guard.watch = None,
+            Authentication::AsksForClearText => {
+                return Poll::Ready(Err(io::Error::other(ClearTextRefusal)));
+            }
         }
         polled
     }
@@ -185,23 +189,23 @@ mod tests {
         bytes
     }
 
-    fn verdict(bytes: &[u8], step: usize) -> Verdict {
+    fn verdict(bytes: &[u8], step: usize) -> Authentication {
         let mut watch = Watch::default();
         let verdicts = bytes.chunks(step).map(|part| watch.pass(part));
         verdicts
             .into_iter()
-            .find(|verdict| *verdict != Verdict::Undecided)
-            .unwrap_or(Verdict::Undecided)
+            .find(|verdict| *verdict != Authentication::Undecided)
+            .unwrap_or(Authentication::Undecided)
     }
 
     proptest! {
         #[test]
         fn a_request_is_recognised_however_its_bytes_arrive(step in 1usize..30) {
-            prop_assert_eq!(verdict(&stream(3), step), Verdict::AsksForClearText);
-            prop_assert_eq!(verdict(&stream(5), step), Verdict::Undecided);
+            prop_assert_eq!(verdict(&stream(3), step), Authentication::AsksForClearText);
+            prop_assert_eq!(verdict(&stream(5), step), Authentication::Undecided);
             let mut admitted = stream(5);
             admitted.extend_from_slice(b"R\0\0\0\x08\0\0\0\0");
-            prop_assert_eq!(verdict(&admitted, step), Verdict::Admitted);
+            prop_assert_eq!(verdict(&admitted, step), Authentication::Admitted);
         }
 
         #[test]

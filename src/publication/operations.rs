@@ -3,7 +3,7 @@
 use tokio_postgres::Client;
 use tracing::{debug, info, warn};
 
-use crate::check::fit::Refusal;
+use crate::check::compatibility::Incompatibility;
 use crate::config::{Config, Mark};
 use crate::inspect::{Table, TableKind};
 use crate::postgres::{Class, PostgresError};
@@ -42,13 +42,13 @@ impl Operations {
 /// Why the stream brings rows as they were inserted, whatever their transactions make of them.
 ///
 /// An UPDATE of a published table without a replica identity fails: no application may meet that.
-pub fn inserts_alone(mark: Mark, table: &Table) -> Option<Refusal> {
+pub fn inserts_alone(mark: Mark, table: &Table) -> Option<Incompatibility> {
     let name = table.name();
     let text = |why: &str| {
         format!("a row that its own transaction changes is sent as it was inserted, for {why}")
     };
     if mark == Mark::SentAt {
-        return Some(Refusal {
+        return Some(Incompatibility {
             text: text("marks in `sent_at` are changes, too"),
             remedy: "source.mark = \"ledger\", or source.mode = \"polling\"; or insert each row once and whole"
                 .to_owned(),
@@ -58,7 +58,7 @@ pub fn inserts_alone(mark: Mark, table: &Table) -> Option<Refusal> {
     let is_unsure = table.kind == TableKind::Partitioned && !table.has_primary_key;
     let without = without.map(|leaf| leaf.name.clone());
     let without = without.or(is_unsure.then(|| name.clone()))?;
-    Some(Refusal {
+    Some(Incompatibility {
         text: text(&format!("`{without}` has no replica identity")),
         remedy: format!(
             "ALTER TABLE {name} ADD PRIMARY KEY (…); or insert each row once and whole"

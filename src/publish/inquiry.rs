@@ -41,7 +41,7 @@ pub(super) struct Partitions {
 
 /// Why a topic was not created, with the broker's own words.
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub(super) struct CreationRefusal {
     pub(super) topic: String,
     pub(super) code: RDKafkaErrorCode,
     pub(super) words: String,
@@ -52,7 +52,7 @@ pub(super) struct Refusal {
 pub(super) enum Reply {
     Found(Vec<Found>),
     /// All were created but these.
-    Created(Vec<Refusal>),
+    Created(Vec<CreationRefusal>),
     /// No broker could say.
     Failed(RDKafkaErrorCode),
 }
@@ -229,7 +229,7 @@ impl Inquiry {
     }
 }
 
-impl Refusal {
+impl CreationRefusal {
     /// What the broker said, or what its code means where it said nothing.
     pub(super) fn text(&self) -> String {
         match self.words.is_empty() {
@@ -304,14 +304,14 @@ unsafe fn found(topic: *const rd_kafka_TopicDescription_t) -> Found {
 }
 
 /// SAFETY: the result belongs to an event that lives.
-unsafe fn refusal(result: *const rd_kafka_topic_result_t) -> Option<Refusal> {
+unsafe fn refusal(result: *const rd_kafka_topic_result_t) -> Option<CreationRefusal> {
     // SAFETY: as promised by the caller.
     unsafe {
         let code = rd_kafka_topic_result_error(result);
         if code == rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
             return None;
         }
-        Some(Refusal {
+        Some(CreationRefusal {
             topic: text(rd_kafka_topic_result_name(result)),
             code: code.into(),
             words: text(rd_kafka_topic_result_error_string(result)),

@@ -13,9 +13,9 @@ use tokio::sync::{mpsc::UnboundedSender, oneshot};
 use tracing::debug;
 
 use super::cut_off::CutOff;
+use super::first_ack_gate::FirstAckGate;
 use super::lanes::{Lanes, SmallBatches};
 use super::log_lines::{Event, Line};
-use super::openings::Openings;
 use super::reports::{Broker, Failure, Harvest};
 use super::trials::{InFlight, Trials};
 use super::{Fault, Outgoing, PublisherEvent, SessionEnd, Ticket, bootstrap, fault};
@@ -71,14 +71,14 @@ struct Refused {
 }
 
 /// One producer and what it has in flight.
-pub(super) struct Session {
+pub(super) struct ProducerThread {
     lanes: Lanes,
     broker: Broker,
     commands: Receiver<Command>,
     events: UnboundedSender<PublisherEvent>,
     in_flight: Arc<AtomicUsize>,
     pending: VecDeque<Outgoing>,
-    openings: Openings,
+    openings: FirstAckGate,
     /// Records that librdkafka has taken and not reported.
     outstanding: usize,
     failed: Vec<Failure>,
@@ -99,7 +99,7 @@ pub(super) struct Session {
     must_wait: bool,
 }
 
-impl Session {
+impl ProducerThread {
     pub(super) fn new(
         config: &ClientConfig,
         small: SmallBatches,
@@ -121,7 +121,7 @@ impl Session {
             events,
             in_flight,
             pending: VecDeque::new(),
-            openings: Openings::default(),
+            openings: FirstAckGate::default(),
             outstanding: 0,
             failed: Vec::new(),
             bootstrap_servers,

@@ -12,8 +12,8 @@ use tracing::{debug, error, warn};
 
 use super::paid::Paid;
 use super::{End, Run};
-use crate::core::{Aggregate, Delivered, Extent, UNMARKABLE};
-use crate::mark::{MarkError, Marks, Outcome, Refusal, Statement};
+use crate::core::{Aggregate, Delivered, MarkSelection, UNMARKABLE};
+use crate::mark::{MarkError, MarkOutcome, Marks, RefusedMark, Statement};
 use crate::outbox::{OutboxRow, RowId};
 use crate::telemetry::chain;
 
@@ -43,7 +43,7 @@ pub(super) struct Marking {
     attempt: Attempt,
     /// When the first of its rows was acknowledged.
     since: Instant,
-    pub(super) task: JoinHandle<Result<Outcome, MarkError>>,
+    pub(super) task: JoinHandle<Result<MarkOutcome, MarkError>>,
 }
 
 /// Since when marks fail, and what PostgreSQL says.
@@ -198,12 +198,12 @@ impl Run<'_> {
     }
 
     /// Which rows are worth a mark: a number that stands alone takes 21 bytes in the ledger, one in a range next to nothing.
-    fn extent(&self, now: Instant) -> Extent {
+    fn extent(&self, now: Instant) -> MarkSelection {
         let is_by_row = !matches!(self.session.marks, Marks::Ledger(_));
         let is_late = now >= self.last_mark_at + MARK_ALL_EVERY;
         match is_by_row || is_late || self.drain_until.is_some() {
-            true => Extent::All,
-            false => Extent::InOrder,
+            true => MarkSelection::All,
+            false => MarkSelection::InOrder,
         }
     }
 
@@ -245,7 +245,7 @@ impl Run<'_> {
     }
 
     /// Takes rows out that were marked, and keeps those that were not.
-    fn take_outcome(&mut self, marking: &Marking, outcome: Outcome) -> Option<End> {
+    fn take_outcome(&mut self, marking: &Marking, outcome: MarkOutcome) -> Option<End> {
         self.failing = None;
         let rows = marking.rows.as_slice();
         let marked = match outcome.is_complete() {
@@ -258,7 +258,7 @@ impl Run<'_> {
         self.relay
             .metrics
             .marked(marked.len(), marking.since.elapsed());
-        let Outcome { waiting, refused } = outcome;
+        let MarkOutcome { waiting, refused } = outcome;
         debug!(rows = marked.len(), waiting = waiting.len(), "marked");
         self.relay.core.mark_waits(&waiting);
         if marking.attempt == Attempt::Another {
@@ -280,8 +280,8 @@ impl Run<'_> {
     }
 
     /// Blocks the aggregates of rows that were published and can't be marked.
-    fn refuse(&mut self, refused: &[Refusal]) -> Option<End> {
-        for Refusal {
+    fn refuse(&mut self, refused: &[RefusedMark]) -> Option<End> {
+        for RefusedMark {
             row,
             error,
             aggregate_type,
@@ -370,7 +370,7 @@ impl Run<'_> {
 }
 
 /// A mark that has ended, with what became of its rows.
-pub(super) type Marked = (Marking, Result<Outcome, MarkError>);
+pub(super) type Marked = (Marking, Result<MarkOutcome, MarkError>);
 
 /// Waits for the running mark; for ever while none runs.
 ///

@@ -42,7 +42,7 @@ enum ByRow {
 pub(super) struct Attempt {
     retention: Retention,
     elapsed: Duration,
-    outcome: Result<Outcome, MarkError>,
+    outcome: Result<RetentionOutcome, MarkError>,
 }
 
 /// What is to be done next.
@@ -51,7 +51,7 @@ enum Task {
     Step(Step),
 }
 
-enum Outcome {
+enum RetentionOutcome {
     Tended(Option<Tended>),
     Bounds(Option<(i64, i64)>),
     Batch(RangeSet, Removed),
@@ -115,11 +115,16 @@ impl Run<'_> {
         let began_at = Instant::now();
         self.removal.task = Some(tokio::spawn(async move {
             let outcome = match task {
-                Task::Tend(removable) => retention.tend(&removable).await.map(Outcome::Tended),
-                Task::Step(Step::Bounds(from)) => retention.bounds(from).await.map(Outcome::Bounds),
+                Task::Tend(removable) => retention
+                    .maintain_partitions(&removable)
+                    .await
+                    .map(RetentionOutcome::Tended),
+                Task::Step(Step::Bounds(from)) => {
+                    retention.bounds(from).await.map(RetentionOutcome::Bounds)
+                }
                 Task::Step(Step::Remove(batch)) => {
                     let removed = retention.remove(&batch).await;
-                    removed.map(|removed| Outcome::Batch(batch, removed))
+                    removed.map(|removed| RetentionOutcome::Batch(batch, removed))
                 }
             };
             Attempt {
@@ -173,11 +178,11 @@ impl Run<'_> {
         self.session.retention = Some(attempt.retention);
         let elapsed = attempt.elapsed;
         let passing = match attempt.outcome {
-            Ok(Outcome::Tended(None)) => {
+            Ok(RetentionOutcome::Tended(None)) => {
                 self.removal.by_row = ByRow::All;
                 Passing::On
             }
-            Ok(Outcome::Tended(Some(tended))) => {
+            Ok(RetentionOutcome::Tended(Some(tended))) => {
                 if let Some(rows) = tended.rows {
                     self.relay.metrics.removed(rows);
                     info!(rows, "dropped a partition of rows that were sent");
@@ -192,12 +197,12 @@ impl Run<'_> {
                 }
                 Passing::On
             }
-            Ok(Outcome::Bounds(bounds)) => self.removal.pass.took_bounds(bounds),
-            Ok(Outcome::Batch(_, removed)) if removed.is_other_table => {
+            Ok(RetentionOutcome::Bounds(bounds)) => self.removal.pass.took_bounds(bounds),
+            Ok(RetentionOutcome::Batch(_, removed)) if removed.is_other_table => {
                 let why = "the sequence behind `seq` was set back or has another file";
                 return Some(End::Moved(why.to_owned()));
             }
-            Ok(Outcome::Batch(_, removed)) if !removed.missed.is_empty() => {
+            Ok(RetentionOutcome::Batch(_, removed)) if !removed.missed.is_empty() => {
                 self.removal.pass.failed();
                 let end = self.take_missed_numbers(removed.missed);
                 if end.is_some() {
@@ -205,7 +210,7 @@ impl Run<'_> {
                 }
                 Passing::Over
             }
-            Ok(Outcome::Batch(batch, removed)) => {
+            Ok(RetentionOutcome::Batch(batch, removed)) => {
                 let rows = removed.gone.len();
                 self.relay.metrics.removed(rows);
                 debug!(rows, elapsed_ms = elapsed.as_millis() as u64, "removed");

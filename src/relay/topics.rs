@@ -11,7 +11,7 @@ use super::{End, Relay, Run};
 use crate::core::{Help, TopicHold};
 use crate::encode::Record;
 use crate::kafka::{NOT_CREATED, allow_command, create_command};
-use crate::publish::{Place, TopicState, partition_of};
+use crate::publish::{TopicPartition, TopicState, partition_of};
 
 /// A single broker that was frozen, fenced and registered again leads its partitions within 2 s (Kafka 4.1.1); brokers
 /// hear of an election by then too.
@@ -22,9 +22,9 @@ const ELECTION_MAX: Duration = Duration::from_secs(5);
 const ANSWER_AWAITED_MAX: Duration = Duration::from_secs(2);
 
 /// What must be there so that a record can go out: its topic, or its partition where that has lost its leader.
-pub(super) fn place_of<'r>(leaderless: &'r [Place], record: &'r Record) -> &'r Arc<str> {
+pub(super) fn place_of<'r>(leaderless: &'r [TopicPartition], record: &'r Record) -> &'r Arc<str> {
     let place = leaderless.iter().find(|place| place.takes(record));
-    place.map_or(&record.topic, Place::name)
+    place.map_or(&record.topic, TopicPartition::name)
 }
 
 impl Run<'_> {
@@ -75,7 +75,9 @@ impl Run<'_> {
             return;
         }
         let held = self.relay.core.held().topics();
-        self.leaderless = held.filter_map(|(name, _)| Place::parse(name)).collect();
+        self.leaderless = held
+            .filter_map(|(name, _)| TopicPartition::parse(name))
+            .collect();
     }
 
     /// Takes the answers to questions.
@@ -248,7 +250,7 @@ impl Relay {
     /// Notes whether every partition has its leader back.
     fn look_at_leaders(&mut self) {
         let mut held = self.core.held().topics();
-        if !held.any(|(name, _)| Place::parse(name).is_some()) {
+        if !held.any(|(name, _)| TopicPartition::parse(name).is_some()) {
             self.leaderless_since = None;
         }
     }

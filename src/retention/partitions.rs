@@ -12,7 +12,7 @@ use tracing::debug;
 use super::plan::{Bounds, Partition, may_go, to_make};
 use crate::inspect::{Table, qualified};
 use crate::mark::ledger::{LEASE, number_sql, segment_of};
-use crate::mark::{MarkError, Tenure};
+use crate::mark::{FencingToken, MarkError};
 use crate::migrate::suffixed;
 use crate::postgres::PostgresError;
 use crate::ranges::RangeSet;
@@ -35,7 +35,7 @@ pub(super) struct Partitions {
 
 /// Whose partitions, how old a row must be, and which numbers may go.
 pub(super) struct Tending<'a> {
-    pub(super) tenure: &'a Tenure,
+    pub(super) tenure: &'a FencingToken,
     pub(super) generation: i32,
     pub(super) keep_seconds: f64,
     /// Settled, and not spared.
@@ -62,7 +62,7 @@ impl Partitions {
     }
 
     /// Makes partitions ahead and drops one old one at most; nothing where the table is partitioned in another way.
-    pub(super) async fn tend(
+    pub(super) async fn maintain_partitions(
         &mut self,
         client: &mut Client,
         tending: &Tending<'_>,
@@ -151,7 +151,7 @@ impl Partitions {
     async fn make(
         &self,
         client: &mut Client,
-        tenure: &Tenure,
+        tenure: &FencingToken,
         bounds: Bounds,
     ) -> Result<(), MarkError> {
         let (schema, table) = (&self.table.layout.schema, self.table.name());
@@ -233,7 +233,7 @@ impl Partitions {
     async fn detach(
         &self,
         client: &mut Client,
-        tenure: &Tenure,
+        tenure: &FencingToken,
         sql: &str,
     ) -> Result<bool, MarkError> {
         let Some(sequence) = self.table.sequence() else {
@@ -293,7 +293,7 @@ impl Partitions {
     async fn attach_left_ones(
         &self,
         client: &mut Client,
-        tenure: &Tenure,
+        tenure: &FencingToken,
     ) -> Result<(), MarkError> {
         let begins = format!("{DETACHED}{} ", self.table.layout.outbox());
         let rows = client.query(LEFT, &[&self.table.oid, &begins]).await;
@@ -314,7 +314,7 @@ impl Partitions {
     async fn attach(
         &self,
         client: &mut Client,
-        tenure: &Tenure,
+        tenure: &FencingToken,
         partition: &Partition,
     ) -> Result<(), MarkError> {
         let (table, name) = (self.table.name(), &partition.name);
@@ -329,7 +329,7 @@ impl Partitions {
     async fn change(
         &self,
         client: &mut Client,
-        tenure: &Tenure,
+        tenure: &FencingToken,
         sql: &str,
     ) -> Result<(), MarkError> {
         let transaction = client.transaction().await.map_err(failed)?;
@@ -348,7 +348,7 @@ async fn long(client: &mut Client) -> Result<Transaction<'_>, MarkError> {
 }
 
 /// Holds the lease against a taker until the transaction ends.
-async fn hold_lease(transaction: &Transaction<'_>, tenure: &Tenure) -> Result<(), MarkError> {
+async fn hold_lease(transaction: &Transaction<'_>, tenure: &FencingToken) -> Result<(), MarkError> {
     let sql = format!("WITH {LEASE} SELECT FROM lease");
     let held = transaction
         .query_opt(&sql, &[&tenure.outbox, &tenure.epoch])

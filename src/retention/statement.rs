@@ -1,6 +1,6 @@
 //! The statements of retention on one table.
 
-use super::fit::Age;
+use super::row_age::Age;
 use crate::inspect::Table;
 use crate::mark::ledger::{LEASE, number_sql, segment_numbers_sql, segment_sql};
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tracing::info;
 
-use super::{OpenError, Opening};
-use crate::check::fit::{self, Order, Refusal};
+use super::{OpenError, SessionBuilder};
+use crate::check::compatibility::{self, Incompatibility, Order};
 use crate::config::{Mode, Start};
 use crate::inspect::{Table, seq_trusted};
 use crate::postgres;
@@ -21,13 +21,13 @@ const ROWS_TOLD_MAX: i64 = 1_000_000;
 const VISIBLE_WITHIN: Duration = Duration::from_secs(10);
 const AGAIN_AFTER: Duration = Duration::from_millis(50);
 
-impl Opening<'_> {
+impl SessionBuilder<'_> {
     /// Decides once what becomes of the rows that stand in the table.
     ///
     /// Errors: `Halt` where a person must decide, or where rows were to be published whose order nothing tells.
     pub(super) async fn decide_start(
         &self,
-        sql: &postgres::Session,
+        sql: &postgres::SqlConnection,
         states: &StateTable<'_>,
         table: &Table,
     ) -> Result<(), OpenError> {
@@ -66,7 +66,7 @@ impl Opening<'_> {
             ROWS_TOLD_MAX => "at least ",
             _ => "",
         };
-        let remedy = fit::start_remedy(self.config.source.mode, self.order(table));
+        let remedy = compatibility::start_remedy(self.config.source.mode, self.order(table));
         OpenError::Halt {
             reason: format!("`{outbox}` holds {count}{rows} rows and nothing is known of them"),
             remedy: remedy.to_owned(),
@@ -74,7 +74,8 @@ impl Opening<'_> {
     }
 
     fn untold(&self, table: &Table) -> OpenError {
-        let Refusal { text, remedy } = fit::untold(self.config.source.mark, table, None);
+        let Incompatibility { text, remedy } =
+            compatibility::untold(self.config.source.mark, table, None);
         OpenError::Halt {
             reason: text,
             remedy,
@@ -85,7 +86,7 @@ impl Opening<'_> {
 /// Waits until nobody is left who holds the table's lock now: what they committed before the slot is visible then.
 ///
 /// One that goes on writing for longer commits behind the slot, which brings its rows.
-async fn wait_for_writers(sql: &postgres::Session, table: &Table) -> Result<(), OpenError> {
+async fn wait_for_writers(sql: &postgres::SqlConnection, table: &Table) -> Result<(), OpenError> {
     let failed = |failure: PollError| OpenError::Source(SourceError::Polling(failure));
     let mut locks = Locks::prepare(sql, &table.layout.sql_name())
         .await

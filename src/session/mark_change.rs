@@ -2,15 +2,15 @@
 
 use tracing::{info, warn};
 
-use super::{OpenError, Opening};
-use crate::check::fit::{Refusal, mark_name};
+use super::{OpenError, SessionBuilder};
+use crate::check::compatibility::{Incompatibility, mark_name};
 use crate::inspect::Table;
-use crate::mark::Tenure;
+use crate::mark::FencingToken;
 use crate::mark_change::{self, Carried, CarryError, Change};
 use crate::state::{OutboxState, StateTable};
 use crate::status::State;
 
-impl Opening<'_> {
+impl SessionBuilder<'_> {
     /// Records the mark, once it knows what the former one knew.
     ///
     /// Errors: `Halt` where nothing can tell the new mark which rows were sent.
@@ -18,7 +18,7 @@ impl Opening<'_> {
         &self,
         table: &Table,
         states: &StateTable<'_>,
-        tenure: &Tenure,
+        tenure: &FencingToken,
         state: &OutboxState,
     ) -> Result<(), OpenError> {
         let (client, source) = (states.client, &self.config.source);
@@ -51,7 +51,7 @@ impl Opening<'_> {
                     other => other.into(),
                 })?;
             }
-            Change::Refuse(Refusal { text, remedy }) => {
+            Change::Refuse(Incompatibility { text, remedy }) => {
                 return Err(OpenError::Halt {
                     reason: text,
                     remedy,

@@ -1,6 +1,6 @@
 //! Rows to replay come before all others, with what stands ahead of them in the table.
 
-use super::{OpenError, Opening, lease_key};
+use super::{OpenError, SessionBuilder, lease_key};
 use crate::config::Mark;
 use crate::core::Recorded;
 use crate::hold::{self, Due, ReplayOrder};
@@ -23,11 +23,11 @@ pub(super) fn settled(marks: &Marks, recorded: &Recorded, state: &OutboxState) -
     }
 }
 
-impl Opening<'_> {
+impl SessionBuilder<'_> {
     /// The source of a session that replays; nothing where nothing waits for it.
     pub(super) async fn replay(
         &self,
-        sql: &postgres::Session,
+        sql: &postgres::SqlConnection,
         table: &Table,
         settled: Option<RangeSet>,
         generation: i32,

@@ -2,8 +2,8 @@
 
 use tracing::{error, info, warn};
 
-use super::{OpenError, Opening, connect, insert_position, refused, slot_wait};
-use crate::check::{self, fit::Refusal};
+use super::{OpenError, SessionBuilder, connect, insert_position, refused, slot_wait};
+use crate::check::{self, compatibility::Incompatibility};
 use crate::config::{Mark, Mode, OnLostSlot, ReplicationConfig};
 use crate::inspect::Table;
 use crate::migrate::{self, Creates};
@@ -20,16 +20,16 @@ use crate::status::{OPENING, State};
 pub enum Passage {
     Clear,
     /// The slot stands before changes that it can't decode: their publication did not exist then.
-    Barred,
+    MissingPublication,
 }
 
-impl Opening<'_> {
+impl SessionBuilder<'_> {
     /// Creates publication and slot where nothing was ever read through them; finds out whether they were lost.
     ///
     /// Errors: `SlotLost` once it is recorded that the table has to be read: the next opening makes what is missing.
     pub(super) async fn prepare_slot(
         &self,
-        sql: &postgres::Session,
+        sql: &postgres::SqlConnection,
         states: &StateTable<'_>,
         state: &OutboxState,
     ) -> Result<(), OpenError> {
@@ -69,7 +69,7 @@ impl Opening<'_> {
         };
         match lost {
             Some(reason) => Err(self.lose(states, reason).await?),
-            None if self.passage == Passage::Barred => self.bypass(sql, states).await,
+            None if self.passage == Passage::MissingPublication => self.bypass(sql, states).await,
             None => self.remember(states, state, &facts).await,
         }
     }
@@ -78,7 +78,7 @@ impl Opening<'_> {
     fn refuse_others(&self, facts: &Facts) -> Result<(), OpenError> {
         let refusals = names::refusals_of(facts, &self.config.source)?;
         match refusals.into_iter().next() {
-            Some(Refusal { text, remedy }) => Err(OpenError::Halt {
+            Some(Incompatibility { text, remedy }) => Err(OpenError::Halt {
                 reason: text,
                 remedy,
             }),
@@ -90,7 +90,7 @@ impl Opening<'_> {
     /// records need.
     pub(super) async fn check_publication(
         &self,
-        sql: &postgres::Session,
+        sql: &postgres::SqlConnection,
         table: &Table,
     ) -> Result<(), OpenError> {
         if self.config.source.mode == Mode::Polling {
@@ -145,7 +145,7 @@ impl Opening<'_> {
             states.set_slot(slot, publication).await?;
         }
         states.forget_dropped_slots(slot).await?;
-        for Refusal { text, remedy } in names::leftovers(facts, slot) {
+        for Incompatibility { text, remedy } in names::leftovers(facts, slot) {
             warn!(reason = text, remedy, "a slot that nobody reads keeps WAL");
         }
         Ok(())
@@ -193,7 +193,11 @@ impl Opening<'_> {
         Ok(OpenError::SlotLost { reason })
     }
 
-    async fn fitness(&self, sql: &postgres::Session, slot: &Slot) -> Result<Fitness, OpenError> {
+    async fn fitness(
+        &self,
+        sql: &postgres::SqlConnection,
+        slot: &Slot,
+    ) -> Result<Fitness, OpenError> {
         let query = "SELECT pg_catalog.current_database()::text";
         let row = sql.client.query_one(query, &[]).await;
         let row = row.map_err(|source| OpenError::Postgres {
@@ -206,7 +210,7 @@ impl Opening<'_> {
     /// Makes what is missing; an invalid slot goes first, for the table is read after this.
     async fn create(
         &self,
-        sql: &postgres::Session,
+        sql: &postgres::SqlConnection,
         fitness: Option<Fitness>,
     ) -> Result<(), OpenError> {
         let name = &self.config.source.replication.slot;
@@ -225,7 +229,7 @@ impl Opening<'_> {
         }
         // The server's words name no role.
         match check::role_obstacle(&sql.client, name).await {
-            Ok(Some(Refusal { text, remedy })) => Err(OpenError::Halt {
+            Ok(Some(Incompatibility { text, remedy })) => Err(OpenError::Halt {
                 reason: text,
                 remedy,
             }),
@@ -237,7 +241,7 @@ impl Opening<'_> {
     /// rows don't say when a row was sent.
     pub(super) async fn leave_to_the_table(
         &mut self,
-        sql: &postgres::Session,
+        sql: &postgres::SqlConnection,
         states: &StateTable<'_>,
     ) -> Result<(), OpenError> {
         let source = &self.config.source;
@@ -248,22 +252,22 @@ impl Opening<'_> {
         if source.mode == Mode::Polling {
             return Ok(states.note_polled().await?);
         }
-        if self.legacy.impassable.is_none() && states.was_polled().await? {
+        if self.legacy.undecodable_commit_lsn.is_none() && states.was_polled().await? {
             states.set_caught_up(false).await?;
-            self.legacy.impassable = Some(insert_position(sql).await?);
+            self.legacy.undecodable_commit_lsn = Some(insert_position(sql).await?);
         }
         Ok(())
     }
 
     /// Moves the slot behind what it can't send or was published from the table, once the table was read beyond it.
     pub(super) async fn pass(&mut self, states: &StateTable<'_>) -> Result<(), OpenError> {
-        let Some(commit_lsn) = self.legacy.impassable else {
+        let Some(commit_lsn) = self.legacy.undecodable_commit_lsn else {
             return Ok(());
         };
         let session = connect(&self.options, "slot").await?;
         let name = &self.config.source.replication.slot;
         slot::advance(&session.client, name, Lsn(commit_lsn.0 + 1)).await?;
-        self.legacy.impassable = None;
+        self.legacy.undecodable_commit_lsn = None;
         states.forget_polled().await?;
         info!(slot = name, position = %commit_lsn, "the slot has passed what was read from the table in its place");
         Ok(())
@@ -291,7 +295,7 @@ impl Opening<'_> {
     /// Goes around changes that the slot can't decode: past them, and what stands in the table is read from there.
     async fn bypass(
         &self,
-        sql: &postgres::Session,
+        sql: &postgres::SqlConnection,
         states: &StateTable<'_>,
     ) -> Result<(), OpenError> {
         let replication = &self.config.source.replication;
@@ -334,7 +338,7 @@ impl Opening<'_> {
     }
 }
 
-async fn backend(sql: &postgres::Session) -> Result<i32, OpenError> {
+async fn backend(sql: &postgres::SqlConnection) -> Result<i32, OpenError> {
     let row = sql
         .client
         .query_one("SELECT pg_catalog.pg_backend_pid()", &[])

@@ -87,7 +87,7 @@ pub(super) async fn tell(
 }
 
 async fn look(
-    session: &mut Option<postgres::Session>,
+    session: &mut Option<postgres::SqlConnection>,
     options: &ConnectOptions,
     pid: i32,
 ) -> Result<Option<Writers>, OpenError> {

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use tokio_postgres::Client;
 use tracing::info;
 
-use super::known::KnownOutbox;
-use super::{OpenError, Opening, connect};
+use super::identity_check::KnownOutbox;
+use super::{OpenError, SessionBuilder, connect};
 use crate::check;
-use crate::check::fit::{self, Order, Refusal};
+use crate::check::compatibility::{self, Incompatibility, Order};
 use crate::config::{CatchUpFrom, Mark, Mode, Start};
 use crate::inspect::Table;
 use crate::mark::Marks;
@@ -20,7 +20,7 @@ use crate::source::replication::pgoutput::Described;
 use crate::source::{LAG_BYTES_MAX, SlotMover, Source, SourceError};
 use crate::state::StateTable;
 
-impl Opening<'_> {
+impl SessionBuilder<'_> {
     pub(super) async fn source(
         &mut self,
         table: &Table,
@@ -57,7 +57,7 @@ impl Opening<'_> {
         }
         let slot = &self.config.source.replication.slot;
         match check::sender_obstacle(client, slot).await {
-            Ok(Some(Refusal { text, remedy })) => OpenError::NoSender {
+            Ok(Some(Incompatibility { text, remedy })) => OpenError::NoSender {
                 reason: text,
                 remedy,
             },
@@ -82,7 +82,7 @@ impl Opening<'_> {
     /// What orders the rows that stand in the table.
     pub(super) fn order(&self, table: &Table) -> Order<'_> {
         let source = &self.config.source;
-        fit::order(source.mark, source.order_column.as_deref(), table)
+        compatibility::order(source.mark, source.order_column.as_deref(), table)
     }
 
     /// The slot that is moved while the table is read in its place.
@@ -105,7 +105,7 @@ impl Opening<'_> {
             batch_rows: source.polling.batch_rows,
             value_bytes_max: crate::kafka::record_bytes_max(&self.config.kafka),
             interval: source.polling.interval,
-            caught_up: match (self.legacy.impassable, self.moves_slot()) {
+            caught_up: match (self.legacy.undecodable_commit_lsn, self.moves_slot()) {
                 // A row that stands in no order must not become visible only later.
                 _ if self.order(table) == Order::Untold => CaughtUp::WithTheWriters,
                 (Some(_), _) => CaughtUp::WithTheWriters,
@@ -172,7 +172,7 @@ fn ordering(order: Order<'_>, mark: Mark, table: &Table, start: Option<Start>) -
         (Order::Column(column), _) => Ordering::By(column.to_owned()),
         (Order::Numbers, Some(seq)) => Ordering::By(seq.clone()),
         (Order::Numbers | Order::Untold, _) => {
-            let Refusal { text, remedy } = fit::untold(mark, table, start);
+            let Incompatibility { text, remedy } = compatibility::untold(mark, table, start);
             Ordering::Untold(format!("{text}; {remedy}").into())
         }
     }

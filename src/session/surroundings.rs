@@ -1,13 +1,13 @@
 //! What stands between a relay and PostgreSQL, or leaves it too little room: refused before anything is looked at.
 
 use super::OpenError;
-use crate::check::{self, fit::Refusal};
+use crate::check::{self, compatibility::Incompatibility};
 use crate::config::SourceConfig;
 use crate::postgres;
 
 /// Refuses a pooler, behind which sessions are not our own, and limits that leave too few of them.
 pub(super) async fn refuse(
-    session: &postgres::Session,
+    session: &postgres::SqlConnection,
     source: &SourceConfig,
 ) -> Result<(), OpenError> {
     let look = async {
@@ -21,7 +21,7 @@ pub(super) async fn refuse(
         purpose: "its settings",
         source: source.into(),
     })? {
-        Some(Refusal { text, remedy }) => Err(OpenError::Halt {
+        Some(Incompatibility { text, remedy }) => Err(OpenError::Halt {
             reason: text,
             remedy,
         }),

@@ -1,9 +1,9 @@
 //! The state tables and the slot, with each statement's effect as its SQL says it.
 
 use crate::core::{Aggregate, Followers, HeldAggregate, Help, Recorded, TopicHold};
-use crate::hold::{Keep, ReplayOrder, What, Whole};
+use crate::hold::{CopyPolicy, HoldCheckpoint, ReplayOrder, What};
 use crate::lease::LeaseRow;
-use crate::mark::Tenure;
+use crate::mark::FencingToken;
 use crate::mark::ledger::{Checkpoint, Head, Ledger, numbers_of};
 use crate::outbox::{Lsn, OutboxRow, RowId};
 use crate::ranges::RangeSet;
@@ -96,7 +96,7 @@ pub struct Database {
 }
 
 impl Database {
-    pub fn holds_lease(&self, tenure: &Tenure) -> bool {
+    pub fn holds_lease(&self, tenure: &FencingToken) -> bool {
         let lease = self.lease.as_ref();
         lease.is_some_and(|row| row.epoch == tenure.epoch && !row.released)
     }
@@ -144,7 +144,7 @@ impl Database {
     }
 
     /// `Ledger::load`, with the numbers below the sequence's start.
-    pub fn load_ledger(&self, tenure: Tenure, first: i64, skipped: RangeSet) -> Ledger {
+    pub fn load_ledger(&self, tenure: FencingToken, first: i64, skipped: RangeSet) -> Ledger {
         let mut heads: Vec<Head> = Vec::new();
         for row in &self.ledger {
             let head = heads.iter_mut().find(|head| head.segment == row.segment);
@@ -183,15 +183,16 @@ impl Database {
     }
 
     /// `Keep::keep`: the rows to be kept whole.
-    pub fn keep(&mut self, keep: &Keep, server: &Server) {
+    pub fn keep(&mut self, keep: &HoldCheckpoint, server: &Server) {
         for row in &keep.kept {
             let seq = row.row.seq;
             let stands = seq.is_some_and(|seq| {
                 let event = server.rows.get(&seq);
                 event.is_some_and(|event| event.id == event::id_of(&row.row))
             });
-            let is_kept =
-                row.is_dead || keep.whole == Whole::All || keep.whole == Whole::Missing && !stands;
+            let is_kept = row.is_dead
+                || keep.whole == CopyPolicy::All
+                || keep.whole == CopyPolicy::Missing && !stands;
             if !is_kept {
                 continue;
             }
@@ -224,7 +225,7 @@ impl Database {
     }
 
     /// `Keep::block`: the entries that hold rows.
-    pub fn block(&mut self, keep: &Keep) {
+    pub fn block(&mut self, keep: &HoldCheckpoint) {
         for entry in &keep.entries {
             let fresh = Blocked {
                 what: entry.what.clone(),

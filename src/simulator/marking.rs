@@ -8,12 +8,12 @@ use super::mutations::Mutation;
 use super::row_marks::{RowMark, RowMarking};
 use super::session::End;
 use super::world::{World, tell};
-use crate::core::{Aside, Delivered};
-use crate::hold::{Keep, Whole};
-use crate::mark::Tenure;
+use crate::core::{Delivered, HeldRow};
+use crate::hold::{CopyPolicy, HoldCheckpoint};
+use crate::mark::FencingToken;
 use crate::mark::ledger::Checkpoint;
 use crate::relay::Phase;
-use crate::relay::keeping::{record, whole};
+use crate::relay::hold_writer::{record, whole};
 
 /// A mark under way.
 pub struct Marking {
@@ -43,9 +43,9 @@ impl Work {
 }
 
 /// Recording what was put aside, under way.
-pub struct Keeping {
-    pub asides: Vec<Aside>,
-    keep: Keep,
+pub struct HoldWriter {
+    pub asides: Vec<HeldRow>,
+    keep: HoldCheckpoint,
     pub is_answered: bool,
     reply: Option<Reply>,
 }
@@ -75,7 +75,7 @@ impl World {
         let rows = match is_again {
             true => std::mem::take(&mut session.owing),
             false if process.core.unmarked() == 0 || !is_due => return,
-            false => process.core.take_delivered(crate::core::Extent::All),
+            false => process.core.take_delivered(crate::core::MarkSelection::All),
         };
         let work = match &session.ledger {
             Some(ledger) => {
@@ -186,7 +186,7 @@ impl World {
     }
 
     /// Every statement checks the lease itself.
-    pub fn may_write(&mut self, tenure: &Tenure) -> bool {
+    pub fn may_write(&mut self, tenure: &FencingToken) -> bool {
         let holds = self.database.holds_lease(tenure);
         let writes = holds || self.mutation == Mutation::LeaseUnchecked;
         if writes && !holds {
@@ -205,12 +205,12 @@ impl World {
             return;
         }
         let asides = process.core.take_aside();
-        let keep = Keep {
+        let keep = HoldCheckpoint {
             tenure: session.tenure.clone(),
             generation: 1,
             layout: layout(),
             whole: match session.phase {
-                Phase::Replay(_) => Whole::All,
+                Phase::Replay(_) => CopyPolicy::All,
                 _ => whole(session.mark, session.is_stream()),
             },
             entries: Vec::new(),
@@ -218,7 +218,7 @@ impl World {
             mark: None,
         };
         let keep = record(keep, &asides, &session.rows, process.core.held());
-        session.keeping = Some(Keeping {
+        session.keeping = Some(HoldWriter {
             asides,
             keep,
             is_answered: false,

@@ -11,7 +11,7 @@ use crate::config::CatchUpFrom;
 use crate::mark::ledger::Ledger;
 use crate::outbox::Lsn;
 use crate::ranges::RangeSet;
-use crate::source::holes::{Arrivals, Death, Holes, LockReading, Plan, VirtualTransaction};
+use crate::source::holes::{Arrivals, Holes, LockReading, Plan, RollbackProof, VirtualTransaction};
 use crate::source::polling::CaughtUp;
 use crate::source::{Batch, Boundary};
 
@@ -40,7 +40,7 @@ impl Turns {
     pub fn new(first: i64, ledger: Option<&Ledger>, says: CaughtUp) -> Self {
         let top = ledger.map_or(0, Ledger::highest).max(first - 1);
         let settled = ledger.map(Ledger::settled).unwrap_or_default();
-        let mut holes = Holes::new(Death::OnLocks);
+        let mut holes = Holes::new(RollbackProof::OnLocks);
         holes.note(settled.gaps(first..=top).collect());
         Self {
             first,

@@ -10,7 +10,7 @@ use super::polling::Turns;
 use super::schedule::{Mode, Setting};
 use super::session::{End, Session};
 use super::world::{World, tell};
-use crate::core::{Core, Delivered, Faults, Settling, Window};
+use crate::core::{Core, Delivered, Faults, ReleaseOn, Window};
 use crate::hold::Replayed;
 use crate::lease::Standby;
 use crate::publish::{SessionEnd, Ticket};
@@ -131,8 +131,8 @@ fn core(setting: &Setting) -> Core {
         bytes_max: 10_000,
     };
     let settling = match setting.has_marks() {
-        true => Settling::OnMark,
-        false => Settling::OnConfirmation,
+        true => ReleaseOn::OnMark,
+        false => ReleaseOn::OnConfirmation,
     };
     let faults = Faults {
         policy: setting.policy,

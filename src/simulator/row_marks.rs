@@ -8,13 +8,13 @@ use super::mutations::Mutation;
 use super::world::{World, tell};
 use crate::config::Mark;
 use crate::core::{Delivered, RowFacts};
-use crate::mark::Tenure;
+use crate::mark::FencingToken;
 use crate::mark::evidence::{Snapshot, Unmarked, judge};
 use crate::outbox::{Lsn, Origin, OutboxRow};
 
 /// One `UPDATE` or `DELETE`.
 pub struct RowMark {
-    pub tenure: Tenure,
+    pub tenure: FencingToken,
     pub rows: Vec<Delivered>,
     /// What is recorded beside: the marks, and this position; nothing where no stream brings the rows again.
     pub resolved: Option<Lsn>,

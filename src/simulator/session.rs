@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use super::event::{Event, id_of};
-use super::marking::{Keeping, Late, Marking};
+use super::marking::{HoldWriter, Late, Marking};
 use super::mutations::Mutation;
 use super::polling::Turns;
 use super::schedule::Mode;
@@ -15,18 +15,18 @@ use crate::config::{CatchUpFrom, Mark};
 use crate::core::Delivered;
 use crate::encode::Rejection;
 use crate::hold::{ReplayOrder, Replayed, merge};
-use crate::mark::Tenure;
+use crate::mark::FencingToken;
 use crate::mark::evidence::Record;
 use crate::mark::ledger::Ledger;
 use crate::outbox::{Lsn, OutboxRow};
 use crate::publish::Ticket;
 use crate::ranges::RangeSet;
-use crate::relay::intake::Intake;
+use crate::relay::batch_cursor::BatchCursor;
 use crate::relay::paid::Paid;
 use crate::relay::{Phase, ReadBefore};
 use crate::session::CatchUp;
 use crate::source::Batch;
-use crate::source::holes::{Death, Holes};
+use crate::source::holes::{Holes, RollbackProof};
 use crate::source::polling::{CaughtUp, RowsAhead};
 
 /// Rows that one session replays.
@@ -63,7 +63,7 @@ pub enum End {
 
 /// One session of one relay.
 pub struct Session {
-    pub tenure: Tenure,
+    pub tenure: FencingToken,
     pub connection: u64,
     pub phase: Phase,
     pub mark: Mark,
@@ -82,11 +82,11 @@ pub struct Session {
     pub candidates: Option<(Vec<Event>, Lsn)>,
     pub source: Source,
     pub batches: VecDeque<Batch>,
-    pub intake: Intake<Result<Arc<str>, Rejection>>,
+    pub intake: BatchCursor<Result<Arc<str>, Rejection>>,
     /// Rows that were put aside and are not recorded.
     pub rows: HashMap<Ticket, OutboxRow>,
     pub marking: Option<Marking>,
-    pub keeping: Option<Keeping>,
+    pub keeping: Option<HoldWriter>,
     pub holes: Holes,
     pub highest: i64,
     pub top: i64,
@@ -190,7 +190,7 @@ impl World {
                 self.grant_replay(other);
             }
         }
-        let tenure = Tenure {
+        let tenure = FencingToken {
             outbox: "public.outbox".to_owned(),
             epoch,
         };
@@ -216,7 +216,7 @@ impl World {
         }
     }
 
-    fn open(&mut self, relay: usize, tenure: Tenure) {
+    fn open(&mut self, relay: usize, tenure: FencingToken) {
         self.record_legacy(relay);
         self.leave_to_the_table(relay);
         if self.relays[relay].mode == Mode::Stream && !self.prepare_slot() {
@@ -287,11 +287,11 @@ impl World {
             candidates: None,
             source,
             batches: given.into_iter().collect(),
-            intake: Intake::default(),
+            intake: BatchCursor::default(),
             rows: HashMap::new(),
             marking: None,
             keeping: None,
-            holes: Holes::new(Death::NeedsPassage),
+            holes: Holes::new(RollbackProof::NeedsPassage),
             highest: self.setting.first - 1,
             top: 0,
             confirm: 0,

@@ -42,7 +42,7 @@ pub enum Arrivals {
 
 /// What proves that a number will never be a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Death {
+pub enum RollbackProof {
     /// The table alone: no holder is left and one last look-up finds nothing.
     OnLocks,
     /// Besides, the stream has passed the WAL position read when no holder was left. Nothing is looked up before: the stream
@@ -93,12 +93,12 @@ enum Waits {
 #[derive(Clone, Debug)]
 pub struct Holes {
     groups: Vec<Group>,
-    death: Death,
+    death: RollbackProof,
 }
 
 impl Holes {
     /// No holes yet.
-    pub const fn new(death: Death) -> Self {
+    pub const fn new(death: RollbackProof) -> Self {
         Self {
             groups: Vec::new(),
             death,
@@ -139,7 +139,7 @@ impl Holes {
     /// It does not count as the first look-up, and nothing dies of it.
     pub fn plan_without_locks(&self) -> Plan {
         let mut plan = Plan::default();
-        if self.death == Death::OnLocks {
+        if self.death == RollbackProof::OnLocks {
             plan.look_up = self.numbers();
         }
         plan
@@ -152,8 +152,8 @@ impl Holes {
         let mut plan = Plan::default();
         for group in &mut self.groups {
             let step = match self.death {
-                Death::OnLocks => group.advance(reading, arrivals),
-                Death::NeedsPassage => group.advance_to_passage(reading, passed),
+                RollbackProof::OnLocks => group.advance(reading, arrivals),
+                RollbackProof::NeedsPassage => group.advance_to_passage(reading, passed),
             };
             if step != Step::Rest {
                 plan.look_up.extend(&group.numbers);

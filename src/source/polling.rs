@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Batch;
 use crate::outbox::{Layout, RowId};
-use crate::postgres::{PostgresError, Session};
+use crate::postgres::{PostgresError, SqlConnection};
 use crate::ranges::RangeSet;
 
 pub use ahead::{RowsAhead, read_ahead};
@@ -35,7 +35,7 @@ pub use unsent::{InVain, Ordering, Unsent, UnsentMark, poll_unsent};
 /// What both kinds of polling need.
 pub struct Polling {
     /// A connection of its own, with the settings of [`postgres::connect`](crate::postgres::connect).
-    pub session: Session,
+    pub session: SqlConnection,
     pub layout: Arc<Layout>,
     /// The name that the state tables know the table by.
     pub outbox: String,
@@ -120,7 +120,7 @@ impl std::fmt::Display for TopRow {
 impl PollError {
     /// Explains a statement's failure by the connection's end, where it has ended.
     pub(in crate::source) async fn check<T>(
-        session: &Session,
+        session: &SqlConnection,
         what: &'static str,
         result: Result<T, tokio_postgres::Error>,
     ) -> Result<T, Self> {

@@ -21,9 +21,9 @@ use tracing::{debug, error};
 use super::{Batch, Boundary, SourceError, Task};
 use crate::outbox::Lsn;
 use crate::postgres::{Class, ConnectOptions, PostgresError};
-use gathered::{Gathered, Outcome};
+use gathered::{ChangeOutcome, Gathered};
 use pgoutput::{Change, DecodeError, Decoder, Described, Update};
-use wire::{Frame, Haste, ReplicationConnection, Reply, WalReader, WalWriter};
+use wire::{Frame, ReadMode, ReplicationConnection, Reply, WalReader, WalWriter};
 
 /// After this long without a message from us the server ends the connection; a start-up parameter.
 const WAL_SENDER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -224,8 +224,8 @@ impl Streaming {
                 let batch = self.stream.gathered.take();
                 let worth = HAND_OVER_ROW.saturating_mul(batch.rows.len() as u32);
                 let at_most = match self.haste() {
-                    Haste::Late => HAND_OVER_LATE,
-                    Haste::Prompt => HAND_OVER_EVERY,
+                    ReadMode::CatchUp => HAND_OVER_LATE,
+                    ReadMode::Prompt => HAND_OVER_EVERY,
                 };
                 self.due_at = Instant::now() + worth.min(at_most);
                 permit.send(batch);
@@ -278,11 +278,11 @@ impl Streaming {
         Ok(())
     }
 
-    fn haste(&self) -> Haste {
+    fn haste(&self) -> ReadMode {
         let since_commit = self.sent_at.duration_since(self.committed_at);
         match since_commit {
-            Ok(since) if since >= LATE => Haste::Late,
-            _ => Haste::Prompt,
+            Ok(since) if since >= LATE => ReadMode::CatchUp,
+            _ => ReadMode::Prompt,
         }
     }
 
@@ -317,7 +317,7 @@ impl Streaming {
 
     fn update(&mut self, update: Update) {
         let outcome = self.stream.gathered.update(update);
-        if outcome == Outcome::TooLate && !std::mem::replace(&mut self.is_late, true) {
+        if outcome == ChangeOutcome::TooLate && !std::mem::replace(&mut self.is_late, true) {
             let commit_lsn = self.stream.decoder.open_transaction().unwrap_or_default();
             error!(
                 %commit_lsn,

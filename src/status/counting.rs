@@ -10,7 +10,7 @@ use tracing::debug;
 use super::{StatusCell, database};
 use crate::config::SourceConfig;
 use crate::lease::LeaseState;
-use crate::postgres::{self, Session};
+use crate::postgres::{self, SqlConnection};
 use crate::telemetry::chain;
 
 const EVERY: Duration = Duration::from_secs(5);
@@ -49,10 +49,10 @@ impl Counting {
 
 /// Counts once; gives the connection back while it lives.
 async fn count(
-    session: Option<Session>,
+    session: Option<SqlConnection>,
     source: &SourceConfig,
     status: &StatusCell,
-) -> Option<Session> {
+) -> Option<SqlConnection> {
     let session = match session.filter(|session| !session.client.is_closed()) {
         Some(session) => session,
         None => connect(source).await?,
@@ -68,7 +68,7 @@ async fn count(
     Some(session)
 }
 
-async fn connect(source: &SourceConfig) -> Option<Session> {
+async fn connect(source: &SourceConfig) -> Option<SqlConnection> {
     let options = source.url.options().ok()?;
     let connected = postgres::connect(&options, "lag").await;
     let session = connected

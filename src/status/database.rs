@@ -11,7 +11,7 @@ use crate::config::{Mark, Mode, SourceConfig};
 use crate::inspect::{InspectError, inspect};
 use crate::names;
 use crate::outbox::Layout;
-use crate::postgres::{self, Session};
+use crate::postgres::{self, SqlConnection};
 use crate::retention;
 use crate::session::lease_key;
 use crate::telemetry::chain;
@@ -67,7 +67,7 @@ pub async fn ask(source: &SourceConfig, no_relay: &str) -> Result<Status, Status
 }
 
 async fn read(
-    session: &Session,
+    session: &SqlConnection,
     source: &SourceConfig,
     status: &mut Status,
 ) -> Result<bool, tokio_postgres::Error> {

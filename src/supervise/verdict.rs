@@ -14,7 +14,7 @@ use crate::telemetry::chain;
 
 /// What the supervisor does after a session ended or could not be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum NextStep {
     Stop,
     /// Open the next session at once.
     Again,
@@ -28,34 +28,34 @@ pub(super) enum Verdict {
     Halt,
 }
 
-pub(super) fn verdict(attempt: &Attempt, mark: Mark) -> Verdict {
+pub(super) fn verdict(attempt: &Attempt, mark: Mark) -> NextStep {
     match attempt {
-        Attempt::NoProducer(_) => Verdict::Retry,
+        Attempt::NoProducer(_) => NextStep::Retry,
         Attempt::Ended(end) => match end {
-            End::Stopped => Verdict::Stop,
+            End::Stopped => NextStep::Stop,
             End::Source(failure) => of_source(failure, mark),
             // The keeper may not have noticed yet: a pause keeps us from asking it in a circle.
-            End::Deposed | End::PostgresStops | End::Mark(_) | End::Producer(_) => Verdict::Retry,
-            End::Halt(_) => Verdict::Halt,
+            End::Deposed | End::PostgresStops | End::Mark(_) | End::Producer(_) => NextStep::Retry,
+            End::Halt(_) => NextStep::Halt,
             End::Reread(_)
             | End::Released(_)
             | End::Moved(_)
             | End::Renumbered(_)
             | End::CaughtUp
-            | End::Replayed(_) => Verdict::Again,
+            | End::Replayed(_) => NextStep::Again,
         },
         Attempt::NotOpened(failure) => match failure {
             OpenError::Source(failure) => of_source(failure, mark),
             OpenError::Postgres { source, .. } => of_class(source.class()),
-            OpenError::SlotLost { .. } => Verdict::Again,
-            OpenError::Slot(SlotError::Active { .. }) => Verdict::AwaitSlot,
-            OpenError::Slot(_) => Class::behind(failure).map_or(Verdict::Retry, of_class),
+            OpenError::SlotLost { .. } => NextStep::Again,
+            OpenError::Slot(SlotError::Active { .. }) => NextStep::AwaitSlot,
+            OpenError::Slot(_) => Class::behind(failure).map_or(NextStep::Retry, of_class),
             OpenError::Halt { .. }
             | OpenError::Rewound { .. }
             | OpenError::Encode(_)
-            | OpenError::Missing(_) => Verdict::Halt,
+            | OpenError::Missing(_) => NextStep::Halt,
             OpenError::Migrate(_) | OpenError::Names(_) | OpenError::Inspect { .. } => {
-                Class::behind(failure).map_or(Verdict::Halt, of_class)
+                Class::behind(failure).map_or(NextStep::Halt, of_class)
             }
             OpenError::Url(_)
             | OpenError::NoSender { .. }
@@ -64,38 +64,38 @@ pub(super) fn verdict(attempt: &Attempt, mark: Mark) -> Verdict {
             | OpenError::State(_)
             | OpenError::Rename(_)
             | OpenError::Carry(_)
-            | OpenError::Mark(_) => Verdict::Retry,
+            | OpenError::Mark(_) => NextStep::Retry,
         },
     }
 }
 
-fn of_source(failure: &SourceError, mark: Mark) -> Verdict {
+fn of_source(failure: &SourceError, mark: Mark) -> NextStep {
     match failure {
-        SourceError::Replication(ReplicationError::Parked) => Verdict::AwaitRoom,
+        SourceError::Replication(ReplicationError::Parked) => NextStep::AwaitRoom,
         SourceError::Replication(
             ReplicationError::Start { source, .. } | ReplicationError::Stream(source),
         ) => match source.class() {
             // The next opening looks at slot and publication itself, and knows what they are good for.
-            Class::Missing => Verdict::Retry,
+            Class::Missing => NextStep::Retry,
             class => of_class(class),
         },
         SourceError::Replication(ReplicationError::Decode(DecodeError::OtherColumns)) => {
-            Verdict::Again
+            NextStep::Again
         }
         // Without a mark nobody knows which rows of the table were sent.
         SourceError::Replication(ReplicationError::CannotSend { .. }) if mark == Mark::None => {
-            Verdict::Halt
+            NextStep::Halt
         }
-        SourceError::Replication(ReplicationError::CannotSend { .. }) => Verdict::Again,
-        SourceError::Replication(ReplicationError::Decode(_)) => Verdict::Halt,
+        SourceError::Replication(ReplicationError::CannotSend { .. }) => NextStep::Again,
+        SourceError::Replication(ReplicationError::Decode(_)) => NextStep::Halt,
         SourceError::Replication(
             ReplicationError::Silent | ReplicationError::Ended | ReplicationError::Thread(_),
-        ) => Verdict::Retry,
+        ) => NextStep::Retry,
         // The next opening looks at the slot itself.
-        SourceError::Slot(_) => Verdict::Retry,
-        SourceError::Polling(PollError::NoOrder | PollError::Untold(_)) => Verdict::Halt,
-        SourceError::Polling(PollError::TableChanged) => Verdict::Again,
-        SourceError::Polling(_) | SourceError::Ended => Verdict::Retry,
+        SourceError::Slot(_) => NextStep::Retry,
+        SourceError::Polling(PollError::NoOrder | PollError::Untold(_)) => NextStep::Halt,
+        SourceError::Polling(PollError::TableChanged) => NextStep::Again,
+        SourceError::Polling(_) | SourceError::Ended => NextStep::Retry,
     }
 }
 
@@ -111,17 +111,17 @@ pub(super) fn lacks_publication(failure: &SourceError) -> bool {
     failure.sqlstate == "42704" && failure.routine == "get_publication_oid"
 }
 
-fn of_class(class: Class) -> Verdict {
+fn of_class(class: Class) -> NextStep {
     match class {
-        Class::SlotInUse => Verdict::AwaitSlot,
-        Class::Configuration | Class::Missing => Verdict::Halt,
+        Class::SlotInUse => NextStep::AwaitSlot,
+        Class::Configuration | Class::Missing => NextStep::Halt,
         Class::Authentication
         | Class::Permission
         | Class::Lost
         | Class::Shutdown
         | Class::TooManyConnections
         | Class::Unsendable
-        | Class::Other => Verdict::Retry,
+        | Class::Other => NextStep::Retry,
     }
 }
 

@@ -13,12 +13,12 @@ use crate::ranges::RangeSet;
 const SEGMENTS_MAX: usize = 4;
 
 /// A segment of a generation.
-pub(super) type Place = (i32, i64);
+pub(super) type SegmentKey = (i32, i64);
 
 /// What was sent of the segments that were asked for last.
 #[derive(Debug, Default)]
 pub(super) struct Recent {
-    sent: BTreeMap<Place, RangeSet>,
+    sent: BTreeMap<SegmentKey, RangeSet>,
 }
 
 impl Recent {
@@ -27,7 +27,7 @@ impl Recent {
         &mut self,
         client: &Client,
         outbox: &str,
-        wanted: &BTreeSet<Place>,
+        wanted: &BTreeSet<SegmentKey>,
     ) -> Result<(), MarkError> {
         if wanted.iter().all(|place| self.sent.contains_key(place)) {
             return Ok(());
@@ -56,7 +56,7 @@ impl Recent {
     }
 
     /// Forgets a segment of which more was sent, or which was closed.
-    pub(super) fn forget(&mut self, place: Place) {
+    pub(super) fn forget(&mut self, place: SegmentKey) {
         self.sent.remove(&place);
     }
 }

@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 
 use super::{number_sql, numbers_of};
 use crate::core::Delivered;
-use crate::mark::{MarkError, Tenure};
+use crate::mark::{FencingToken, MarkError};
 use crate::outbox::Lsn;
 use crate::ranges::RangeSet;
 
@@ -107,7 +107,7 @@ impl CheckpointRow {
 /// The rows of the ledger that one checkpoint writes.
 #[derive(Debug)]
 pub struct Checkpoint {
-    pub(crate) tenure: Tenure,
+    pub(crate) tenure: FencingToken,
     pub(crate) generation: i32,
     pub(crate) segments: BTreeMap<i64, CheckpointRow>,
 }
@@ -130,7 +130,7 @@ impl Checkpoint {
         let high_lsn: Vec<_> = rows.iter().map(|row| row.high_lsn.to_string()).collect();
         let last_seq: Vec<_> = rows.iter().map(|row| row.last_seq).collect();
         let last_id: Vec<_> = rows.iter().map(|row| row.last_id.as_str()).collect();
-        let Tenure { outbox, epoch } = &self.tenure;
+        let FencingToken { outbox, epoch } = &self.tenure;
         let written = client
             .execute(
                 &sql,
@@ -160,7 +160,7 @@ impl Checkpoint {
 ///
 /// The `DELETE` checks the epoch, the `INSERT` reads only what it returned: a compactor that lost
 /// its lease changes nothing, and no checkpoint can fall between the two.
-pub async fn compact(client: &Client, tenure: &Tenure) -> Result<u64, MarkError> {
+pub async fn compact(client: &Client, tenure: &FencingToken) -> Result<u64, MarkError> {
     let sql = format!(
         "WITH {LEASE}, crowded AS (\
            SELECT generation, segment FROM outboxd.ledger WHERE outbox = $1 \
@@ -194,7 +194,7 @@ fn slices(numbers: RangeInclusive<i64>) -> impl Iterator<Item = RangeInclusive<i
 /// The comparison of one segment with the table, before it is closed.
 #[derive(Debug)]
 pub struct Audit {
-    pub(super) tenure: Tenure,
+    pub(super) tenure: FencingToken,
     pub(super) generation: i32,
     pub segment: i64,
     pub(super) table: String,
@@ -246,7 +246,7 @@ impl Audit {
             "WITH {LEASE} UPDATE outboxd.ledger l SET closed = true FROM lease \
              WHERE l.outbox = $1 AND l.generation = $3 AND l.segment = $4"
         );
-        let Tenure { outbox, epoch } = &self.tenure;
+        let FencingToken { outbox, epoch } = &self.tenure;
         client
             .execute(&sql, &[outbox, epoch, &self.generation, &self.segment])
             .await

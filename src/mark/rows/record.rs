@@ -10,7 +10,7 @@ use super::sql::Sql;
 use crate::core::Delivered;
 use crate::mark::evidence::Record;
 use crate::mark::ledger::LEASE;
-use crate::mark::{MarkError, Tenure};
+use crate::mark::{FencingToken, MarkError};
 use crate::outbox::{Lsn, Origin, RowId};
 use crate::ranges::RangeSet;
 
@@ -64,7 +64,7 @@ pub async fn load(client: &Client, outbox: &str) -> Result<(Record, Owed), MarkE
 /// Records rows that no mark reached: those that are gone, and those whose mark is owed.
 pub(super) async fn note(
     client: &Client,
-    tenure: &Tenure,
+    tenure: &FencingToken,
     sql: &Sql,
     (gone, owed): (&[Delivered], &[Delivered]),
     resolved: Lsn,
@@ -111,7 +111,7 @@ pub(super) async fn note(
 }
 
 /// Records that no mark is owed any more.
-pub(super) async fn pay(client: &Client, tenure: &Tenure) -> Result<(), MarkError> {
+pub(super) async fn pay(client: &Client, tenure: &FencingToken) -> Result<(), MarkError> {
     let statement = format!(
         "WITH {LEASE} UPDATE outboxd.marked m SET owed_ids = NULL, owed_seqs = NULL, owed_xids = NULL FROM lease \
          WHERE m.outbox = $1 AND m.owed_ids IS NOT NULL"

@@ -14,7 +14,7 @@ use super::record;
 use super::sql::{self, Batch, Recording, Sql};
 use crate::core::Delivered;
 use crate::mark::evidence::{Snapshot, Unmarked, judge};
-use crate::mark::{MarkError, Outcome, Refusal, Tenure};
+use crate::mark::{FencingToken, MarkError, MarkOutcome, RefusedMark};
 use crate::postgres::{Class, PostgresError};
 
 /// What may fail before the rest of the rows is left for later: halving finds some rows at fault among thousands.
@@ -27,7 +27,7 @@ const LOCK_FAILURE: u32 = 8;
 /// One `UPDATE` or `DELETE` of rows.
 #[derive(Debug)]
 pub struct RowStatement {
-    pub(super) tenure: Tenure,
+    pub(super) tenure: FencingToken,
     pub(super) sql: Arc<Sql>,
     pub(super) rows: Vec<Delivered>,
     pub(super) recording: Recording,
@@ -69,8 +69,8 @@ impl RowStatement {
             .mark(&Batch::of(&self.rows, &self.sql), self.recording)
     }
 
-    pub(crate) async fn run(&self, client: &Client) -> Result<Outcome, MarkError> {
-        let mut outcome = Outcome::default();
+    pub(crate) async fn run(&self, client: &Client) -> Result<MarkOutcome, MarkError> {
+        let mut outcome = MarkOutcome::default();
         let mut parts = vec![self.rows.as_slice()];
         let mut failures = 0;
         let mut unreached = Vec::new();
@@ -86,7 +86,7 @@ impl RowStatement {
                 Reach::Passing => return Err(MarkError::Sql { what, source }),
                 Reach::AllRows => return Err(MarkError::Denied { source }),
                 Reach::SomeRows if is_alone => {
-                    let refusal = Refusal::new(&part[0], source.to_string());
+                    let refusal = RefusedMark::new(&part[0], source.to_string());
                     outcome.refused.push(refusal);
                     0
                 }
@@ -134,7 +134,7 @@ impl RowStatement {
     async fn name_aggregates(
         &self,
         client: &Client,
-        outcome: &mut Outcome,
+        outcome: &mut MarkOutcome,
     ) -> Result<(), MarkError> {
         if outcome.refused.is_empty() {
             return Ok(());
@@ -163,7 +163,7 @@ impl RowStatement {
         &self,
         client: &Client,
         rows: &[Delivered],
-        outcome: &mut Outcome,
+        outcome: &mut MarkOutcome,
     ) -> Result<(), MarkError> {
         let is_complete = self.change(client, rows).await? == rows.len() as u64;
         if is_complete && self.was_looked_at.load(Ordering::Relaxed) {
@@ -191,7 +191,7 @@ impl RowStatement {
                 Unmarked::Gone => unmarked.push(row.clone()),
                 // It became visible after the marks.
                 Unmarked::Refused if !stood.contains(&key) => waiting.push(row.clone()),
-                Unmarked::Refused => outcome.refused.push(Refusal::new(row, NOTHING_CHANGES)),
+                Unmarked::Refused => outcome.refused.push(RefusedMark::new(row, NOTHING_CHANGES)),
                 Unmarked::Waits(origin) => waiting.push(Delivered {
                     origin,
                     ..row.clone()
@@ -213,7 +213,7 @@ impl RowStatement {
 
     /// Runs the statement; returns how many rows it marked.
     async fn change(&self, client: &Client, rows: &[Delivered]) -> Result<u64, MarkError> {
-        let Tenure { outbox, epoch } = &self.tenure;
+        let FencingToken { outbox, epoch } = &self.tenure;
         let batch = Batch::of(rows, &self.sql);
         let high_lsn = rows.iter().map(|row| row.lsn).max().unwrap_or_default();
         let (high_lsn, resolved) = match self.recording {

@@ -26,7 +26,7 @@ const MARKS: [Mark; 4] = [Mark::Ledger, Mark::SentAt, Mark::Delete, Mark::None];
 fn every_word_in_braces_is_filled_in_for_every_mode_and_mark() {
     for mode in [Mode::Replication, Mode::Polling] {
         for mark in MARKS {
-            for step in steps(&names(mode, mark), &Standing::default()).unwrap() {
+            for step in steps(&names(mode, mark), &ExistingObjects::default()).unwrap() {
                 let left = step
                     .sql
                     .split('{')
@@ -46,7 +46,7 @@ fn every_word_in_braces_is_filled_in_for_every_mode_and_mark() {
 #[test]
 fn the_publication_comes_before_the_slot_and_polling_has_neither() {
     let parts = |mode| {
-        let steps = steps(&names(mode, Mark::Ledger), &Standing::default()).unwrap();
+        let steps = steps(&names(mode, Mark::Ledger), &ExistingObjects::default()).unwrap();
         steps.iter().map(|step| step.part).collect::<Vec<Part>>()
     };
     let replication = parts(Mode::Replication);
@@ -59,7 +59,7 @@ fn the_publication_comes_before_the_slot_and_polling_has_neither() {
 #[test]
 fn only_the_mark_that_needs_it_gets_more_than_select() {
     let sql = |mark| {
-        let steps = steps(&names(Mode::Polling, mark), &Standing::default()).unwrap();
+        let steps = steps(&names(Mode::Polling, mark), &ExistingObjects::default()).unwrap();
         let sql: Vec<String> = steps.into_iter().map(|step| step.sql).collect();
         sql.join("\n")
     };
@@ -70,7 +70,7 @@ fn only_the_mark_that_needs_it_gets_more_than_select() {
     assert!(sql(Mark::Delete).contains("GRANT DELETE"));
     let mut names = names(Mode::Polling, Mark::Ledger);
     names.removes = true;
-    let steps = steps(&names, &Standing::default()).unwrap();
+    let steps = steps(&names, &ExistingObjects::default()).unwrap();
     assert!(steps.iter().any(|step| step.sql.contains("GRANT DELETE")));
 }
 
@@ -79,7 +79,7 @@ fn a_table_with_columns_of_other_names_is_never_created() {
     for mark in MARKS {
         let mut names = names(Mode::Replication, mark);
         names.columns = mapped(&[("id", "event \"id\""), ("seq", "No"), ("sent_at", "Gone")]);
-        let steps = steps(&names, &Standing::default()).unwrap();
+        let steps = steps(&names, &ExistingObjects::default()).unwrap();
         let is_ours = |step: &Step| matches!(step.part, Part::Table | Part::Function);
         assert!(!steps.iter().any(is_ours));
         let sql: Vec<String> = steps.into_iter().map(|step| step.sql).collect();

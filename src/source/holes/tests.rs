@@ -61,7 +61,7 @@ impl Poller {
         Self {
             flaw,
             top: 0,
-            holes: Holes::new(Death::OnLocks),
+            holes: Holes::new(RollbackProof::OnLocks),
             fresh: RangeSet::new(),
             published: Vec::new(),
             dead: RangeSet::new(),
@@ -278,9 +278,9 @@ fn streamed(seed: u64, needs_passage: bool) -> (usize, usize) {
     let mut rng = Rng::with_seed(seed);
     let mut server = Server::new(1, Habits::default());
     let death = if needs_passage {
-        Death::NeedsPassage
+        RollbackProof::NeedsPassage
     } else {
-        Death::OnLocks
+        RollbackProof::OnLocks
     };
     let mut holes = Holes::new(death);
     let (mut sent, mut lost, mut finds) = (RangeSet::new(), RangeSet::new(), RangeSet::new());
@@ -377,7 +377,7 @@ fn range(first: i64, last: i64) -> RangeSet {
 
 #[test]
 fn groups_that_wait_for_the_same_holders_are_one_group() {
-    let mut holes = Holes::new(Death::OnLocks);
+    let mut holes = Holes::new(RollbackProof::OnLocks);
     holes.note(range(1, 1_000_000));
     let both = [("3/1", Some(10)), ("4/1", Some(10))];
     assert_eq!(
@@ -392,7 +392,7 @@ fn groups_that_wait_for_the_same_holders_are_one_group() {
 
 #[test]
 fn a_running_holder_is_not_looked_up_again() {
-    let mut holes = Holes::new(Death::OnLocks);
+    let mut holes = Holes::new(RollbackProof::OnLocks);
     holes.note(range(1, 9));
     holes.plan(&reading(&[("3/1", Some(10))]), Arrivals::Rows, Lsn(0));
     let again = holes.plan(&reading(&[("3/1", Some(10))]), Arrivals::Rows, Lsn(0));
@@ -401,7 +401,7 @@ fn a_running_holder_is_not_looked_up_again() {
 
 #[test]
 fn a_doubtful_holder_is_looked_up_while_rows_arrive() {
-    let mut holes = Holes::new(Death::OnLocks);
+    let mut holes = Holes::new(RollbackProof::OnLocks);
     holes.note(range(1, 9));
     let locks = reading(&[("3/1", Some(9))]);
     holes.plan(&locks, Arrivals::Rows, Lsn(0));
@@ -417,7 +417,7 @@ fn a_doubtful_holder_is_looked_up_while_rows_arrive() {
 
 #[test]
 fn what_the_last_look_up_finds_is_not_dead() {
-    let mut holes = Holes::new(Death::OnLocks);
+    let mut holes = Holes::new(RollbackProof::OnLocks);
     holes.note(range(1, 9));
     holes.plan(&reading(&[]), Arrivals::Rows, Lsn(0));
     let plan = holes.plan(&reading(&[]), Arrivals::Nothing, Lsn(0));
@@ -429,7 +429,7 @@ fn what_the_last_look_up_finds_is_not_dead() {
 
 #[test]
 fn a_turn_without_locks_kills_nothing() {
-    let mut holes = Holes::new(Death::OnLocks);
+    let mut holes = Holes::new(RollbackProof::OnLocks);
     holes.note(range(1, 9));
     let plan = holes.plan_without_locks();
     assert_eq!(plan.look_up, range(1, 9));

@@ -11,7 +11,7 @@ use super::PollError;
 use super::rows::RawColumn;
 use crate::inspect::select_those;
 use crate::outbox::{Column, Field, Layout, Lsn, Origin, OutboxRow};
-use crate::postgres::{Class, Session};
+use crate::postgres::{Class, SqlConnection};
 
 /// Reads single rows of a table that has numbers.
 pub(super) struct Apart {
@@ -38,7 +38,7 @@ impl Apart {
     /// The number of the row that so many stand before, from a number upwards.
     pub(super) async fn number_at(
         &self,
-        session: &Session,
+        session: &SqlConnection,
         from: i64,
         place: usize,
     ) -> Result<Option<i64>, PollError> {
@@ -54,7 +54,7 @@ impl Apart {
     /// The row of a number, as far as it can be read.
     pub(super) async fn row(
         &self,
-        session: &Session,
+        session: &SqlConnection,
         number: i64,
     ) -> Result<Option<OutboxRow>, PollError> {
         let condition = format!("{} = ({number})::int8", self.seq()?);
@@ -72,7 +72,7 @@ pub(super) fn is_unsendable(error: &PollError) -> bool {
 ///
 /// The row's `lsn` is not known yet.
 pub(super) async fn read(
-    session: &Session,
+    session: &SqlConnection,
     layout: &Layout,
     table: &str,
     condition: &str,
@@ -118,7 +118,7 @@ fn sql(column: &Column, from: &str, condition: &str, value_bytes_max: usize) -> 
 
 /// Reads one column, `None` where the row is gone.
 async fn field(
-    session: &Session,
+    session: &SqlConnection,
     sql: &str,
     value_bytes_max: usize,
     bytes: &mut BytesMut,

@@ -10,7 +10,7 @@ use tracing::debug;
 
 use super::PollError;
 use crate::outbox::Lsn;
-use crate::postgres::Session;
+use crate::postgres::SqlConnection;
 
 /// The first pause between two looks at the flush position; later ones double.
 const PAUSE_MIN: Duration = Duration::from_millis(1);
@@ -57,13 +57,13 @@ pub(super) struct Gate {
 
 /// Where the log stood.
 #[derive(Clone, Copy)]
-pub(super) struct Standing {
+pub(super) struct WalPosition {
     insert: Lsn,
     flushed: Lsn,
 }
 
 impl Gate {
-    pub(super) async fn prepare(session: &Session, outbox: &str) -> Result<Self, PollError> {
+    pub(super) async fn prepare(session: &SqlConnection, outbox: &str) -> Result<Self, PollError> {
         let what = "read the size of WAL pages";
         let query = "SELECT pg_catalog.current_setting('wal_block_size')::int8, \
              pg_catalog.pg_size_bytes(pg_catalog.current_setting('wal_segment_size'))";
@@ -92,7 +92,7 @@ impl Gate {
     /// Lets the server flush at once what nobody waits for: it would take up to two rounds of its writer, 0.4 s. Not for an
     /// open transaction, which flushes nothing before it ends.
     /// Cancel-safe: yes.
-    pub(super) async fn pass(&self, session: &Session) -> Result<Lsn, PollError> {
+    pub(super) async fn pass(&self, session: &SqlConnection) -> Result<Lsn, PollError> {
         let standing = self.look(session).await?;
         if standing.flushed < self.geometry.flushed_at(standing.insert) {
             let flushed = session.client.execute(&self.flush, &[&self.outbox]).await;
@@ -102,11 +102,11 @@ impl Gate {
     }
 
     /// Where the log stands: every row that an earlier statement saw was committed before.
-    pub(super) async fn look(&self, session: &Session) -> Result<Standing, PollError> {
+    pub(super) async fn look(&self, session: &SqlConnection) -> Result<WalPosition, PollError> {
         let row = session.client.query_one(&self.position, &[]).await;
         let row = PollError::check(session, "read the WAL positions", row).await?;
         let lsn = |column| Lsn(u64::from(row.get::<_, PgLsn>(column)));
-        Ok(Standing {
+        Ok(WalPosition {
             insert: lsn(0),
             flushed: lsn(1),
         })
@@ -117,10 +117,10 @@ impl Gate {
     /// Cancel-safe: yes.
     pub(super) async fn wait(
         &self,
-        session: &Session,
-        standing: Standing,
+        session: &SqlConnection,
+        standing: WalPosition,
     ) -> Result<Lsn, PollError> {
-        let Standing {
+        let WalPosition {
             insert,
             mut flushed,
         } = standing;

@@ -10,7 +10,7 @@ use tracing::warn;
 
 use super::PollError;
 use crate::outbox::Lsn;
-use crate::postgres::Session;
+use crate::postgres::SqlConnection;
 use crate::source::holes::{Holes, LockReading, Snapshot, VirtualTransaction, Xid};
 
 /// The least time between two readings.
@@ -65,7 +65,7 @@ pub struct Locks {
 }
 
 impl Locks {
-    pub async fn prepare(session: &Session, table: &str) -> Result<Self, PollError> {
+    pub async fn prepare(session: &SqlConnection, table: &str) -> Result<Self, PollError> {
         let oid = session
             .client
             .query_one("SELECT $1::text::regclass::oid", &[&table])
@@ -92,7 +92,7 @@ impl Locks {
         self.last.map_or(Duration::ZERO, |(_, cost)| cost)
     }
 
-    pub async fn read(&mut self, session: &Session) -> Result<LockReading, PollError> {
+    pub async fn read(&mut self, session: &SqlConnection) -> Result<LockReading, PollError> {
         let began = Instant::now();
         let rows = session.client.query(&self.statement, &[&self.table]).await;
         let rows = PollError::check(session, "read the locks", rows).await?;

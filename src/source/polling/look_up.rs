@@ -11,7 +11,7 @@ use tokio_postgres::types::ToSql;
 use super::PollError;
 use super::statement::{prepare, stream};
 use crate::outbox::Layout;
-use crate::postgres::Session;
+use crate::postgres::SqlConnection;
 use crate::ranges::RangeSet;
 use crate::source::holes::Snapshot;
 
@@ -31,7 +31,7 @@ pub(in crate::source) struct LookUp {
 
 impl LookUp {
     pub(in crate::source) async fn prepare(
-        session: &Session,
+        session: &SqlConnection,
         layout: &Layout,
         table: &str,
     ) -> Result<Self, PollError> {
@@ -58,7 +58,7 @@ impl LookUp {
     /// Asks in one statement, hence in one snapshot.
     pub(in crate::source) async fn ask(
         &mut self,
-        session: &Session,
+        session: &SqlConnection,
         numbers: &RangeSet,
     ) -> Result<(RangeSet, Snapshot), PollError> {
         let (mut found, mut seen) = (RangeSet::new(), Snapshot::default());

@@ -13,7 +13,7 @@ use tokio_postgres::{Row, RowStream};
 use super::{PollError, apart};
 use crate::inspect::Selection;
 use crate::outbox::{Field, Layout, Lsn, Origin, OutboxRow};
-use crate::postgres::Session;
+use crate::postgres::SqlConnection;
 
 /// Bytes of rows that one statement's result may hold in memory.
 pub(super) const PAGE_BYTES: usize = 4 << 20;
@@ -97,7 +97,7 @@ impl RowReader {
     /// The rows' `lsn` is not known yet.
     pub(super) async fn read(
         &mut self,
-        session: &Session,
+        session: &SqlConnection,
         stream: RowStream,
         is_wanted: impl Fn(&OutboxRow) -> bool,
     ) -> Result<Page, PollError> {

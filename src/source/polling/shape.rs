@@ -5,7 +5,7 @@ use tokio_postgres::Statement;
 use super::PollError;
 use super::statement::prepare;
 use crate::inspect::SHAPE;
-use crate::postgres::Session;
+use crate::postgres::SqlConnection;
 
 pub(super) struct Shape {
     oid: u32,
@@ -15,7 +15,7 @@ pub(super) struct Shape {
 
 impl Shape {
     pub(super) async fn prepare(
-        session: &Session,
+        session: &SqlConnection,
         oid: u32,
         expected: String,
     ) -> Result<Self, PollError> {
@@ -29,7 +29,7 @@ impl Shape {
     /// Vouches for rows that were read before: their columns were what they are now, and what they were expected to be.
     ///
     /// Errors: `TableChanged`; the rows may have been read in the wrong way, a number as text, say.
-    pub(super) async fn check(&self, session: &Session) -> Result<(), PollError> {
+    pub(super) async fn check(&self, session: &SqlConnection) -> Result<(), PollError> {
         let row = session
             .client
             .query_one(&self.statement, &[&self.oid])

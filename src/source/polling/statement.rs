@@ -4,7 +4,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{RowStream, Statement};
 
 use super::PollError;
-use crate::postgres::Session;
+use crate::postgres::SqlConnection;
 
 /// The plans must not depend on statistics, which a new or emptied outbox has none of: every statement here is an index scan
 /// in the index's order. Costs that are high on purpose must not start workers.
@@ -12,7 +12,7 @@ pub(in crate::source) const PLANNER: &str = "\
     SET enable_bitmapscan = off; SET enable_sort = off; SET max_parallel_workers_per_gather = 0";
 
 pub(in crate::source) async fn prepare(
-    session: &Session,
+    session: &SqlConnection,
     query: &str,
 ) -> Result<Statement, PollError> {
     let statement = session.client.prepare(query).await;
@@ -21,7 +21,7 @@ pub(in crate::source) async fn prepare(
 
 /// Starts a statement whose rows are read one by one.
 pub(in crate::source) async fn stream<const N: usize>(
-    session: &Session,
+    session: &SqlConnection,
     statement: &Statement,
     params: [&(dyn ToSql + Sync); N],
 ) -> Result<RowStream, PollError> {

@@ -21,14 +21,14 @@ use super::writers::Writers;
 use super::{Ended, Known, Next, PollError, Polling, TopRow, send};
 use crate::inspect::{Selection, select_column, select_columns};
 use crate::outbox::{Layout, Lsn, OutboxRow, RowId};
-use crate::postgres::Session;
+use crate::postgres::SqlConnection;
 use crate::ranges::RangeSet;
-use crate::source::holes::{Arrivals, Death, Holes, Plan};
+use crate::source::holes::{Arrivals, Holes, Plan, RollbackProof};
 use crate::source::{Batch, Boundary};
 
 /// The turns over one connection, and what they have learned.
 pub(super) struct Turns {
-    session: Session,
+    session: SqlConnection,
     batch_rows: usize,
     statements: Statements,
     rows: RowReader,
@@ -73,7 +73,7 @@ impl Turns {
         } = polling;
         let settings = session.client.batch_execute(PLANNER).await;
         PollError::check(&session, "set the planner up", settings).await?;
-        let mut holes = Holes::new(Death::OnLocks);
+        let mut holes = Holes::new(RollbackProof::OnLocks);
         if let Some(top) = known.top {
             holes.note(known.settled.gaps(known.first..=top).collect());
         }
@@ -337,7 +337,7 @@ impl Turns {
 
 impl Statements {
     async fn prepare(
-        session: &Session,
+        session: &SqlConnection,
         layout: &Layout,
         table: &str,
         selection: &Selection,

@@ -25,7 +25,7 @@ use super::writers::Writers;
 use super::{Ended, Next, PollError, Polling, jittered, send, until_stopped};
 use crate::inspect::{Selection, select_columns};
 use crate::outbox::{Layout, OutboxRow, RowId};
-use crate::postgres::Session;
+use crate::postgres::SqlConnection;
 use crate::source::Batch;
 use crate::state::Skipped;
 
@@ -82,7 +82,7 @@ pub enum UnsentMark {
 }
 
 struct Turns {
-    session: Session,
+    session: SqlConnection,
     rows: RowReader,
     shape: Shape,
     gate: Gate,
@@ -112,7 +112,7 @@ struct Statements {
 }
 
 impl Statements {
-    async fn prepare(session: &Session, query: &Query) -> Result<Self, PollError> {
+    async fn prepare(session: &SqlConnection, query: &Query) -> Result<Self, PollError> {
         let limited = |look| format!("{} LIMIT $1::int8", query.rows(look));
         Ok(Self {
             all: prepare(session, &limited(Look::AtAll)).await?,

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::locks::Locks;
 use super::{PollError, UnsentMark};
 use crate::outbox::Layout;
-use crate::postgres::Session;
+use crate::postgres::SqlConnection;
 use crate::source::holes::VirtualTransaction;
 use crate::state::Skipped;
 
@@ -46,7 +46,7 @@ pub(super) struct Unskipped {
 impl Unskipped {
     /// `None` where none of the skipped rows stands any more.
     pub(super) async fn prepare(
-        session: &Session,
+        session: &SqlConnection,
         layout: &Layout,
         order: &str,
         skipped: &Skipped,
@@ -82,7 +82,7 @@ impl Unskipped {
     /// What the next turn looks at.
     ///
     /// Who commits before the locks are read is seen by the look that follows.
-    pub(super) async fn look(&mut self, session: &Session) -> Result<Look, PollError> {
+    pub(super) async fn look(&mut self, session: &SqlConnection) -> Result<Look, PollError> {
         let is_over = self.left.as_ref().is_some_and(BTreeSet::is_empty);
         if !is_over && (self.left.is_none() || self.locks.is_due()) {
             let holders = self.locks.read(session).await?.holders;

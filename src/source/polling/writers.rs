@@ -11,7 +11,7 @@ use tokio_postgres::types::PgLsn;
 use super::locks::Locks;
 use super::{CaughtUp, PollError};
 use crate::outbox::Lsn;
-use crate::postgres::Session;
+use crate::postgres::SqlConnection;
 use crate::source::holes::VirtualTransaction;
 
 pub(super) struct Writers {
@@ -31,7 +31,7 @@ struct Round {
 
 impl Writers {
     pub(super) async fn prepare(
-        session: &Session,
+        session: &SqlConnection,
         table: &str,
         says: CaughtUp,
     ) -> Result<Self, PollError> {
@@ -50,7 +50,7 @@ impl Writers {
     ///
     /// It stays the same until [`passed`](Self::passed). A transaction that is prepared meanwhile counts as ended: its
     /// commit comes later than the position was read.
-    pub(super) async fn look(&mut self, session: &Session) -> Result<Option<Lsn>, PollError> {
+    pub(super) async fn look(&mut self, session: &SqlConnection) -> Result<Option<Lsn>, PollError> {
         if self.says == CaughtUp::WithTheTable {
             return Ok(None);
         }
@@ -66,7 +66,7 @@ impl Writers {
         Ok(round.map(|round| round.position))
     }
 
-    async fn look_at_locks(&mut self, session: &Session) -> Result<(), PollError> {
+    async fn look_at_locks(&mut self, session: &SqlConnection) -> Result<(), PollError> {
         let Some(round) = &mut self.round else {
             // Before the locks: who writes a commit from now on is among them.
             let position = self.flushed(session).await?;
@@ -87,7 +87,7 @@ impl Writers {
         Ok(())
     }
 
-    async fn flushed(&self, session: &Session) -> Result<Lsn, PollError> {
+    async fn flushed(&self, session: &SqlConnection) -> Result<Lsn, PollError> {
         let row = session.client.query_one(&self.position, &[]).await;
         let row = PollError::check(session, "read the flush position", row).await?;
         Ok(Lsn(u64::from(row.get::<_, PgLsn>(0))))

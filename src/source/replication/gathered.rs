@@ -18,7 +18,7 @@ pub(super) const BYTES_MAX: usize = 1 << 20;
 
 /// What became of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(super) enum ChangeOutcome {
     /// The row is now what the change made of it.
     Applied,
     /// It is of a row that was committed before.
@@ -93,13 +93,13 @@ impl Gathered {
     }
 
     /// Puts a change into its row, if that one is of the open transaction and in hand.
-    pub(super) fn update(&mut self, update: Update) -> Outcome {
+    pub(super) fn update(&mut self, update: Update) -> ChangeOutcome {
         let Some(place) = self.place_of(&update) else {
             let number = update.seq().unwrap_or(0);
             let is_gone = |(low, high): (i64, i64)| low <= number && number <= high;
             return match self.gone.is_some_and(is_gone) {
-                true => Outcome::TooLate,
-                false => Outcome::OfAnother,
+                true => ChangeOutcome::TooLate,
+                false => ChangeOutcome::OfAnother,
             };
         };
         let row = &mut self.batch.rows[place];
@@ -109,7 +109,7 @@ impl Gathered {
         if let Some(index) = &mut self.index {
             index.places.insert(key_hash(row, &index.keys), place);
         }
-        Outcome::Applied
+        ChangeOutcome::Applied
     }
 
     fn place_of(&mut self, update: &Update) -> Option<usize> {

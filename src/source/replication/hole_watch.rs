@@ -3,9 +3,9 @@
 //! Reads only; what is missed stands in the table unsent until it is read from there.
 
 use crate::outbox::Layout;
-use crate::postgres::Session;
+use crate::postgres::SqlConnection;
 use crate::ranges::RangeSet;
-use crate::source::holes::{Arrivals, Death, Holes};
+use crate::source::holes::{Arrivals, Holes, RollbackProof};
 use crate::source::polling::PollError;
 use crate::source::polling::locks::Locks;
 use crate::source::polling::look_up::LookUp;
@@ -15,7 +15,7 @@ use super::missed::{Judgement, Missed, Progress, insert_position};
 
 /// Judges the holes that the stream leaves behind, over a connection of its own.
 pub struct HoleWatch {
-    session: Session,
+    session: SqlConnection,
     first: i64,
     /// The highest number that the table held when it was asked last: the numbers from the stream's highest up to it
     /// are a hole like any other.
@@ -28,7 +28,11 @@ pub struct HoleWatch {
 
 impl HoleWatch {
     /// Prepares for one table; `first` is the lowest number of its sequence.
-    pub async fn prepare(session: Session, layout: &Layout, first: i64) -> Result<Self, PollError> {
+    pub async fn prepare(
+        session: SqlConnection,
+        layout: &Layout,
+        first: i64,
+    ) -> Result<Self, PollError> {
         let table = layout.sql_name();
         let settings = session.client.batch_execute(PLANNER).await;
         PollError::check(&session, "set the planner up", settings).await?;
@@ -39,7 +43,7 @@ impl HoleWatch {
             first,
             highest: i64::MIN,
             highest_sql: format!("SELECT max({})::int8 FROM {table}", layout.names.sql("seq")),
-            holes: Holes::new(Death::NeedsPassage),
+            holes: Holes::new(RollbackProof::NeedsPassage),
         })
     }
 
@@ -85,7 +89,7 @@ impl HoleWatch {
         !self.holes.is_empty()
     }
 
-    pub(super) fn session(&self) -> &Session {
+    pub(super) fn session(&self) -> &SqlConnection {
         &self.session
     }
 }

@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 
 use crate::outbox::{Lsn, RowId};
-use crate::postgres::Session;
+use crate::postgres::SqlConnection;
 use crate::ranges::RangeSet;
 use crate::source::polling::PollError;
 
@@ -99,7 +99,7 @@ impl Watch {
 }
 
 /// Reads the position behind every commit that an earlier statement saw.
-pub(super) async fn insert_position(session: &Session) -> Result<Lsn, PollError> {
+pub(super) async fn insert_position(session: &SqlConnection) -> Result<Lsn, PollError> {
     let query = "SELECT pg_catalog.pg_current_wal_insert_lsn()::text";
     let row = session.client.query_one(query, &[]).await;
     let row = PollError::check(session, "read the insert position", row).await?;

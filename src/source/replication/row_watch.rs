@@ -10,7 +10,7 @@ use tokio_postgres::types::ToSql;
 
 use crate::config::Mark;
 use crate::outbox::{Layout, Lsn, RowId};
-use crate::postgres::Session;
+use crate::postgres::SqlConnection;
 use crate::source::polling::PollError;
 use crate::state::OutboxState;
 
@@ -21,7 +21,7 @@ const ROWS_MAX: i64 = 1_000;
 
 /// Looks for unmarked rows, over a connection of its own.
 pub struct RowWatch {
-    session: Session,
+    session: SqlConnection,
     unmarked_sql: String,
     still_sql: String,
     outbox: String,
@@ -33,7 +33,7 @@ pub struct RowWatch {
 impl RowWatch {
     /// Prepares for one table and the column that orders its rows.
     pub fn prepare(
-        session: Session,
+        session: SqlConnection,
         layout: &Layout,
         mark: Mark,
         order_column: Option<&str>,
@@ -139,7 +139,7 @@ impl RowWatch {
         self.candidates.is_some()
     }
 
-    pub(super) fn session(&self) -> &Session {
+    pub(super) fn session(&self) -> &SqlConnection {
         &self.session
     }
 }

@@ -9,8 +9,8 @@
 pub mod exercise;
 mod framing;
 mod handshake;
+mod oversize;
 mod pace;
-mod skim;
 mod stream;
 
 use std::time::{Duration, Instant};
@@ -21,12 +21,12 @@ use postgres_protocol::message::frontend;
 
 use crate::outbox::Lsn;
 use crate::postgres::{Attempt, ConnectOptions, PostgresError, ServerError};
-use framing::{Reader, Writer};
+use framing::{FrameReader, Writer};
 use handshake::Channel;
 use pace::{NEAR, Pace, WINDOW_BYTES, WINDOW_BYTES_MIN};
 
-pub use pace::Haste;
-pub(in crate::source::replication) use skim::LEFT_OUT;
+pub(in crate::source::replication) use oversize::LEFT_OUT;
+pub use pace::ReadMode;
 pub use stream::{Frame, Reply, WalReader, WalWriter, finish};
 
 /// How long a command may take that does not wait for other transactions.
@@ -41,7 +41,7 @@ const COPY_BOTH_RESPONSE_TAG: u8 = b'W';
 
 /// A connection to a walsender that takes commands.
 pub struct ReplicationConnection {
-    reader: Reader,
+    reader: FrameReader,
     writer: Writer,
     attempt: Attempt,
     process_id: i32,
@@ -111,7 +111,7 @@ impl ReplicationConnection {
         };
         let (read, write) = socket.into_split();
         let mut connection = Self {
-            reader: Reader::new(read),
+            reader: FrameReader::new(read),
             writer: Writer::new(write),
             attempt: attempt.clone(),
             process_id: 0,

@@ -48,7 +48,7 @@ impl Stream {
         stream
     }
 
-    fn take(&mut self, message: bytes::BytesMut) -> Option<Outcome> {
+    fn take(&mut self, message: bytes::BytesMut) -> Option<ChangeOutcome> {
         match self.decoder.decode(message).unwrap() {
             Change::Begin { .. } => self.gathered.begin(),
             Change::Commit { end_lsn, .. } => self.gathered.boundary(end_lsn),
@@ -80,7 +80,7 @@ fn a_change_by_its_own_transaction_belongs_to_a_row() {
     stream.take(insert(&values("a", "", "first", 1)));
     stream.take(insert(&values("b", "1", "other", 2)));
     let outcome = stream.take(update(None, &values("a", "1", "second", 1)));
-    assert_eq!(outcome, Some(Outcome::Applied));
+    assert_eq!(outcome, Some(ChangeOutcome::Applied));
     assert!(!stream.gathered.is_ready(), "its transaction is open");
     // The key changes, and a large value is not repeated.
     let key = [Some(b"a".to_vec()), None, None, None, None, None];
@@ -110,7 +110,7 @@ fn a_change_of_a_row_that_was_committed_before_is_none_of_ours() {
     );
     stream.take(insert(&values("b", "1", "second", 2)));
     let outcome = stream.take(update(None, &values("a", "1", "later", 1)));
-    assert_eq!(outcome, Some(Outcome::OfAnother));
+    assert_eq!(outcome, Some(ChangeOutcome::OfAnother));
     stream.take(commit(600, 640));
     assert_eq!(stream.handed(), [pair("a", "first"), pair("b", "second")]);
 }
@@ -130,9 +130,9 @@ fn rows_wait_for_their_commit_up_to_the_size_of_a_batch() {
     assert!(stream.gathered.is_full() && stream.gathered.is_ready());
     assert_eq!(stream.handed().len(), ROWS_MAX);
     let late = stream.take(update(None, &values("b", "1", "late", 2)));
-    assert_eq!(late, Some(Outcome::TooLate));
+    assert_eq!(late, Some(ChangeOutcome::TooLate));
     let older = stream.take(update(None, &values("a", "1", "older", 1)));
-    assert_eq!(older, Some(Outcome::OfAnother));
+    assert_eq!(older, Some(ChangeOutcome::OfAnother));
     stream.take(insert(&values("z", "1", "last", 9_999)));
     stream.take(update(None, &values("z", "1", "in time", 9_999)));
     stream.take(commit(600, 640));

@@ -7,7 +7,7 @@ use std::io;
 use bytes::BytesMut;
 use postgres_protocol::message::backend::{COPY_DATA_TAG, Header, Message};
 
-use super::skim::Skim;
+use super::oversize::Skim;
 use crate::postgres::{PostgresError, ReadHalf, WriteHalf};
 
 /// Free capacity that a read finds at least.
@@ -22,7 +22,7 @@ const COMMAND_BYTES_MAX: usize = 1 << 20;
 const HEADER_BYTES: usize = 5;
 
 /// The receiving side of a connection.
-pub(super) struct Reader {
+pub(super) struct FrameReader {
     socket: ReadHalf,
     pub(super) arrived: Arrived,
 }
@@ -48,7 +48,7 @@ pub(super) struct Fill {
     pub(super) is_full: bool,
 }
 
-impl Reader {
+impl FrameReader {
     pub(super) fn new(socket: ReadHalf) -> Self {
         Self {
             socket,

@@ -12,7 +12,7 @@ use postgres_protocol::authentication::sasl::{
 use postgres_protocol::message::backend::{AuthenticationSaslBody, Message};
 use postgres_protocol::message::frontend;
 
-use super::framing::{self, Reader};
+use super::framing::{self, FrameReader};
 use super::{ReplicationConnection, server_error};
 use crate::postgres::{
     CLEAR_TEXT, ChannelBinding, ConnectOptions, FORMAT_SETTINGS, METHOD, NO_PASSWORD, NOT_BOUND,
@@ -174,7 +174,7 @@ fn mechanism(
 }
 
 /// The next message that is neither a notice nor an error.
-async fn next(reader: &mut Reader) -> Result<Message, PostgresError> {
+async fn next(reader: &mut FrameReader) -> Result<Message, PostgresError> {
     loop {
         let mut message = reader.message().await?;
         match framing::parse(&mut message)? {

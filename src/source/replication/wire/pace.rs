@@ -39,12 +39,12 @@ pub(super) const NEAR: Duration = Duration::from_millis(5);
 
 /// What the reader is after.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Haste {
+pub enum ReadMode {
     /// Each row as soon as it is there.
     #[default]
     Prompt,
     /// Many rows a second: these are late already.
-    Late,
+    CatchUp,
 }
 
 /// What one read found.
@@ -78,11 +78,11 @@ impl Pace {
     }
 
     /// How long after this read the next one may come.
-    pub(super) fn next_after(&mut self, found: Found, haste: Haste) -> Duration {
+    pub(super) fn next_after(&mut self, found: Found, haste: ReadMode) -> Duration {
         match haste {
-            Haste::Late if self.has_window => self.late(found),
-            Haste::Late if !found.is_full => GATHER_LATE,
-            Haste::Late | Haste::Prompt => prompt(found),
+            ReadMode::CatchUp if self.has_window => self.late(found),
+            ReadMode::CatchUp if !found.is_full => GATHER_LATE,
+            ReadMode::CatchUp | ReadMode::Prompt => prompt(found),
         }
     }
 
@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn a_prompt_reader_waits_only_while_rows_are_dense_and_all_of_them_are_read() {
         let mut pace = Pace::new(true);
-        let mut wait = |bytes, after| pace.next_after(found(bytes, after), Haste::Prompt);
+        let mut wait = |bytes, after| pace.next_after(found(bytes, after), ReadMode::Prompt);
         assert_eq!(wait(300, LONG), Duration::ZERO);
         assert_eq!(wait(300, Duration::from_micros(200)), GATHER_PROMPT);
         assert_eq!(wait(4_000, LONG), GATHER_PROMPT);
@@ -143,16 +143,16 @@ mod tests {
     fn a_late_reader_rests_when_it_has_emptied_a_window_that_was_worth_it() {
         let mut pace = Pace::new(true);
         for _ in 0..3 {
-            assert!(pace.next_after(found(ROOM, LONG), Haste::Late) < REST_MIN);
+            assert!(pace.next_after(found(ROOM, LONG), ReadMode::CatchUp) < REST_MIN);
         }
         assert_eq!(
-            pace.next_after(found(100, LONG), Haste::Late),
+            pace.next_after(found(100, LONG), ReadMode::CatchUp),
             Duration::ZERO
         );
-        pace.next_after(found(ROOM, LONG), Haste::Late);
-        let rest = pace.next_after(found(100, LONG), Haste::Late);
+        pace.next_after(found(ROOM, LONG), ReadMode::CatchUp);
+        let rest = pace.next_after(found(100, LONG), ReadMode::CatchUp);
         assert_eq!(rest, REST_MAX);
-        assert!(pace.next_after(found(100, LONG), Haste::Late) < REST_MIN);
+        assert!(pace.next_after(found(100, LONG), ReadMode::CatchUp) < REST_MIN);
     }
 
     #[test]
@@ -160,9 +160,9 @@ mod tests {
         let mut pace = Pace::new(true);
         let mut cycle = |bytes: usize| {
             for _ in 0..bytes / ROOM {
-                pace.next_after(found(ROOM, LONG), Haste::Late);
+                pace.next_after(found(ROOM, LONG), ReadMode::CatchUp);
             }
-            pace.next_after(found(100, LONG), Haste::Late)
+            pace.next_after(found(100, LONG), ReadMode::CatchUp)
         };
         assert_eq!(cycle(CYCLE_BYTES / 2), REST_MAX);
         let shorter = cycle(CYCLE_BYTES * 2);
@@ -176,22 +176,28 @@ mod tests {
     fn what_was_read_in_time_counts_for_no_rest() {
         let mut pace = Pace::new(true);
         for _ in 0..1_000 {
-            pace.next_after(found(ROOM, LONG), Haste::Prompt);
+            pace.next_after(found(ROOM, LONG), ReadMode::Prompt);
         }
-        assert!(pace.next_after(found(100, LONG), Haste::Late) < REST_MIN);
+        assert!(pace.next_after(found(100, LONG), ReadMode::CatchUp) < REST_MIN);
         for _ in 0..4 {
-            pace.next_after(found(ROOM, LONG), Haste::Late);
+            pace.next_after(found(ROOM, LONG), ReadMode::CatchUp);
         }
-        assert_eq!(pace.next_after(found(100, LONG), Haste::Late), REST_MAX);
+        assert_eq!(
+            pace.next_after(found(100, LONG), ReadMode::CatchUp),
+            REST_MAX
+        );
     }
 
     #[test]
     fn nobody_rests_without_a_window_that_fills() {
         let mut pace = Pace::new(false);
         for _ in 0..10 {
-            pace.next_after(found(ROOM, LONG), Haste::Late);
+            pace.next_after(found(ROOM, LONG), ReadMode::CatchUp);
         }
-        assert_eq!(pace.next_after(found(100, LONG), Haste::Late), GATHER_LATE);
+        assert_eq!(
+            pace.next_after(found(100, LONG), ReadMode::CatchUp),
+            GATHER_LATE
+        );
     }
 
     #[test]
@@ -199,13 +205,13 @@ mod tests {
         let mut pace = Pace::new(true);
         for _ in 0..10 {
             for _ in 0..4 {
-                pace.next_after(found(ROOM, LONG), Haste::Late);
+                pace.next_after(found(ROOM, LONG), ReadMode::CatchUp);
             }
-            pace.next_after(found(100, LONG), Haste::Late);
+            pace.next_after(found(100, LONG), ReadMode::CatchUp);
             assert!(pace.gather >= GATHER_STEP && pace.gather <= GATHER_MAX);
         }
         for _ in 0..1_000 {
-            pace.next_after(found(ROOM, LONG), Haste::Late);
+            pace.next_after(found(ROOM, LONG), ReadMode::CatchUp);
         }
         assert_eq!(pace.gather, Duration::ZERO);
     }

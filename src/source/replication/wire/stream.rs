@@ -12,8 +12,8 @@ use postgres_protocol::message::backend::{
 use postgres_protocol::message::frontend;
 use tokio::time::Instant;
 
-use super::framing::{self, Reader, Writer};
-use super::pace::{Found, Haste, Pace, REST_MIN};
+use super::framing::{self, FrameReader, Writer};
+use super::pace::{Found, Pace, REST_MIN, ReadMode};
 use super::server_error;
 use crate::outbox::Lsn;
 use crate::postgres::PostgresError;
@@ -58,11 +58,11 @@ pub enum Reply {
 
 /// The receiving side of the stream.
 pub struct WalReader {
-    reader: Reader,
+    reader: FrameReader,
     received: Lsn,
     read_at: Instant,
     pace: Pace,
-    haste: Haste,
+    haste: ReadMode,
     /// How long after the last read the next one may come.
     wait: Duration,
     /// The last read left something in the socket.
@@ -70,13 +70,13 @@ pub struct WalReader {
 }
 
 impl WalReader {
-    pub(super) fn new(reader: Reader, pace: Pace) -> Self {
+    pub(super) fn new(reader: FrameReader, pace: Pace) -> Self {
         Self {
             reader,
             received: Lsn(0),
             read_at: Instant::now(),
             pace,
-            haste: Haste::default(),
+            haste: ReadMode::default(),
             wait: Duration::ZERO,
             has_more: false,
         }
@@ -118,7 +118,7 @@ impl WalReader {
     ///
     /// For as long as the server can go on sending, a few milliseconds.
     pub fn gather_until(&mut self, at: Instant) {
-        if self.haste == Haste::Prompt && !self.has_more {
+        if self.haste == ReadMode::Prompt && !self.has_more {
             self.wait = self.wait.max(at.saturating_duration_since(self.read_at));
         }
     }
@@ -129,7 +129,7 @@ impl WalReader {
     }
 
     /// Says what the next reads are after.
-    pub fn set_haste(&mut self, haste: Haste) {
+    pub fn set_haste(&mut self, haste: ReadMode) {
         self.haste = haste;
     }
 
@@ -199,7 +199,7 @@ pub async fn finish(
     flush: Lsn,
     patience: Duration,
 ) -> Result<(), PostgresError> {
-    reader.set_haste(Haste::Prompt);
+    reader.set_haste(ReadMode::Prompt);
     let confirmed = async {
         writer
             .status_update(reader.received, flush, Reply::Requested)

@@ -8,14 +8,14 @@ use tracing::{info, warn};
 
 use super::marking::Failing;
 use super::outage::{Said, Seen};
-use super::patience::{self, Moment, Wait};
+use super::stall_detector::{self, Timestamps, Wait};
 use super::{End, Phase, Relay, Run};
 use crate::core::OTHERS;
 use crate::hold::{self, Requests};
 use crate::kafka::in_plain_words;
 use crate::lease::since_boot;
 use crate::mark::{MarkError, Marks};
-use crate::publish::{Place, Ticket};
+use crate::publish::{Ticket, TopicPartition};
 use crate::status::{HeldRows, HeldTopic, InFlight, LEASE_RAN_OUT, Role, State, because};
 
 /// Blocked aggregates and held topics that the status names; metrics count all of them.
@@ -96,7 +96,7 @@ impl Run<'_> {
         });
         let among_others = held.topics_among_others();
         let shown = holds.iter().take(HELD_SHOWN_MAX).map(|(topic, hold)| {
-            let is_one = Place::parse(topic).is_none() && **topic != *OTHERS;
+            let is_one = TopicPartition::parse(topic).is_none() && **topic != *OTHERS;
             HeldTopic {
                 topic: topic.to_string(),
                 rows: hold.rows,
@@ -221,13 +221,13 @@ impl Relay {
     /// To be called about once a second.
     pub(super) fn look_at_waits(&mut self) -> Option<Wait> {
         let core = &self.core;
-        let seen = patience::InFlight {
+        let seen = stall_detector::InFlight {
             oldest_sent: core.oldest_sent(),
             next: core.next_ticket(),
             is_asking: core.asking() > 0,
             delivered_rows: self.delivered_rows,
         };
-        let wait = self.patience.look(seen, Moment::now());
+        let wait = self.patience.look(seen, Timestamps::now());
         self.silent = wait.and(seen.oldest_sent);
         self.show_broker(wait);
         wait

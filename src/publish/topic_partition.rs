@@ -7,7 +7,7 @@ use crate::encode::Record;
 
 /// One partition of a topic that has so many.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct TopicPartition {
     pub topic: Arc<str>,
     pub partition: u32,
     pub partitions: u32,
@@ -15,7 +15,7 @@ pub struct Place {
     name: Arc<str>,
 }
 
-impl Place {
+impl TopicPartition {
     pub fn new(topic: &Arc<str>, partition: u32, partitions: u32) -> Self {
         Self {
             topic: topic.clone(),
@@ -50,7 +50,7 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for TopicPartition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name)
     }
@@ -101,11 +101,11 @@ mod tests {
 
     #[test]
     fn a_place_is_read_as_it_is_written_and_no_topic_is_one() {
-        let place = Place::new(&"orders.v1".into(), 3, 12);
+        let place = TopicPartition::new(&"orders.v1".into(), 3, 12);
         assert_eq!(place.to_string(), "orders.v1[3/12]");
-        assert_eq!(Place::parse(place.name()), Some(place));
+        assert_eq!(TopicPartition::parse(place.name()), Some(place));
         for name in ["orders", "orders[3]", "orders[3/0]", "orders[x/2]"] {
-            assert_eq!(Place::parse(&name.into()), None, "{name}");
+            assert_eq!(TopicPartition::parse(&name.into()), None, "{name}");
         }
     }
 }

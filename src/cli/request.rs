@@ -7,10 +7,10 @@ use serde_json::json;
 use tokio_postgres::Client;
 
 use super::commands::{failed, resolve};
-use super::{Common, Outcome, complain, load, print, print_error};
+use super::{Common, ExitStatus, complain, load, print, print_error};
 use crate::config::Config;
 use crate::hold::{self, Answer, Asker, Wished};
-use crate::postgres::Session;
+use crate::postgres::SqlConnection;
 use crate::session::lease_key;
 
 #[derive(Debug, Args)]
@@ -28,7 +28,7 @@ pub(super) struct Asking {
 
 impl Asking {
     /// Who asks and why, as the database can hold it.
-    pub(super) fn asker(&self, note: Option<String>, session: &Session) -> Asker {
+    pub(super) fn asker(&self, note: Option<String>, session: &SqlConnection) -> Asker {
         let storable = |text: String| session.storable(&text).into_owned();
         Asker {
             actor: storable(self.actor.clone().unwrap_or_else(user)),
@@ -40,17 +40,17 @@ impl Asking {
 /// What a command about rows that are put aside works with.
 pub(super) struct Opened {
     pub config: Config,
-    pub session: Session,
+    pub session: SqlConnection,
     /// The name in the state tables.
     pub outbox: String,
 }
 
 /// Reads the configuration and connects, unless `refusal` says what a command that can't be undone lacks.
-pub(super) async fn open(common: &Common, refusal: Option<String>) -> Result<Opened, Outcome> {
+pub(super) async fn open(common: &Common, refusal: Option<String>) -> Result<Opened, ExitStatus> {
     let config = load(common)?;
     if let Some(text) = refusal {
         complain(&text, None);
-        return Err(Outcome::Misused);
+        return Err(ExitStatus::Misused);
     }
     let (session, config) = resolve(&config).await?;
     let outbox = lease_key(&config.source);
@@ -67,15 +67,15 @@ pub(super) async fn fulfil(
     outbox: &str,
     wished: &Wished,
     asking: &Asking,
-) -> Outcome {
+) -> ExitStatus {
     let count = wished.keys.len() + wished.kept.len();
     if count == 0 {
         tell(asking, 0, "done", "there is nothing to do");
-        return Outcome::Done;
+        return ExitStatus::Done;
     }
     if asking.no_wait {
         tell(asking, count, "asked", "the relay is asked for it");
-        return Outcome::Done;
+        return ExitStatus::Done;
     }
     if !asking.json {
         print_error("waiting for the relay …");
@@ -86,12 +86,12 @@ pub(super) async fn fulfil(
     }
 }
 
-fn told(asking: &Asking, count: usize, answer: &Answer) -> Outcome {
+fn told(asking: &Asking, count: usize, answer: &Answer) -> ExitStatus {
     let (word, text, outcome) = match answer {
         Answer::Done => (
             "released",
             "released: the rows are published in their order".to_owned(),
-            Outcome::Done,
+            ExitStatus::Done,
         ),
         Answer::Again {
             count,
@@ -100,18 +100,18 @@ fn told(asking: &Asking, count: usize, answer: &Answer) -> Outcome {
         } => (
             "again",
             format!("{count} at fault again ({reason}): {error}"),
-            Outcome::Failed,
+            ExitStatus::Failed,
         ),
         Answer::NoRelay => (
             "no_relay",
             "no relay is running: it happens at the next start".to_owned(),
-            Outcome::Done,
+            ExitStatus::Done,
         ),
         Answer::NotYet => (
             "not_yet",
             "the relay has not done it yet; `outboxd status` says what it does, and the wish stays"
                 .to_owned(),
-            Outcome::TryAgain,
+            ExitStatus::TryAgain,
         ),
     };
     tell(asking, count, word, &text);

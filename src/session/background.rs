@@ -2,17 +2,17 @@
 
 use tracing::error;
 
-use super::{OpenError, Opening, connect};
+use super::{OpenError, SessionBuilder, connect};
 use crate::inspect::Table;
-use crate::mark::{Marks, Tenure};
-use crate::retention::{Removable, Retention, fit};
+use crate::mark::{FencingToken, Marks};
+use crate::retention::{Removable, Retention, row_age};
 use crate::source::replication::hole_watch::HoleWatch;
 use crate::source::replication::missed::Watch;
 use crate::source::replication::row_watch::RowWatch;
 use crate::source::{Source, SourceError};
 use crate::state::OutboxState;
 
-impl Opening<'_> {
+impl SessionBuilder<'_> {
     /// What a stream leaves out, only the table can tell; without a mark it can't either.
     pub(super) async fn watch(
         &self,
@@ -43,12 +43,12 @@ impl Opening<'_> {
     pub(super) fn retention(
         &self,
         table: &Table,
-        tenure: &Tenure,
+        tenure: &FencingToken,
         generation: i32,
     ) -> Option<Retention> {
         let source = &self.config.source;
         let keep = source.retention?;
-        match fit::age(source.mark, table) {
+        match row_age::age(source.mark, table) {
             Ok(age) => {
                 let removable = Removable {
                     table,

@@ -1,6 +1,6 @@
 //! Whether the age of a table's sent rows can be known, and how. Pure.
 
-use crate::check::fit::Refusal;
+use crate::check::compatibility::Incompatibility;
 use crate::config::Mark;
 use crate::inspect::published::{self, Change};
 use crate::inspect::{SeqIndex, Table};
@@ -27,10 +27,10 @@ impl Age {
 /// Says how the age of sent rows is known.
 ///
 /// Errors: why it can't be, why looking for old rows would read the whole table, or why PostgreSQL would not remove them.
-pub fn age(mark: Mark, table: &Table) -> Result<Age, Refusal> {
+pub fn age(mark: Mark, table: &Table) -> Result<Age, Incompatibility> {
     let (name, names) = (table.name(), &table.layout.names);
     let refuse = |text: &str, remedy: String| {
-        Err(Refusal {
+        Err(Incompatibility {
             text: text.to_owned(),
             remedy,
         })

@@ -11,7 +11,7 @@ use super::producer::next_event;
 use super::sweep::Reread;
 use super::{Phase, ReadBefore, Relay, Session};
 use crate::hold::Replayed;
-use crate::identity::Horizon;
+use crate::identity::ServerHistory;
 use crate::lease::LeaseState;
 use crate::outbox::Lsn;
 use crate::publish::{Deliveries, PublisherEvent};
@@ -80,12 +80,12 @@ impl Relay {
     }
 
     /// How far the server's history was seen.
-    pub fn horizon(&self) -> Option<&Horizon> {
+    pub fn horizon(&self) -> Option<&ServerHistory> {
         self.horizon.as_ref()
     }
 
     /// Takes note of a server's history, which another timeline begins anew.
-    pub fn saw(&mut self, horizon: Horizon) {
+    pub fn saw(&mut self, horizon: ServerHistory) {
         match &mut self.horizon {
             Some(known) if known.is_of(&horizon) => {
                 known.flushed = known.flushed.max(horizon.flushed)

@@ -10,7 +10,7 @@ use crate::rename::{self, Home, RenameError};
 
 /// What was found; the default is an empty database.
 #[derive(Debug, Default)]
-pub(super) struct Standing {
+pub(super) struct ExistingObjects {
     /// `server_version_num`.
     pub server_version: i32,
     pub table: Option<Table>,
@@ -111,7 +111,7 @@ impl From<tokio_postgres::Error> for LookError {
     }
 }
 
-impl Standing {
+impl ExistingObjects {
     /// Looks at all that a migration would make.
     pub(super) async fn look(client: &Client, names: &Names) -> Result<Self, LookError> {
         let table = match inspect(client, &names.schema, &names.table, &names.columns).await {

@@ -4,7 +4,7 @@ use crate::outbox::{Lsn, OutboxRow};
 use crate::source::Batch;
 
 /// A batch on its way to the core; `E` is what a row is encoded to.
-pub(crate) struct Intake<E> {
+pub(crate) struct BatchCursor<E> {
     rows: std::vec::IntoIter<OutboxRow>,
     /// A row that had to wait, encoded.
     waiting: Option<(OutboxRow, E)>,
@@ -16,7 +16,7 @@ pub(crate) struct Intake<E> {
     caught_up: bool,
 }
 
-impl<E> Default for Intake<E> {
+impl<E> Default for BatchCursor<E> {
     fn default() -> Self {
         Self {
             rows: Vec::new().into_iter(),
@@ -28,7 +28,7 @@ impl<E> Default for Intake<E> {
     }
 }
 
-impl<E> Intake<E> {
+impl<E> BatchCursor<E> {
     /// Takes the next batch; the one before has been fed.
     pub(crate) fn take(&mut self, batch: Batch) {
         *self = Self {

@@ -9,8 +9,8 @@ use tracing::{debug, warn};
 use super::marking::MARK_AGAIN_AFTER;
 use super::{End, Phase, Run};
 use crate::config::Mark;
-use crate::core::{Aside, Delivered, Fate, Followers, Held};
-use crate::hold::{Entry, Keep, KeptRow, What, Whole};
+use crate::core::{Delivered, Followers, Held, HeldRow, HoldReason};
+use crate::hold::{CopyPolicy, HoldCheckpoint, HoldEntry, KeptRow, What};
 use crate::mark::{MarkError, Marks};
 use crate::outbox::{Layout, OutboxRow, RowId};
 use crate::publish::Ticket;
@@ -23,7 +23,7 @@ const KEPT_BYTES_MAX: u64 = 256 << 20;
 
 /// Rows that were put aside in this session and are not recorded yet.
 #[derive(Default)]
-pub(super) struct Keeping {
+pub(super) struct HoldWriter {
     rows: HashMap<Ticket, OutboxRow>,
     running: Option<Running>,
     again_at: Option<Instant>,
@@ -32,11 +32,11 @@ pub(super) struct Keeping {
 }
 
 struct Running {
-    asides: Vec<Aside>,
+    asides: Vec<HeldRow>,
     task: JoinHandle<Result<u64, MarkError>>,
 }
 
-impl Keeping {
+impl HoldWriter {
     /// Begins with what the copies take that are recorded.
     pub(super) fn new(kept_bytes: u64) -> Self {
         Self {
@@ -60,7 +60,7 @@ impl Keeping {
     /// Waits until the running statement has ended; for ever while none runs.
     ///
     /// Cancel-safe: yes.
-    pub(super) async fn finished(&mut self) -> (Vec<Aside>, Result<u64, MarkError>) {
+    pub(super) async fn finished(&mut self) -> (Vec<HeldRow>, Result<u64, MarkError>) {
         let Some(running) = &mut self.running else {
             return std::future::pending().await;
         };
@@ -89,18 +89,18 @@ impl Run<'_> {
         self.keeping.running = Some(Running { asides, task });
     }
 
-    fn keep_statement(&self, asides: &[Aside]) -> Keep {
+    fn keep_statement(&self, asides: &[HeldRow]) -> HoldCheckpoint {
         let session = &self.session;
         let mark = self.relay.config.source.mark;
-        let keep = Keep {
+        let keep = HoldCheckpoint {
             tenure: session.tenure.clone(),
             generation: session.state.generation,
             layout: session.layout.clone(),
             whole: match session.phase {
                 // They were kept whole before, and may stand nowhere else.
-                Phase::Replay(_) => Whole::All,
+                Phase::Replay(_) => CopyPolicy::All,
                 // The table is not read for them again.
-                _ if !session.order_is_told => Whole::All,
+                _ if !session.order_is_told => CopyPolicy::All,
                 _ => whole(mark, session.source.is_stream()),
             },
             entries: Vec::new(),
@@ -111,7 +111,7 @@ impl Run<'_> {
     }
 
     /// A dead letter is marked in the table where rows are marked one by one: it is kept elsewhere.
-    fn mark_of_dead(&self, asides: &[Aside]) -> Option<std::sync::Arc<crate::mark::Statement>> {
+    fn mark_of_dead(&self, asides: &[HeldRow]) -> Option<std::sync::Arc<crate::mark::Statement>> {
         let Marks::Rows(_) = &self.session.marks else {
             return None;
         };
@@ -139,7 +139,7 @@ impl Run<'_> {
 
     pub(super) fn take_keep(
         &mut self,
-        (asides, result): (Vec<Aside>, Result<u64, MarkError>),
+        (asides, result): (Vec<HeldRow>, Result<u64, MarkError>),
     ) -> Option<End> {
         match result {
             Ok(bytes) => {
@@ -173,7 +173,7 @@ impl Run<'_> {
         )))
     }
 
-    pub(super) fn recorded(&mut self, asides: &[Aside]) {
+    pub(super) fn recorded(&mut self, asides: &[HeldRow]) {
         self.relay.core.kept(asides);
         if let Marks::Ledger(ledger) = &mut self.session.marks {
             ledger.note_kept(&asides.iter().filter_map(|aside| aside.seq).collect());
@@ -186,21 +186,21 @@ impl Run<'_> {
 }
 
 /// Which held rows are kept whole by a source of this kind.
-pub(crate) fn whole(mark: Mark, is_stream: bool) -> Whole {
+pub(crate) fn whole(mark: Mark, is_stream: bool) -> CopyPolicy {
     match (mark, is_stream) {
-        (Mark::None, _) => Whole::All,
-        (_, true) => Whole::Missing,
-        (_, false) => Whole::None,
+        (Mark::None, _) => CopyPolicy::All,
+        (_, true) => CopyPolicy::Missing,
+        (_, false) => CopyPolicy::None,
     }
 }
 
 /// Writes down what becomes of rows that were put aside: the entries that hold them, and what is kept whole.
 pub(crate) fn record(
-    mut keep: Keep,
-    asides: &[Aside],
+    mut keep: HoldCheckpoint,
+    asides: &[HeldRow],
     rows: &HashMap<Ticket, OutboxRow>,
     held: &Held,
-) -> Keep {
+) -> HoldCheckpoint {
     let mut entries = HashMap::new();
     for aside in asides {
         let Some(row) = rows.get(&aside.ticket) else {
@@ -215,8 +215,8 @@ pub(crate) fn record(
             }
         }
         // What was published stands in the table, and is not sent a second time.
-        let is_published = matches!(aside.fate, Fate::Published(_));
-        if is_dead(aside) || keep.whole != Whole::None && !is_published {
+        let is_published = matches!(aside.fate, HoldReason::Published(_));
+        if is_dead(aside) || keep.whole != CopyPolicy::None && !is_published {
             keep.kept.push(KeptRow::new(aside, row.clone(), what, held));
         }
     }
@@ -225,9 +225,9 @@ pub(crate) fn record(
 }
 
 /// An entry with its first row: the one at fault, or the first that waits for the topic.
-fn entry_of(held: &Held, what: What, aside: &Aside) -> Entry {
+fn entry_of(held: &Held, what: What, aside: &HeldRow) -> HoldEntry {
     let first = |id: &RowId| if *id == aside.id { aside.seq } else { None };
-    let mut entry = Entry {
+    let mut entry = HoldEntry {
         what,
         held: RangeSet::new(),
         row_seq: aside.seq,
@@ -237,7 +237,7 @@ fn entry_of(held: &Held, what: What, aside: &Aside) -> Entry {
         followers: Followers::Wait,
     };
     match &aside.fate {
-        Fate::Topic(topic) => {
+        HoldReason::Topic(topic) => {
             if let Some(hold) = held.topic_hold(topic) {
                 entry.error.clone_from(&hold.reason);
                 if hold.is_refused {
@@ -245,9 +245,9 @@ fn entry_of(held: &Held, what: What, aside: &Aside) -> Entry {
                 }
             }
         }
-        Fate::Blocked(aggregate)
-        | Fate::Published(aggregate)
-        | Fate::Dead {
+        HoldReason::Blocked(aggregate)
+        | HoldReason::Published(aggregate)
+        | HoldReason::Dead {
             blocks: Some(aggregate),
             ..
         } => {
@@ -257,27 +257,29 @@ fn entry_of(held: &Held, what: What, aside: &Aside) -> Entry {
                 entry.followers = held.followers;
             }
         }
-        Fate::Dead { blocks: None, .. } => {}
+        HoldReason::Dead { blocks: None, .. } => {}
     }
     entry
 }
 
-fn is_dead(aside: &Aside) -> bool {
-    matches!(aside.fate, Fate::Dead { .. })
+fn is_dead(aside: &HeldRow) -> bool {
+    matches!(aside.fate, HoldReason::Dead { .. })
 }
 
 /// What the row waits behind; nothing where it is a dead letter alone.
-fn what(layout: &Layout, aside: &Aside, row: &OutboxRow) -> Option<What> {
+fn what(layout: &Layout, aside: &HeldRow, row: &OutboxRow) -> Option<What> {
     let text = |column| {
         row.field(column)
             .map(|text| String::from_utf8_lossy(text).into_owned())
     };
     match &aside.fate {
-        Fate::Topic(topic) => Some(What::Topic(topic.clone())),
-        Fate::Dead { blocks: None, .. } => None,
-        Fate::Blocked(_) | Fate::Published(_) | Fate::Dead { .. } => Some(What::Aggregate {
-            kind: text(layout.aggregate_type),
-            id: text(layout.aggregate_id),
-        }),
+        HoldReason::Topic(topic) => Some(What::Topic(topic.clone())),
+        HoldReason::Dead { blocks: None, .. } => None,
+        HoldReason::Blocked(_) | HoldReason::Published(_) | HoldReason::Dead { .. } => {
+            Some(What::Aggregate {
+                kind: text(layout.aggregate_type),
+                id: text(layout.aggregate_id),
+            })
+        }
     }
 }

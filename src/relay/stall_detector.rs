@@ -15,12 +15,12 @@ const LOOKS_MAX: usize = 3_600;
 
 /// One moment by two clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Moment {
+pub(super) struct Timestamps {
     pub(super) at: Instant,
     pub(super) on: Timestamp,
 }
 
-impl Moment {
+impl Timestamps {
     pub(super) fn now() -> Self {
         Self {
             at: Instant::now(),
@@ -52,17 +52,17 @@ pub(super) enum Wait {
 
 /// What was seen of the rows in flight, second by second.
 #[derive(Debug, Default)]
-pub(super) struct Patience {
+pub(super) struct StallDetector {
     /// Every ticket below this one was handed over by then; one entry for each look that saw new rows.
-    handed_over: VecDeque<(Ticket, Moment)>,
-    asks_since: Option<Moment>,
+    handed_over: VecDeque<(Ticket, Timestamps)>,
+    asks_since: Option<Timestamps>,
     delivered_rows: u64,
-    delivered: Option<Moment>,
+    delivered: Option<Timestamps>,
 }
 
-impl Patience {
+impl StallDetector {
     /// Takes a look at what is in flight, to be called about once a second.
-    pub(super) fn look(&mut self, seen: InFlight, now: Moment) -> Option<Wait> {
+    pub(super) fn look(&mut self, seen: InFlight, now: Timestamps) -> Option<Wait> {
         if seen.delivered_rows != self.delivered_rows {
             self.delivered_rows = seen.delivered_rows;
             self.delivered = Some(now);
@@ -87,7 +87,8 @@ impl Patience {
         let sent_on = self.handed_over.front().map(|(_, moment)| *moment);
         let since = [sent_on, self.asks_since].into_iter().flatten();
         let since = since.min_by_key(|moment| moment.at)?;
-        let is_long = |moment: Moment| now.at.saturating_duration_since(moment.at) >= TOLD_AFTER;
+        let is_long =
+            |moment: Timestamps| now.at.saturating_duration_since(moment.at) >= TOLD_AFTER;
         if !is_long(since) {
             return None;
         }
@@ -106,11 +107,11 @@ mod tests {
     use super::*;
 
     /// The moment so many seconds after the first one.
-    fn clock() -> impl Fn(u64) -> Moment {
+    fn clock() -> impl Fn(u64) -> Timestamps {
         let (at, on) = (Instant::now(), SystemTime::now());
         move |second| {
             let passed = Duration::from_secs(second);
-            Moment {
+            Timestamps {
                 at: at + passed,
                 on: Timestamp(on + passed),
             }
@@ -128,7 +129,7 @@ mod tests {
 
     #[test]
     fn silence_is_told_after_three_seconds_since_its_oldest_row_and_ends_with_an_answer() {
-        let (at, mut patience) = (clock(), Patience::default());
+        let (at, mut patience) = (clock(), StallDetector::default());
         assert_eq!(patience.look(seen(None, 10, 10), at(0)), None);
         // Rows come while nothing is answered.
         for second in 1..4 {
@@ -143,7 +144,7 @@ mod tests {
 
     #[test]
     fn rows_that_wait_while_others_flow_are_not_silence() {
-        let (at, mut patience) = (clock(), Patience::default());
+        let (at, mut patience) = (clock(), StallDetector::default());
         for second in 0..3 {
             let seen = seen(0, 10 * (second + 1), second);
             assert_eq!(patience.look(seen, at(second)), None);
@@ -163,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_row_that_waits_for_a_day_takes_no_more_memory() {
-        let (at, mut patience) = (clock(), Patience::default());
+        let (at, mut patience) = (clock(), StallDetector::default());
         for second in 0..86_400 {
             patience.look(seen(0, second + 1, second), at(second));
         }
@@ -174,7 +175,7 @@ mod tests {
 
     #[test]
     fn a_stream_that_flows_is_never_told() {
-        let (at, mut patience) = (clock(), Patience::default());
+        let (at, mut patience) = (clock(), StallDetector::default());
         for second in 0..100 {
             let seen = seen(10 * second, 10 * second + 10, 10 * second);
             assert_eq!(patience.look(seen, at(second)), None);
@@ -184,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_topic_that_nobody_answers_for_is_silence() {
-        let (at, mut patience) = (clock(), Patience::default());
+        let (at, mut patience) = (clock(), StallDetector::default());
         let asking = InFlight {
             is_asking: true,
             ..InFlight::default()

@@ -7,7 +7,7 @@ use postgres_protocol::escape::escape_identifier;
 
 /// Why a table does not allow a mode and a mark.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct Incompatibility {
     pub text: String,
     pub remedy: String,
 }
@@ -37,7 +37,7 @@ pub fn order<'a>(mark: Mark, order_column: Option<&'a str>, table: &Table) -> Or
 }
 
 /// Why rows that stand in a table can't be read from it in their order; `start` is what was decided at the first start.
-pub fn untold(mark: Mark, table: &Table, start: Option<Start>) -> Refusal {
+pub fn untold(mark: Mark, table: &Table, start: Option<Start>) -> Incompatibility {
     let name = table.name();
     let now = match start {
         None => "source.start = \"now\" skips them; else ",
@@ -47,7 +47,7 @@ pub fn untold(mark: Mark, table: &Table, start: Option<Start>) -> Refusal {
         Mark::None => "",
         _ => "set source.order_column to a column that grows, such as \"created_at\"; or ",
     };
-    Refusal {
+    Incompatibility {
         text: format!("{UNTOLD} of `{}`", table.layout.outbox()),
         remedy: format!(
             "{now}{column}ALTER TABLE {name} ADD COLUMN \"seq\" \
@@ -76,7 +76,12 @@ const MODES: [Mode; 2] = [Mode::Replication, Mode::Polling];
 const MARKS: [Mark; 4] = [Mark::Ledger, Mark::SentAt, Mark::Delete, Mark::None];
 
 /// The reasons against reading `table` in this mode with this mark; none where it is allowed.
-pub fn refusals(mode: Mode, mark: Mark, order_column: Option<&str>, table: &Table) -> Vec<Refusal> {
+pub fn refusals(
+    mode: Mode,
+    mark: Mark,
+    order_column: Option<&str>,
+    table: &Table,
+) -> Vec<Incompatibility> {
     let mut refusals = Refusals::default();
     refusals.of_children(table);
     if mode == Mode::Polling && mark == Mark::None {
@@ -96,11 +101,11 @@ pub fn refusals(mode: Mode, mark: Mark, order_column: Option<&str>, table: &Tabl
 }
 
 #[derive(Default)]
-struct Refusals(Vec<Refusal>);
+struct Refusals(Vec<Incompatibility>);
 
 impl Refusals {
     fn add(&mut self, text: impl Into<String>, remedy: impl Into<String>) {
-        self.0.push(Refusal {
+        self.0.push(Incompatibility {
             text: text.into(),
             remedy: remedy.into(),
         });

@@ -21,7 +21,7 @@ pub(super) enum State {
 }
 
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct InFlightRow {
     pub(super) state: State,
     pub(super) seq: Option<i64>,
     pub(super) id: RowId,

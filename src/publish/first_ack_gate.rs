@@ -15,19 +15,19 @@ const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 
 /// One partition.
 #[derive(Clone, Copy, Debug, Default)]
-struct Opening {
+struct PartitionUse {
     /// The record whose acknowledgement is waited for.
     first: Option<Ticket>,
     used_at: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Openings {
-    topics: HashMap<Arc<str>, Vec<Opening>>,
+pub(super) struct FirstAckGate {
+    topics: HashMap<Arc<str>, Vec<PartitionUse>>,
     firsts: HashMap<Ticket, (Arc<str>, usize)>,
 }
 
-impl Openings {
+impl FirstAckGate {
     /// The first record of this one's partition is not acknowledged yet.
     pub(super) fn holds_back(&self, outgoing: &Outgoing) -> bool {
         if self.firsts.is_empty() {
@@ -52,7 +52,7 @@ impl Openings {
             None => self.topics.entry(topic.clone()).or_default(),
         };
         if partitions.len() <= partition {
-            partitions.resize(partition + 1, Opening::default());
+            partitions.resize(partition + 1, PartitionUse::default());
         }
         let opening = &mut partitions[partition];
         let is_known = opening

@@ -15,9 +15,11 @@ use tokio::sync::mpsc::UnboundedSender;
 use tracing::{debug, info};
 
 use super::bootstrap;
-use super::inquiry::{Found, Inquiry, Partitions, Refusal, Reply, Wanted, answering_broker};
+use super::inquiry::{
+    CreationRefusal, Found, Inquiry, Partitions, Reply, Wanted, answering_broker,
+};
 use super::reports::{Broker, Reports};
-use super::{Place, PublisherEvent, TopicState};
+use super::{PublisherEvent, TopicPartition, TopicState};
 use crate::config::{KafkaConfig, TopicsConfig};
 use crate::kafka::{self, KafkaError};
 
@@ -225,10 +227,10 @@ impl LookUps {
 
     /// Asks for these names; `None` when no broker could say. What a broker is not sure of is asked for again.
     fn ask(&mut self, names: &[Arc<str>]) -> Result<Option<Answers>, Gone> {
-        let mut asked: HashMap<Arc<str>, Vec<Place>> = HashMap::new();
+        let mut asked: HashMap<Arc<str>, Vec<TopicPartition>> = HashMap::new();
         let mut plain = HashSet::new();
         for name in names {
-            match Place::parse(name) {
+            match TopicPartition::parse(name) {
                 Some(place) => asked.entry(place.topic.clone()).or_default().push(place),
                 None => {
                     asked.entry(name.clone()).or_default();
@@ -380,7 +382,7 @@ impl LookUps {
     fn create(&mut self, names: Vec<Arc<str>>, answers: &mut Answers) -> Result<(), Gone> {
         let (places, mut names): (Vec<_>, Vec<_>) = names
             .into_iter()
-            .partition(|name| Place::parse(name).is_some());
+            .partition(|name| TopicPartition::parse(name).is_some());
         answers.extend(places.into_iter().map(|name| (name, TopicState::Unknown)));
         let later = names.split_off(CREATED_MAX.min(names.len()));
         if !names.is_empty() {
@@ -405,7 +407,12 @@ impl LookUps {
         Ok(())
     }
 
-    fn take_created(&self, names: &[Arc<str>], refusals: Vec<Refusal>, answers: &mut Answers) {
+    fn take_created(
+        &self,
+        names: &[Arc<str>],
+        refusals: Vec<CreationRefusal>,
+        answers: &mut Answers,
+    ) {
         let mut refused = HashSet::new();
         for refusal in refusals {
             let Some(name) = names.iter().find(|name| ***name == *refusal.topic) else {
@@ -438,7 +445,7 @@ pub(crate) fn refused_creations<C: ClientContext>(
     };
     match Inquiry::create(client, &wanted, ANSWER_MAX)?.wait(ANSWER_MAX)? {
         Reply::Created(refusals) => {
-            let refused = |refusal: &Refusal| (refusal.topic.clone(), refusal.text());
+            let refused = |refusal: &CreationRefusal| (refusal.topic.clone(), refusal.text());
             Some(refusals.iter().map(refused).collect())
         }
         Reply::Found(_) | Reply::Failed(_) => None,
@@ -446,7 +453,12 @@ pub(crate) fn refused_creations<C: ClientContext>(
 }
 
 /// What a topic's partitions say of it, and of the places in it that were asked for: partitions without a leader first.
-fn answer(answers: &mut Answers, topic: Option<&Arc<str>>, places: &[Place], found: &Partitions) {
+fn answer(
+    answers: &mut Answers,
+    topic: Option<&Arc<str>>,
+    places: &[TopicPartition],
+    found: &Partitions,
+) {
     let available = || TopicState::Available {
         partitions: found.count,
     };
@@ -462,7 +474,7 @@ fn answer(answers: &mut Answers, topic: Option<&Arc<str>>, places: &[Place], fou
     };
     let count = u32::try_from(found.count).unwrap_or(u32::MAX);
     for partition in &found.leaderless {
-        let place = Place::new(topic, *partition, count);
+        let place = TopicPartition::new(topic, *partition, count);
         answers.push((place.name().clone(), TopicState::Leaderless));
     }
     answers.push((topic.clone(), available()));

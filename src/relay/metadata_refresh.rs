@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Relay;
-use crate::publish::{Place, TopicState};
+use crate::publish::{TopicPartition, TopicState};
 
 impl Relay {
     /// Asks for the topic of a row that has waited for long; the answer goes to `refresh_if_silent`.
@@ -29,6 +29,6 @@ impl Relay {
 
     fn silent_topic(&self) -> Option<Arc<str>> {
         let name = self.core.topic_of(self.silent?)?;
-        Some(Place::parse(name).map_or_else(|| name.clone(), |place| place.topic))
+        Some(TopicPartition::parse(name).map_or_else(|| name.clone(), |place| place.topic))
     }
 }

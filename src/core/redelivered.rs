@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
-use super::entry::{Entry, RowKey};
+use super::in_flight_row::{InFlightRow, RowKey};
 use crate::outbox::{Origin, OutboxRow, RowId};
 
 #[derive(Debug, Default)]
-pub(super) struct Before(HashMap<RowKey, Known>);
+pub(super) struct Redelivered(HashMap<RowKey, Known>);
 
 #[derive(Debug)]
 struct Known {
@@ -15,9 +15,9 @@ struct Known {
     is_sent: bool,
 }
 
-impl Before {
-    pub(super) fn of<'a>(entries: impl Iterator<Item = &'a Entry>) -> Self {
-        let known = |entry: &Entry| {
+impl Redelivered {
+    pub(super) fn of<'a>(entries: impl Iterator<Item = &'a InFlightRow>) -> Self {
+        let known = |entry: &InFlightRow| {
             let known = Known {
                 id: entry.id.clone(),
                 origin: entry.origin,

@@ -2,9 +2,9 @@
 
 use tracing::{error, warn};
 
-use super::{Numbers, OpenError, Opening};
+use super::{Numbers, OpenError, SessionBuilder};
 use crate::config::Mark;
-use crate::identity::{self, History, RowAt, Verdict};
+use crate::identity::{self, History, IdentityVerdict, RowAt};
 use crate::inspect::{Table, TableKind};
 use crate::outbox::RowId;
 use crate::postgres;
@@ -19,11 +19,11 @@ pub(super) struct KnownOutbox {
     pub(super) has_moved_rows: bool,
 }
 
-impl Opening<'_> {
+impl SessionBuilder<'_> {
     /// Compares the table with the one we knew; numbers that began anew begin a new generation.
     pub(super) async fn check_identity(
         &self,
-        sql: &postgres::Session,
+        sql: &postgres::SqlConnection,
         states: &StateTable<'_>,
         table: &Table,
         state: OutboxState,
@@ -33,7 +33,9 @@ impl Opening<'_> {
         let mark = self.config.source.mark;
         let Some(stored) = identity::load(&sql.client, states.outbox).await? else {
             let evidence = identity::evidence(&sql.client, table, mark, None).await?;
-            if let Verdict::Halt { why, remedy } = identity::compare(mark, &now, &now, &evidence) {
+            if let IdentityVerdict::Halt { why, remedy } =
+                identity::compare(mark, &now, &now, &evidence)
+            {
                 return Err(OpenError::Halt {
                     reason: why,
                     remedy,
@@ -56,8 +58,8 @@ impl Opening<'_> {
         let can_move = table.kind == TableKind::Partitioned;
         let why = match identity::compare(mark, &stored, &now, &evidence) {
             // The rows that came after a TRUNCATE have reached the last number that was sent.
-            Verdict::Halt { why, .. } if is_restart => Some(why),
-            Verdict::Halt { why, remedy } => {
+            IdentityVerdict::Halt { why, .. } if is_restart => Some(why),
+            IdentityVerdict::Halt { why, remedy } => {
                 // What was read before a TRUNCATE does not go with what was read after it.
                 if identity::read(&sql.client, &self.inspect(sql).await?).await? != now {
                     return Err(OpenError::Moved {
@@ -69,11 +71,11 @@ impl Opening<'_> {
                     remedy,
                 });
             }
-            Verdict::NewGeneration { why } => Some(why),
-            Verdict::Same if is_reused && !can_move => {
+            IdentityVerdict::NewGeneration { why } => Some(why),
+            IdentityVerdict::Same if is_reused && !can_move => {
                 Some("the stream brought a sent number again".to_owned())
             }
-            Verdict::Same => None,
+            IdentityVerdict::Same => None,
         };
         let Some(why) = why else {
             if stored != now {
@@ -99,7 +101,11 @@ impl Opening<'_> {
     }
 
     /// Compares the server with the one that this process knows: what was restored does not say so itself.
-    async fn check_history(&self, sql: &postgres::Session, outbox: &str) -> Result<(), OpenError> {
+    async fn check_history(
+        &self,
+        sql: &postgres::SqlConnection,
+        outbox: &str,
+    ) -> Result<(), OpenError> {
         let Some(seen) = self.horizon else {
             return Ok(());
         };

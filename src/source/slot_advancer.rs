@@ -10,8 +10,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, info};
 
 use crate::outbox::Lsn;
-use crate::postgres::{Class, Session};
-use crate::slot::{self, SlotError, Standing};
+use crate::postgres::{Class, SqlConnection};
+use crate::slot::{self, SlotError, SlotPosition};
 
 /// How far a slot may lag, in bytes of WAL, when a stream begins on it: what one walsender sends in about a second of
 /// one-row transactions. Below this a stream is there sooner than the table is read.
@@ -21,7 +21,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// What moves one slot, on a connection of its own: moving takes as long as the server needs to skim its log.
 pub struct SlotMover {
-    pub session: Session,
+    pub session: SqlConnection,
     pub slot: String,
 }
 
@@ -33,7 +33,7 @@ impl SlotMover {
     pub(super) async fn run(
         self,
         confirmed: watch::Receiver<Lsn>,
-        told: watch::Sender<Option<Standing>>,
+        told: watch::Sender<Option<SlotPosition>>,
     ) -> Result<Infallible, SlotError> {
         let mut ticks = interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -48,7 +48,7 @@ impl SlotMover {
         }
     }
 
-    async fn advance(&self, standing: Standing, upto: Lsn) -> Result<(), SlotError> {
+    async fn advance(&self, standing: SlotPosition, upto: Lsn) -> Result<(), SlotError> {
         let (slot, from, began) = (&self.slot, standing.confirmed, Instant::now());
         match slot::advance(&self.session.client, slot, upto).await {
             Ok(()) => {

@@ -12,7 +12,7 @@ const SEEN_MAX: usize = 20_000;
 
 /// The aggregates of the last one to two half windows, and which of them failed.
 #[derive(Debug)]
-pub(super) struct Bulkhead {
+pub(super) struct OutageBreaker {
     share: f64,
     now: Half,
     before: Half,
@@ -25,7 +25,7 @@ struct Half {
     failing: HashSet<Aggregate, ByAggregate>,
 }
 
-impl Bulkhead {
+impl OutageBreaker {
     /// Closes when this share of the aggregates seen fails.
     pub(super) fn new(share: f64) -> Self {
         Self {
@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn a_few_failing_aggregates_are_no_outage_whatever_their_share() {
-        let mut bulkhead = Bulkhead::new(0.5);
+        let mut bulkhead = OutageBreaker::new(0.5);
         let admitted = (0..99).map(|n| {
             bulkhead.saw(Aggregate(n));
             bulkhead.admits(Aggregate(n))
@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn many_failing_among_more_that_flow_are_no_outage() {
-        let mut bulkhead = Bulkhead::new(0.5);
+        let mut bulkhead = OutageBreaker::new(0.5);
         (0..1_000).for_each(|n| bulkhead.saw(Aggregate(n)));
         assert!((0..499).all(|n| bulkhead.admits(Aggregate(n))));
         assert!(!(0..500).all(|n| bulkhead.admits(Aggregate(n))));
@@ -93,8 +93,8 @@ mod tests {
 
     #[test]
     fn it_stays_closed_until_rows_went_out_for_half_a_minute_without_a_fault() {
-        let mut bulkhead = Bulkhead::new(0.5);
-        let fail_all = |bulkhead: &mut Bulkhead| {
+        let mut bulkhead = OutageBreaker::new(0.5);
+        let fail_all = |bulkhead: &mut OutageBreaker| {
             (0..100).for_each(|n| {
                 bulkhead.saw(Aggregate(n));
                 bulkhead.admits(Aggregate(n));

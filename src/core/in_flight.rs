@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::entry::Entry;
+use super::in_flight_row::InFlightRow;
 use crate::publish::Ticket;
 
 /// Tickets between the oldest and the newest row that are found by index: bounds the empty places at about 3 MB. An
@@ -11,18 +11,18 @@ const RECENT_MAX: usize = 1 << 15;
 
 /// Every row in flight, in publishing order. A tree of all of them took 5 % of the relay's CPU while it drained.
 #[derive(Debug, Default)]
-pub(super) struct Entries {
-    old: BTreeMap<Ticket, Entry>,
+pub(super) struct InFlight {
+    old: BTreeMap<Ticket, InFlightRow>,
     /// The ticket of the first place.
     first: Ticket,
     /// Begins and ends with a row, if there is any.
-    recent: VecDeque<Option<Entry>>,
+    recent: VecDeque<Option<InFlightRow>>,
     rows: usize,
 }
 
-impl Entries {
+impl InFlight {
     /// Adds a row behind all others.
-    pub(super) fn push(&mut self, ticket: Ticket, entry: Entry) {
+    pub(super) fn push(&mut self, ticket: Ticket, entry: InFlightRow) {
         if self.recent.is_empty() {
             self.first = ticket;
         }
@@ -56,21 +56,21 @@ impl Entries {
         usize::try_from(ticket.checked_sub(self.first)?).ok()
     }
 
-    pub(super) fn get(&self, ticket: Ticket) -> Option<&Entry> {
+    pub(super) fn get(&self, ticket: Ticket) -> Option<&InFlightRow> {
         match self.place(ticket) {
             Some(place) => self.recent.get(place)?.as_ref(),
             None => self.old.get(&ticket),
         }
     }
 
-    pub(super) fn get_mut(&mut self, ticket: Ticket) -> Option<&mut Entry> {
+    pub(super) fn get_mut(&mut self, ticket: Ticket) -> Option<&mut InFlightRow> {
         match self.place(ticket) {
             Some(place) => self.recent.get_mut(place)?.as_mut(),
             None => self.old.get_mut(&ticket),
         }
     }
 
-    pub(super) fn remove(&mut self, ticket: Ticket) -> Option<Entry> {
+    pub(super) fn remove(&mut self, ticket: Ticket) -> Option<InFlightRow> {
         let entry = match self.place(ticket) {
             Some(place) => self.recent.get_mut(place)?.take(),
             None => self.old.remove(&ticket),
@@ -81,7 +81,7 @@ impl Entries {
     }
 
     /// The rows with their tickets, in publishing order.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (Ticket, &Entry)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Ticket, &InFlightRow)> {
         let old = self.old.iter().map(|(ticket, entry)| (*ticket, entry));
         let recent = (self.first..).zip(&self.recent);
         old.chain(recent.filter_map(|(ticket, place)| Some((ticket, place.as_ref()?))))
@@ -106,8 +106,8 @@ mod tests {
         RowId::Uuid(uuid::Uuid::from_u128(u128::from(ticket)))
     }
 
-    fn entry(ticket: Ticket) -> Entry {
-        Entry {
+    fn entry(ticket: Ticket) -> InFlightRow {
+        InFlightRow {
             state: State::Sent,
             seq: None,
             id: id(ticket),
@@ -119,7 +119,9 @@ mod tests {
         }
     }
 
-    fn listed<'a>(entries: impl Iterator<Item = (Ticket, &'a Entry)>) -> Vec<(Ticket, RowId)> {
+    fn listed<'a>(
+        entries: impl Iterator<Item = (Ticket, &'a InFlightRow)>,
+    ) -> Vec<(Ticket, RowId)> {
         entries
             .map(|(ticket, row)| (ticket, row.id.clone()))
             .collect()
@@ -127,7 +129,7 @@ mod tests {
 
     #[test]
     fn a_row_that_stays_while_others_pass_is_still_found_and_first() {
-        let mut entries = Entries::default();
+        let mut entries = InFlight::default();
         let behind = 3 * RECENT_MAX as Ticket;
         for ticket in 7..=behind {
             entries.push(ticket, entry(ticket));
@@ -146,7 +148,7 @@ mod tests {
     proptest! {
         #[test]
         fn rows_are_found_and_listed_as_in_a_tree(steps in prop::collection::vec((any::<bool>(), 0..40_u64), 0..200)) {
-            let (mut entries, mut tree) = (Entries::default(), BTreeMap::new());
+            let (mut entries, mut tree) = (InFlight::default(), BTreeMap::new());
             let mut next = 0;
             for (adds, ticket) in steps {
                 if adds {

@@ -8,9 +8,9 @@ use tokio_postgres::Client;
 use tracing::{debug, error, info};
 
 use super::{End, Run};
-use crate::check::fit::{self, Refusal};
+use crate::check::compatibility::{self, Incompatibility};
 use crate::config::{Config, Mark, Mode};
-use crate::identity::{self, Horizon, IdentityError, Verdict};
+use crate::identity::{self, IdentityError, IdentityVerdict, ServerHistory};
 use crate::inspect::{self, InspectError};
 use crate::names::{self, NamesError};
 use crate::outbox::Layout;
@@ -24,12 +24,12 @@ const SURVEY_EVERY: Duration = Duration::from_secs(30);
 
 /// What a survey found.
 pub(super) struct Findings {
-    horizon: Horizon,
+    horizon: ServerHistory,
     /// Why the table is not the one that the session was opened on, or does not allow what it does any more.
     moved: Option<String>,
     drift: Vec<Drift>,
     /// Slots of this outbox that nobody reads.
-    unread_slots: Vec<Refusal>,
+    unread_slots: Vec<Incompatibility>,
 }
 
 /// Why a survey could not be made.
@@ -127,7 +127,10 @@ impl Run<'_> {
 }
 
 /// Without a mark another relay may read another slot of this table.
-async fn unread_slots(client: &Client, config: &Config) -> Result<Vec<Refusal>, SurveyError> {
+async fn unread_slots(
+    client: &Client,
+    config: &Config,
+) -> Result<Vec<Incompatibility>, SurveyError> {
     let source = &config.source;
     if source.mark == Mark::None {
         return Ok(Vec::new());
@@ -166,13 +169,14 @@ async fn look(
     };
     let source = &config.source;
     let order_column = source.order_column.as_deref();
-    let refusals = fit::refusals(source.mode, source.mark, order_column, &table);
-    if let Some(Refusal { text, .. }) = refusals.into_iter().next() {
+    let refusals = compatibility::refusals(source.mode, source.mark, order_column, &table);
+    if let Some(Incompatibility { text, .. }) = refusals.into_iter().next() {
         findings.moved = Some(text);
         return Ok(findings);
     }
     // The next session publishes and keeps its rows, and says why.
-    if let (Removing::Rows, Err(refusal)) = (removing, retention::fit::age(source.mark, &table)) {
+    if let (Removing::Rows, Err(refusal)) = (removing, retention::row_age::age(source.mark, &table))
+    {
         findings.moved = Some(refusal.text);
         return Ok(findings);
     }
@@ -183,8 +187,8 @@ async fn look(
     };
     let evidence = identity::evidence(client, &table, config.source.mark, tail).await?;
     findings.moved = match identity::compare(config.source.mark, &stored, &now, &evidence) {
-        Verdict::Same => None,
-        Verdict::NewGeneration { why } | Verdict::Halt { why, .. } => Some(why),
+        IdentityVerdict::Same => None,
+        IdentityVerdict::NewGeneration { why } | IdentityVerdict::Halt { why, .. } => Some(why),
     };
     if config.source.mode == Mode::Replication {
         let adapted = publication::adapt(client, config, &table).await;
@@ -198,7 +202,7 @@ async fn look(
     }
     let source = &config.source;
     let order_column = source.order_column.as_deref();
-    let refusals = fit::refusals(source.mode, source.mark, order_column, &table);
+    let refusals = compatibility::refusals(source.mode, source.mark, order_column, &table);
     let refusal = refusals.into_iter().next().map(|refusal| refusal.text);
     findings.moved = findings.moved.or(refusal);
     Ok(findings)
