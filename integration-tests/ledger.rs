@@ -10,7 +10,7 @@ use outboxd::ranges::RangeSet;
 use outboxd::state::SkippedBy;
 
 use crate::harness::postgres::{MAJORS, USUAL};
-use outbox::{Outbox, delivered, streamed, tenure};
+use outbox::{Outbox, delivered, streamed, token};
 
 const OUTBOX: &str = "public.outbox";
 /// What a row of the table needs besides its number.
@@ -32,7 +32,7 @@ async fn compaction_keeps_the_union_the_largest_high_lsn_and_the_last_row_of_eac
             outbox.mark(std::slice::from_ref(row)).await.unwrap();
         }
         assert_eq!(outbox.ledger_rows().await, 4);
-        compact(&outbox.client, &tenure(1)).await.unwrap();
+        compact(&outbox.client, &token(1)).await.unwrap();
         let folded = "SELECT segment, sent::text, high_lsn::text, last_seq, last_id FROM outboxd.ledger ORDER BY 1";
         let folded = outbox.client.query(folded, &[]).await.unwrap();
         assert_eq!(folded.len(), 2, "PostgreSQL {major}");
@@ -42,7 +42,7 @@ async fn compaction_keeps_the_union_the_largest_high_lsn_and_the_last_row_of_eac
         assert_eq!(folded[0].get::<_, String>(4), rows[2].id.to_string());
         assert_eq!(folded[1].get::<_, i64>(0), 1);
         let before = outbox.sent().await;
-        compact(&outbox.client, &tenure(1)).await.unwrap();
+        compact(&outbox.client, &token(1)).await.unwrap();
         assert_eq!(outbox.sent().await, before);
     }
 }
@@ -57,7 +57,7 @@ async fn compaction_keeps_the_generations_apart() {
     for seq in [1, 5] {
         outbox.mark(&[delivered(seq, 90)]).await.unwrap();
     }
-    compact(&outbox.client, &tenure(1)).await.unwrap();
+    compact(&outbox.client, &token(1)).await.unwrap();
     let sql =
         "SELECT generation, sent::text, high_lsn::text FROM outboxd.ledger ORDER BY generation";
     let rows = outbox.client.query(sql, &[]).await.unwrap();
@@ -79,9 +79,9 @@ async fn two_compactors_at_once_neither_lose_nor_repeat_a_number() {
         let before = outbox.sent().await;
         let other = outbox.database.client().await;
         outbox.client.batch_execute("BEGIN").await.unwrap();
-        compact(&outbox.client, &tenure(1)).await.unwrap();
+        compact(&outbox.client, &token(1)).await.unwrap();
         let second = tokio::spawn(async move {
-            compact(&other, &tenure(1)).await.unwrap();
+            compact(&other, &token(1)).await.unwrap();
         });
         outbox.wait_for_a_lock().await;
         // A checkpoint between the two is nobody's to fold.
@@ -113,13 +113,13 @@ async fn a_compactor_that_is_deposed_while_it_waits_changes_nothing() {
             .await
             .unwrap();
         let deposed = outbox.database.client().await;
-        let deposed = tokio::spawn(async move { compact(&deposed, &tenure(1)).await });
+        let deposed = tokio::spawn(async move { compact(&deposed, &token(1)).await });
         outbox.wait_for_a_lock().await;
         taker.batch_execute("COMMIT").await.unwrap();
         assert_eq!(deposed.await.unwrap().unwrap(), 0);
         assert_eq!(outbox.ledger_rows().await, 3);
-        assert_eq!(compact(&outbox.client, &tenure(1)).await.unwrap(), 0);
-        assert_eq!(compact(&outbox.client, &tenure(2)).await.unwrap(), 1);
+        assert_eq!(compact(&outbox.client, &token(1)).await.unwrap(), 0);
+        assert_eq!(compact(&outbox.client, &token(2)).await.unwrap(), 1);
         assert_eq!(outbox.ledger_rows().await, 1);
     }
 }
@@ -207,7 +207,7 @@ async fn sent_is_exact_so_the_table_minus_the_ledger_is_what_is_unsent() {
         outbox.sent().await.to_multirange_text(),
         "{[3,4),[5,6),[8,10)}"
     );
-    compact(&outbox.client, &tenure(1)).await.unwrap();
+    compact(&outbox.client, &token(1)).await.unwrap();
     assert_eq!(
         outbox.sent().await.to_multirange_text(),
         "{[3,4),[5,6),[8,10)}"
@@ -283,7 +283,7 @@ async fn a_streamed_row_is_compared_with_the_oldest_generation_that_bounds_its_c
         ];
         let settled = ledger.settled_before(&outbox.client, &rows).await.unwrap();
         assert_eq!(settled, [true, false, true, true, false]);
-        compact(&outbox.client, &tenure(1)).await.unwrap();
+        compact(&outbox.client, &token(1)).await.unwrap();
     }
 }
 

@@ -206,7 +206,7 @@ async fn a_topic_is_unknown_until_it_is_created() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_topic_is_created_where_that_is_wished() {
     let kafka = Kafka::shared().await;
-    let topic = Kafka::unique_name("wished");
+    let topic = Kafka::unique_name("requested");
     let mut settings = settings(kafka, &[]);
     settings.topics = TopicsConfig {
         create: true,

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::harness::postgres::{MAJORS, Postgres, USUAL};
 use crate::harness::relay::{Relay, said};
 use crate::harness::wait_until;
-use crate::ledger::outbox::{Outbox, tenure};
+use crate::ledger::outbox::{Outbox, token};
 use crate::orders::{ARRIVAL, Orders, wait_for_status};
 
 /// Rows of an aggregate that were inserted so many hours ago, or will be.
@@ -259,7 +259,7 @@ async fn what_the_table_holds_and_why_nothing_can_be_removed_are_said() {
     let relay = Relay::start(&orders.config);
     let is_known = |status: &serde_json::Value| status["kept"]["rows"] == 50;
     wait_for_status(&relay, "what the table holds", is_known).await;
-    assert_eq!(relay.metric("outboxd_kept_rows").await, Some(50.0));
+    assert_eq!(relay.metric("outboxd_table_rows").await, Some(50.0));
     drop(relay);
     orders
         .run("DROP VIEW outbox_status; ALTER TABLE outbox DROP created_at")
@@ -363,7 +363,7 @@ fn retention(outbox: &Outbox, table: &Table, epoch: i64) -> Retention {
         generation: 1,
         keep: Duration::from_secs(60),
     };
-    Retention::new(options.expect("a URL"), tenure(epoch), &removable)
+    Retention::new(options.expect("a URL"), token(epoch), &removable)
 }
 
 fn numbers(text: &str) -> RangeSet {

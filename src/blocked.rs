@@ -1,6 +1,6 @@
-//! What is blocked, for people: aggregates and topics none of whose rows is published, and the wish to release them.
+//! What is blocked, for people: aggregates and topics none of whose rows is published, and the request to release them.
 //!
-//! Reads the state tables and writes wishes; the relay that holds the lease fulfils them.
+//! Reads the state tables and writes requests; the relay that holds the lease fulfils them.
 
 pub(crate) mod remedy;
 pub(crate) mod text;
@@ -74,7 +74,7 @@ pub enum Which {
     All,
 }
 
-/// What is wished of an entry.
+/// What is requested of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
     /// Publish the first row and what waits behind it.
@@ -159,11 +159,11 @@ impl BlockedTable<'_> {
         })
     }
 
-    /// Writes the wish, and returns the entries that it is about.
-    pub async fn wish(
+    /// Writes the request, and returns the entries that it is about.
+    pub async fn request(
         &self,
         which: &Which,
-        wish: Request,
+        request: Request,
         asker: &Asker,
     ) -> Result<Vec<Blocked>, BlockedError> {
         let entries = match which {
@@ -174,14 +174,14 @@ impl BlockedTable<'_> {
             let name = entry.name();
             match entry.state.as_str() {
                 "released" => return Err(BlockedError::IsReleased(name)),
-                _ if wish == Request::Skip && entry.topic.is_some() => {
+                _ if request == Request::Skip && entry.topic.is_some() => {
                     return Err(BlockedError::IsTopic(name));
                 }
                 _ => {}
             }
         }
         let keys: Vec<&str> = entries.iter().map(|entry| entry.key.as_str()).collect();
-        ask_release(self.client, self.outbox, &keys, wish, asker).await?;
+        ask_release(self.client, self.outbox, &keys, request, asker).await?;
         Ok(entries)
     }
 
@@ -246,17 +246,17 @@ pub(crate) fn short(key: &str) -> String {
     key.chars().take(ID_CHARACTERS).collect()
 }
 
-/// Writes the wish for these entries.
+/// Writes the request for these entries.
 pub(crate) async fn ask_release(
     client: &Client,
     outbox: &str,
     keys: &[&str],
-    wish: Request,
+    request: Request,
     asker: &Asker,
 ) -> Result<(), BlockedError> {
     let sql = "UPDATE outboxd.blocked SET state = $3, actor = $4, note = $5, at = clock_timestamp() \
                WHERE outbox = $1 AND key = ANY ($2) AND state <> 'released'";
-    let state = match wish {
+    let state = match request {
         Request::Retry => "retry",
         Request::Skip => "skip",
     };

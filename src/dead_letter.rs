@@ -1,6 +1,6 @@
 //! Dead letters, for people: rows that are kept whole and published no more until somebody says so.
 //!
-//! Reads the state tables and writes wishes; the relay that holds the lease fulfils them.
+//! Reads the state tables and writes requests; the relay that holds the lease fulfils them.
 
 mod text;
 
@@ -9,7 +9,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
 
 use crate::blocked::{BlockedError, Request, ask_release};
-use crate::hold::{Asker, Wished};
+use crate::hold::{Asker, Requested};
 
 pub use text::Lines;
 
@@ -128,7 +128,7 @@ impl LetterTable<'_> {
     /// Asks for letters to be published again; of an aggregate that became dead letters whole, all of them.
     ///
     /// Errors: `NotFirst` for letters of such an aggregate without its first one.
-    pub async fn replay(&self, which: &Which, asker: &Asker) -> Result<Wished, LetterError> {
+    pub async fn replay(&self, which: &Which, asker: &Asker) -> Result<Requested, LetterError> {
         let letters = self.chosen(which).await?;
         let (mut keys, mut kept) = (Vec::new(), Vec::new());
         for letter in &letters {
@@ -150,7 +150,7 @@ impl LetterTable<'_> {
         self.set_state(&kept, "replay", asker).await?;
         let names: Vec<&str> = keys.iter().map(String::as_str).collect();
         ask_release(self.client, self.outbox, &names, Request::Retry, asker).await?;
-        Ok(Wished { keys, kept })
+        Ok(Requested { keys, kept })
     }
 
     /// Gives letters up for ever; returns them.
@@ -213,7 +213,7 @@ impl LetterTable<'_> {
                 &[&self.outbox, &ids, &state, &asker.actor, &asker.note],
             )
             .await;
-        done.map_err(BlockedError::sql("write down what is wished"))?;
+        done.map_err(BlockedError::sql("write down what is requested"))?;
         Ok(())
     }
 

@@ -286,7 +286,7 @@ pub async fn read(client: &Client, table: &Table) -> Result<Identity, IdentityEr
 /// Reads how far the server's history is on disk.
 ///
 /// Cancel-safe: yes.
-pub async fn horizon(client: &Client, outbox: &str) -> Result<ServerHistory, IdentityError> {
+pub async fn history(client: &Client, outbox: &str) -> Result<ServerHistory, IdentityError> {
     let row = client
         .query_one(HORIZON, &[])
         .await

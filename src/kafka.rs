@@ -222,7 +222,7 @@ fn connection_config(kafka: &KafkaConfig) -> ClientConfig {
     config
 }
 
-/// Whatever else is logged by the user's wish.
+/// Whatever else is logged by the user's request.
 fn log_connections(config: &mut ClientConfig) {
     let (property, context) = CONNECTIONS_LOGGED;
     let own = config.get(property).unwrap_or_default();

@@ -154,19 +154,19 @@ impl Statement {
 
 impl Marks {
     /// Marks of single rows: `sent_at` or `delete`.
-    pub fn rows(mark: crate::config::Mark, table: &Table, tenure: FencingToken) -> Self {
-        Self::Rows(RowMarks::new(mark, table, tenure))
+    pub fn rows(mark: crate::config::Mark, table: &Table, token: FencingToken) -> Self {
+        Self::Rows(RowMarks::new(mark, table, token))
     }
 
     /// The same beside a stream, which may bring a row again whose commit stands at or below `below`.
     pub fn rows_beside_a_stream(
         mark: crate::config::Mark,
         table: &Table,
-        tenure: FencingToken,
+        token: FencingToken,
         record: Record,
         below: Lsn,
     ) -> Self {
-        Self::Rows(RowMarks::new(mark, table, tenure).beside_a_stream(record, below))
+        Self::Rows(RowMarks::new(mark, table, token).beside_a_stream(record, below))
     }
 
     pub fn settling(&self) -> ReleaseOn {

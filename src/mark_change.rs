@@ -274,7 +274,7 @@ async fn is_so(
 pub async fn record(
     client: &Client,
     outbox: &str,
-    tenure: &FencingToken,
+    token: &FencingToken,
     source: &SourceConfig,
 ) -> Result<(), MarkError> {
     let other_key = match source.mark {
@@ -284,7 +284,7 @@ pub async fn record(
         }
     };
     let (mark, mode) = (mark_name(source.mark), mode_name(source.mode));
-    let FencingToken { outbox: key, epoch } = tenure;
+    let FencingToken { outbox: key, epoch } = token;
     let values: [&(dyn tokio_postgres::types::ToSql + Sync); 6] =
         [key, epoch, &outbox, &mark, &mode, &other_key];
     let sql = format!("WITH {LEASE}, {RECORD}");

@@ -278,11 +278,11 @@ impl Gauges {
                 "Rows kept as dead letters, counted up to 100,000.",
             ),
             kept_rows: gauge(
-                "outboxd_kept_rows",
+                "outboxd_table_rows",
                 "Rows in the outbox table, sent or not, by the server's statistics.",
             ),
             kept_bytes: gauge(
-                "outboxd_kept_bytes",
+                "outboxd_table_bytes",
                 "Bytes of the outbox table, its indexes included.",
             ),
             holes_open: gauge(

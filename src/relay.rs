@@ -48,7 +48,7 @@ use crate::source::replication::missed::Watch;
 use crate::state::OutboxState;
 use crate::status::StatusCell;
 use batch_cursor::BatchCursor;
-use catalog_check::{Surveying, survey_every};
+use catalog_check::{CatalogCheck, catalog_check_every};
 pub use end::{End, Phase};
 use handed_over::HandedOver;
 use hold_writer::HoldWriter;
@@ -85,13 +85,13 @@ pub struct Relay {
     /// The rows for which the table was read last.
     reread: Reread,
     /// How far the server's history was seen; a session that is opened on less of it is refused.
-    horizon: Option<ServerHistory>,
+    history: Option<ServerHistory>,
     /// The generation of the numbers in flight.
     generation: Option<i32>,
     /// What the publication keeps from the stream.
     drift: Vec<String>,
     outages: Outages,
-    patience: StallDetector,
+    stalls: StallDetector,
     /// How Kafka is reached, with what was learned of its topics.
     kafka: KafkaConfig,
     /// What the last producer said of a broker.
@@ -110,7 +110,7 @@ pub struct Session {
     pub watch: Option<Watch>,
     /// Removes old rows that were sent; where they are not kept for ever.
     pub retention: Option<Retention>,
-    pub horizon: ServerHistory,
+    pub history: ServerHistory,
     pub phase: Phase,
     /// Rows that stand in the table can be read from it in their order.
     pub order_is_told: bool,
@@ -122,7 +122,7 @@ pub struct Session {
     pub recorded: Recorded,
     /// Rows whose mark an earlier process owed.
     pub owed: Owed,
-    pub tenure: FencingToken,
+    pub token: FencingToken,
     /// The connection that marks.
     pub sql: Arc<postgres::SqlConnection>,
     pub lease: watch::Receiver<LeaseState>,
@@ -155,11 +155,11 @@ impl Relay {
             replayed: Replayed::default(),
             stop_by: None,
             reread: Reread::default(),
-            horizon: None,
+            history: None,
             generation: None,
             drift: Vec::new(),
             outages: Outages::default(),
-            patience: StallDetector::default(),
+            stalls: StallDetector::default(),
             kafka: config.kafka.clone(),
             cutting: None,
             small_batches: SmallBatches::new(),
@@ -186,7 +186,7 @@ impl Relay {
         if let Phase::Replay(copies) = &session.phase {
             self.replayed.begin(copies);
         }
-        let keeping = HoldWriter::new(recorded.kept_bytes);
+        let hold_writer = HoldWriter::new(recorded.kept_bytes);
         self.core.restore(recorded);
         let owing = Owing::new(std::mem::take(&mut session.owed));
         let shutdown_notices = session.lease.borrow().shutdown_notices;
@@ -198,7 +198,7 @@ impl Relay {
             marking: None,
             owing,
             failing: None,
-            keeping,
+            hold_writer,
             mark_again_at: None,
             last_mark_at: Instant::now(),
             unmarked_since: None,
@@ -207,7 +207,7 @@ impl Relay {
             maintenance: None,
             sweep: Sweep::new(sweep_every),
             removal,
-            surveying: None,
+            catalog_check: None,
             top: i64::MIN,
             lag_question: None,
             requests: None,
@@ -237,7 +237,7 @@ struct Run<'a> {
     owing: Owing,
     /// Since when no mark succeeds, and why.
     failing: Option<Failing>,
-    keeping: HoldWriter,
+    hold_writer: HoldWriter,
     mark_again_at: Option<Instant>,
     last_mark_at: Instant,
     unmarked_since: Option<Instant>,
@@ -248,7 +248,7 @@ struct Run<'a> {
     maintenance: Option<JoinHandle<Result<Vec<Finding>, MarkError>>>,
     sweep: Sweep,
     removal: Removal,
-    surveying: Option<Surveying>,
+    catalog_check: Option<CatalogCheck>,
     /// The highest number that the stream has brought.
     top: i64,
     lag_question: Option<JoinHandle<()>>,
@@ -273,16 +273,16 @@ struct Run<'a> {
 impl Run<'_> {
     async fn until_end(&mut self) -> End {
         let mut topics = interval(TOPICS_EVERY);
-        let mut outlook = interval(Duration::from_secs(1));
+        let mut report = interval(Duration::from_secs(1));
         let mut maintain = interval(MAINTAIN_EVERY);
         let mut look = interval(self.sweep.look_every());
-        let mut survey = interval(survey_every(&self.relay.config));
+        let mut catalog = interval(catalog_check_every(&self.relay.config));
         for timer in [
             &mut topics,
-            &mut outlook,
+            &mut report,
             &mut maintain,
             &mut look,
-            &mut survey,
+            &mut catalog,
         ] {
             timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
@@ -316,7 +316,7 @@ impl Run<'_> {
                         return end;
                     }
                 }
-                result = self.keeping.finished() => {
+                result = self.hold_writer.finished() => {
                     if let Some(end) = self.take_keep(result) {
                         return end;
                     }
@@ -337,7 +337,7 @@ impl Run<'_> {
                         return end;
                     }
                 }
-                findings = joined(&mut self.surveying) => {
+                findings = joined(&mut self.catalog_check) => {
                     if let Some(end) = self.take_findings(findings) {
                         return end;
                     }
@@ -349,14 +349,14 @@ impl Run<'_> {
                 }
                 _ = maintain.tick() => self.maintain(),
                 _ = look.tick() => self.look_for_missed(),
-                _ = survey.tick() => self.survey(),
+                _ = catalog.tick() => self.check_catalog(),
                 _ = topics.tick() => {
                     if let Some(end) = self.ask_for_topics() {
                         return end;
                     }
                 }
-                _ = outlook.tick() => {
-                    self.look_out();
+                _ = report.tick() => {
+                    self.report();
                     self.renew_producer();
                 }
                 batch = self.session.source.read(), if wants_batch => {
@@ -371,13 +371,13 @@ impl Run<'_> {
     /// Does what can be done without waiting; tells when the session is over.
     fn turn(&mut self) -> Option<End> {
         let lease = self.session.lease.borrow();
-        if lease.epoch() != Some(self.session.tenure.epoch) {
+        if lease.epoch() != Some(self.session.token.epoch) {
             return Some(End::Deposed);
         }
         if lease.shutdown_notices != self.shutdown_notices {
             return Some(End::PostgresStops);
         }
-        let may_publish = lease.may_publish(self.session.tenure.epoch);
+        let may_publish = lease.may_publish(self.session.token.epoch);
         drop(lease);
         if may_publish && self.successor.is_none() {
             // In a drain too: what went out behind a row that asks waits for it.
@@ -427,7 +427,7 @@ impl Run<'_> {
         let core = &self.relay.core;
         // Where nothing is marked what went out behind a row that waits for an answer would be sent again.
         let is_answered = core.asking() == 0 || !matches!(self.session.marks, Marks::None);
-        let is_idle = self.marking.is_none() && self.keeping.is_idle() && is_answered;
+        let is_idle = self.marking.is_none() && self.hold_writer.is_idle() && is_answered;
         is_idle && core.sent() == 0 && core.unmarked() == 0 && core.aside() == 0
     }
 

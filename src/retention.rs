@@ -34,7 +34,7 @@ pub struct Retention {
     session: Option<postgres::SqlConnection>,
     statements: Statements,
     partitions: Option<Partitions>,
-    tenure: FencingToken,
+    token: FencingToken,
     generation: i32,
     keep: Duration,
 }
@@ -64,7 +64,7 @@ pub struct Removed {
 
 impl Retention {
     /// Prepares; connects when there is something to do.
-    pub fn new(options: ConnectOptions, tenure: FencingToken, removable: &Removable<'_>) -> Self {
+    pub fn new(options: ConnectOptions, token: FencingToken, removable: &Removable<'_>) -> Self {
         Self {
             options,
             session: None,
@@ -72,7 +72,7 @@ impl Retention {
             partitions: (removable.age == Age::Created
                 && removable.table.kind == TableKind::Partitioned)
                 .then(|| Partitions::new(removable.table)),
-            tenure,
+            token,
             generation: removable.generation,
             keep: removable.keep,
         }
@@ -97,9 +97,9 @@ impl Retention {
         let Some(mut partitions) = self.partitions.take() else {
             return Ok(None);
         };
-        let tenure = self.tenure.clone();
+        let token = self.token.clone();
         let tending = Tending {
-            tenure: &tenure,
+            token: &token,
             generation: self.generation,
             keep_seconds: self.keep.as_secs_f64(),
             removable,
@@ -122,9 +122,9 @@ impl Retention {
             return Ok(());
         }
         let (sql, missed) = (self.statements.reopen.clone(), missed.to_multirange_text());
-        let (tenure, generation) = (self.tenure.clone(), self.generation);
+        let (token, generation) = (self.token.clone(), self.generation);
         let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
-            [&tenure.outbox, &tenure.epoch, &generation, &missed];
+            [&token.outbox, &token.epoch, &generation, &missed];
         let reopened = self.client().await?.execute(&sql, &parameters).await;
         reopened
             .map(drop)
@@ -155,7 +155,7 @@ impl Retention {
             return Ok(Removed::default());
         };
         let sql = self.statements.remove.clone();
-        let (tenure, generation) = (self.tenure.clone(), self.generation);
+        let (token, generation) = (self.token.clone(), self.generation);
         let keep_seconds = self.keep.as_secs_f64();
         let failed = MarkError::sql("remove rows that were sent");
         let transaction = self.client().await?.transaction().await.map_err(failed)?;
@@ -163,8 +163,8 @@ impl Retention {
             .query_one(
                 &sql,
                 &[
-                    &tenure.outbox,
-                    &tenure.epoch,
+                    &token.outbox,
+                    &token.epoch,
                     &generation,
                     &numbers.to_multirange_text(),
                     &first,
@@ -174,7 +174,7 @@ impl Retention {
             )
             .await
             .map_err(MarkError::sql("remove rows that were sent"))?;
-        let removed = read(&tenure, &row)?;
+        let removed = read(&token, &row)?;
         // A statement that deleted nothing is rolled back too, where it was refused.
         if !removed.missed.is_empty() {
             let rolled_back = transaction.rollback().await;
@@ -210,15 +210,15 @@ impl Retention {
     }
 }
 
-fn read(tenure: &FencingToken, row: &tokio_postgres::Row) -> Result<Removed, MarkError> {
+fn read(token: &FencingToken, row: &tokio_postgres::Row) -> Result<Removed, MarkError> {
     if !row.get::<_, bool>("is_leader") {
         return Err(MarkError::NotLeader {
-            outbox: tenure.outbox.clone(),
+            outbox: token.outbox.clone(),
         });
     }
     let numbers = |column: &str| {
         RangeSet::parse_multirange(row.get(column)).map_err(|source| MarkError::Unreadable {
-            outbox: tenure.outbox.clone(),
+            outbox: token.outbox.clone(),
             source,
         })
     };

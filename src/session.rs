@@ -161,12 +161,12 @@ pub struct SessionBuilder<'a> {
     pub options: ConnectOptions,
     pub lease: watch::Receiver<LeaseState>,
     pub epoch: i64,
-    pub legacy: &'a mut CarryOver,
+    pub carry_over: &'a mut CarryOver,
     /// Topics that can be written as far as is known.
     pub topics: hold::Topics,
     pub passage: Passage,
     /// How far this process has seen the server's history.
-    pub horizon: Option<&'a ServerHistory>,
+    pub history: Option<&'a ServerHistory>,
     /// Says what the opening waits for.
     pub status: StatusCell,
     pub stop: CancellationToken,
@@ -279,16 +279,16 @@ impl SessionBuilder<'_> {
             &layout,
             crate::kafka::record_bytes_max(&self.config.kafka),
         )?;
-        let tenure = FencingToken {
+        let token = FencingToken {
             outbox: lease_key(&self.config.source),
             epoch: self.epoch,
         };
         // The right server first: nothing is recorded, made or dropped on another one.
         let state = states.load().await?;
         let mut known = self.check_identity(&sql, &states, &table, state).await?;
-        self.record_legacy(&states, &tenure).await?;
+        self.record_legacy(&states, &token).await?;
         known.state = states.load().await?;
-        self.change_mark(&table, &states, &tenure, &known.state)
+        self.change_mark(&table, &states, &token, &known.state)
             .await?;
         self.prepare_slot(&sql, &states, &known.state).await?;
         self.leave_to_the_table(&sql, &states).await?;
@@ -299,14 +299,14 @@ impl SessionBuilder<'_> {
             self.decide_start(&sql, &states, &table).await?;
             known.state = states.load().await?;
         }
-        self.legacy.numbers = Numbers::AsKnown;
-        if self.release(&sql, &table, &tenure).await? {
+        self.carry_over.numbers = Numbers::AsKnown;
+        if self.release(&sql, &table, &token).await? {
             known.state = states.load().await?;
         }
         let generation = known.state.generation;
-        hold::take_out_sent(&sql.client, &tenure).await?;
-        let recorded = hold::load(&sql.client, &tenure.outbox, generation).await?;
-        let (mut marks, owed) = self.marks(&sql, &table, &tenure, &known.state).await?;
+        hold::take_out_sent(&sql.client, &token).await?;
+        let recorded = hold::load(&sql.client, &token.outbox, generation).await?;
+        let (mut marks, owed) = self.marks(&sql, &table, &token, &known.state).await?;
         if let Marks::Ledger(ledger) = &mut marks {
             ledger.note_kept(&recorded.numbers);
             if known.has_moved_rows {
@@ -324,15 +324,15 @@ impl SessionBuilder<'_> {
         Ok(Session {
             source,
             watch,
-            retention: self.retention(&table, &tenure, generation),
-            horizon: identity::horizon(&sql.client, &outbox).await?,
+            retention: self.retention(&table, &token, generation),
+            history: identity::history(&sql.client, &outbox).await?,
             phase,
             order_is_told: self.order(&table) != Order::Untold,
             marks,
             state,
             recorded,
             owed,
-            tenure,
+            token,
             layout,
             encoder,
             sql,
@@ -354,18 +354,18 @@ impl SessionBuilder<'_> {
     async fn record_legacy(
         &mut self,
         states: &StateTable<'_>,
-        tenure: &FencingToken,
+        token: &FencingToken,
     ) -> Result<(), OpenError> {
-        if !self.legacy.replayed.is_empty() {
-            hold::replayed(states.client, tenure, &self.legacy.replayed).await?;
-            self.legacy.replayed.clear();
+        if !self.carry_over.replayed.is_empty() {
+            hold::replayed(states.client, token, &self.carry_over.replayed).await?;
+            self.carry_over.replayed.clear();
         }
-        match self.legacy.catch_up {
+        match self.carry_over.catch_up {
             CatchUp::AsRecorded => {}
             CatchUp::Demanded => states.set_caught_up(false).await?,
             CatchUp::Done => states.set_caught_up(true).await?,
         }
-        self.legacy.catch_up = CatchUp::AsRecorded;
+        self.carry_over.catch_up = CatchUp::AsRecorded;
         Ok(())
     }
 
@@ -374,22 +374,22 @@ impl SessionBuilder<'_> {
         &self,
         sql: &postgres::SqlConnection,
         table: &Table,
-        tenure: &FencingToken,
+        token: &FencingToken,
     ) -> Result<bool, OpenError> {
         let source = &self.config.source;
         if let Mark::SentAt | Mark::Delete = source.mark {
             // A row that is skipped does not stay unsent.
-            let rows = hold::to_skip(&sql.client, &tenure.outbox).await?;
-            let marks = Marks::rows(source.mark, table, tenure.clone());
+            let rows = hold::to_skip(&sql.client, &token.outbox).await?;
+            let marks = Marks::rows(source.mark, table, token.clone());
             if let Some(statement) = marks.statement(&rows, None) {
                 let outcome = statement.run(&sql.client).await?;
-                hold::keep_unmarked(&sql.client, tenure, &outcome).await?;
+                hold::keep_unmarked(&sql.client, token, &outcome).await?;
             }
         }
         // Where the table tells no order it is not read again: what is held is kept whole.
         let is_read = source.mark != Mark::None && self.order(table) != Order::Untold;
         let layout = is_read.then_some(&table.layout);
-        let released = hold::release(&sql.client, tenure, &self.topics, layout).await?;
+        let released = hold::release(&sql.client, token, &self.topics, layout).await?;
         for entry in &released {
             let (why, topic) = (&entry.why, entry.topic.as_deref());
             info!(
@@ -435,15 +435,15 @@ impl SessionBuilder<'_> {
         &self,
         sql: &postgres::SqlConnection,
         table: &Table,
-        tenure: &FencingToken,
+        token: &FencingToken,
         state: &OutboxState,
     ) -> Result<(Marks, Owed), OpenError> {
-        let tenure = tenure.clone();
+        let token = token.clone();
         let mut owed = Owed::new();
         let marks = match self.config.source.mark {
             Mark::Ledger => {
                 let skipped = state.skipped().clone();
-                let ledger = Ledger::load(&sql.client, tenure, state.generation, skipped).await;
+                let ledger = Ledger::load(&sql.client, token, state.generation, skipped).await;
                 let mut ledger = ledger?;
                 ledger.begins_at(table.first_number());
                 Marks::Ledger(ledger)
@@ -451,12 +451,12 @@ impl SessionBuilder<'_> {
             Mark::None => Marks::None,
             mark => {
                 let position = insert_position(sql).await?;
-                let (record, unpaid) = load_marked(&sql.client, &tenure.outbox).await?;
+                let (record, unpaid) = load_marked(&sql.client, &token.outbox).await?;
                 owed = unpaid;
                 match self.config.source.mode {
-                    Mode::Polling => Marks::rows(mark, table, tenure),
+                    Mode::Polling => Marks::rows(mark, table, token),
                     Mode::Replication => {
-                        Marks::rows_beside_a_stream(mark, table, tenure, record, position)
+                        Marks::rows_beside_a_stream(mark, table, token, record, position)
                     }
                 }
             }

@@ -62,7 +62,7 @@ pub struct Supervisor {
     epoch: Option<i64>,
     /// The name under which the state stands until it has followed the table.
     former: Option<String>,
-    legacy: CarryOver,
+    carry_over: CarryOver,
     passage: Passage,
     attempts: usize,
     told: Told,
@@ -97,7 +97,7 @@ impl Supervisor {
             counting: None,
             epoch: None,
             former: None,
-            legacy: CarryOver {
+            carry_over: CarryOver {
                 catch_up: CatchUp::AsRecorded,
                 replayed: Vec::new(),
                 numbers: Numbers::AsKnown,
@@ -142,7 +142,7 @@ impl Supervisor {
     /// A stop that meets a lost connection, or a replay, would repeat these rows otherwise. Over with the grace period.
     async fn settle(&mut self) {
         let is_in_flight = self.relay.owes_marks() && !self.is_drained;
-        let is_owed = is_in_flight || !self.legacy.replayed.is_empty();
+        let is_owed = is_in_flight || !self.carry_over.replayed.is_empty();
         if self.config.source.mark == Mark::None || !is_owed {
             return;
         }
@@ -210,19 +210,19 @@ impl Supervisor {
         {
             // Somebody else published in between: what we still had in flight is theirs.
             self.relay.depose().await;
-            self.legacy.catch_up = CatchUp::AsRecorded;
-            self.legacy.replayed.clear();
-            self.legacy.undecodable_commit_lsn = None;
+            self.carry_over.catch_up = CatchUp::AsRecorded;
+            self.carry_over.replayed.clear();
+            self.carry_over.undecodable_commit_lsn = None;
         }
         let mut opening = SessionBuilder {
             config: &self.config,
             options,
             lease,
             epoch,
-            legacy: &mut self.legacy,
+            carry_over: &mut self.carry_over,
             topics: self.relay.core.held().to_release().cloned().collect(),
             passage: self.passage,
-            horizon: self.relay.horizon(),
+            history: self.relay.history(),
             status: self.status.clone(),
             stop: self.stop.clone(),
         };
@@ -288,21 +288,21 @@ impl Supervisor {
 
     /// Draws the consequences that outlive the session.
     fn follow(&mut self, attempt: &Attempt) {
-        self.legacy.replayed.extend(self.relay.take_replayed());
+        self.carry_over.replayed.extend(self.relay.take_replayed());
         match attempt {
-            Attempt::Ended(End::CaughtUp) => self.legacy.catch_up = CatchUp::Done,
-            Attempt::Ended(End::Replayed(ids)) => self.legacy.replayed.extend(ids),
+            Attempt::Ended(End::CaughtUp) => self.carry_over.catch_up = CatchUp::Done,
+            Attempt::Ended(End::Replayed(ids)) => self.carry_over.replayed.extend(ids),
             // Where nothing is marked the table cannot say what is missing: only the stream can be read again.
             Attempt::Ended(End::Reread(_)) if self.config.source.mark == Mark::None => {}
-            Attempt::Ended(End::Reread(_)) => self.legacy.catch_up = CatchUp::Demanded,
+            Attempt::Ended(End::Reread(_)) => self.carry_over.catch_up = CatchUp::Demanded,
             Attempt::Ended(End::Source(SourceError::Replication(
                 ReplicationError::CannotSend { commit_lsn, .. },
             ))) if self.config.source.mark != Mark::None => {
                 warn!(%commit_lsn, "the slot cannot send a transaction: the table is read instead");
-                self.legacy.catch_up = CatchUp::Demanded;
-                self.legacy.undecodable_commit_lsn = Some(*commit_lsn);
+                self.carry_over.catch_up = CatchUp::Demanded;
+                self.carry_over.undecodable_commit_lsn = Some(*commit_lsn);
             }
-            Attempt::Ended(End::Renumbered(_)) => self.legacy.numbers = Numbers::Reused,
+            Attempt::Ended(End::Renumbered(_)) => self.carry_over.numbers = Numbers::Reused,
             Attempt::Ended(End::Source(failure)) if lacks_publication(failure) => {
                 self.passage = Passage::MissingPublication;
             }

@@ -131,11 +131,11 @@ fn ranges() -> Box<dyn FnMut()> {
 }
 
 fn statement() -> Box<dyn FnMut()> {
-    let tenure = FencingToken {
+    let token = FencingToken {
         outbox: "public.outbox".into(),
         epoch: 1,
     };
-    let marks = Marks::rows(Mark::SentAt, &messages::table(), tenure);
+    let marks = Marks::rows(Mark::SentAt, &messages::table(), token);
     let rows: Vec<Delivered> = messages::rows(ROWS as u64)
         .into_iter()
         .zip(0..)

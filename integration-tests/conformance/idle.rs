@@ -16,7 +16,7 @@ const INTERVAL_MS: u64 = 100;
 const TURNS_MAX: u64 = WINDOW_MS * 10 / (INTERVAL_MS * 9);
 
 /// A turn of an idle table is one statement; as many again are for everything else that a relay asks: a second brings one
-/// renewal of the lease and one look for wishes about blocked rows, two transactions each.
+/// renewal of the lease and one look for requests about blocked rows, two transactions each.
 const TRANSACTIONS_MAX: u64 = 2 * TURNS_MAX;
 
 const TRANSACTIONS: &str =

@@ -77,7 +77,7 @@ impl Outbox {
     pub async fn ledger(&self) -> Ledger {
         let state = self.states().load().await.unwrap();
         let skipped = state.skipped().clone();
-        let ledger = Ledger::load(&self.client, tenure(1), state.generation, skipped).await;
+        let ledger = Ledger::load(&self.client, token(1), state.generation, skipped).await;
         let mut ledger = ledger.unwrap();
         ledger.begins_at(self.table().await.first_number());
         ledger
@@ -87,7 +87,7 @@ impl Outbox {
         match mark {
             Mark::Ledger => Marks::Ledger(self.ledger().await),
             Mark::None => Marks::None,
-            mark => Marks::rows(mark, &self.table().await, tenure(1)),
+            mark => Marks::rows(mark, &self.table().await, token(1)),
         }
     }
 
@@ -165,7 +165,7 @@ impl Outbox {
     }
 }
 
-pub fn tenure(epoch: i64) -> FencingToken {
+pub fn token(epoch: i64) -> FencingToken {
     FencingToken {
         outbox: OUTBOX.to_owned(),
         epoch,

@@ -44,11 +44,11 @@ async fn released_together(pair: Pair) {
     let mut relay = Relay::start(&wide);
     let other = write_others(client, 1..=20).await;
     scene.wait_for_row(&mut scene.reader(), other).await;
-    // The relay learns of the topic first, and sees the wish when it releases what the topic held.
-    let wish = "BEGIN; LOCK TABLE outboxd.blocked IN ACCESS EXCLUSIVE MODE;
+    // The relay learns of the topic first, and sees the request when it releases what the topic held.
+    let request = "BEGIN; LOCK TABLE outboxd.blocked IN ACCESS EXCLUSIVE MODE;
         UPDATE outboxd.blocked SET state = 'retry' WHERE kind = 'aggregate'";
     let operator = scene.database.client().await;
-    execute(&operator, wish).await;
+    execute(&operator, request).await;
     scene.create_topic(&config.topic_of("invoice"), &[]).await;
     relay
         .wait_for_log("a held topic can be written again", SOON)

@@ -138,7 +138,7 @@ async fn blocks_again_and_is_skipped(pair: Pair) {
         (&entry["attempts"], id_of(&entry)),
         (&Value::from(2), id.clone())
     );
-    // A wish without a relay is kept for the next start.
+    // A request without a relay is kept for the next start.
     stop(&mut relay);
     let told = done(
         config,

@@ -122,7 +122,7 @@ impl Blocked {
             "blocked" => None,
             "released" if self.actor.is_none() => Some(format!("released at {at}")),
             "released" => Some(format!("released at {at}, asked by {actor}")),
-            wish => Some(format!("{wish} asked by {actor} at {at}")),
+            request => Some(format!("{request} asked by {actor} at {at}")),
         }
     }
 }

@@ -6,7 +6,7 @@ use super::commands::{failed, show};
 use super::request::{Asking, Opened, fulfil, open};
 use super::{Common, ExitStatus, print};
 use crate::blocked::{BlockedTable, Lines, Request, Which};
-use crate::hold::{Asker, Wished};
+use crate::hold::{Asker, Requested};
 use crate::inspect;
 use crate::paste::shell_word;
 
@@ -21,8 +21,8 @@ pub(super) enum Blocked {
     /// First mend what was wrong: correct the row in the table (as the table's owner), the topic or the configuration.
     /// The rows are read from the table again, in order. Where the followers became dead letters, those are replayed.
     ///
-    /// Exits with 1 when it is blocked again, 75 when the relay has not taken the wish after 15 s; without a running
-    /// relay the wish is kept for the next one.
+    /// Exits with 1 when it is blocked again, 75 when the relay has not taken the request after 15 s; without a running
+    /// relay the request is kept for the next one.
     ///
     /// Example: UPDATE outbox SET headers = NULL WHERE id = '…'; then
     /// outboxd blocked retry 1f0c9a2e --note 'headers removed' --config outboxd.toml
@@ -163,34 +163,34 @@ async fn run_with(opened: Opened, command: Blocked) -> ExitStatus {
         }) => {
             let which = id.map_or(Which::All, Which::Id);
             let asker = asking.asker(note, &session);
-            return wish(&table, &which, Request::Retry, asking, asker).await;
+            return request(&table, &which, Request::Retry, asking, asker).await;
         }
         Blocked::Skip(Skip {
             id, note, asking, ..
         }) => {
             let asker = asking.asker(Some(note), &session);
-            return wish(&table, &Which::Id(id), Request::Skip, asking, asker).await;
+            return request(&table, &Which::Id(id), Request::Skip, asking, asker).await;
         }
     }
     ExitStatus::Done
 }
 
-async fn wish(
+async fn request(
     table: &BlockedTable<'_>,
     which: &Which,
-    wish: Request,
+    request: Request,
     asking: Asking,
     asker: Asker,
 ) -> ExitStatus {
-    let entries = match table.wish(which, wish, &asker).await {
+    let entries = match table.request(which, request, &asker).await {
         Ok(entries) => entries,
         Err(failure) => return failed(&failure, None),
     };
-    let wished = Wished {
+    let requested = Requested {
         keys: entries.into_iter().map(|entry| entry.key).collect(),
         kept: Vec::new(),
     };
-    fulfil(table.client, table.outbox, &wished, &asking).await
+    fulfil(table.client, table.outbox, &requested, &asking).await
 }
 
 fn lines(entries: &[crate::blocked::Blocked]) -> String {

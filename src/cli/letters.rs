@@ -20,8 +20,8 @@ pub(super) enum DeadLetters {
     /// With `faults.after_dead_letter = "follow"` all letters of an aggregate go out together, in order, and the aggregate
     /// goes on behind them; a later one alone is refused. What is still at fault becomes a dead letter again.
     ///
-    /// Exits with 1 when a letter is at fault again, 75 when the relay has not taken the wish after 15 s; without a running
-    /// relay the wish is kept for the next one.
+    /// Exits with 1 when a letter is at fault again, 75 when the relay has not taken the request after 15 s; without a running
+    /// relay the request is kept for the next one.
     ///
     /// Example: outboxd dead-letters replay --aggregate order 4711 --note 'topic allowed' --config outboxd.toml
     Replay(Replay),
@@ -188,7 +188,7 @@ async fn replay(table: &LetterTable<'_>, session: &SqlConnection, arguments: Rep
     };
     let asker = arguments.asking.asker(arguments.note, session);
     match table.replay(&which, &asker).await {
-        Ok(wished) => fulfil(table.client, table.outbox, &wished, &arguments.asking).await,
+        Ok(requested) => fulfil(table.client, table.outbox, &requested, &arguments.asking).await,
         Err(failure) => failed(&failure, None),
     }
 }

@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 use super::commands::{failed, resolve};
 use super::{Common, ExitStatus, complain, load, print, print_error};
 use crate::config::Config;
-use crate::hold::{self, Answer, Asker, Wished};
+use crate::hold::{self, Answer, Asker, Requested};
 use crate::postgres::SqlConnection;
 use crate::session::lease_key;
 
@@ -18,7 +18,7 @@ pub(super) struct Asking {
     /// Who asks; default: the user of the operating system.
     #[arg(long, value_name = "NAME")]
     actor: Option<String>,
-    /// Write the wish and do not wait for the relay.
+    /// Write the request and do not wait for the relay.
     #[arg(long)]
     no_wait: bool,
     /// Print JSON for programs.
@@ -61,14 +61,14 @@ pub(super) async fn open(common: &Common, refusal: Option<String>) -> Result<Ope
     })
 }
 
-/// Waits for the relay and says what became of the wish.
+/// Waits for the relay and says what became of the request.
 pub(super) async fn fulfil(
     client: &Client,
     outbox: &str,
-    wished: &Wished,
+    requested: &Requested,
     asking: &Asking,
 ) -> ExitStatus {
-    let count = wished.keys.len() + wished.kept.len();
+    let count = requested.keys.len() + requested.kept.len();
     if count == 0 {
         tell(asking, 0, "done", "there is nothing to do");
         return ExitStatus::Done;
@@ -80,7 +80,7 @@ pub(super) async fn fulfil(
     if !asking.json {
         print_error("waiting for the relay …");
     }
-    match hold::wait(client, outbox, wished).await {
+    match hold::wait(client, outbox, requested).await {
         Ok(answer) => told(asking, count, &answer),
         Err(failure) => failed(&failure, None),
     }
@@ -109,7 +109,7 @@ fn told(asking: &Asking, count: usize, answer: &Answer) -> ExitStatus {
         ),
         Answer::NotYet => (
             "not_yet",
-            "the relay has not done it yet; `outboxd status` says what it does, and the wish stays"
+            "the relay has not done it yet; `outboxd status` says what it does, and the request stays"
                 .to_owned(),
             ExitStatus::TryAgain,
         ),

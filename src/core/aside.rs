@@ -33,7 +33,7 @@ impl Core {
             error: error.clone(),
             blocks,
         };
-        let fate = match row.policy(self.policy) {
+        let why = match row.policy(self.policy) {
             FaultPolicy::Continue => dead(None),
             FaultPolicy::Follow => {
                 self.held.block(row, reason, &error, Followers::Die);
@@ -45,7 +45,7 @@ impl Core {
                 HoldReason::Blocked(row.aggregate)
             }
         };
-        let ticket = self.put_aside(row, fate);
+        let ticket = self.put_aside(row, why);
         Offer::AtFault {
             ticket,
             reason,
@@ -68,7 +68,7 @@ impl Core {
 
     /// Puts a row of a blocked aggregate aside.
     pub(super) fn follow(&mut self, row: &RowFacts<'_>, followers: Followers) -> Ticket {
-        let fate = match followers {
+        let why = match followers {
             Followers::Wait => {
                 self.count_follower(row);
                 HoldReason::Blocked(row.aggregate)
@@ -79,7 +79,7 @@ impl Core {
                 blocks: Some(row.aggregate),
             },
         };
-        self.put_aside(row, fate)
+        self.put_aside(row, why)
     }
 
     /// Counts a row that waits for its aggregate, unless it is handed out again: then it is recorded, and counted.
@@ -93,8 +93,8 @@ impl Core {
         row.seq.is_some_and(|seq| self.held.numbers().contains(seq))
     }
 
-    pub(super) fn put_aside(&mut self, row: &RowFacts<'_>, fate: HoldReason) -> Ticket {
-        if let HoldReason::Topic(name) = &fate {
+    pub(super) fn put_aside(&mut self, row: &RowFacts<'_>, why: HoldReason) -> Ticket {
+        if let HoldReason::Topic(name) = &why {
             let rows = u64::from(!self.is_counted(row));
             let topics = &mut self.held.topics;
             topics.put_behind(row.aggregate, row.seq, name, rows);
@@ -106,7 +106,7 @@ impl Core {
             id: row.id.clone(),
             lsn: row.lsn,
             origin: row.origin,
-            fate,
+            why,
         });
         ticket
     }
@@ -143,7 +143,7 @@ impl Core {
             id: row.id.clone(),
             lsn: row.lsn,
             origin: row.origin,
-            fate: HoldReason::Published(aggregate),
+            why: HoldReason::Published(aggregate),
         });
         Ok(ticket)
     }

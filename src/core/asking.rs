@@ -229,7 +229,7 @@ impl Core {
             id: entry.id.clone(),
             lsn: entry.lsn,
             origin: entry.origin,
-            fate: HoldReason::Topic(topic),
+            why: HoldReason::Topic(topic),
         });
     }
 }

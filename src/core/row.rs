@@ -179,5 +179,5 @@ pub struct HeldRow {
     pub id: RowId,
     pub lsn: Lsn,
     pub origin: Origin,
-    pub fate: HoldReason,
+    pub why: HoldReason,
 }

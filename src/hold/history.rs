@@ -10,7 +10,7 @@ const KEPT_FOR: &str = "interval '30 days'";
 const ROWS_AT_ONCE: i64 = 1_000;
 
 /// Deletes history that is older than 30 days; the number of a discarded row is skipped from then on.
-pub async fn forget_history(client: &Client, tenure: &FencingToken) -> Result<(), MarkError> {
+pub async fn forget_history(client: &Client, token: &FencingToken) -> Result<(), MarkError> {
     let sql = format!(
         "WITH {LEASE}, gone AS (\
            DELETE FROM outboxd.kept WHERE id IN (\
@@ -27,7 +27,7 @@ pub async fn forget_history(client: &Client, tenure: &FencingToken) -> Result<()
              AND b.at < clock_timestamp() - {KEPT_FOR} LIMIT {ROWS_AT_ONCE})",
         number_sql("seq")
     );
-    let done = client.execute(&sql, &[&tenure.outbox, &tenure.epoch]).await;
+    let done = client.execute(&sql, &[&token.outbox, &token.epoch]).await;
     done.map(drop)
         .map_err(MarkError::sql("forget what was released long ago"))
 }

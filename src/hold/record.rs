@@ -90,7 +90,7 @@ pub enum CopyPolicy {
 /// One checkpoint of rows that were put aside, ready to run.
 #[derive(Debug)]
 pub struct HoldCheckpoint {
-    pub tenure: FencingToken,
+    pub token: FencingToken,
     pub generation: i32,
     pub layout: Arc<Layout>,
     pub whole: CopyPolicy,
@@ -103,7 +103,7 @@ pub struct HoldCheckpoint {
 impl KeptRow {
     /// A row that was put aside, with what is known of its hold.
     pub fn new(aside: &HeldRow, row: OutboxRow, behind: Option<What>, held: &Held) -> Self {
-        let (is_dead, reason, error) = match &aside.fate {
+        let (is_dead, reason, error) = match &aside.why {
             HoldReason::Dead { reason, error, .. } => (true, (*reason).to_owned(), error.clone()),
             HoldReason::Blocked(aggregate) | HoldReason::Published(aggregate) => {
                 let held = held.aggregate(*aggregate);
@@ -215,12 +215,12 @@ impl HoldCheckpoint {
         }
         let kept = KeptColumns::of(kept, &self.layout);
         let entries = EntryColumns::of(&self.entries);
-        let parameters = parameters(&self.tenure, &self.generation, &kept, &entries);
+        let parameters = parameters(&self.token, &self.generation, &kept, &entries);
         let row = client.query_one(&statement::sql(), &parameters).await;
         let row = row.map_err(MarkError::sql("record what was put aside"))?;
         match row.get::<_, i64>(0) {
             0 => Err(MarkError::NotLeader {
-                outbox: self.tenure.outbox.clone(),
+                outbox: self.token.outbox.clone(),
             }),
             _ => Ok(()),
         }

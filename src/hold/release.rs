@@ -43,7 +43,7 @@ pub async fn to_skip(client: &Client, outbox: &str) -> Result<Vec<Delivered>, Ma
 /// Keeps what was to be skipped and can't be marked as sent: a row that is unsent in the table is read again.
 pub async fn keep_unmarked(
     client: &Client,
-    tenure: &FencingToken,
+    token: &FencingToken,
     outcome: &MarkOutcome,
 ) -> Result<(), MarkError> {
     let refused = outcome.refused.iter();
@@ -65,7 +65,7 @@ pub async fn keep_unmarked(
          WHERE b.outbox = $1 AND b.epoch <= $2 AND b.state = 'skip' AND b.row_id = r.row_id"
     );
     let kept = client
-        .execute(&sql, &[&tenure.outbox, &tenure.epoch, &ids, &errors])
+        .execute(&sql, &[&token.outbox, &token.epoch, &ids, &errors])
         .await;
     kept.map(drop)
         .map_err(MarkError::sql("keep what can't be skipped"))
@@ -78,7 +78,7 @@ pub async fn keep_unmarked(
 /// of its rows go. The followers of a dead letter are replayed with it. A relay without the lease releases nothing.
 pub async fn release(
     client: &Client,
-    tenure: &FencingToken,
+    token: &FencingToken,
     topics: &Topics,
     table: Option<&Layout>,
 ) -> Result<Vec<Released>, MarkError> {
@@ -122,7 +122,7 @@ pub async fn release(
     let rows = client
         .query(
             &sql,
-            &[&tenure.outbox, &tenure.epoch, &topics, &table.is_some()],
+            &[&token.outbox, &token.epoch, &topics, &table.is_some()],
         )
         .await
         .map_err(MarkError::sql("release what was blocked"))?;

@@ -179,7 +179,7 @@ impl Content<'_> {
 }
 
 /// Takes rows out that were replayed and whose number the ledger holds: a crash came before they were taken out.
-pub async fn take_out_sent(client: &Client, tenure: &FencingToken) -> Result<u64, MarkError> {
+pub async fn take_out_sent(client: &Client, token: &FencingToken) -> Result<u64, MarkError> {
     let sql = format!(
         "WITH {LEASE} UPDATE outboxd.kept k SET state = 'replayed', at = clock_timestamp() FROM lease \
          WHERE k.outbox = $1 AND k.state = 'replay' AND EXISTS (\
@@ -187,22 +187,18 @@ pub async fn take_out_sent(client: &Client, tenure: &FencingToken) -> Result<u64
              AND l.segment = {} AND l.sent @> k.seq)",
         segment_sql("k.seq")
     );
-    let done = client.execute(&sql, &[&tenure.outbox, &tenure.epoch]).await;
+    let done = client.execute(&sql, &[&token.outbox, &token.epoch]).await;
     done.map_err(MarkError::sql("take replayed rows out"))
 }
 
 /// Takes rows out that were replayed; those that were at fault again stay as they were recorded.
-pub async fn replayed(
-    client: &Client,
-    tenure: &FencingToken,
-    ids: &[i64],
-) -> Result<(), MarkError> {
+pub async fn replayed(client: &Client, token: &FencingToken, ids: &[i64]) -> Result<(), MarkError> {
     let sql = format!(
         "WITH {LEASE} UPDATE outboxd.kept k SET state = 'replayed', at = clock_timestamp() FROM lease \
          WHERE k.outbox = $1 AND k.id = ANY ($3) AND k.state = 'replay'"
     );
     let done = client
-        .execute(&sql, &[&tenure.outbox, &tenure.epoch, &ids])
+        .execute(&sql, &[&token.outbox, &token.epoch, &ids])
         .await;
     done.map(drop)
         .map_err(MarkError::sql("take replayed rows out"))

@@ -11,7 +11,7 @@ use crate::outbox::Layout;
 
 type Texts<'a> = Vec<Option<&'a str>>;
 
-/// Takes the tenure, the generation, then the parameters of [`KeptColumns`] and [`EntryColumns`]; says who holds the lease.
+/// Takes the fencing token, the generation, then the parameters of [`KeptColumns`] and [`EntryColumns`]; says who holds the lease.
 pub(super) fn sql() -> String {
     format!(
         "WITH {LEASE}, kept AS ({}), blocked AS ({}) SELECT count(*) FROM lease",
@@ -70,15 +70,15 @@ fn block() -> String {
 
 /// The parameters of a statement, in order.
 pub(super) fn parameters<'a>(
-    tenure: &'a FencingToken,
+    token: &'a FencingToken,
     generation: &'a i32,
     kept: &'a KeptColumns<'a>,
     entries: &'a EntryColumns<'a>,
 ) -> Vec<&'a (dyn ToSql + Sync)> {
     let (k, e) = (kept, entries);
     vec![
-        &tenure.outbox,
-        &tenure.epoch,
+        &token.outbox,
+        &token.epoch,
         generation,
         &k.columns,
         &k.fields,

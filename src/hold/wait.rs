@@ -1,4 +1,4 @@
-//! What became of a wish: a command waits for the relay that holds the lease.
+//! What became of a request: a command waits for the relay that holds the lease.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ pub struct Asker {
 
 /// What is waited for: entries of `outboxd.blocked` by key, rows of `outboxd.kept` by number.
 #[derive(Clone, Debug, Default)]
-pub struct Wished {
+pub struct Requested {
     pub keys: Vec<String>,
     pub kept: Vec<i64>,
 }
@@ -54,14 +54,18 @@ struct RequestProgress {
     has_relay: bool,
 }
 
-/// Waits until the relay has done what was wished, at most 15 s.
+/// Waits until the relay has done what was requested, at most 15 s.
 ///
 /// Cancel-safe: yes.
-pub async fn wait(client: &Client, outbox: &str, wished: &Wished) -> Result<Answer, MarkError> {
+pub async fn wait(
+    client: &Client,
+    outbox: &str,
+    requested: &Requested,
+) -> Result<Answer, MarkError> {
     let until = Instant::now() + WITHIN;
     let mut released_at = None;
     loop {
-        let standing = look(client, outbox, wished).await?;
+        let standing = look(client, outbox, requested).await?;
         if standing.waiting == 0 {
             let released_at = *released_at.get_or_insert_with(Instant::now);
             if standing.again > 0 {
@@ -90,10 +94,10 @@ pub async fn wait(client: &Client, outbox: &str, wished: &Wished) -> Result<Answ
 async fn look(
     client: &Client,
     outbox: &str,
-    wished: &Wished,
+    requested: &Requested,
 ) -> Result<RequestProgress, MarkError> {
     let row = client
-        .query_one(&look_sql(), &[&outbox, &wished.keys, &wished.kept])
+        .query_one(&look_sql(), &[&outbox, &requested.keys, &requested.kept])
         .await;
     let row = row.map_err(MarkError::sql("see what became of it"))?;
     Ok(RequestProgress {
@@ -111,7 +115,7 @@ fn look_sql() -> String {
     let segment = segment_sql("b.row_seq");
     format!(
         "
-    WITH wished AS (
+    WITH requested AS (
         SELECT reason, error, since,
                state IN ('retry', 'skip') OR EXISTS (
                    SELECT FROM outboxd.kept k WHERE k.outbox = $1 AND k.blocked_key = b.key AND k.state = 'replay') AS waits,
@@ -128,6 +132,6 @@ fn look_sql() -> String {
            coalesce((array_agg(error ORDER BY since) FILTER (WHERE again))[1], '') AS error,
            coalesce((SELECT NOT released AND clock_timestamp() - at < ttl FROM outboxd.lease WHERE outbox = $1), false)
                AS has_relay
-    FROM wished"
+    FROM requested"
     )
 }

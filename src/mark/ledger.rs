@@ -32,7 +32,7 @@ pub struct Tail {
 /// What is known of the numbers of one outbox.
 #[derive(Debug)]
 pub struct Ledger {
-    tenure: FencingToken,
+    token: FencingToken,
     generation: i32,
     /// Earlier generations and the commits that each bounds, oldest first.
     earlier: Vec<(i32, Lsn)>,
@@ -69,14 +69,14 @@ impl Ledger {
     /// Loads the tail and the open segments of the current generation.
     pub async fn load(
         client: &Client,
-        tenure: FencingToken,
+        token: FencingToken,
         generation: i32,
         skipped: RangeSet,
     ) -> Result<Self, MarkError> {
-        let heads = statements::heads(client, &tenure.outbox).await?;
-        let mut ledger = Self::of_heads(tenure, generation, heads, skipped);
+        let heads = statements::heads(client, &token.outbox).await?;
+        let mut ledger = Self::of_heads(token, generation, heads, skipped);
         let open: Vec<i64> = ledger.open.iter().copied().collect();
-        let sent = statements::sent(client, &ledger.tenure.outbox, generation, &open).await?;
+        let sent = statements::sent(client, &ledger.token.outbox, generation, &open).await?;
         let mut segments = sent.into_values();
         let mut sent = segments.next().unwrap_or_default();
         segments.for_each(|segment| sent.extend(&segment));
@@ -86,13 +86,13 @@ impl Ledger {
 
     /// Knows which segments there are, and not yet what was sent of them.
     pub(crate) fn of_heads(
-        tenure: FencingToken,
+        token: FencingToken,
         generation: i32,
         heads: Vec<Head>,
         skipped: RangeSet,
     ) -> Self {
         let mut ledger = Self {
-            tenure,
+            token,
             generation,
             earlier: Vec::new(),
             high_lsn: Lsn(0),
@@ -218,7 +218,7 @@ impl Ledger {
         let wanted: BTreeSet<recent::SegmentKey> =
             meanings.iter().flatten().filter_map(place).collect();
         if !wanted.is_empty() {
-            let outbox = &self.tenure.outbox;
+            let outbox = &self.token.outbox;
             self.recent.load(client, outbox, &wanted).await?;
         }
         let settled = |(row, meaning): (&OutboxRow, &Option<(i64, Meaning)>)| match meaning {
@@ -248,7 +248,7 @@ impl Ledger {
 
     fn reused(&self, seq: i64) -> MarkError {
         MarkError::NumberReused {
-            outbox: self.tenure.outbox.clone(),
+            outbox: self.token.outbox.clone(),
             seq,
         }
     }
@@ -276,7 +276,7 @@ impl Ledger {
         let sent = rows.iter().filter_map(|row| row.seq).collect();
         let row = |segment| (segment, statements::CheckpointRow::of(segment, &sent, rows));
         Checkpoint {
-            tenure: self.tenure.clone(),
+            token: self.token.clone(),
             generation: self.generation,
             segments: segments_of(&sent).into_iter().map(row).collect(),
         }
@@ -313,7 +313,7 @@ impl Ledger {
     /// The audits that are due, of a table and its column of numbers; run them and hand the results to `audited`.
     pub fn audits(&self, table: &str, seq: &str) -> Vec<Audit> {
         let audit = |segment: i64| Audit {
-            tenure: self.tenure.clone(),
+            token: self.token.clone(),
             generation: self.generation,
             segment,
             table: table.to_owned(),
@@ -332,8 +332,8 @@ impl Ledger {
         self.accounted.insert_range(numbers_of(segment));
     }
 
-    pub fn tenure(&self) -> &FencingToken {
-        &self.tenure
+    pub fn token(&self) -> &FencingToken {
+        &self.token
     }
 }
 
@@ -351,11 +351,11 @@ mod tests {
     use crate::outbox::RowId;
 
     fn ledger(generation: i32) -> Ledger {
-        let tenure = FencingToken {
+        let token = FencingToken {
             outbox: "public.outbox".to_owned(),
             epoch: 1,
         };
-        Ledger::of_heads(tenure, generation, Vec::new(), RangeSet::new())
+        Ledger::of_heads(token, generation, Vec::new(), RangeSet::new())
     }
 
     fn delivered(seq: i64, lsn: u64) -> Delivered {

@@ -26,7 +26,7 @@ pub use statement::RowStatement;
 /// The statements that mark single rows of one table.
 #[derive(Debug)]
 pub struct RowMarks {
-    tenure: FencingToken,
+    token: FencingToken,
     sql: Arc<Sql>,
     stream: Option<Replays>,
     was_looked_at: Arc<AtomicBool>,
@@ -41,9 +41,9 @@ struct Replays {
 }
 
 impl RowMarks {
-    pub(super) fn new(mark: Mark, table: &Table, tenure: FencingToken) -> Self {
+    pub(super) fn new(mark: Mark, table: &Table, token: FencingToken) -> Self {
         Self {
-            tenure,
+            token,
             sql: Arc::new(Sql::new(mark, table)),
             stream: None,
             was_looked_at: Arc::default(),
@@ -115,7 +115,7 @@ impl RowMarks {
 
     fn with(&self, rows: &[Delivered], recording: Recording) -> RowStatement {
         RowStatement {
-            tenure: self.tenure.clone(),
+            token: self.token.clone(),
             sql: Arc::clone(&self.sql),
             rows: rows.to_vec(),
             recording,

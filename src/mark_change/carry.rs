@@ -39,7 +39,7 @@ pub struct Carried<'a> {
     pub outbox: &'a str,
     pub generation: i32,
     pub table: &'a Table,
-    pub tenure: &'a FencingToken,
+    pub token: &'a FencingToken,
 }
 
 /// Enters what the former mark recorded into the new one.
@@ -177,7 +177,7 @@ async fn set_sent_at(
                 (SELECT count(*) FROM lease)"
     );
     let (lows, highs): (Vec<i64>, Vec<i64>) = piece.iter().copied().unzip();
-    let FencingToken { outbox, epoch } = carried.tenure;
+    let FencingToken { outbox, epoch } = carried.token;
     let values: [&(dyn ToSql + Sync); 5] = [outbox, epoch, &lows, &highs, &at];
     counted(client, &sql, &values, "carry marks over", outbox).await
 }
@@ -235,7 +235,7 @@ async fn enter(
              SELECT $1, $5, $6, numbers, pg_current_wal_insert_lsn(), last_seq, last_id, $2 FROM sent, lease WHERE rows > 0) \
          SELECT (SELECT rows FROM sent), (SELECT count(*) FROM lease)"
     );
-    let FencingToken { outbox, epoch } = carried.tenure;
+    let FencingToken { outbox, epoch } = carried.token;
     let segment = segment_of(low);
     let values: [&(dyn ToSql + Sync); 6] =
         [outbox, epoch, &low, &high, &carried.generation, &segment];

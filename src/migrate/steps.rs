@@ -305,7 +305,8 @@ fn slot(names: &Names, standing: &ExistingObjects, values: &Values) -> Vec<Step>
     // A second relay that marks nothing begins with its slot; the first one does not read the table again for it.
     let is_second = names.mark == Mark::None && standing.has_another_slot;
     if !standing.has_slot && standing.is_caught_up && !is_second {
-        let description = "the wish to read the rows that are older than the new slot".to_owned();
+        let description =
+            "the request to read the rows that are older than the new slot".to_owned();
         steps.push(step(description, "read again", true));
     }
     steps.push(step(

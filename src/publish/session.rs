@@ -78,7 +78,7 @@ pub(super) struct ProducerThread {
     events: UnboundedSender<PublisherEvent>,
     in_flight: Arc<AtomicUsize>,
     pending: VecDeque<Outgoing>,
-    openings: FirstAckGate,
+    first_acks: FirstAckGate,
     /// Records that librdkafka has taken and not reported.
     outstanding: usize,
     failed: Vec<Failure>,
@@ -121,7 +121,7 @@ impl ProducerThread {
             events,
             in_flight,
             pending: VecDeque::new(),
-            openings: FirstAckGate::default(),
+            first_acks: FirstAckGate::default(),
             outstanding: 0,
             failed: Vec::new(),
             bootstrap_servers,
@@ -230,7 +230,7 @@ impl ProducerThread {
             let Some(outgoing) = self.pending.front() else {
                 return;
             };
-            if self.openings.holds_back(outgoing) {
+            if self.first_acks.holds_back(outgoing) {
                 self.must_wait = true;
                 return;
             }
@@ -238,7 +238,7 @@ impl ProducerThread {
                 Ok(()) => {
                     self.outstanding += 1;
                     self.last = outgoing.ticket;
-                    self.openings.sent(outgoing, now);
+                    self.first_acks.sent(outgoing, now);
                 }
                 Err(RDKafkaErrorCode::QueueFull) => {
                     self.must_wait = true;
@@ -269,7 +269,7 @@ impl ProducerThread {
         let in_flight = self.outstanding + self.pending.len();
         self.in_flight.store(in_flight, Ordering::Relaxed);
         if !delivered.tickets.is_empty() {
-            self.openings.delivered(&delivered.tickets);
+            self.first_acks.delivered(&delivered.tickets);
             self.trials.delivered(&delivered.tickets);
             self.reported_at = Instant::now();
             self.broker.answered();

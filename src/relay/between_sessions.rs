@@ -65,9 +65,9 @@ impl Relay {
         let generation = session.state.generation;
         let is_same = self.generation.is_none_or(|known| known == generation)
             && self
-                .horizon
+                .history
                 .as_ref()
-                .is_none_or(|known| known.is_of(&session.horizon));
+                .is_none_or(|known| known.is_of(&session.history));
         if !is_same {
             self.depose().await;
         }
@@ -76,28 +76,28 @@ impl Relay {
             self.read_before = ReadBefore::default();
         }
         self.generation = Some(generation);
-        self.saw(session.horizon.clone());
+        self.saw(session.history.clone());
     }
 
     /// How far the server's history was seen.
-    pub fn horizon(&self) -> Option<&ServerHistory> {
-        self.horizon.as_ref()
+    pub fn history(&self) -> Option<&ServerHistory> {
+        self.history.as_ref()
     }
 
     /// Takes note of a server's history, which another timeline begins anew.
-    pub fn saw(&mut self, horizon: ServerHistory) {
-        match &mut self.horizon {
-            Some(known) if known.is_of(&horizon) => {
-                known.flushed = known.flushed.max(horizon.flushed)
+    pub fn saw(&mut self, history: ServerHistory) {
+        match &mut self.history {
+            Some(known) if known.is_of(&history) => {
+                known.flushed = known.flushed.max(history.flushed)
             }
-            known => *known = Some(horizon),
+            known => *known = Some(history),
         }
     }
 
     /// Takes note of a position that the present server had on disk.
     pub fn saw_flushed(&mut self, lsn: Lsn) {
-        if let Some(horizon) = &mut self.horizon {
-            horizon.flushed = horizon.flushed.max(lsn);
+        if let Some(history) = &mut self.history {
+            history.flushed = history.flushed.max(lsn);
         }
     }
 

@@ -1,4 +1,4 @@
-//! The survey: whether table, server and publication are still what the session was opened on.
+//! The catalog check: whether table, server and publication are still what the session was opened on.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,9 +22,9 @@ use crate::telemetry::chain;
 /// How often, unless sweeps come more often (design 15).
 const SURVEY_EVERY: Duration = Duration::from_secs(30);
 
-/// What a survey found.
+/// What a catalog check found.
 pub(super) struct Findings {
-    horizon: ServerHistory,
+    history: ServerHistory,
     /// Why the table is not the one that the session was opened on, or does not allow what it does any more.
     moved: Option<String>,
     drift: Vec<Drift>,
@@ -32,9 +32,9 @@ pub(super) struct Findings {
     unread_slots: Vec<Incompatibility>,
 }
 
-/// Why a survey could not be made.
+/// Why a catalog check could not be made.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum SurveyError {
+pub(super) enum CatalogCheckError {
     #[error(transparent)]
     Inspect(#[from] InspectError),
     #[error(transparent)]
@@ -52,17 +52,17 @@ enum Removing {
     Nothing,
 }
 
-pub(super) type Surveying = JoinHandle<Result<Findings, SurveyError>>;
+pub(super) type CatalogCheck = JoinHandle<Result<Findings, CatalogCheckError>>;
 
-/// How often a survey is made.
-pub(super) fn survey_every(config: &Config) -> Duration {
+/// How often a catalog check is made.
+pub(super) fn catalog_check_every(config: &Config) -> Duration {
     SURVEY_EVERY.min(config.source.replication.sweep)
 }
 
 impl Run<'_> {
-    /// Begins a survey, beside everything else.
-    pub(super) fn survey(&mut self) {
-        if self.surveying.is_some() {
+    /// Begins a catalog check, beside everything else.
+    pub(super) fn check_catalog(&mut self) {
+        if self.catalog_check.is_some() {
             return;
         }
         let (sql, config) = (self.session.sql.clone(), self.relay.config.clone());
@@ -71,26 +71,29 @@ impl Run<'_> {
             Some(_) => Removing::Rows,
             None => Removing::Nothing,
         };
-        let surveying = async move { look(&sql.client, &config, &layout, removing).await };
-        self.surveying = Some(tokio::spawn(surveying));
+        let catalog_check = async move { look(&sql.client, &config, &layout, removing).await };
+        self.catalog_check = Some(tokio::spawn(catalog_check));
     }
 
     /// Ends the session when the table is another one: its opening decides what that means.
-    pub(super) fn take_findings(&mut self, findings: Result<Findings, SurveyError>) -> Option<End> {
+    pub(super) fn take_findings(
+        &mut self,
+        findings: Result<Findings, CatalogCheckError>,
+    ) -> Option<End> {
         let findings = match findings {
             Ok(findings) => findings,
-            Err(SurveyError::Inspect(failure @ InspectError::NotFound { .. })) => {
+            Err(CatalogCheckError::Inspect(failure @ InspectError::NotFound { .. })) => {
                 return Some(End::Moved(chain(&failure)));
             }
             Err(failure) => {
                 debug!(
                     error = chain(&failure),
-                    "could not survey table and publication"
+                    "could not catalog table and publication"
                 );
                 return None;
             }
         };
-        self.relay.saw(findings.horizon);
+        self.relay.saw(findings.history);
         self.show_drift(findings.drift);
         let unread = findings.unread_slots.iter();
         let unread: Vec<String> = unread
@@ -130,7 +133,7 @@ impl Run<'_> {
 async fn unread_slots(
     client: &Client,
     config: &Config,
-) -> Result<Vec<Incompatibility>, SurveyError> {
+) -> Result<Vec<Incompatibility>, CatalogCheckError> {
     let source = &config.source;
     if source.mark == Mark::None {
         return Ok(Vec::new());
@@ -148,10 +151,10 @@ async fn look(
     config: &Config,
     layout: &Layout,
     removing: Removing,
-) -> Result<Findings, SurveyError> {
+) -> Result<Findings, CatalogCheckError> {
     let outbox = layout.outbox();
     let mut findings = Findings {
-        horizon: identity::horizon(client, &outbox).await?,
+        history: identity::history(client, &outbox).await?,
         moved: None,
         drift: Vec::new(),
         unread_slots: unread_slots(client, config).await?,
@@ -192,9 +195,9 @@ async fn look(
     };
     if config.source.mode == Mode::Replication {
         let adapted = publication::adapt(client, config, &table).await;
-        adapted.map_err(|error| SurveyError::Publication(error.into()))?;
+        adapted.map_err(|error| CatalogCheckError::Publication(error.into()))?;
         let drift = publication::drift(client, config, &table).await;
-        findings.drift = drift.map_err(|error| SurveyError::Publication(error.into()))?;
+        findings.drift = drift.map_err(|error| CatalogCheckError::Publication(error.into()))?;
         let forbidding = findings.drift.iter().find(|drift| !drift.is_migrated);
         findings.moved = findings
             .moved

@@ -89,10 +89,10 @@ impl Run<'_> {
         }
         self.relay.core.mark_failed(self.owing.rows());
         // Were it committed later, a release in between would be undone.
-        if !self.keeping.is_idle()
+        if !self.hold_writer.is_idle()
             && let Ok((asides, Ok(_))) = timeout(
                 self.relay.within_grace(KEEP_WITHIN),
-                self.keeping.finished(),
+                self.hold_writer.finished(),
             )
             .await
         {
@@ -105,8 +105,8 @@ impl Run<'_> {
         if let Some(judging) = self.sweep.judging.take() {
             judging.abort();
         }
-        if let Some(surveying) = self.surveying.take() {
-            surveying.abort();
+        if let Some(catalog_check) = self.catalog_check.take() {
+            catalog_check.abort();
         }
         self.relay.saw_flushed(self.session.source.server_lsn());
         let within = self.relay.within_grace(source::ENDS_WITHIN);

@@ -240,7 +240,7 @@ impl Run<'_> {
         let source = &self.session.source;
         let id = row.id.as_ref().filter(|_| source.repeats_held_rows());
         let held = id.map_or(0, |id| source.hold(id));
-        self.keeping.put(ticket, row);
+        self.hold_writer.put(ticket, row);
         (held > HELD_IDS_MAX).then(|| {
             End::Halt(format!(
                 "polling reads all unsent rows with every turn, and more than {HELD_IDS_MAX} of them are held; \
@@ -291,7 +291,7 @@ impl Run<'_> {
     /// A catch-up or a replay is over when all that stood there was read and is settled.
     fn caught_up(&self) -> Option<End> {
         let is_over = self.has_read_all() && self.feed.is_empty() && self.relay.core.is_settled();
-        if !is_over || self.marking.is_some() || !self.keeping.is_idle() {
+        if !is_over || self.marking.is_some() || !self.hold_writer.is_idle() {
             return None;
         }
         match &self.session.phase {

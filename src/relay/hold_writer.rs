@@ -76,8 +76,11 @@ impl HoldWriter {
 impl Run<'_> {
     /// Begins to record what was put aside, if nothing is being recorded.
     pub(super) fn start_keep(&mut self) {
-        let is_early = self.keeping.again_at.is_some_and(|at| Instant::now() < at);
-        if !self.keeping.is_idle() || is_early || self.relay.core.aside() == 0 {
+        let is_early = self
+            .hold_writer
+            .again_at
+            .is_some_and(|at| Instant::now() < at);
+        if !self.hold_writer.is_idle() || is_early || self.relay.core.aside() == 0 {
             return;
         }
         let asides = self.relay.core.take_aside();
@@ -85,15 +88,15 @@ impl Run<'_> {
         let sql = self.session.sql.clone();
         keep.reword(|text| sql.storable(text).into_owned());
         let task = tokio::spawn(async move { keep.run(&sql.client).await });
-        self.keeping.again_at = None;
-        self.keeping.running = Some(Running { asides, task });
+        self.hold_writer.again_at = None;
+        self.hold_writer.running = Some(Running { asides, task });
     }
 
     fn keep_statement(&self, asides: &[HeldRow]) -> HoldCheckpoint {
         let session = &self.session;
         let mark = self.relay.config.source.mark;
         let keep = HoldCheckpoint {
-            tenure: session.tenure.clone(),
+            token: session.token.clone(),
             generation: session.state.generation,
             layout: session.layout.clone(),
             whole: match session.phase {
@@ -107,7 +110,7 @@ impl Run<'_> {
             kept: Vec::new(),
             mark: self.mark_of_dead(asides),
         };
-        record(keep, asides, &self.keeping.rows, self.relay.core.held())
+        record(keep, asides, &self.hold_writer.rows, self.relay.core.held())
     }
 
     /// A dead letter is marked in the table where rows are marked one by one: it is kept elsewhere.
@@ -116,7 +119,7 @@ impl Run<'_> {
             return None;
         };
         let is_whole = |ticket| {
-            self.keeping
+            self.hold_writer
                 .rows
                 .get(ticket)
                 .is_some_and(OutboxRow::is_whole)
@@ -143,7 +146,7 @@ impl Run<'_> {
     ) -> Option<End> {
         match result {
             Ok(bytes) => {
-                self.keeping.kept_bytes += bytes;
+                self.hold_writer.kept_bytes += bytes;
                 self.recorded(&asides);
                 None
             }
@@ -154,7 +157,7 @@ impl Run<'_> {
                     return Some(End::Mark(failure));
                 }
                 warn!(error = %chain(&failure), "could not record what is blocked; trying again");
-                self.keeping.again_at = Some(Instant::now() + MARK_AGAIN_AFTER);
+                self.hold_writer.again_at = Some(Instant::now() + MARK_AGAIN_AFTER);
                 None
             }
         }
@@ -162,11 +165,11 @@ impl Run<'_> {
 
     /// Whether so much is kept that nothing more may be held; what is kept can be replayed all the same.
     pub(super) fn too_much_is_kept(&self) -> Option<End> {
-        let is_too_much = self.keeping.kept_bytes > KEPT_BYTES_MAX;
+        let is_too_much = self.hold_writer.kept_bytes > KEPT_BYTES_MAX;
         if !is_too_much || matches!(self.session.phase, Phase::Replay(_)) {
             return None;
         }
-        let (kept, most) = (self.keeping.kept_bytes >> 20, KEPT_BYTES_MAX >> 20);
+        let (kept, most) = (self.hold_writer.kept_bytes >> 20, KEPT_BYTES_MAX >> 20);
         Some(End::Halt(format!(
             "copies of held rows take {kept} MiB in `outboxd.kept`, more than {most} MiB; `outboxd blocked list` shows \
              what they wait for: mend it, retry or skip it"
@@ -179,7 +182,7 @@ impl Run<'_> {
             ledger.note_kept(&asides.iter().filter_map(|aside| aside.seq).collect());
         }
         for aside in asides {
-            self.keeping.rows.remove(&aside.ticket);
+            self.hold_writer.rows.remove(&aside.ticket);
         }
         debug!(rows = asides.len(), "recorded as put aside");
     }
@@ -215,7 +218,7 @@ pub(crate) fn record(
             }
         }
         // What was published stands in the table, and is not sent a second time.
-        let is_published = matches!(aside.fate, HoldReason::Published(_));
+        let is_published = matches!(aside.why, HoldReason::Published(_));
         if is_dead(aside) || keep.whole != CopyPolicy::None && !is_published {
             keep.kept.push(KeptRow::new(aside, row.clone(), what, held));
         }
@@ -236,7 +239,7 @@ fn entry_of(held: &Held, what: What, aside: &HeldRow) -> HoldEntry {
         error: String::new(),
         followers: Followers::Wait,
     };
-    match &aside.fate {
+    match &aside.why {
         HoldReason::Topic(topic) => {
             if let Some(hold) = held.topic_hold(topic) {
                 entry.error.clone_from(&hold.reason);
@@ -263,7 +266,7 @@ fn entry_of(held: &Held, what: What, aside: &HeldRow) -> HoldEntry {
 }
 
 fn is_dead(aside: &HeldRow) -> bool {
-    matches!(aside.fate, HoldReason::Dead { .. })
+    matches!(aside.why, HoldReason::Dead { .. })
 }
 
 /// What the row waits behind; nothing where it is a dead letter alone.
@@ -272,7 +275,7 @@ fn what(layout: &Layout, aside: &HeldRow, row: &OutboxRow) -> Option<What> {
         row.field(column)
             .map(|text| String::from_utf8_lossy(text).into_owned())
     };
-    match &aside.fate {
+    match &aside.why {
         HoldReason::Topic(topic) => Some(What::Topic(topic.clone())),
         HoldReason::Dead { blocks: None, .. } => None,
         HoldReason::Blocked(_) | HoldReason::Published(_) | HoldReason::Dead { .. } => {

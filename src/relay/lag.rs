@@ -30,7 +30,7 @@ impl Run<'_> {
             return;
         }
         let (sql, status) = (Arc::clone(&self.session.sql), self.relay.status.clone());
-        let (layout, outbox) = (&self.session.layout, &self.session.tenure.outbox);
+        let (layout, outbox) = (&self.session.layout, &self.session.token.outbox);
         let mark = self.relay.config.source.mark;
         let Some(question) = Question::new(mark, layout, outbox, Some(&self.known())) else {
             return;

@@ -127,7 +127,7 @@ impl Run<'_> {
 
     pub(super) fn mark_due_at(&self) -> Option<Instant> {
         let owed_at = self.owing.again_at.filter(|_| self.marking.is_none());
-        let deadlines = [self.drain_until, self.keeping.again_at(), owed_at];
+        let deadlines = [self.drain_until, self.hold_writer.again_at(), owed_at];
         let deadline = deadlines.into_iter().flatten().min();
         if self.marking.is_some() || self.relay.core.unmarked() == 0 {
             return deadline;
@@ -318,10 +318,10 @@ impl Run<'_> {
             Marks::Ledger(ledger) => ledger.audits(&table, &seq),
             Marks::Rows(_) | Marks::None => Vec::new(),
         };
-        let (sql, tenure) = (self.session.sql.clone(), self.session.tenure.clone());
+        let (sql, token) = (self.session.sql.clone(), self.session.token.clone());
         self.maintenance = Some(tokio::spawn(async move {
-            crate::mark::ledger::compact(&sql.client, &tenure).await?;
-            crate::hold::forget_history(&sql.client, &tenure).await?;
+            crate::mark::ledger::compact(&sql.client, &token).await?;
+            crate::hold::forget_history(&sql.client, &token).await?;
             let mut findings = Vec::new();
             for audit in audits {
                 findings.push(Finding {

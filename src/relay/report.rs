@@ -29,7 +29,7 @@ const TOO_FEW_REPLICAS: &str = "NotEnoughReplicas: fewer replicas are in sync th
 
 impl Run<'_> {
     /// Writes down where the session stands.
-    pub(super) fn look_out(&mut self) {
+    pub(super) fn report(&mut self) {
         self.relay.status.beat();
         let wait = self.relay.look_at_waits();
         self.relay.ask_if_silent();
@@ -117,7 +117,7 @@ impl Run<'_> {
         }
         let (sql, outbox) = (
             Arc::clone(&self.session.sql),
-            self.session.tenure.outbox.clone(),
+            self.session.token.outbox.clone(),
         );
         self.requests = Some(tokio::spawn(async move {
             hold::requests(&sql.client, &outbox).await
@@ -156,7 +156,7 @@ impl Run<'_> {
 
     /// Whether rows that are committed now go out now, and why not.
     fn standing(&self, wait: Option<Wait>, has_progress: bool) -> (State, String) {
-        let epoch = self.session.tenure.epoch;
+        let epoch = self.session.token.epoch;
         let lease = self.session.lease.borrow();
         if !lease.may_publish(epoch) {
             let reason = because(LEASE_RAN_OUT, lease.last_error.as_deref());
@@ -227,7 +227,7 @@ impl Relay {
             is_asking: core.asking() > 0,
             delivered_rows: self.delivered_rows,
         };
-        let wait = self.patience.look(seen, Timestamps::now());
+        let wait = self.stalls.look(seen, Timestamps::now());
         self.silent = wait.and(seen.oldest_sent);
         self.show_broker(wait);
         wait

@@ -129,70 +129,67 @@ mod tests {
 
     #[test]
     fn silence_is_told_after_three_seconds_since_its_oldest_row_and_ends_with_an_answer() {
-        let (at, mut patience) = (clock(), StallDetector::default());
-        assert_eq!(patience.look(seen(None, 10, 10), at(0)), None);
+        let (at, mut stalls) = (clock(), StallDetector::default());
+        assert_eq!(stalls.look(seen(None, 10, 10), at(0)), None);
         // Rows come while nothing is answered.
         for second in 1..4 {
-            assert_eq!(patience.look(seen(10, 10 + second, 10), at(second)), None);
+            assert_eq!(stalls.look(seen(10, 10 + second, 10), at(second)), None);
         }
         let silence = Some(Wait::ForAnything(at(1).on));
         for second in 4..20 {
-            assert_eq!(patience.look(seen(10, 14, 10), at(second)), silence);
+            assert_eq!(stalls.look(seen(10, 14, 10), at(second)), silence);
         }
-        assert_eq!(patience.look(seen(None, 14, 14), at(20)), None);
+        assert_eq!(stalls.look(seen(None, 14, 14), at(20)), None);
     }
 
     #[test]
     fn rows_that_wait_while_others_flow_are_not_silence() {
-        let (at, mut patience) = (clock(), StallDetector::default());
+        let (at, mut stalls) = (clock(), StallDetector::default());
         for second in 0..3 {
             let seen = seen(0, 10 * (second + 1), second);
-            assert_eq!(patience.look(seen, at(second)), None);
+            assert_eq!(stalls.look(seen, at(second)), None);
         }
         let some = Some(Wait::ForSome(at(0).on));
         for second in 3..9 {
-            assert_eq!(
-                patience.look(seen(0, 10 * second, second), at(second)),
-                some
-            );
+            assert_eq!(stalls.look(seen(0, 10 * second, second), at(second)), some);
         }
         // What flowed stops too: nothing since its last row.
-        assert_eq!(patience.look(seen(0, 90, 8), at(10)), some);
+        assert_eq!(stalls.look(seen(0, 90, 8), at(10)), some);
         let silence = Some(Wait::ForAnything(at(8).on));
-        assert_eq!(patience.look(seen(0, 90, 8), at(11)), silence);
+        assert_eq!(stalls.look(seen(0, 90, 8), at(11)), silence);
     }
 
     #[test]
     fn a_row_that_waits_for_a_day_takes_no_more_memory() {
-        let (at, mut patience) = (clock(), StallDetector::default());
+        let (at, mut stalls) = (clock(), StallDetector::default());
         for second in 0..86_400 {
-            patience.look(seen(0, second + 1, second), at(second));
+            stalls.look(seen(0, second + 1, second), at(second));
         }
-        assert_eq!(patience.handed_over.len(), LOOKS_MAX);
+        assert_eq!(stalls.handed_over.len(), LOOKS_MAX);
         let some = Some(Wait::ForSome(at(0).on));
-        assert_eq!(patience.look(seen(0, 90_000, 90_000), at(90_000)), some);
+        assert_eq!(stalls.look(seen(0, 90_000, 90_000), at(90_000)), some);
     }
 
     #[test]
     fn a_stream_that_flows_is_never_told() {
-        let (at, mut patience) = (clock(), StallDetector::default());
+        let (at, mut stalls) = (clock(), StallDetector::default());
         for second in 0..100 {
             let seen = seen(10 * second, 10 * second + 10, 10 * second);
-            assert_eq!(patience.look(seen, at(second)), None);
+            assert_eq!(stalls.look(seen, at(second)), None);
         }
-        assert!(patience.handed_over.len() < 3);
+        assert!(stalls.handed_over.len() < 3);
     }
 
     #[test]
     fn a_topic_that_nobody_answers_for_is_silence() {
-        let (at, mut patience) = (clock(), StallDetector::default());
+        let (at, mut stalls) = (clock(), StallDetector::default());
         let asking = InFlight {
             is_asking: true,
             ..InFlight::default()
         };
-        assert_eq!(patience.look(asking, at(0)), None);
+        assert_eq!(stalls.look(asking, at(0)), None);
         let silence = Some(Wait::ForAnything(at(0).on));
-        assert_eq!(patience.look(asking, at(5)), silence);
-        assert_eq!(patience.look(InFlight::default(), at(6)), None);
+        assert_eq!(stalls.look(asking, at(5)), silence);
+        assert_eq!(stalls.look(InFlight::default(), at(6)), None);
     }
 }

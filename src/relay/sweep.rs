@@ -145,8 +145,8 @@ impl Run<'_> {
     /// Ends the session for rows that nobody read, unless the table was read for them already.
     pub(super) fn take_missed(&mut self, missed: &Missed) -> Option<End> {
         let reread = &mut self.relay.reread;
-        let patience = self.sweep.every * SWEEPS_BETWEEN_REREADS;
-        if reread.at.is_some_and(|at| at.elapsed() >= patience) {
+        let stalls = self.sweep.every * SWEEPS_BETWEEN_REREADS;
+        if reread.at.is_some_and(|at| at.elapsed() >= stalls) {
             *reread = Reread::default();
         }
         let news = missed.difference(&reread.missed);

@@ -35,7 +35,7 @@ pub(super) struct Partitions {
 
 /// Whose partitions, how old a row must be, and which numbers may go.
 pub(super) struct Tending<'a> {
-    pub(super) tenure: &'a FencingToken,
+    pub(super) token: &'a FencingToken,
     pub(super) generation: i32,
     pub(super) keep_seconds: f64,
     /// Settled, and not spared.
@@ -70,11 +70,11 @@ impl Partitions {
         if !self.is_by_seq(client).await? {
             return Ok(None);
         }
-        self.attach_left_ones(client, tending.tenure).await?;
+        self.attach_left_ones(client, tending.token).await?;
         let partitions = self.partitions(client).await?;
         let (newest, highest) = self.ends(client).await?;
         for bounds in to_make(&partitions, newest) {
-            self.make(client, tending.tenure, bounds).await?;
+            self.make(client, tending.token, bounds).await?;
         }
         let mut tended = Tended::default();
         let first = self.table.first_number();
@@ -151,7 +151,7 @@ impl Partitions {
     async fn make(
         &self,
         client: &mut Client,
-        tenure: &FencingToken,
+        token: &FencingToken,
         bounds: Bounds,
     ) -> Result<(), MarkError> {
         let (schema, table) = (&self.table.layout.schema, self.table.name());
@@ -165,7 +165,7 @@ impl Partitions {
              ALTER TABLE {table} ATTACH PARTITION {name} {}",
             bounds.sql()
         );
-        self.change(client, tenure, &sql).await
+        self.change(client, token, &sql).await
     }
 
     /// Whether every row is old enough: the newest one is looked at first.
@@ -214,16 +214,16 @@ impl Partitions {
             "ALTER TABLE {table} DETACH PARTITION {name}; COMMENT ON TABLE {name} IS {}",
             escape_literal(&comment)
         );
-        if !self.detach(client, tending.tenure, &detach).await? {
+        if !self.detach(client, tending.token, &detach).await? {
             return Ok(());
         }
         let (rows, missed) = self.compare(client, partition, tending).await?;
         if missed.is_empty() {
-            self.change(client, tending.tenure, &format!("DROP TABLE {name}"))
+            self.change(client, tending.token, &format!("DROP TABLE {name}"))
                 .await?;
             tended.rows = Some(rows);
         } else {
-            self.attach(client, tending.tenure, partition).await?;
+            self.attach(client, tending.token, partition).await?;
             tended.missed = missed;
         }
         Ok(())
@@ -233,14 +233,14 @@ impl Partitions {
     async fn detach(
         &self,
         client: &mut Client,
-        tenure: &FencingToken,
+        token: &FencingToken,
         sql: &str,
     ) -> Result<bool, MarkError> {
         let Some(sequence) = self.table.sequence() else {
             return Ok(false);
         };
         let transaction = client.transaction().await.map_err(failed)?;
-        hold_lease(&transaction, tenure).await?;
+        hold_lease(&transaction, token).await?;
         let detached = transaction.batch_execute(sql).await;
         detached.map_err(MarkError::sql("detach a partition"))?;
         let same = "SELECT FROM pg_catalog.pg_class WHERE oid = $1 AND relfilenode = $2";
@@ -277,12 +277,12 @@ impl Partitions {
             segment_of(partition.bounds.to.saturating_sub(1)),
         );
         let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
-            [&tending.tenure.outbox, &tending.generation, &from, &to];
+            [&tending.token.outbox, &tending.generation, &from, &to];
         let row = transaction.query_one(&sql, &parameters).await;
         let row = row.map_err(MarkError::sql("compare a partition with the ledger"))?;
         let missed = RangeSet::parse_multirange(row.get(1));
         let missed = missed.map_err(|source| MarkError::Unreadable {
-            outbox: tending.tenure.outbox.clone(),
+            outbox: tending.token.outbox.clone(),
             source,
         })?;
         let rows = u64::try_from(row.get::<_, i64>(0)).unwrap_or_default();
@@ -293,7 +293,7 @@ impl Partitions {
     async fn attach_left_ones(
         &self,
         client: &mut Client,
-        tenure: &FencingToken,
+        token: &FencingToken,
     ) -> Result<(), MarkError> {
         let begins = format!("{DETACHED}{} ", self.table.layout.outbox());
         let rows = client.query(LEFT, &[&self.table.oid, &begins]).await;
@@ -306,7 +306,7 @@ impl Partitions {
                 name: row.get(0),
                 bounds,
             };
-            self.attach(client, tenure, &partition).await?;
+            self.attach(client, token, &partition).await?;
         }
         Ok(())
     }
@@ -314,7 +314,7 @@ impl Partitions {
     async fn attach(
         &self,
         client: &mut Client,
-        tenure: &FencingToken,
+        token: &FencingToken,
         partition: &Partition,
     ) -> Result<(), MarkError> {
         let (table, name) = (self.table.name(), &partition.name);
@@ -322,18 +322,18 @@ impl Partitions {
             "{CHECK}; ALTER TABLE {table} ATTACH PARTITION {name} {}; COMMENT ON TABLE {name} IS NULL",
             partition.bounds.sql()
         );
-        self.change(client, tenure, &sql).await
+        self.change(client, token, &sql).await
     }
 
     /// Changes partitions in one transaction under the lease.
     async fn change(
         &self,
         client: &mut Client,
-        tenure: &FencingToken,
+        token: &FencingToken,
         sql: &str,
     ) -> Result<(), MarkError> {
         let transaction = client.transaction().await.map_err(failed)?;
-        hold_lease(&transaction, tenure).await?;
+        hold_lease(&transaction, token).await?;
         let changed = transaction.batch_execute(sql).await;
         changed.map_err(MarkError::sql("change a partition"))?;
         transaction.commit().await.map_err(failed)
@@ -348,15 +348,15 @@ async fn long(client: &mut Client) -> Result<Transaction<'_>, MarkError> {
 }
 
 /// Holds the lease against a taker until the transaction ends.
-async fn hold_lease(transaction: &Transaction<'_>, tenure: &FencingToken) -> Result<(), MarkError> {
+async fn hold_lease(transaction: &Transaction<'_>, token: &FencingToken) -> Result<(), MarkError> {
     let sql = format!("WITH {LEASE} SELECT FROM lease");
     let held = transaction
-        .query_opt(&sql, &[&tenure.outbox, &tenure.epoch])
+        .query_opt(&sql, &[&token.outbox, &token.epoch])
         .await;
     held.map_err(failed)?
         .map(drop)
         .ok_or_else(|| MarkError::NotLeader {
-            outbox: tenure.outbox.clone(),
+            outbox: token.outbox.clone(),
         })
 }
 

@@ -43,7 +43,7 @@ impl SessionBuilder<'_> {
     pub(super) fn retention(
         &self,
         table: &Table,
-        tenure: &FencingToken,
+        token: &FencingToken,
         generation: i32,
     ) -> Option<Retention> {
         let source = &self.config.source;
@@ -57,7 +57,7 @@ impl SessionBuilder<'_> {
                     keep,
                 };
                 let options = self.options.clone();
-                Some(Retention::new(options, tenure.clone(), &removable))
+                Some(Retention::new(options, token.clone(), &removable))
             }
             Err(refusal) => {
                 let (reason, remedy) = (refusal.text, refusal.remedy);

@@ -53,7 +53,7 @@ impl SessionBuilder<'_> {
             Mark::SentAt | Mark::Delete | Mark::None => None,
         };
         let evidence = identity::evidence(&sql.client, table, mark, tail.clone()).await?;
-        let is_reused = self.legacy.numbers == Numbers::Reused;
+        let is_reused = self.carry_over.numbers == Numbers::Reused;
         let is_restart = is_reused && identity::began_again(&stored, &now);
         let can_move = table.kind == TableKind::Partitioned;
         let why = match identity::compare(mark, &stored, &now, &evidence) {
@@ -106,10 +106,10 @@ impl SessionBuilder<'_> {
         sql: &postgres::SqlConnection,
         outbox: &str,
     ) -> Result<(), OpenError> {
-        let Some(seen) = self.horizon else {
+        let Some(seen) = self.history else {
             return Ok(());
         };
-        let now = identity::horizon(&sql.client, outbox).await?;
+        let now = identity::history(&sql.client, outbox).await?;
         match seen.judge(&now) {
             History::Continues => Ok(()),
             History::Promoted { lacks_bytes } => {

@@ -18,7 +18,7 @@ impl SessionBuilder<'_> {
         &self,
         table: &Table,
         states: &StateTable<'_>,
-        tenure: &FencingToken,
+        token: &FencingToken,
         state: &OutboxState,
     ) -> Result<(), OpenError> {
         let (client, source) = (states.client, &self.config.source);
@@ -39,7 +39,7 @@ impl SessionBuilder<'_> {
                     outbox: states.outbox,
                     generation: state.generation,
                     table,
-                    tenure,
+                    token,
                 };
                 let done = mark_change::carry(client, what, &carried).await;
                 done.map_err(|failure| match failure {
@@ -58,7 +58,7 @@ impl SessionBuilder<'_> {
                 });
             }
         }
-        mark_change::record(client, states.outbox, tenure, source).await?;
+        mark_change::record(client, states.outbox, token, source).await?;
         let mark = mark_name(source.mark);
         info!(mark, "recorded how rows are marked");
         Ok(())

@@ -252,22 +252,22 @@ impl SessionBuilder<'_> {
         if source.mode == Mode::Polling {
             return Ok(states.note_polled().await?);
         }
-        if self.legacy.undecodable_commit_lsn.is_none() && states.was_polled().await? {
+        if self.carry_over.undecodable_commit_lsn.is_none() && states.was_polled().await? {
             states.set_caught_up(false).await?;
-            self.legacy.undecodable_commit_lsn = Some(insert_position(sql).await?);
+            self.carry_over.undecodable_commit_lsn = Some(insert_position(sql).await?);
         }
         Ok(())
     }
 
     /// Moves the slot behind what it can't send or was published from the table, once the table was read beyond it.
     pub(super) async fn pass(&mut self, states: &StateTable<'_>) -> Result<(), OpenError> {
-        let Some(commit_lsn) = self.legacy.undecodable_commit_lsn else {
+        let Some(commit_lsn) = self.carry_over.undecodable_commit_lsn else {
             return Ok(());
         };
         let session = connect(&self.options, "slot").await?;
         let name = &self.config.source.replication.slot;
         slot::advance(&session.client, name, Lsn(commit_lsn.0 + 1)).await?;
-        self.legacy.undecodable_commit_lsn = None;
+        self.carry_over.undecodable_commit_lsn = None;
         states.forget_polled().await?;
         info!(slot = name, position = %commit_lsn, "the slot has passed what was read from the table in its place");
         Ok(())

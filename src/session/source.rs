@@ -105,7 +105,7 @@ impl SessionBuilder<'_> {
             batch_rows: source.polling.batch_rows,
             value_bytes_max: crate::kafka::record_bytes_max(&self.config.kafka),
             interval: source.polling.interval,
-            caught_up: match (self.legacy.undecodable_commit_lsn, self.moves_slot()) {
+            caught_up: match (self.carry_over.undecodable_commit_lsn, self.moves_slot()) {
                 // A row that stands in no order must not become visible only later.
                 _ if self.order(table) == Order::Untold => CaughtUp::WithTheWriters,
                 (Some(_), _) => CaughtUp::WithTheWriters,

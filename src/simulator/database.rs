@@ -96,9 +96,9 @@ pub struct Database {
 }
 
 impl Database {
-    pub fn holds_lease(&self, tenure: &FencingToken) -> bool {
+    pub fn holds_lease(&self, token: &FencingToken) -> bool {
         let lease = self.lease.as_ref();
-        lease.is_some_and(|row| row.epoch == tenure.epoch && !row.released)
+        lease.is_some_and(|row| row.epoch == token.epoch && !row.released)
     }
 
     /// `Checkpoint::run`, without the check of the lease.
@@ -144,7 +144,7 @@ impl Database {
     }
 
     /// `Ledger::load`, with the numbers below the sequence's start.
-    pub fn load_ledger(&self, tenure: FencingToken, first: i64, skipped: RangeSet) -> Ledger {
+    pub fn load_ledger(&self, token: FencingToken, first: i64, skipped: RangeSet) -> Ledger {
         let mut heads: Vec<Head> = Vec::new();
         for row in &self.ledger {
             let head = heads.iter_mut().find(|head| head.segment == row.segment);
@@ -174,7 +174,7 @@ impl Database {
         for row in self.ledger.iter().filter(open) {
             sent.extend(&row.sent);
         }
-        let mut ledger = Ledger::of_heads(tenure, 1, heads, RangeSet::new());
+        let mut ledger = Ledger::of_heads(token, 1, heads, RangeSet::new());
         ledger.take_sent(sent);
         ledger.begins_at(1);
         ledger.note_dead(&std::iter::once(1..=first - 1).collect());
@@ -319,12 +319,12 @@ impl Database {
         }
     }
 
-    /// The numbers that are read again once a wish is fulfilled.
-    pub fn held_of_wishes(&self) -> Vec<RangeSet> {
-        let is_wish =
+    /// The numbers that are read again once a request is fulfilled.
+    pub fn held_of_requests(&self) -> Vec<RangeSet> {
+        let is_request =
             |entry: &&Blocked| matches!(entry.state, BlockedState::Retry | BlockedState::Skip);
-        let wishes = self.blocked.iter().filter(is_wish);
-        wishes.map(|entry| entry.held.clone()).collect()
+        let requests = self.blocked.iter().filter(is_request);
+        requests.map(|entry| entry.held.clone()).collect()
     }
 
     /// The rows at fault that somebody asked to skip.

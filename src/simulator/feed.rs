@@ -19,7 +19,7 @@ impl World {
     pub fn take_batch(&mut self, relay: usize) -> Option<End> {
         let has_read_all = self.has_read_all(relay);
         let session = self.relays[relay].session.as_mut()?;
-        if !session.intake.is_empty() || !session.feeds() || has_read_all {
+        if !session.cursor.is_empty() || !session.feeds() || has_read_all {
             return None;
         }
         if session.lost.is_some() && self.rng.bool() {
@@ -36,7 +36,7 @@ impl World {
         let session = self.relays[relay].session.as_mut()?;
         let highest = batch.rows.iter().filter_map(|row| row.seq).max();
         session.top = session.top.max(highest.unwrap_or(0));
-        session.intake.take(batch);
+        session.cursor.take(batch);
         None
     }
 
@@ -98,7 +98,7 @@ impl World {
         loop {
             let process = &mut self.relays[relay];
             let session = process.session.as_mut()?;
-            if let Some(lsn) = session.intake.boundary_reached() {
+            if let Some(lsn) = session.cursor.boundary_reached() {
                 process.core.boundary(lsn);
             }
             if !session.feeds() {
@@ -114,7 +114,7 @@ impl World {
                     |event| event.encoded(mended.contains(&id)),
                 )
             };
-            let Some((row, encoded)) = session.intake.next(encode) else {
+            let Some((row, encoded)) = session.cursor.next(encode) else {
                 break;
             };
             let facts = RowFacts::of(&super::event::layout(), &row);
@@ -135,11 +135,11 @@ impl World {
                     session.rows.insert(ticket, row);
                 }
                 Offer::Wait => {
-                    session.intake.wait(row, encoded);
+                    session.cursor.wait(row, encoded);
                     break;
                 }
             }
-            self.relays[relay].session.as_mut()?.intake.row_left();
+            self.relays[relay].session.as_mut()?.cursor.row_left();
         }
         let process = &mut self.relays[relay];
         let questions = process.core.take_questions();
@@ -220,7 +220,7 @@ impl World {
         let Some(session) = &mut process.session else {
             return;
         };
-        if !session.intake.is_empty() {
+        if !session.cursor.is_empty() {
             return;
         }
         let Some(row) = session.swept.pop_front() else {
@@ -239,7 +239,7 @@ impl World {
 
     fn has_read_all(&self, relay: usize) -> bool {
         let is_read =
-            |session: &Session| session.phase != Phase::Steady && session.intake.caught_up();
+            |session: &Session| session.phase != Phase::Steady && session.cursor.caught_up();
         let is_read = self.relays[relay].session.as_ref().is_some_and(is_read);
         is_read && !(self.moves_slot(relay) && self.is_far_behind())
     }
@@ -249,7 +249,7 @@ impl World {
         let process = &self.relays[relay];
         let session = process.session.as_ref()?;
         let is_over =
-            self.has_read_all(relay) && session.intake.is_empty() && process.core.is_settled();
+            self.has_read_all(relay) && session.cursor.is_empty() && process.core.is_settled();
         if !is_over || session.has_statement() {
             return None;
         }

@@ -172,7 +172,7 @@ impl World {
     }
 
     pub fn execute_mark(&mut self, checkpoint: &Checkpoint) -> Reply {
-        if !self.may_write(&checkpoint.tenure.clone()) {
+        if !self.may_write(&checkpoint.token.clone()) {
             return Reply::NotLeader;
         }
         self.judge.sync(&self.server);
@@ -186,11 +186,11 @@ impl World {
     }
 
     /// Every statement checks the lease itself.
-    pub fn may_write(&mut self, tenure: &FencingToken) -> bool {
-        let holds = self.database.holds_lease(tenure);
+    pub fn may_write(&mut self, token: &FencingToken) -> bool {
+        let holds = self.database.holds_lease(token);
         let writes = holds || self.mutation == Mutation::LeaseUnchecked;
         if writes && !holds {
-            let text = format!("a statement of epoch {} took effect", tenure.epoch);
+            let text = format!("a statement of epoch {} took effect", token.epoch);
             self.judge.breaks("S3", text);
         }
         writes
@@ -201,12 +201,12 @@ impl World {
         let Some(session) = &mut process.session else {
             return;
         };
-        if session.keeping.is_some() || process.core.aside() == 0 {
+        if session.hold_writer.is_some() || process.core.aside() == 0 {
             return;
         }
         let asides = process.core.take_aside();
         let keep = HoldCheckpoint {
-            tenure: session.tenure.clone(),
+            token: session.token.clone(),
             generation: 1,
             layout: layout(),
             whole: match session.phase {
@@ -218,7 +218,7 @@ impl World {
             mark: None,
         };
         let keep = record(keep, &asides, &session.rows, process.core.held());
-        session.keeping = Some(HoldWriter {
+        session.hold_writer = Some(HoldWriter {
             asides,
             keep,
             is_answered: false,
@@ -228,7 +228,7 @@ impl World {
 
     pub fn advance_keep(&mut self, relay: usize) -> Option<End> {
         let session = self.relays[relay].session.as_ref()?;
-        let is_answered = session.keeping.as_ref()?.is_answered;
+        let is_answered = session.hold_writer.as_ref()?.is_answered;
         if !is_answered {
             self.execute_keep(relay);
             return None;
@@ -244,12 +244,12 @@ impl World {
         let Some(session) = &mut self.relays[relay].session else {
             return;
         };
-        let Some(mut keeping) = session.keeping.take() else {
+        let Some(mut keeping) = session.hold_writer.take() else {
             return;
         };
         keeping.is_answered = true;
         keeping.reply = Some(Reply::NotLeader);
-        if self.may_write(&keeping.keep.tenure.clone()) {
+        if self.may_write(&keeping.keep.token.clone()) {
             for aside in &keeping.asides {
                 self.judge
                     .put_aside(aside.id.to_string().parse().unwrap_or(0));
@@ -270,14 +270,14 @@ impl World {
             );
         }
         if let Some(session) = &mut self.relays[relay].session {
-            session.keeping = Some(keeping);
+            session.hold_writer = Some(keeping);
         }
     }
 
     fn take_keep(&mut self, relay: usize) -> Option<End> {
         let process = &mut self.relays[relay];
         let session = process.session.as_mut()?;
-        let keeping = session.keeping.take()?;
+        let keeping = session.hold_writer.take()?;
         match keeping.reply {
             Some(Reply::Done) => {
                 process.core.kept(&keeping.asides);
@@ -328,8 +328,8 @@ impl World {
             return Some(End::Lost);
         }
         let ledger = session.ledger.as_ref()?;
-        let (tenure, audits) = (session.tenure.clone(), ledger.audits("outbox", "seq"));
-        if !self.may_write(&tenure) {
+        let (token, audits) = (session.token.clone(), ledger.audits("outbox", "seq"));
+        if !self.may_write(&token) {
             return Some(End::Deposed);
         }
         self.database.compact();

@@ -47,7 +47,7 @@ impl World {
 
     /// A row that is skipped does not stay unsent.
     pub fn mark_skipped(&mut self) {
-        for held in self.database.held_of_wishes() {
+        for held in self.database.held_of_requests() {
             self.judge.grant_logged(&held);
         }
         let skipped: Vec<_> = self.database.skipped().collect();

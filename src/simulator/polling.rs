@@ -157,8 +157,7 @@ impl World {
         let session = self.relays[relay].session.as_ref()?;
         let lsn = session.confirm;
         // Else what was held when it was confirmed may have been released since.
-        let is_strict =
-            lsn > session.confirmed_before && self.database.holds_lease(&session.tenure);
+        let is_strict = lsn > session.confirmed_before && self.database.holds_lease(&session.token);
         let Some(slot) = &mut self.database.slot else {
             return Some(End::Lost);
         };

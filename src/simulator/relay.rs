@@ -189,7 +189,7 @@ impl World {
         let now = self.now;
         let process = &self.relays[relay];
         let session = process.session.as_ref()?;
-        if process.keeper.epoch() != Some(session.tenure.epoch) {
+        if process.keeper.epoch() != Some(session.token.epoch) {
             return Some(End::Deposed);
         }
         if process.keeper.publishes(now) {

@@ -14,7 +14,7 @@ use crate::outbox::{Lsn, Origin, OutboxRow};
 
 /// One `UPDATE` or `DELETE`.
 pub struct RowMark {
-    pub tenure: FencingToken,
+    pub token: FencingToken,
     pub rows: Vec<Delivered>,
     /// What is recorded beside: the marks, and this position; nothing where no stream brings the rows again.
     pub resolved: Option<Lsn>,
@@ -104,7 +104,7 @@ impl World {
         let is_recorded =
             session.record.is_some() && !is_again && self.mutation != Mutation::MarkUnrecorded;
         Some(RowMark {
-            tenure: session.tenure.clone(),
+            token: session.token.clone(),
             rows: rows.to_vec(),
             resolved: is_recorded.then(|| resolved.unwrap_or_default()),
             finds,
@@ -195,7 +195,7 @@ impl World {
 
     /// Marks what it finds, all in one; says how many, or nothing where the lease is another's.
     pub fn mark_rows(&mut self, statement: &RowMark, rows: &[Delivered]) -> Option<usize> {
-        if !self.may_write(&statement.tenure) {
+        if !self.may_write(&statement.token) {
             return None;
         }
         self.judge.sync(&self.server);
@@ -261,7 +261,7 @@ impl World {
         for row in &gone {
             self.judge.gone(seq_and_id(row).1, &self.server);
         }
-        if !self.may_write(&statement.tenure) {
+        if !self.may_write(&statement.token) {
             return Some(Reply::NotLeader);
         }
         if let Some(resolved) = statement.resolved {

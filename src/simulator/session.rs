@@ -63,7 +63,7 @@ pub enum End {
 
 /// One session of one relay.
 pub struct Session {
-    pub tenure: FencingToken,
+    pub token: FencingToken,
     pub connection: u64,
     pub phase: Phase,
     pub mark: Mark,
@@ -82,11 +82,11 @@ pub struct Session {
     pub candidates: Option<(Vec<Event>, Lsn)>,
     pub source: Source,
     pub batches: VecDeque<Batch>,
-    pub intake: BatchCursor<Result<Arc<str>, Rejection>>,
+    pub cursor: BatchCursor<Result<Arc<str>, Rejection>>,
     /// Rows that were put aside and are not recorded.
     pub rows: HashMap<Ticket, OutboxRow>,
     pub marking: Option<Marking>,
-    pub keeping: Option<HoldWriter>,
+    pub hold_writer: Option<HoldWriter>,
     pub holes: Holes,
     pub highest: i64,
     pub top: i64,
@@ -105,7 +105,7 @@ pub struct Session {
 
 impl Session {
     pub fn has_statement(&self) -> bool {
-        self.marking.is_some() || self.keeping.is_some()
+        self.marking.is_some() || self.hold_writer.is_some()
     }
 
     /// Rows that were acknowledged and whose mark was tried, also while it is tried again.
@@ -122,7 +122,7 @@ impl Session {
 
     /// Whether rows went out of a transaction that is not read to its end, and nothing marks them.
     pub fn is_within_transaction(&self) -> bool {
-        self.mark == Mark::None && self.is_stream() && self.intake.is_within_transaction()
+        self.mark == Mark::None && self.is_stream() && self.cursor.is_within_transaction()
     }
 
     /// Whether rows go out: all of them, or in a drain the rest of a transaction.
@@ -135,7 +135,7 @@ impl Session {
     }
 
     pub fn is_steady(&self) -> bool {
-        self.phase == Phase::Steady && self.intake.is_empty() && !self.has_statement()
+        self.phase == Phase::Steady && self.cursor.is_empty() && !self.has_statement()
     }
 
     pub fn is_replay(&self) -> bool {
@@ -154,7 +154,7 @@ impl Session {
         if let Some(marking) = &mut self.marking {
             marking.is_answered = true;
         }
-        if let Some(keeping) = &mut self.keeping {
+        if let Some(keeping) = &mut self.hold_writer {
             keeping.is_answered = true;
         }
     }
@@ -190,14 +190,14 @@ impl World {
                 self.grant_replay(other);
             }
         }
-        let tenure = FencingToken {
+        let token = FencingToken {
             outbox: "public.outbox".to_owned(),
             epoch,
         };
-        if !self.database.holds_lease(&tenure) {
+        if !self.database.holds_lease(&token) {
             return;
         }
-        self.open(relay, tenure);
+        self.open(relay, token);
     }
 
     fn rest(&mut self, relay: usize) {
@@ -216,7 +216,7 @@ impl World {
         }
     }
 
-    fn open(&mut self, relay: usize, tenure: FencingToken) {
+    fn open(&mut self, relay: usize, token: FencingToken) {
         self.record_legacy(relay);
         self.leave_to_the_table(relay);
         if self.relays[relay].mode == Mode::Stream && !self.prepare_slot() {
@@ -244,7 +244,7 @@ impl World {
         let put_aside = skipped.clone();
         let ledger = (self.setting.mark == Mark::Ledger).then(|| {
             let first = self.setting.first;
-            self.database.load_ledger(tenure.clone(), first, skipped)
+            self.database.load_ledger(token.clone(), first, skipped)
         });
         if self.mutation == Mutation::ForgetTheHold {
             recorded.aggregates.clear();
@@ -259,7 +259,7 @@ impl World {
         tell!(
             self,
             "relay {relay} opens a session, epoch {}: {phase:?}",
-            tenure.epoch
+            token.epoch
         );
         let (record, owing) = self.database.marks.load();
         let is_recorded = self.setting.marks_rows() && self.relays[relay].mode == Mode::Stream;
@@ -274,7 +274,7 @@ impl World {
             process.producer = Some(self.broker.start(relay));
         }
         process.session = Some(Session {
-            tenure,
+            token,
             connection,
             phase,
             mark: self.setting.mark,
@@ -287,11 +287,11 @@ impl World {
             candidates: None,
             source,
             batches: given.into_iter().collect(),
-            intake: BatchCursor::default(),
+            cursor: BatchCursor::default(),
             rows: HashMap::new(),
             marking: None,
-            keeping: None,
-            holes: Holes::new(RollbackProof::NeedsPassage),
+            hold_writer: None,
+            holes: Holes::new(RollbackProof::NeedsStream),
             highest: self.setting.first - 1,
             top: 0,
             confirm: 0,
@@ -476,7 +476,7 @@ impl World {
             marking.is_answered = true;
             self.late.push(Late(marking.work.late()));
         }
-        if let Some(keeping) = &mut session.keeping {
+        if let Some(keeping) = &mut session.hold_writer {
             keeping.is_answered = true;
         }
     }

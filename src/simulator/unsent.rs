@@ -31,7 +31,7 @@ impl World {
         let process = &self.relays[relay];
         let session = process.session.as_ref()?;
         let is_resolved = session.batches.is_empty()
-            && session.intake.is_empty()
+            && session.cursor.is_empty()
             && process.core.is_settled()
             && !session.has_statement();
         if !is_resolved {

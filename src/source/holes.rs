@@ -27,7 +27,7 @@ pub struct LockReading {
     pub holders: BTreeMap<VirtualTransaction, Option<Xid>>,
     /// The snapshot of the statement that read the locks.
     pub snapshot: Snapshot,
-    /// The WAL insert position read after the locks; used by [`Death::NeedsPassage`] only.
+    /// The WAL insert position read after the locks; used by [`Death::NeedsStream`] only.
     pub position: Lsn,
 }
 
@@ -47,7 +47,7 @@ pub enum RollbackProof {
     OnLocks,
     /// Besides, the stream has passed the WAL position read when no holder was left. Nothing is looked up before: the stream
     /// brings the rows.
-    NeedsPassage,
+    NeedsStream,
 }
 
 /// What to look up this turn.
@@ -153,7 +153,7 @@ impl Holes {
         for group in &mut self.groups {
             let step = match self.death {
                 RollbackProof::OnLocks => group.advance(reading, arrivals),
-                RollbackProof::NeedsPassage => group.advance_to_passage(reading, passed),
+                RollbackProof::NeedsStream => group.advance_to_passage(reading, passed),
             };
             if step != Step::Rest {
                 plan.look_up.extend(&group.numbers);

@@ -223,7 +223,7 @@ impl Streaming {
                 let Ok(permit) = permit else { return Ok(Wake::Gone) };
                 let batch = self.stream.gathered.take();
                 let worth = HAND_OVER_ROW.saturating_mul(batch.rows.len() as u32);
-                let at_most = match self.haste() {
+                let at_most = match self.read_mode() {
                     ReadMode::CatchUp => HAND_OVER_LATE,
                     ReadMode::Prompt => HAND_OVER_EVERY,
                 };
@@ -270,7 +270,7 @@ impl Streaming {
         if self.stream.gathered.has_rows_ready() {
             self.waiting_since.get_or_insert_with(Instant::now);
         }
-        self.stream.reader.set_haste(self.haste());
+        self.stream.reader.set_read_mode(self.read_mode());
         let received = self.stream.reader.received();
         self.ends
             .server
@@ -278,7 +278,7 @@ impl Streaming {
         Ok(())
     }
 
-    fn haste(&self) -> ReadMode {
+    fn read_mode(&self) -> ReadMode {
         let since_commit = self.sent_at.duration_since(self.committed_at);
         match since_commit {
             Ok(since) if since >= LATE => ReadMode::CatchUp,

@@ -107,7 +107,7 @@ impl CheckpointRow {
 /// The rows of the ledger that one checkpoint writes.
 #[derive(Debug)]
 pub struct Checkpoint {
-    pub(crate) tenure: FencingToken,
+    pub(crate) token: FencingToken,
     pub(crate) generation: i32,
     pub(crate) segments: BTreeMap<i64, CheckpointRow>,
 }
@@ -130,7 +130,7 @@ impl Checkpoint {
         let high_lsn: Vec<_> = rows.iter().map(|row| row.high_lsn.to_string()).collect();
         let last_seq: Vec<_> = rows.iter().map(|row| row.last_seq).collect();
         let last_id: Vec<_> = rows.iter().map(|row| row.last_id.as_str()).collect();
-        let FencingToken { outbox, epoch } = &self.tenure;
+        let FencingToken { outbox, epoch } = &self.token;
         let written = client
             .execute(
                 &sql,
@@ -160,7 +160,7 @@ impl Checkpoint {
 ///
 /// The `DELETE` checks the epoch, the `INSERT` reads only what it returned: a compactor that lost
 /// its lease changes nothing, and no checkpoint can fall between the two.
-pub async fn compact(client: &Client, tenure: &FencingToken) -> Result<u64, MarkError> {
+pub async fn compact(client: &Client, token: &FencingToken) -> Result<u64, MarkError> {
     let sql = format!(
         "WITH {LEASE}, crowded AS (\
            SELECT generation, segment FROM outboxd.ledger WHERE outbox = $1 \
@@ -177,7 +177,7 @@ pub async fn compact(client: &Client, tenure: &FencingToken) -> Result<u64, Mark
          FROM gone g, unnest(g.sent) r GROUP BY g.outbox, g.generation, g.segment"
     );
     client
-        .execute(&sql, &[&tenure.outbox, &tenure.epoch])
+        .execute(&sql, &[&token.outbox, &token.epoch])
         .await
         .map_err(MarkError::sql("compact the ledger"))
 }
@@ -194,7 +194,7 @@ fn slices(numbers: RangeInclusive<i64>) -> impl Iterator<Item = RangeInclusive<i
 /// The comparison of one segment with the table, before it is closed.
 #[derive(Debug)]
 pub struct Audit {
-    pub(super) tenure: FencingToken,
+    pub(super) token: FencingToken,
     pub(super) generation: i32,
     pub segment: i64,
     pub(super) table: String,
@@ -224,7 +224,7 @@ impl Audit {
                 .await
                 .map_err(MarkError::sql("compare a segment with the table"))?;
             let unreadable = |source| MarkError::Unreadable {
-                outbox: self.tenure.outbox.clone(),
+                outbox: self.token.outbox.clone(),
                 source,
             };
             let standing = RangeSet::parse_multirange(row.get(0)).map_err(unreadable)?;
@@ -246,7 +246,7 @@ impl Audit {
             "WITH {LEASE} UPDATE outboxd.ledger l SET closed = true FROM lease \
              WHERE l.outbox = $1 AND l.generation = $3 AND l.segment = $4"
         );
-        let FencingToken { outbox, epoch } = &self.tenure;
+        let FencingToken { outbox, epoch } = &self.token;
         client
             .execute(&sql, &[outbox, epoch, &self.generation, &self.segment])
             .await

@@ -64,7 +64,7 @@ pub async fn load(client: &Client, outbox: &str) -> Result<(Record, Owed), MarkE
 /// Records rows that no mark reached: those that are gone, and those whose mark is owed.
 pub(super) async fn note(
     client: &Client,
-    tenure: &FencingToken,
+    token: &FencingToken,
     sql: &Sql,
     (gone, owed): (&[Delivered], &[Delivered]),
     resolved: Lsn,
@@ -90,8 +90,8 @@ pub(super) async fn note(
     let owed_xids: Vec<_> = owed.iter().map(xid).collect();
     let (high_lsn, resolved) = (high_lsn.to_string(), resolved.to_string());
     let values: [&(dyn ToSql + Sync); 10] = [
-        &tenure.outbox,
-        &tenure.epoch,
+        &token.outbox,
+        &token.epoch,
         &numbers,
         &ids,
         &seqs,
@@ -104,19 +104,19 @@ pub(super) async fn note(
     let noted = client.execute(&statement, &values).await;
     match noted.map_err(MarkError::sql("record which rows are marked"))? {
         0 => Err(MarkError::NotLeader {
-            outbox: tenure.outbox.clone(),
+            outbox: token.outbox.clone(),
         }),
         _ => Ok(()),
     }
 }
 
 /// Records that no mark is owed any more.
-pub(super) async fn pay(client: &Client, tenure: &FencingToken) -> Result<(), MarkError> {
+pub(super) async fn pay(client: &Client, token: &FencingToken) -> Result<(), MarkError> {
     let statement = format!(
         "WITH {LEASE} UPDATE outboxd.marked m SET owed_ids = NULL, owed_seqs = NULL, owed_xids = NULL FROM lease \
          WHERE m.outbox = $1 AND m.owed_ids IS NOT NULL"
     );
-    let values: [&(dyn ToSql + Sync); 2] = [&tenure.outbox, &tenure.epoch];
+    let values: [&(dyn ToSql + Sync); 2] = [&token.outbox, &token.epoch];
     let paid = client.execute(&statement, &values).await;
     paid.map(drop)
         .map_err(MarkError::sql("record which rows are marked"))

@@ -27,7 +27,7 @@ const LOCK_FAILURE: u32 = 8;
 /// One `UPDATE` or `DELETE` of rows.
 #[derive(Debug)]
 pub struct RowStatement {
-    pub(super) tenure: FencingToken,
+    pub(super) token: FencingToken,
     pub(super) sql: Arc<Sql>,
     pub(super) rows: Vec<Delivered>,
     pub(super) recording: Recording,
@@ -114,7 +114,7 @@ impl RowStatement {
         self.owe(client, &unreached).await?;
         outcome.waiting.extend(unreached);
         if matches!(self.recording, Recording::Payment) && outcome.is_complete() {
-            record::pay(client, &self.tenure).await?;
+            record::pay(client, &self.token).await?;
         }
         self.name_aggregates(client, &mut outcome).await?;
         Ok(outcome)
@@ -124,7 +124,7 @@ impl RowStatement {
     async fn owe(&self, client: &Client, rows: &[Delivered]) -> Result<(), MarkError> {
         match self.recording {
             Recording::Marks(resolved) => {
-                record::note(client, &self.tenure, &self.sql, (&[], rows), resolved).await
+                record::note(client, &self.token, &self.sql, (&[], rows), resolved).await
             }
             Recording::Nothing | Recording::Payment => Ok(()),
         }
@@ -199,8 +199,8 @@ impl RowStatement {
             }
         }
         if let Recording::Marks(resolved) = self.recording {
-            let tenure = &self.tenure;
-            record::note(client, tenure, &self.sql, (&unmarked, &waiting), resolved).await?;
+            let token = &self.token;
+            record::note(client, token, &self.sql, (&unmarked, &waiting), resolved).await?;
         }
         outcome.waiting.extend(waiting);
         Ok(())
@@ -213,7 +213,7 @@ impl RowStatement {
 
     /// Runs the statement; returns how many rows it marked.
     async fn change(&self, client: &Client, rows: &[Delivered]) -> Result<u64, MarkError> {
-        let FencingToken { outbox, epoch } = &self.tenure;
+        let FencingToken { outbox, epoch } = &self.token;
         let batch = Batch::of(rows, &self.sql);
         let high_lsn = rows.iter().map(|row| row.lsn).max().unwrap_or_default();
         let (high_lsn, resolved) = match self.recording {

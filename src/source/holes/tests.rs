@@ -278,7 +278,7 @@ fn streamed(seed: u64, needs_passage: bool) -> (usize, usize) {
     let mut rng = Rng::with_seed(seed);
     let mut server = Server::new(1, Habits::default());
     let death = if needs_passage {
-        RollbackProof::NeedsPassage
+        RollbackProof::NeedsStream
     } else {
         RollbackProof::OnLocks
     };

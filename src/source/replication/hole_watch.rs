@@ -43,7 +43,7 @@ impl HoleWatch {
             first,
             highest: i64::MIN,
             highest_sql: format!("SELECT max({})::int8 FROM {table}", layout.names.sql("seq")),
-            holes: Holes::new(RollbackProof::NeedsPassage),
+            holes: Holes::new(RollbackProof::NeedsStream),
         })
     }
 

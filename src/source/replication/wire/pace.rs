@@ -78,8 +78,8 @@ impl Pace {
     }
 
     /// How long after this read the next one may come.
-    pub(super) fn next_after(&mut self, found: Found, haste: ReadMode) -> Duration {
-        match haste {
+    pub(super) fn next_after(&mut self, found: Found, read_mode: ReadMode) -> Duration {
+        match read_mode {
             ReadMode::CatchUp if self.has_window => self.late(found),
             ReadMode::CatchUp if !found.is_full => GATHER_LATE,
             ReadMode::CatchUp | ReadMode::Prompt => prompt(found),

@@ -62,7 +62,7 @@ pub struct WalReader {
     received: Lsn,
     read_at: Instant,
     pace: Pace,
-    haste: ReadMode,
+    read_mode: ReadMode,
     /// How long after the last read the next one may come.
     wait: Duration,
     /// The last read left something in the socket.
@@ -76,7 +76,7 @@ impl WalReader {
             received: Lsn(0),
             read_at: Instant::now(),
             pace,
-            haste: ReadMode::default(),
+            read_mode: ReadMode::default(),
             wait: Duration::ZERO,
             has_more: false,
         }
@@ -110,7 +110,7 @@ impl WalReader {
             after: std::mem::replace(&mut self.read_at, Instant::now()).elapsed(),
         };
         self.has_more = fill.is_full;
-        self.wait = self.pace.next_after(found, self.haste);
+        self.wait = self.pace.next_after(found, self.read_mode);
         Ok(())
     }
 
@@ -118,7 +118,7 @@ impl WalReader {
     ///
     /// For as long as the server can go on sending, a few milliseconds.
     pub fn gather_until(&mut self, at: Instant) {
-        if self.haste == ReadMode::Prompt && !self.has_more {
+        if self.read_mode == ReadMode::Prompt && !self.has_more {
             self.wait = self.wait.max(at.saturating_duration_since(self.read_at));
         }
     }
@@ -129,8 +129,8 @@ impl WalReader {
     }
 
     /// Says what the next reads are after.
-    pub fn set_haste(&mut self, haste: ReadMode) {
-        self.haste = haste;
+    pub fn set_read_mode(&mut self, read_mode: ReadMode) {
+        self.read_mode = read_mode;
     }
 
     /// Waits for the next frame.
@@ -199,7 +199,7 @@ pub async fn finish(
     flush: Lsn,
     patience: Duration,
 ) -> Result<(), PostgresError> {
-    reader.set_haste(ReadMode::Prompt);
+    reader.set_read_mode(ReadMode::Prompt);
     let confirmed = async {
         writer
             .status_update(reader.received, flush, Reply::Requested)
