@@ -154,7 +154,7 @@ async fn another_table_of_the_same_name_halts() {
     }
 }
 
-/// No row comes and no connection is lost: the survey finds it.
+/// No row comes and no connection is lost: the catalog check finds it.
 #[tokio::test(flavor = "multi_thread")]
 async fn another_table_or_a_sequence_set_back_halts_a_running_relay() {
     for mode in MODES {

@@ -58,7 +58,7 @@ pub struct Core {
     asking: Asking,
     positions: Positions,
     policy: FaultPolicy,
-    bulkhead: OutageBreaker,
+    breaker: OutageBreaker,
     held: Held,
     suspects: Suspects,
     from_before: Redelivered,
@@ -81,7 +81,7 @@ impl Core {
             asking: Asking::default(),
             positions: Positions::default(),
             policy: faults.policy,
-            bulkhead: OutageBreaker::new(faults.halt_share),
+            breaker: OutageBreaker::new(faults.halt_share),
             held: Held::new(faults.halt_share),
             suspects: Suspects::default(),
             from_before: Redelivered::default(),
@@ -113,7 +113,7 @@ impl Core {
 
     /// Half a minute has passed: what an outage is, is judged over two of them.
     pub fn half_minute_passed(&mut self) {
-        self.bulkhead.turn();
+        self.breaker.turn();
     }
 
     /// Decides about the next row in publishing order: its topic, or why it can't be encoded.
@@ -121,7 +121,7 @@ impl Core {
         if !self.has_room(row.bytes) {
             return Offer::Wait;
         }
-        self.bulkhead.saw(row.aggregate);
+        self.breaker.saw(row.aggregate);
         if let Some(followers) = self.held.followers_of(row.aggregate) {
             return Offer::Aside(self.follow(row, followers));
         }
@@ -142,11 +142,11 @@ impl Core {
             }
             return Offer::Aside(self.put_aside(row, HoldReason::Topic(ahead)));
         }
-        let standing = self.held.topics.standing(topic);
+        let answer = self.held.topics.answer(topic);
         if self.asking.has(row.aggregate) {
             return self.ask(row, topic);
         }
-        match standing {
+        match answer {
             TopicAnswer::Available => {}
             TopicAnswer::Asked => return self.ask(row, topic),
             TopicAnswer::Held(name) => {

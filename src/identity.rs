@@ -288,7 +288,7 @@ pub async fn read(client: &Client, table: &Table) -> Result<Identity, IdentityEr
 /// Cancel-safe: yes.
 pub async fn history(client: &Client, outbox: &str) -> Result<ServerHistory, IdentityError> {
     let row = client
-        .query_one(HORIZON, &[])
+        .query_one(HISTORY, &[])
         .await
         .map_err(IdentityError::while_trying(
             "read the server's place for",
@@ -450,7 +450,7 @@ const READ: &str = "
            pg_catalog.current_database()::text AS database
     FROM pg_catalog.pg_control_system() c";
 
-const HORIZON: &str = "
+const HISTORY: &str = "
     SELECT c.system_identifier::text,
            ('x' || left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8))::bit(32)::int4
                AS timeline,

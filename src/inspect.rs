@@ -47,7 +47,7 @@ pub struct Table {
     /// A primary key of its own, which partitions that are added get, too.
     pub has_primary_key: bool,
     /// Publications that keep rows from being changed.
-    pub barred: Vec<published::Barred>,
+    pub unpublishable: Vec<published::Unpublishable>,
     /// What stands behind the column `seq`, where there is one.
     pub seq: Option<SeqFacts>,
 }
@@ -254,7 +254,7 @@ pub async fn inspect(
     let tree = client.query(TREE, &[&oid]).await.map_err(catalog)?;
     let triggers = client.query(TRIGGERS, &[&oid]).await.map_err(catalog)?;
     let feeds = client.query(FEEDS, &[&oid]).await.map_err(catalog)?;
-    let barred = published::read(client, oid).await.map_err(catalog)?;
+    let unpublishable = published::read(client, oid).await.map_err(catalog)?;
     Ok(Table {
         oid,
         read_at: read_at.get::<_, &str>(0).parse().unwrap_or_default(),
@@ -281,7 +281,7 @@ pub async fn inspect(
             _ => ReplicaIdentity::Default,
         },
         has_primary_key: class.get("has_primary_key"),
-        barred,
+        unpublishable,
         seq: seq.transpose().map_err(catalog)?,
     })
 }
@@ -470,7 +470,7 @@ pub(crate) mod tests {
             id_is_unique: true,
             replica_identity: ReplicaIdentity::Default,
             has_primary_key: true,
-            barred: Vec::new(),
+            unpublishable: Vec::new(),
             seq: None,
         }
     }

@@ -183,21 +183,21 @@ pub async fn plan(
     options: &MigrateOptions,
 ) -> Result<Vec<Step>, MigrateError> {
     let names = Names::new(&config.source, options)?;
-    let standing = ExistingObjects::look(client, &names).await?;
-    if let Some(found) = standing.version.filter(|found| *found > STATE_VERSION) {
+    let existing = ExistingObjects::look(client, &names).await?;
+    if let Some(found) = existing.version.filter(|found| *found > STATE_VERSION) {
         return Err(MigrateError::NewerState { found });
     }
-    if standing.table.is_none() && !names.columns.is_empty() {
+    if existing.table.is_none() && !names.columns.is_empty() {
         let table = names.outbox();
         return Err(MigrateError::NotToBeMade { table });
     }
     let is_refused = options.lacking == Lacking::Refuse;
-    if standing.table.is_none() && !standing.has_schema && is_refused {
+    if existing.table.is_none() && !existing.has_schema && is_refused {
         return Err(MigrateError::NoSchema {
             schema: names.schema,
         });
     }
-    steps::steps(&names, &standing)
+    steps::steps(&names, &existing)
 }
 
 /// What the server lacks for a slot that is still to be made.

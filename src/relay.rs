@@ -44,7 +44,7 @@ use crate::postgres;
 use crate::publish::{Cutting, PublisherEvent, SmallBatches, Ticket, TopicPartition};
 use crate::retention::Retention;
 use crate::source::Source;
-use crate::source::replication::missed::Watch;
+use crate::source::replication::sweep::Watch;
 use crate::state::OutboxState;
 use crate::status::StatusCell;
 use batch_cursor::BatchCursor;

@@ -39,7 +39,7 @@ use crate::slot::SlotError;
 use crate::source::SourceError;
 use crate::state::{OutboxState, StateError, StateTable};
 use crate::status::{SYSTEM_IDENTIFIER, StatusCell};
-pub use slot::Passage;
+pub use slot::Decoding;
 
 /// Why a session could not be opened.
 #[derive(Debug, Error)]
@@ -164,7 +164,7 @@ pub struct SessionBuilder<'a> {
     pub carry_over: &'a mut CarryOver,
     /// Topics that can be written as far as is known.
     pub topics: hold::Topics,
-    pub passage: Passage,
+    pub decoding: Decoding,
     /// How far this process has seen the server's history.
     pub history: Option<&'a ServerHistory>,
     /// Says what the opening waits for.
@@ -286,7 +286,7 @@ impl SessionBuilder<'_> {
         // The right server first: nothing is recorded, made or dropped on another one.
         let state = states.load().await?;
         let mut known = self.check_identity(&sql, &states, &table, state).await?;
-        self.record_legacy(&states, &token).await?;
+        self.record_carry_over(&states, &token).await?;
         known.state = states.load().await?;
         self.change_mark(&table, &states, &token, &known.state)
             .await?;
@@ -351,7 +351,7 @@ impl SessionBuilder<'_> {
     }
 
     /// Records what the last session left, once.
-    async fn record_legacy(
+    async fn record_carry_over(
         &mut self,
         states: &StateTable<'_>,
         token: &FencingToken,

@@ -146,7 +146,7 @@ impl SlotPosition {
 ///
 /// Errors: `NotFound` too where the server has given it up.
 /// Cancel-safe: yes.
-pub async fn standing(client: &Client, name: &str) -> Result<SlotPosition, SlotError> {
+pub async fn position(client: &Client, name: &str) -> Result<SlotPosition, SlotError> {
     let row = client.query_opt(STANDING, &[&name]).await;
     let row = row.map_err(failed("look at", name))?;
     let row = row.ok_or_else(|| SlotError::NotFound {

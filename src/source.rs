@@ -23,7 +23,7 @@ use crate::state::Skipped;
 use polling::{InVain, Known, Ordering, Polling, Unsent, UnsentMark};
 use replication::Subscription;
 use replication::pgoutput::Described;
-pub use slot_advancer::{LAG_BYTES_MAX, SlotMover};
+pub use slot_advancer::{LAG_BYTES_MAX, SlotAdvancer};
 
 /// How long a server may take for the final acknowledgement of a stream.
 const LEAVE_WITHIN: Duration = Duration::from_secs(3);
@@ -40,7 +40,7 @@ pub struct Batch {
     /// transaction that is still being received, or where polling does not tell.
     pub boundary: Option<Boundary>,
     /// Numbers that no row will ever carry.
-    pub dead: RangeSet,
+    pub rolled_back: RangeSet,
     /// The table held no more visible rows when the last of these was read; polling only.
     pub caught_up: bool,
 }
@@ -175,10 +175,10 @@ impl Source {
     }
 
     /// Starts to read the table by `seq` in the place of the slot, which follows what is confirmed.
-    pub fn ahead_of_slot(polling: Polling, known: Known, mover: SlotMover) -> Self {
+    pub fn ahead_of_slot(polling: Polling, known: Known, advancer: SlotAdvancer) -> Self {
         let (ends, batches, stop) = Self::polled();
         let (told, moved) = watch::channel(None);
-        let moving = mover.run(ends.confirm.subscribe(), told);
+        let moving = advancer.run(ends.confirm.subscribe(), told);
         let polling = polling::poll_by_seq(polling, known, batches, stop);
         let task = async move {
             tokio::select! {
@@ -341,13 +341,13 @@ impl Source {
     /// The position of the server's write-ahead log, as far as it has told.
     pub fn server_lsn(&self) -> Lsn {
         let moved = self.moved.as_ref().and_then(|moved| *moved.borrow());
-        moved.map_or(*self.server.borrow(), |standing| standing.server)
+        moved.map_or(*self.server.borrow(), |position| position.server)
     }
 
     /// How far the slot lags in whose place the table is read, in bytes of WAL, once it was looked at.
     pub fn slot_lag_bytes(&self) -> Option<u64> {
-        let standing = *self.moved.as_ref()?.borrow();
-        standing.map(SlotPosition::lag_bytes)
+        let position = *self.moved.as_ref()?.borrow();
+        position.map(SlotPosition::lag_bytes)
     }
 
     /// Whether a stream may take over: no slot has to be moved first.

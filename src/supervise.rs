@@ -17,7 +17,7 @@ use crate::metrics::Metrics;
 use crate::outbox::Lsn;
 use crate::publish::PublishError;
 use crate::relay::{End, Relay};
-use crate::session::{self, CarryOver, CatchUp, Numbers, OpenError, Passage, SessionBuilder};
+use crate::session::{self, CarryOver, CatchUp, Numbers, OpenError, Decoding, SessionBuilder};
 use crate::source::SourceError;
 use crate::source::replication::ReplicationError;
 use crate::status::{Counting, OPENING, State, StatusCell};
@@ -63,7 +63,7 @@ pub struct Supervisor {
     /// The name under which the state stands until it has followed the table.
     former: Option<String>,
     carry_over: CarryOver,
-    passage: Passage,
+    decoding: Decoding,
     attempts: usize,
     told: Told,
     /// The last session ended because we were asked to stop, in order.
@@ -103,7 +103,7 @@ impl Supervisor {
                 numbers: Numbers::AsKnown,
                 undecodable_commit_lsn: None,
             },
-            passage: Passage::Clear,
+            decoding: Decoding::Possible,
             attempts: 0,
             told: Told::default(),
             is_drained: false,
@@ -221,7 +221,7 @@ impl Supervisor {
             epoch,
             carry_over: &mut self.carry_over,
             topics: self.relay.core.held().to_release().cloned().collect(),
-            passage: self.passage,
+            decoding: self.decoding,
             history: self.relay.history(),
             status: self.status.clone(),
             stop: self.stop.clone(),
@@ -304,10 +304,10 @@ impl Supervisor {
             }
             Attempt::Ended(End::Renumbered(_)) => self.carry_over.numbers = Numbers::Reused,
             Attempt::Ended(End::Source(failure)) if lacks_publication(failure) => {
-                self.passage = Passage::MissingPublication;
+                self.decoding = Decoding::MissingPublication;
             }
             Attempt::NotOpened(OpenError::SlotLost { reason }) => {
-                self.passage = Passage::Clear;
+                self.decoding = Decoding::Possible;
                 self.metrics.slot_lost();
                 self.status.failed(reason.as_str());
             }

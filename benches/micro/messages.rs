@@ -68,7 +68,7 @@ pub fn table() -> Table {
         id_is_unique: true,
         replica_identity: ReplicaIdentity::Full,
         has_primary_key: true,
-        barred: Vec::new(),
+        unpublishable: Vec::new(),
         seq: None,
     }
 }

@@ -131,7 +131,7 @@ pub async fn publication_changed(scene: &Scene) {
 const ANNOUNCED: [&str; 3] = [
     "committed rows without bringing them",
     "the publication keeps rows from the stream",
-    "the stream is barred",
+    "the stream cannot be decoded",
 ];
 
 /// Nothing is lost, and where rows are out of order the gap was announced: by its rows, or by what made it.

@@ -47,7 +47,7 @@ async fn a_child_by_inheritance_is_refused_until_it_inherits_no_more() {
         rig.run(remedy).await;
         rig.run(&row("outbox", 1)).await;
         rig.wait_for_payload("1").await;
-        // A child that comes while rows flow is seen by the survey.
+        // A child that comes while rows flow is seen by the catalog check.
         rig.run("CREATE TABLE later () INHERITS (outbox)").await;
         wait_for_reason(&relay, "halted", "`public.later` inherits from it").await;
         rig.run("ALTER TABLE later NO INHERIT outbox").await;

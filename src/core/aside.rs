@@ -21,7 +21,7 @@ impl Core {
         if self.policy == FaultPolicy::Halt {
             return Offer::Halt(format!("row {} can't be published: {error}", row.id));
         }
-        if !self.bulkhead.admits(row.aggregate) {
+        if !self.breaker.admits(row.aggregate) {
             let text = "so many aggregates are at fault that this looks like an outage";
             return Offer::Halt(format!("{text}; the last one by row {}: {error}", row.id));
         }
@@ -129,7 +129,7 @@ impl Core {
         if self.policy == FaultPolicy::Halt {
             return Err(what);
         }
-        if !self.bulkhead.admits(aggregate) || self.held.is_full() {
+        if !self.breaker.admits(aggregate) || self.held.is_full() {
             return Err(format!(
                 "so many rows can't be marked that nothing more is published; {what}"
             ));

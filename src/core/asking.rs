@@ -162,11 +162,11 @@ impl Core {
             };
             let (aggregate, seq) = (entry.aggregate, entry.seq);
             let topic = place(ticket).or_else(|| entry.topic.clone());
-            let standing = match topic {
+            let answer = match topic {
                 Some(topic) if !stuck.contains(&aggregate) => self.answer(aggregate, seq, &topic),
                 _ => TopicAnswer::Asked,
             };
-            match standing {
+            match answer {
                 TopicAnswer::Available => {
                     self.send(ticket);
                     answered.push((ticket, Answered::Publish));
@@ -194,12 +194,12 @@ impl Core {
             }
             return TopicAnswer::Held(ahead);
         }
-        match self.held.topics.standing(topic) {
+        match self.held.topics.answer(topic) {
             TopicAnswer::Asked if self.asking.is_given_up => {
                 self.held.topics.put_among_others(topic);
                 TopicAnswer::Held(OTHERS.clone())
             }
-            standing => standing,
+            answer => answer,
         }
     }
 

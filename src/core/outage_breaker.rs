@@ -68,10 +68,10 @@ mod tests {
 
     #[test]
     fn a_few_failing_aggregates_are_no_outage_whatever_their_share() {
-        let mut bulkhead = OutageBreaker::new(0.5);
+        let mut breaker = OutageBreaker::new(0.5);
         let admitted = (0..99).map(|n| {
-            bulkhead.saw(Aggregate(n));
-            bulkhead.admits(Aggregate(n))
+            breaker.saw(Aggregate(n));
+            breaker.admits(Aggregate(n))
         });
         assert!(
             admitted
@@ -79,40 +79,40 @@ mod tests {
                 .iter()
                 .all(|admitted| *admitted)
         );
-        bulkhead.saw(Aggregate(99));
-        assert!(!bulkhead.admits(Aggregate(99)));
+        breaker.saw(Aggregate(99));
+        assert!(!breaker.admits(Aggregate(99)));
     }
 
     #[test]
     fn many_failing_among_more_that_flow_are_no_outage() {
-        let mut bulkhead = OutageBreaker::new(0.5);
-        (0..1_000).for_each(|n| bulkhead.saw(Aggregate(n)));
-        assert!((0..499).all(|n| bulkhead.admits(Aggregate(n))));
-        assert!(!(0..500).all(|n| bulkhead.admits(Aggregate(n))));
+        let mut breaker = OutageBreaker::new(0.5);
+        (0..1_000).for_each(|n| breaker.saw(Aggregate(n)));
+        assert!((0..499).all(|n| breaker.admits(Aggregate(n))));
+        assert!(!(0..500).all(|n| breaker.admits(Aggregate(n))));
     }
 
     #[test]
     fn it_stays_closed_until_rows_went_out_for_half_a_minute_without_a_fault() {
-        let mut bulkhead = OutageBreaker::new(0.5);
-        let fail_all = |bulkhead: &mut OutageBreaker| {
+        let mut breaker = OutageBreaker::new(0.5);
+        let fail_all = |breaker: &mut OutageBreaker| {
             (0..100).for_each(|n| {
-                bulkhead.saw(Aggregate(n));
-                bulkhead.admits(Aggregate(n));
+                breaker.saw(Aggregate(n));
+                breaker.admits(Aggregate(n));
             });
         };
-        fail_all(&mut bulkhead);
-        bulkhead.turn();
-        assert!(!bulkhead.admits(Aggregate(500)), "one more fault is enough");
-        bulkhead.turn();
-        bulkhead.turn();
+        fail_all(&mut breaker);
+        breaker.turn();
+        assert!(!breaker.admits(Aggregate(500)), "one more fault is enough");
+        breaker.turn();
+        breaker.turn();
         assert!(
-            !bulkhead.admits(Aggregate(501)),
+            !breaker.admits(Aggregate(501)),
             "nothing went out meanwhile"
         );
-        bulkhead.turn();
-        bulkhead.saw(Aggregate(1));
-        bulkhead.turn();
-        bulkhead.turn();
-        assert!(bulkhead.admits(Aggregate(502)));
+        breaker.turn();
+        breaker.saw(Aggregate(1));
+        breaker.turn();
+        breaker.turn();
+        assert!(breaker.admits(Aggregate(502)));
     }
 }

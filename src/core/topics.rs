@@ -186,7 +186,7 @@ impl Topics {
     }
 
     /// What stands in the way of a record; a topic that nobody knows is to be asked for.
-    pub(super) fn standing(&mut self, name: &Arc<str>) -> TopicAnswer {
+    pub(super) fn answer(&mut self, name: &Arc<str>) -> TopicAnswer {
         match self.topics.get(name) {
             Some(Topic::Available) => TopicAnswer::Available,
             Some(Topic::Held(..)) => TopicAnswer::Held(name.clone()),

@@ -8,19 +8,19 @@ use crate::check::compatibility::Incompatibility;
 
 /// One publication that one table with rows can't satisfy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Barred {
+pub struct Unpublishable {
     pub publication: String,
     /// Qualified and quoted, ready for SQL.
     pub table: String,
     /// It publishes updates, and so none can be made.
     pub updates: bool,
     pub deletes: bool,
-    pub why: Bar,
+    pub why: WhyUnpublishable,
 }
 
 /// What a row can't be named by.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Bar {
+pub enum WhyUnpublishable {
     /// The table has no replica identity; a unique index that could be it, where there is one.
     NoIdentity { index: Option<String> },
     /// The publication's column list leaves columns of the replica identity out, or its row filter reads others.
@@ -38,15 +38,15 @@ pub enum Change {
 ///
 /// Source: PostgreSQL, `CheckCmdReplicaIdentity`; what counts is the partition that holds the row, and every publication
 /// of it or of what it is a partition of.
-pub(super) async fn read(client: &Client, oid: u32) -> Result<Vec<Barred>, tokio_postgres::Error> {
+pub(super) async fn read(client: &Client, oid: u32) -> Result<Vec<Unpublishable>, tokio_postgres::Error> {
     let rows = client
         .query(&format!("{LEAVES} {NO_IDENTITY}"), &[&oid])
         .await?;
-    let mut barred: Vec<Barred> = rows
+    let mut unpublishable: Vec<Unpublishable> = rows
         .iter()
         .map(|row| {
             let index = row.get("index");
-            barred_by(row, Bar::NoIdentity { index })
+            unpublishable_for(row, WhyUnpublishable::NoIdentity { index })
         })
         .collect();
     let version = "SELECT pg_catalog.current_setting('server_version_num')::int4 >= 150000";
@@ -54,13 +54,13 @@ pub(super) async fn read(client: &Client, oid: u32) -> Result<Vec<Barred>, tokio
         let rows = client
             .query(&format!("{LEAVES} {SELECTION}"), &[&oid])
             .await?;
-        barred.extend(rows.iter().map(|row| barred_by(row, Bar::Selection)));
+        unpublishable.extend(rows.iter().map(|row| unpublishable_for(row, WhyUnpublishable::Selection)));
     }
-    Ok(barred)
+    Ok(unpublishable)
 }
 
-fn barred_by(row: &Row, why: Bar) -> Barred {
-    Barred {
+fn unpublishable_for(row: &Row, why: WhyUnpublishable) -> Unpublishable {
+    Unpublishable {
         publication: row.get("publication"),
         table: row.get("name"),
         updates: row.get("pubupdate"),
@@ -70,27 +70,27 @@ fn barred_by(row: &Row, why: Bar) -> Barred {
 }
 
 /// Why rows can't be changed, with the statement that mends it; nothing where they can.
-pub fn refusal(barred: &[Barred], change: Change, purpose: &str) -> Option<Incompatibility> {
-    let bars = |one: &&Barred| match change {
+pub fn refusal(unpublishable: &[Unpublishable], change: Change, purpose: &str) -> Option<Incompatibility> {
+    let applies = |one: &&Unpublishable| match change {
         Change::Update => one.updates,
         Change::Delete => one.deletes,
     };
-    let one = barred.iter().find(bars)?;
+    let one = unpublishable.iter().find(applies)?;
     let (publication, table) = (&one.publication, &one.table);
     let verb = match change {
         Change::Update => "updates",
         Change::Delete => "deletes",
     };
-    let barring = barred.iter().filter(bars).collect::<Vec<_>>();
+    let reasons = unpublishable.iter().filter(applies).collect::<Vec<_>>();
     Some(match &one.why {
-        Bar::NoIdentity { .. } => Incompatibility {
+        WhyUnpublishable::NoIdentity { .. } => Incompatibility {
             text: format!(
                 "publication `{publication}` publishes {verb} of {table}, which has no replica identity: PostgreSQL refuses \
                  {purpose}"
             ),
-            remedy: identities(&barring),
+            remedy: identities(&reasons),
         },
-        Bar::Selection => Incompatibility {
+        WhyUnpublishable::Selection => Incompatibility {
             text: format!(
                 "publication `{publication}` publishes {verb} of {table} with a column list or a row filter that does not go \
                  with its replica identity: PostgreSQL refuses {purpose}"
@@ -104,10 +104,10 @@ pub fn refusal(barred: &[Barred], change: Change, purpose: &str) -> Option<Incom
 }
 
 /// One statement for each table that lacks an identity.
-fn identities(barring: &[&Barred]) -> String {
+fn identities(reasons: &[&Unpublishable]) -> String {
     let mut statements: Vec<String> = Vec::new();
-    for one in barring {
-        let Bar::NoIdentity { index } = &one.why else {
+    for one in reasons {
+        let WhyUnpublishable::NoIdentity { index } = &one.why else {
             continue;
         };
         let identity = match index {
@@ -189,8 +189,8 @@ const SELECTION: &str = ",
 mod tests {
     use super::*;
 
-    fn barred(why: Bar) -> Barred {
-        Barred {
+    fn unpublishable(why: WhyUnpublishable) -> Unpublishable {
+        Unpublishable {
             publication: "dbz".to_owned(),
             table: "public.outbox".to_owned(),
             updates: true,
@@ -202,9 +202,9 @@ mod tests {
     #[test]
     fn only_the_change_that_is_published_is_refused() {
         let index = Some("outbox_id_key".to_owned());
-        let barred = [barred(Bar::NoIdentity { index })];
-        assert_eq!(refusal(&barred, Change::Delete, "it"), None);
-        let refused = refusal(&barred, Change::Update, "to set `sent_at`").expect("a refusal");
+        let unpublishable = [unpublishable(WhyUnpublishable::NoIdentity { index })];
+        assert_eq!(refusal(&unpublishable, Change::Delete, "it"), None);
+        let refused = refusal(&unpublishable, Change::Update, "to set `sent_at`").expect("a refusal");
         assert!(
             refused.text.contains("`dbz` publishes updates"),
             "{refused:?}"
@@ -217,8 +217,8 @@ mod tests {
 
     #[test]
     fn a_table_without_a_unique_index_is_named_by_all_its_columns() {
-        let barred = [barred(Bar::NoIdentity { index: None })];
-        let refused = refusal(&barred, Change::Update, "it").expect("a refusal");
+        let unpublishable = [unpublishable(WhyUnpublishable::NoIdentity { index: None })];
+        let refused = refusal(&unpublishable, Change::Update, "it").expect("a refusal");
         assert!(
             refused.remedy.ends_with("REPLICA IDENTITY FULL;"),
             "{refused:?}"

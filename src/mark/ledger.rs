@@ -40,7 +40,7 @@ pub struct Ledger {
     sent: RangeSet,
     /// Skipped at the start, held, or kept as dead letters.
     skipped: RangeSet,
-    /// Sent, dead, skipped or in a closed segment; few ranges, for dead numbers fill the gaps.
+    /// Sent, rolled back, skipped or in a closed segment; few ranges, for rolled-back numbers fill the gaps.
     accounted: RangeSet,
     tail: Option<Tail>,
     /// Closed segments that are not in memory.
@@ -159,7 +159,7 @@ impl Ledger {
     }
 
     /// The numbers up to the highest seen that need no look-up: sent, skipped, or in a closed
-    /// segment. What is missing from it is a hole, dead ones too: they are found dead again.
+    /// segment. What is missing from it is a hole, those of rolled-back transactions too: they are found again.
     pub fn settled(&self) -> RangeSet {
         let mut settled = self.sent.union(&self.skipped);
         for segment in &self.unloaded {
@@ -173,7 +173,7 @@ impl Ledger {
         &self.skipped
     }
 
-    /// Every number of which it is known what became of it, dead ones included.
+    /// Every number of which it is known what became of it, rolled-back ones included.
     pub fn accounted(&self) -> &RangeSet {
         &self.accounted
     }
@@ -198,8 +198,8 @@ impl Ledger {
     }
 
     /// Takes numbers that no row will ever carry.
-    pub fn note_dead(&mut self, dead: &RangeSet) {
-        self.accounted.extend(dead);
+    pub fn note_rolled_back(&mut self, rolled_back: &RangeSet) {
+        self.accounted.extend(rolled_back);
     }
 
     /// Tells for each streamed row whether its number was sent or skipped.
@@ -303,7 +303,7 @@ impl Ledger {
         }
     }
 
-    /// Segments of which every number is sent, dead or skipped: they may be audited and closed.
+    /// Segments of which every number is sent, rolled back or skipped: they may be audited and closed.
     fn complete(&self) -> Vec<i64> {
         let is_complete =
             |segment: &&i64| self.accounted.gaps(numbers_of(**segment)).next().is_none();
@@ -391,7 +391,7 @@ mod tests {
     fn sent_is_exact_so_dead_and_skipped_numbers_are_never_counted_as_sent() {
         let mut ledger = ledger(1);
         ledger.skipped.insert(3);
-        ledger.note_dead(&RangeSet::parse_multirange("{[4,6)}").expect("a multirange"));
+        ledger.note_rolled_back(&RangeSet::parse_multirange("{[4,6)}").expect("a multirange"));
         ledger.committed(&[delivered(1, 10), delivered(2, 10)]);
         let checkpoint = ledger.checkpoint(&[delivered(1, 10), delivered(2, 10)]);
         assert_eq!(checkpoint.segments[&0].sent.to_multirange_text(), "{[1,3)}");
@@ -403,7 +403,7 @@ mod tests {
         let mut ledger = ledger(1);
         ledger.accounted.insert(SEGMENT_ROWS - 1);
         // The sequence gives none below its first number.
-        ledger.note_dead(&[i64::MIN..=SEGMENT_ROWS - 3].into_iter().collect());
+        ledger.note_rolled_back(&[i64::MIN..=SEGMENT_ROWS - 3].into_iter().collect());
         ledger.open.insert(0);
         assert!(ledger.complete().is_empty());
         ledger.committed(&[delivered(SEGMENT_ROWS - 2, 10)]);

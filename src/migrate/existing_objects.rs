@@ -119,29 +119,29 @@ impl ExistingObjects {
             Err(InspectError::NotFound { .. }) => None,
             Err(error) => return Err(LookError::Inspect(error)),
         };
-        let mut standing = Self {
+        let mut existing = Self {
             table,
             ..Self::default()
         };
         let schema = "SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1";
         let schema = client.query_opt(schema, &[&names.schema]).await?;
-        standing.has_schema = schema.is_some();
-        standing.home = rename::home(client, &names.schema, &names.table).await?;
-        let key = standing.home.key(&names.outbox()).to_owned();
-        standing.look_at_state(client, &key, names.lacking).await?;
-        standing.is_undecided = standing.is_undecided(client, &key).await?;
-        standing.look_beside_the_table(client, names).await?;
-        standing.look_at_stream(client, names).await?;
-        let oid = standing.table.as_ref().map(|table| table.oid);
-        standing.relay = grants(client, names, names.relay_role(), oid).await?;
+        existing.has_schema = schema.is_some();
+        existing.home = rename::home(client, &names.schema, &names.table).await?;
+        let key = existing.home.key(&names.outbox()).to_owned();
+        existing.look_at_state(client, &key, names.lacking).await?;
+        existing.is_undecided = existing.is_undecided(client, &key).await?;
+        existing.look_beside_the_table(client, names).await?;
+        existing.look_at_stream(client, names).await?;
+        let oid = existing.table.as_ref().map(|table| table.oid);
+        existing.relay = grants(client, names, names.relay_role(), oid).await?;
         if let Some(role) = &names.application_role {
-            standing.application = grants(client, names, role, oid).await?;
+            existing.application = grants(client, names, role, oid).await?;
         }
         let version = "SELECT pg_catalog.current_setting('server_version_num')::int4";
-        standing.server_version = client.query_one(version, &[]).await?.get(0);
+        existing.server_version = client.query_one(version, &[]).await?.get(0);
         let may = client.query_one(MAY_CREATE_ROLE, &[]).await?;
-        standing.may_create_role = may.get(0);
-        Ok(standing)
+        existing.may_create_role = may.get(0);
+        Ok(existing)
     }
 
     async fn look_at_state(

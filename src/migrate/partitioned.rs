@@ -17,7 +17,7 @@ use crate::retention::{AHEAD, Bounds};
 pub(super) fn set(
     values: &mut Values,
     names: &Names,
-    standing: &ExistingObjects,
+    existing: &ExistingObjects,
 ) -> Result<(), MigrateError> {
     let Some(rows) = names.partition_rows else {
         return Ok(());
@@ -32,7 +32,7 @@ pub(super) fn set(
             "set source.retention, such as \"7d\", and source.mark = \"ledger\"",
         );
     }
-    match &standing.table {
+    match &existing.table {
         Some(table) if table.kind != TableKind::Partitioned => {
             return refuse(
                 "it stands already",

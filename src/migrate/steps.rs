@@ -19,24 +19,24 @@ const FAILOVER_SINCE: i32 = 170_000;
 const STATUS_COMMENT: &str = "outboxd: which rows were sent";
 
 /// Every step in the order in which they build on each other.
-pub(super) fn steps(names: &Names, standing: &ExistingObjects) -> Result<Vec<Step>, MigrateError> {
-    let values = values(names, standing)?;
+pub(super) fn steps(names: &Names, existing: &ExistingObjects) -> Result<Vec<Step>, MigrateError> {
+    let values = values(names, existing)?;
     let mut steps = vec![Step {
         part: Part::State,
         description: "the relay's state in schema `outboxd`".to_owned(),
         sql: values.render(STATE, ""),
-        state: needed(!standing.has_state || standing.version.is_none()),
+        state: needed(!existing.has_state || existing.version.is_none()),
     }];
     // A table with columns of other names is the user's own.
-    if standing.table.is_some() || names.columns.is_empty() {
+    if existing.table.is_some() || names.columns.is_empty() {
         steps.push(Step {
             part: Part::Table,
             description: format!("table `{}`", names.outbox()),
             sql: values.render(OUTBOX, "table"),
-            state: needed(standing.table.is_none()),
+            state: needed(existing.table.is_none()),
         });
     }
-    if standing.has_state && !standing.has_index {
+    if existing.has_state && !existing.has_index {
         steps.push(Step {
             part: Part::Index,
             description: "the index `outboxd.kept_by_state` of the relay's state".to_owned(),
@@ -44,7 +44,7 @@ pub(super) fn steps(names: &Names, standing: &ExistingObjects) -> Result<Vec<Ste
             state: StepState::Needed,
         });
     }
-    if standing.is_undecided {
+    if existing.is_undecided {
         steps.push(Step {
             part: Part::Start,
             description: "the start with everything, for the table is empty".to_owned(),
@@ -52,14 +52,14 @@ pub(super) fn steps(names: &Names, standing: &ExistingObjects) -> Result<Vec<Ste
             state: StepState::Needed,
         });
     }
-    steps.extend(function(names, standing, &values));
-    steps.push(view(names, standing, &values));
+    steps.extend(function(names, existing, &values));
+    steps.push(view(names, existing, &values));
     if names.mode == Mode::Replication {
-        steps.extend(publication(names, standing, &values));
+        steps.extend(publication(names, existing, &values));
     }
-    grants(names, standing, &values, &mut steps);
+    grants(names, existing, &values, &mut steps);
     if names.mode == Mode::Replication {
-        steps.extend(slot(names, standing, &values));
+        steps.extend(slot(names, existing, &values));
     }
     Ok(steps)
 }
@@ -72,8 +72,8 @@ fn needed(is_needed: bool) -> StepState {
     }
 }
 
-fn values(names: &Names, standing: &ExistingObjects) -> Result<Values, MigrateError> {
-    if let Some(table) = &standing.table {
+fn values(names: &Names, existing: &ExistingObjects) -> Result<Values, MigrateError> {
+    if let Some(table) = &existing.table {
         let column = match names.mark {
             Mark::Ledger if table.layout.seq.is_none() => Some("seq"),
             Mark::SentAt if table.layout.sent_at.is_none() => Some("sent_at"),
@@ -108,20 +108,20 @@ fn values(names: &Names, standing: &ExistingObjects) -> Result<Values, MigrateEr
     };
     values.set("sent_at_column", column.to_owned());
     values.set("storage", storage.to_owned());
-    partitioned::set(&mut values, names, standing)?;
-    if let Some(sequence) = standing.table.as_ref().and_then(Table::sequence) {
+    partitioned::set(&mut values, names, existing)?;
+    if let Some(sequence) = existing.table.as_ref().and_then(Table::sequence) {
         values.set("sequence", sequence.name.clone());
-    } else if let Some(free) = &standing.sequence {
+    } else if let Some(free) = &existing.sequence {
         values.set("sequence", qualified(&names.schema, free));
     }
     values.set_identifier("publication", &names.publication);
-    values.set("operations", operations(names, standing).sql().to_owned());
+    values.set("operations", operations(names, existing).sql().to_owned());
     // The relay moves the state of a renamed table, under the lease.
-    values.set_literal("state_key", standing.home.key(&names.outbox()));
+    values.set_literal("state_key", existing.home.key(&names.outbox()));
     values.set_literal("slot", &names.slot);
     values.set_literal("publication_name", &names.publication);
     // What stands was looked at before; a script meets a database that nobody has seen.
-    let condition = match standing.has_slot {
+    let condition = match existing.has_slot {
         true => "",
         false => {
             "\nWHERE NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name = {slot})"
@@ -129,7 +129,7 @@ fn values(names: &Names, standing: &ExistingObjects) -> Result<Values, MigrateEr
     };
     let condition = condition.replace("{slot}", &literal(&names.slot));
     values.set("claim_condition", condition);
-    let is_kept = names.failover && standing.server_version >= FAILOVER_SINCE;
+    let is_kept = names.failover && existing.server_version >= FAILOVER_SINCE;
     let options = if is_kept { ", false, false, true" } else { "" };
     values.set("slot_options", options.to_owned());
     values.set_identifier("relay_role", names.relay_role());
@@ -137,7 +137,7 @@ fn values(names: &Names, standing: &ExistingObjects) -> Result<Values, MigrateEr
     if let Some(role) = &names.application_role {
         values.set_identifier("application_role", role);
     }
-    let columns: Vec<String> = status_columns(names, standing)
+    let columns: Vec<String> = status_columns(names, existing)
         .iter()
         .map(|column| format!("o.{}", escape_identifier(column)))
         .collect();
@@ -147,8 +147,8 @@ fn values(names: &Names, standing: &ExistingObjects) -> Result<Values, MigrateEr
 }
 
 /// The table's columns as the view shows them after `sent` and `sent_at`.
-fn status_columns<'a>(names: &'a Names, standing: &'a ExistingObjects) -> Vec<&'a str> {
-    match &standing.table {
+fn status_columns<'a>(names: &'a Names, existing: &'a ExistingObjects) -> Vec<&'a str> {
+    match &existing.table {
         None if names.columns.is_empty() => COLUMNS.to_vec(),
         None => {
             let is_there = |ours: &&str| is_mandatory(ours) || names.columns.of(ours) != *ours;
@@ -188,11 +188,11 @@ fn status_comment(names: &Names) -> String {
 }
 
 /// Only for a table with all columns that the function writes.
-fn function(names: &Names, standing: &ExistingObjects, values: &Values) -> Option<Step> {
+fn function(names: &Names, existing: &ExistingObjects, values: &Values) -> Option<Step> {
     if !names.columns.is_empty() {
         return None;
     }
-    if let Some(table) = &standing.table {
+    if let Some(table) = &existing.table {
         let is_there = |column: &str| table.layout.column(column).is_some();
         if !COLUMNS.iter().all(|column| is_there(column)) {
             return None;
@@ -200,7 +200,7 @@ fn function(names: &Names, standing: &ExistingObjects, values: &Values) -> Optio
     }
     let sql = values.render(OUTBOX, "publish function");
     let body = sql.split("$outboxd$").nth(1);
-    let stands = standing.function.is_some() && standing.function.as_deref() == body;
+    let stands = existing.function.is_some() && existing.function.as_deref() == body;
     Some(Step {
         part: Part::Function,
         description: format!("function `{}_publish`", names.outbox()),
@@ -209,11 +209,11 @@ fn function(names: &Names, standing: &ExistingObjects, values: &Values) -> Optio
     })
 }
 
-fn view(names: &Names, standing: &ExistingObjects, values: &Values) -> Step {
+fn view(names: &Names, existing: &ExistingObjects, values: &Values) -> Step {
     let wanted = ["sent", "sent_at"]
         .into_iter()
-        .chain(status_columns(names, standing));
-    let state = match &standing.view {
+        .chain(status_columns(names, existing));
+    let state = match &existing.view {
         None => StepState::Needed,
         Some(View { comment, .. }) if !comment.starts_with(STATUS_COMMENT) => {
             StepState::Skipped("something else of that name is there")
@@ -236,17 +236,17 @@ fn view(names: &Names, standing: &ExistingObjects, values: &Values) -> Step {
 }
 
 /// What the publication brings; a table that is made here has a primary key.
-fn operations(names: &Names, standing: &ExistingObjects) -> Operations {
-    match &standing.table {
+fn operations(names: &Names, existing: &ExistingObjects) -> Operations {
+    match &existing.table {
         Some(table) => Operations::of(names.mark, table),
         None if names.mark == Mark::SentAt => Operations::Inserts,
         None => Operations::InsertsAndUpdates,
     }
 }
 
-fn publication(names: &Names, standing: &ExistingObjects, values: &Values) -> Vec<Step> {
+fn publication(names: &Names, existing: &ExistingObjects, values: &Values) -> Vec<Step> {
     let name = &names.publication;
-    let operations = operations(names, standing);
+    let operations = operations(names, existing);
     let step = |description: String, fragment: &str, state: StepState| Step {
         part: Part::Publication,
         description,
@@ -254,7 +254,7 @@ fn publication(names: &Names, standing: &ExistingObjects, values: &Values) -> Ve
         state,
     };
     let mut steps = Vec::new();
-    match &standing.publication {
+    match &existing.publication {
         None => steps.push(step(
             format!("publication `{name}`"),
             "publication",
@@ -271,7 +271,7 @@ fn publication(names: &Names, standing: &ExistingObjects, values: &Values) -> Ve
             StepState::AlreadyThere,
         )),
     }
-    if let Some(found) = standing.publication.as_ref().filter(|found| {
+    if let Some(found) = existing.publication.as_ref().filter(|found| {
         let has_updates = operations == Operations::InsertsAndUpdates;
         !found.is_plain || found.has_updates != has_updates
     }) {
@@ -291,7 +291,7 @@ fn publication(names: &Names, standing: &ExistingObjects, values: &Values) -> Ve
     steps
 }
 
-fn slot(names: &Names, standing: &ExistingObjects, values: &Values) -> Vec<Step> {
+fn slot(names: &Names, existing: &ExistingObjects, values: &Values) -> Vec<Step> {
     let step = |description: String, fragment: &str, is_needed: bool| Step {
         part: match fragment {
             "claim" => Part::Claim,
@@ -303,8 +303,8 @@ fn slot(names: &Names, standing: &ExistingObjects, values: &Values) -> Vec<Step>
     };
     let mut steps = Vec::new();
     // A second relay that marks nothing begins with its slot; the first one does not read the table again for it.
-    let is_second = names.mark == Mark::None && standing.has_another_slot;
-    if !standing.has_slot && standing.is_caught_up && !is_second {
+    let is_second = names.mark == Mark::None && existing.has_another_slot;
+    if !existing.has_slot && existing.is_caught_up && !is_second {
         let description =
             "the request to read the rows that are older than the new slot".to_owned();
         steps.push(step(description, "read again", true));
@@ -312,7 +312,7 @@ fn slot(names: &Names, standing: &ExistingObjects, values: &Values) -> Vec<Step>
     steps.push(step(
         format!("note that slot `{}` is this outbox's", names.slot),
         "claim",
-        !standing.has_claim,
+        !existing.has_claim,
     ));
     steps.push(step(
         format!(
@@ -320,9 +320,9 @@ fn slot(names: &Names, standing: &ExistingObjects, values: &Values) -> Vec<Step>
             names.slot
         ),
         "slot",
-        !standing.has_slot,
+        !existing.has_slot,
     ));
-    if !standing.has_slot && !is_order_told(names, standing) {
+    if !existing.has_slot && !is_order_told(names, existing) {
         let description = "a look whether rows stand that the new slot does not bring".to_owned();
         steps.push(step(description, "nothing before", true));
     }
@@ -330,16 +330,16 @@ fn slot(names: &Names, standing: &ExistingObjects, values: &Values) -> Vec<Step>
 }
 
 /// Whether rows that stand in the table can be read from it in their order.
-fn is_order_told(names: &Names, standing: &ExistingObjects) -> bool {
+fn is_order_told(names: &Names, existing: &ExistingObjects) -> bool {
     let order_column = names.order_column.as_deref();
     let order = |table: &Table| compatibility::order(names.mark, order_column, table);
-    let order = standing.table.as_ref().map(order);
+    let order = existing.table.as_ref().map(order);
     order.is_none_or(|order| order != Order::Untold)
 }
 
-fn grants(names: &Names, standing: &ExistingObjects, values: &Values, steps: &mut Vec<Step>) {
+fn grants(names: &Names, existing: &ExistingObjects, values: &Values, steps: &mut Vec<Step>) {
     let relay = names.relay_role();
-    let has_seq = standing
+    let has_seq = existing
         .table
         .as_ref()
         .is_none_or(|table| table.sequence().is_some());
@@ -349,9 +349,9 @@ fn grants(names: &Names, standing: &ExistingObjects, values: &Values, steps: &mu
             .any(|step| step.part == part && step.state == StepState::Needed)
     };
     let (state_made, view_made) = (is_made(Part::State), is_made(Part::View));
-    let may = standing.relay.role_exists || names.relay_role.is_some() || standing.may_create_role;
+    let may = existing.relay.role_exists || names.relay_role.is_some() || existing.may_create_role;
     // Without a server nothing is known of the roles: the script creates the group.
-    let is_script = standing.server_version == 0;
+    let is_script = existing.server_version == 0;
     let Grants {
         reads,
         reads_sequence,
@@ -360,7 +360,7 @@ fn grants(names: &Names, standing: &ExistingObjects, values: &Values, steps: &mu
         state,
         status,
         ..
-    } = standing.relay;
+    } = existing.relay;
     let mut push = |fragment: &str, what: String, is_needed: bool| {
         let state = match needed(is_needed) {
             StepState::Needed if !may && !is_script => StepState::Skipped(
@@ -379,7 +379,7 @@ fn grants(names: &Names, standing: &ExistingObjects, values: &Values, steps: &mu
         push(
             "relay role",
             format!("group role `{RELAY_ROLE}`"),
-            !standing.relay.role_exists,
+            !existing.relay.role_exists,
         );
     }
     push(
@@ -387,7 +387,7 @@ fn grants(names: &Names, standing: &ExistingObjects, values: &Values, steps: &mu
         format!("right of `{relay}` to read the table"),
         !reads,
     );
-    let is_unseen = match &standing.table {
+    let is_unseen = match &existing.table {
         None => !names.columns.is_empty(),
         // It is foreseen.
         Some(table) => names.mark == Mark::Ledger && table.layout.seq.is_none(),
@@ -436,7 +436,7 @@ fn grants(names: &Names, standing: &ExistingObjects, values: &Values, steps: &mu
             part: Part::Grant,
             description: format!("right of `{role}` to insert rows"),
             sql: values.render(GRANTS, "application"),
-            state: needed(!standing.application.inserts),
+            state: needed(!existing.application.inserts),
         });
         let function = steps.iter().find(|step| step.part == Part::Function);
         if let Some(function) = function {
@@ -445,7 +445,7 @@ fn grants(names: &Names, standing: &ExistingObjects, values: &Values, steps: &mu
                 part: Part::Grant,
                 description: format!("right of `{role}` to call the function"),
                 sql: values.render(GRANTS, "application function"),
-                state: needed(is_made || !standing.application.executes),
+                state: needed(is_made || !existing.application.executes),
             });
         }
     }

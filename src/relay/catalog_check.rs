@@ -20,7 +20,7 @@ use crate::retention;
 use crate::telemetry::chain;
 
 /// How often, unless sweeps come more often (design 15).
-const SURVEY_EVERY: Duration = Duration::from_secs(30);
+const CHECK_EVERY: Duration = Duration::from_secs(30);
 
 /// What a catalog check found.
 pub(super) struct Findings {
@@ -56,7 +56,7 @@ pub(super) type CatalogCheck = JoinHandle<Result<Findings, CatalogCheckError>>;
 
 /// How often a catalog check is made.
 pub(super) fn catalog_check_every(config: &Config) -> Duration {
-    SURVEY_EVERY.min(config.source.replication.sweep)
+    CHECK_EVERY.min(config.source.replication.sweep)
 }
 
 impl Run<'_> {
@@ -88,7 +88,7 @@ impl Run<'_> {
             Err(failure) => {
                 debug!(
                     error = chain(&failure),
-                    "could not catalog table and publication"
+                    "could not look at table and publication"
                 );
                 return None;
             }

@@ -34,7 +34,7 @@ impl Run<'_> {
         if let Marks::Ledger(ledger) = &mut self.session.marks
             && self.session.phase != Phase::CatchUp
         {
-            ledger.note_dead(&batch.dead);
+            ledger.note_rolled_back(&batch.rolled_back);
         }
         if let Err(failure) = self.screen(&mut batch).await {
             return Some(match failure {

@@ -13,7 +13,7 @@ use crate::mark::{MarkError, Marks};
 use crate::ranges::RangeSet;
 use crate::retention::pass::{Pass, Passing, Scope, Step, between_passes, rest};
 use crate::retention::{Removed, Retention, Tended};
-use crate::source::replication::missed::Missed;
+use crate::source::replication::sweep::Missed;
 use crate::telemetry::chain;
 
 /// Where marks stand in the rows, a number without a row may get one: all are looked at again so often.

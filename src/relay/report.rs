@@ -35,7 +35,7 @@ impl Run<'_> {
         self.relay.ask_if_silent();
         let has_progress = self.relay.delivered_rows != self.delivered_before;
         self.delivered_before = self.relay.delivered_rows;
-        let (state, reason) = self.standing(wait, has_progress);
+        let (state, reason) = self.state(wait, has_progress);
         let core = &self.relay.core;
         let held = core.held().aggregates().map(|(_, held)| HeldRows {
             aggregate_type: held.aggregate_type.clone(),
@@ -155,7 +155,7 @@ impl Run<'_> {
     }
 
     /// Whether rows that are committed now go out now, and why not.
-    fn standing(&self, wait: Option<Wait>, has_progress: bool) -> (State, String) {
+    fn state(&self, wait: Option<Wait>, has_progress: bool) -> (State, String) {
         let epoch = self.session.token.epoch;
         let lease = self.session.lease.borrow();
         if !lease.may_publish(epoch) {
@@ -175,7 +175,7 @@ impl Run<'_> {
                     error.map_or(reason, |error| format!("Kafka does not answer: {error}"));
                 (State::Waiting, reason)
             }
-            None => self.standing_of_topics(),
+            None => self.state_of_topics(),
             Some(Wait::ForSome(since)) => {
                 let why = self.relay.refusal();
                 let why = why.map(|why| format!(" ({why})")).unwrap_or_default();
@@ -193,7 +193,7 @@ impl Run<'_> {
     }
 
     /// The same where nothing waits for an answer: rows may wait for their topics, all of them.
-    fn standing_of_topics(&self) -> (State, String) {
+    fn state_of_topics(&self) -> (State, String) {
         let held = self.relay.core.held();
         let rows: u64 = held.topics().map(|(_, hold)| hold.rows).sum();
         if rows == 0 || held.available().next().is_some() {

@@ -14,7 +14,7 @@ use crate::outbox::RowId;
 use crate::ranges::RangeSet;
 use crate::source::SourceError;
 use crate::source::polling::PollError;
-use crate::source::replication::missed::{Judgement, Missed, Progress, Watch};
+use crate::source::replication::sweep::{Judgement, Missed, Progress, Watch};
 use crate::telemetry::chain;
 
 /// The watch comes back with what it found.
@@ -120,7 +120,7 @@ impl Run<'_> {
         }));
     }
 
-    /// Takes dead numbers; ends the session for rows that the stream passed without bringing them.
+    /// Takes rolled back numbers; ends the session for rows that the stream passed without bringing them.
     pub(super) fn take_judgement(&mut self, (watch, judgement): Judged) -> Option<End> {
         let judgement = match judgement {
             Ok(judgement) => judgement,
@@ -132,12 +132,12 @@ impl Run<'_> {
                 Judgement::default()
             }
         };
-        if watch.awaits_passage() {
+        if watch.awaits_stream() {
             self.session.source.ask_position();
         }
         self.session.watch = Some(watch);
         if let Marks::Ledger(ledger) = &mut self.session.marks {
-            ledger.note_dead(&judgement.dead);
+            ledger.note_rolled_back(&judgement.rolled_back);
         }
         self.take_missed(&judgement.missed)
     }

@@ -222,7 +222,7 @@ mod tests {
     enum Row {
         Old,
         Young,
-        /// Neither sent nor dead: it stands, or will.
+        /// Neither sent nor rolled back: it stands, or will.
         Unsettled,
         Held,
         Dead,

@@ -49,8 +49,8 @@ pub fn age(mark: Mark, table: &Table) -> Result<Age, Incompatibility> {
         );
     }
     let purpose = "to remove rows that were sent";
-    if let Some(barred) = published::refusal(&table.barred, Change::Delete, purpose) {
-        return Err(barred);
+    if let Some(unpublishable) = published::refusal(&table.unpublishable, Change::Delete, purpose) {
+        return Err(unpublishable);
     }
     if mark == Mark::SentAt {
         return Ok(Age::Sent);

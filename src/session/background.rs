@@ -6,9 +6,9 @@ use super::{OpenError, SessionBuilder, connect};
 use crate::inspect::Table;
 use crate::mark::{FencingToken, Marks};
 use crate::retention::{Removable, Retention, row_age};
-use crate::source::replication::hole_watch::HoleWatch;
-use crate::source::replication::missed::Watch;
-use crate::source::replication::row_watch::RowWatch;
+use crate::source::replication::sweep::gaps::GapWatch;
+use crate::source::replication::sweep::Watch;
+use crate::source::replication::sweep::unmarked::UnmarkedWatch;
 use crate::source::{Source, SourceError};
 use crate::state::OutboxState;
 
@@ -27,12 +27,12 @@ impl SessionBuilder<'_> {
         let session = connect(&self.options, "sweep").await?;
         let config = &self.config.source;
         let watch = match marks {
-            Marks::Ledger(_) => HoleWatch::prepare(session, &table.layout, table.first_number())
+            Marks::Ledger(_) => GapWatch::prepare(session, &table.layout, table.first_number())
                 .await
                 .map(Watch::Numbers),
             Marks::Rows(_) | Marks::None => {
                 let order_column = config.order_column.as_deref();
-                RowWatch::prepare(session, &table.layout, config.mark, order_column, state)
+                UnmarkedWatch::prepare(session, &table.layout, config.mark, order_column, state)
                     .map(Watch::Rows)
             }
         };

@@ -17,8 +17,8 @@ use crate::status::{OPENING, State};
 
 /// Whether the stream could be read to its end so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Passage {
-    Clear,
+pub enum Decoding {
+    Possible,
     /// The slot stands before changes that it can't decode: their publication did not exist then.
     MissingPublication,
 }
@@ -69,7 +69,7 @@ impl SessionBuilder<'_> {
         };
         match lost {
             Some(reason) => Err(self.lose(states, reason).await?),
-            None if self.passage == Passage::MissingPublication => self.bypass(sql, states).await,
+            None if self.decoding == Decoding::MissingPublication => self.bypass(sql, states).await,
             None => self.remember(states, state, &facts).await,
         }
     }
@@ -333,7 +333,7 @@ impl SessionBuilder<'_> {
             slot = replication.slot,
             "advanced the slot past what it can't decode"
         );
-        error!(reason, "the stream is barred: the table is read instead");
+        error!(reason, "the stream cannot be decoded: the table is read instead");
         Err(OpenError::SlotLost { reason })
     }
 }

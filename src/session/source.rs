@@ -17,7 +17,7 @@ use crate::relay::Phase;
 use crate::slot;
 use crate::source::polling::{CaughtUp, Known, Ordering, Polling, UnsentMark};
 use crate::source::replication::pgoutput::Described;
-use crate::source::{LAG_BYTES_MAX, SlotMover, Source, SourceError};
+use crate::source::{LAG_BYTES_MAX, SlotAdvancer, Source, SourceError};
 use crate::state::StateTable;
 
 impl SessionBuilder<'_> {
@@ -71,7 +71,7 @@ impl SessionBuilder<'_> {
             return Ok(false);
         }
         let slot = &self.config.source.replication.slot;
-        let lag_bytes = slot::standing(client, slot).await?.lag_bytes();
+        let lag_bytes = slot::position(client, slot).await?.lag_bytes();
         let is_far = lag_bytes > LAG_BYTES_MAX;
         if is_far {
             info!(slot, lag_bytes, "the slot is far behind");
@@ -156,11 +156,11 @@ impl SessionBuilder<'_> {
         Ok(match self.moves_slot() {
             None => Source::by_seq(polling, known),
             Some(slot) => {
-                let mover = SlotMover {
+                let advancer = SlotAdvancer {
                     session: connect(&self.options, "slot").await?,
                     slot: slot.to_owned(),
                 };
-                Source::ahead_of_slot(polling, known, mover)
+                Source::ahead_of_slot(polling, known, advancer)
             }
         })
     }

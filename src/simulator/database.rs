@@ -177,7 +177,7 @@ impl Database {
         let mut ledger = Ledger::of_heads(token, 1, heads, RangeSet::new());
         ledger.take_sent(sent);
         ledger.begins_at(1);
-        ledger.note_dead(&std::iter::once(1..=first - 1).collect());
+        ledger.note_rolled_back(&std::iter::once(1..=first - 1).collect());
         ledger.note_kept(&skipped);
         ledger
     }

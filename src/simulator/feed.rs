@@ -29,8 +29,8 @@ impl World {
         if let Some(ledger) = &mut session.ledger
             && session.phase != Phase::CatchUp
         {
-            ledger.note_dead(&batch.dead);
-            session.dead.extend(&batch.dead);
+            ledger.note_rolled_back(&batch.rolled_back);
+            session.rolled_back.extend(&batch.rolled_back);
         }
         self.screen(relay, &mut batch);
         let session = self.relays[relay].session.as_mut()?;

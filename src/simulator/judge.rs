@@ -29,7 +29,7 @@ pub struct Judge {
     log: HashMap<u32, u32>,
     /// Repetitions that an ungraceful end allows.
     granted: HashMap<u32, u32>,
-    /// Rows that their followers may pass: declared dead, or kept from the stream by a fault.
+    /// Rows that their followers may pass: declared dead letters, or kept from the stream by a fault.
     excused: HashSet<u32>,
     /// Rows that a fault kept from the stream.
     pub missed: HashSet<u32>,
@@ -317,20 +317,20 @@ impl Judge {
         self.made_at = self.made_at.max(lsn);
     }
 
-    /// No committed row and no open transaction may have a dead number.
-    pub fn dead(&mut self, dead: &RangeSet, server: &Server) {
+    /// No committed row and no open transaction may have a number called rolled back.
+    pub fn rolled_back(&mut self, rolled_back: &RangeSet, server: &Server) {
         self.sync(server);
-        for seq in dead.ranges().flatten() {
+        for seq in rolled_back.ranges().flatten() {
             if let Some(id) = self.by_seq.get(&seq)
                 && !server.removed.contains(id)
             {
-                let text = format!("number {seq} is called dead and is that of row {id}");
-                return self.breaks("dead", text);
+                let text = format!("number {seq} is called rolled back and is that of row {id}");
+                return self.breaks("rolled back", text);
             }
         }
-        if let Some(seq) = server.drawn_open().find(|seq| dead.contains(*seq)) {
-            let text = format!("number {seq} is called dead while its transaction lives");
-            self.breaks("dead", text);
+        if let Some(seq) = server.drawn_open().find(|seq| rolled_back.contains(*seq)) {
+            let text = format!("number {seq} is called rolled back while its transaction lives");
+            self.breaks("rolled back", text);
         }
     }
 

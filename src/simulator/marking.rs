@@ -80,10 +80,10 @@ impl World {
         let work = match &session.ledger {
             Some(ledger) => {
                 let mut checkpoint = ledger.checkpoint(&rows);
-                if self.mutation == Mutation::DeadCountedAsSent
+                if self.mutation == Mutation::RolledBackCountedAsSent
                     && let Some(row) = checkpoint.segments.values_mut().next()
                 {
-                    row.sent.extend(&session.dead.take());
+                    row.sent.extend(&session.rolled_back.take());
                 }
                 Work::Ledger(Arc::new(checkpoint))
             }

@@ -27,8 +27,8 @@ pub enum Mutation {
     DeadWhileAlive,
     /// The last look-up does not wait for the stream.
     DeadBeforePassage,
-    /// A checkpoint covers dead numbers too.
-    DeadCountedAsSent,
+    /// A checkpoint covers rolled-back numbers too.
+    RolledBackCountedAsSent,
     /// What was learned of the numbers outlives the connection.
     NumbersOutliveCrash,
     /// The slot is moved to a position before which a commit may still be invisible.
@@ -86,7 +86,7 @@ pub const ALL: [Mutation; 22] = [
     Mutation::SweepWithoutHold,
     Mutation::DeadWhileAlive,
     Mutation::DeadBeforePassage,
-    Mutation::DeadCountedAsSent,
+    Mutation::RolledBackCountedAsSent,
     Mutation::NumbersOutliveCrash,
     Mutation::PositionWithoutWriters,
     Mutation::ReplayPassesTheTable,

@@ -22,15 +22,15 @@ impl World {
         }
         if self.relays[relay].mode == Mode::Polling {
             self.database.was_polled = true;
-        } else if self.relays[relay].impassable.is_none() && self.database.was_polled {
+        } else if self.relays[relay].undecodable.is_none() && self.database.was_polled {
             self.database.caught_up = false;
-            self.relays[relay].impassable = Some(self.server.wal);
+            self.relays[relay].undecodable = Some(self.server.wal);
         }
     }
 
     /// The slot moves behind what was read from the table in its place.
     pub fn pass(&mut self, relay: usize) {
-        let Some(position) = self.relays[relay].impassable.take() else {
+        let Some(position) = self.relays[relay].undecodable.take() else {
             return;
         };
         self.server.flush();
@@ -66,7 +66,7 @@ impl World {
         }
     }
 
-    pub fn record_legacy(&mut self, relay: usize) {
+    pub fn record_carry_over(&mut self, relay: usize) {
         let process = &mut self.relays[relay];
         self.database.replayed(&process.replayed);
         process.replayed.clear();

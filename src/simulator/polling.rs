@@ -86,8 +86,8 @@ impl World {
             true => Arrivals::Nothing,
             false => Arrivals::Rows,
         };
-        let (found, dead) = self.fill_holes(&mut turns, arrivals);
-        self.judge.dead(&dead, &self.server);
+        let (found, rolled_back) = self.fill_holes(&mut turns, arrivals);
+        self.judge.rolled_back(&rolled_back, &self.server);
         let lsn = self.server.wal;
         self.write(2);
         let is_in_time = new.is_empty() && found.is_empty() || self.pass_gate(lsn);
@@ -98,7 +98,7 @@ impl World {
         numbers.extend(&found);
         tell!(
             self,
-            "relay {relay} polls {numbers:?}, found {found:?}, dead {dead:?}, at {lsn}"
+            "relay {relay} polls {numbers:?}, found {found:?}, rolled back {rolled_back:?}, at {lsn}"
         );
         let rows = numbers.ranges().flatten();
         let rows = rows.filter_map(|seq| Some(self.server.rows.get(&seq)?.row(lsn)));
@@ -110,7 +110,7 @@ impl World {
         let batch = Batch {
             rows,
             boundary,
-            dead,
+            rolled_back,
             caught_up: !is_full,
         };
         let session = self.relays[relay].session.as_mut()?;
@@ -214,8 +214,8 @@ impl World {
             plan = wider;
             found = self.look_up(&plan);
         }
-        let dead = holes.answer(&plan, &found);
-        (found, dead)
+        let rolled_back = holes.answer(&plan, &found);
+        (found, rolled_back)
     }
 
     pub fn read_locks(&mut self) -> LockReading {

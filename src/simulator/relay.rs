@@ -42,7 +42,7 @@ pub struct Process {
     pub left_replaying: Vec<i64>,
     pub read_before: ReadBefore,
     /// Once the table was read, the slot moves behind this position: what it holds before was polled.
-    pub impassable: Option<u64>,
+    pub undecodable: Option<u64>,
     /// The last session ended with nothing in flight but what is recorded as owed.
     pub left_in_order: bool,
     /// Rows for which the table was read again.
@@ -72,7 +72,7 @@ impl Process {
             replaying: Replayed::default(),
             left_replaying: Vec::new(),
             read_before: ReadBefore::default(),
-            impassable: None,
+            undecodable: None,
             left_in_order: false,
             reread: RangeSet::new(),
             found: HashSet::new(),

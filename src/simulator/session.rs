@@ -98,7 +98,7 @@ pub struct Session {
     pub is_out_of_grace: bool,
     pub lost: Option<Loss>,
     /// Dead numbers that no checkpoint covers.
-    pub dead: RangeSet,
+    pub rolled_back: RangeSet,
     /// Missed rows that are published while the stream goes on.
     pub swept: VecDeque<OutboxRow>,
 }
@@ -182,7 +182,7 @@ impl World {
             self.grant_replay(relay);
             let process = &mut self.relays[relay];
             process.catch_up = CatchUp::AsRecorded;
-            process.impassable = None;
+            process.undecodable = None;
             process.replayed.clear();
             process.replaying = Replayed::default();
             for other in (0..self.relays.len()).filter(|other| *other != relay) {
@@ -217,7 +217,7 @@ impl World {
     }
 
     fn open(&mut self, relay: usize, token: FencingToken) {
-        self.record_legacy(relay);
+        self.record_carry_over(relay);
         self.leave_to_the_table(relay);
         if self.relays[relay].mode == Mode::Stream && !self.prepare_slot() {
             return;
@@ -299,7 +299,7 @@ impl World {
             is_draining: process.is_stopping,
             is_out_of_grace: false,
             lost: None,
-            dead: RangeSet::new(),
+            rolled_back: RangeSet::new(),
             swept: VecDeque::new(),
         });
     }
@@ -355,7 +355,7 @@ impl World {
             false => Phase::Steady,
         };
         if self.setting.marks_rows() {
-            let waits = self.relays[relay].impassable.is_some();
+            let waits = self.relays[relay].undecodable.is_some();
             return Some((Source::Pages(Pages::new(waits)), phase, None));
         }
         let says = match is_stream && self.setting.catch_up == CatchUpFrom::Table {

@@ -34,7 +34,7 @@ impl World {
             .collect();
         let mut holes = session.holes.clone();
         holes.track(&open);
-        let (mut dead, mut missed) = (RangeSet::new(), RangeSet::new());
+        let (mut rolled_back, mut missed) = (RangeSet::new(), RangeSet::new());
         if !holes.is_empty() {
             self.write(3);
             let mut reading = self.read_locks();
@@ -50,26 +50,26 @@ impl World {
                 Mutation::DeadBeforePassage => RangeSet::new(),
                 _ => self.look_up(&plan),
             };
-            dead = holes.answer(&plan, &found);
+            rolled_back = holes.answer(&plan, &found);
             missed = found.intersection(&plan.last);
         }
-        self.judge.dead(&dead, &self.server);
+        self.judge.rolled_back(&rolled_back, &self.server);
         let session = self.relays[relay].session.as_mut()?;
         (session.holes, session.highest) = (holes, highest);
         if let Some(ledger) = &mut session.ledger {
-            ledger.note_dead(&dead);
-            session.dead.extend(&dead);
+            ledger.note_rolled_back(&rolled_back);
+            session.rolled_back.extend(&rolled_back);
         }
-        if !dead.is_empty() || !missed.is_empty() {
+        if !rolled_back.is_empty() || !missed.is_empty() {
             tell!(
                 self,
-                "relay {relay} finds {dead:?} dead and {missed:?} missed"
+                "relay {relay} finds {rolled_back:?} rolled back and {missed:?} missed"
             );
         }
         self.take_missed(relay, &missed)
     }
 
-    /// `RowWatch::look`: rows that stand unsent, and those that still do when the stream has passed them.
+    /// `UnmarkedWatch::look`: rows that stand unsent, and those that still do when the stream has passed them.
     pub fn look_for_unmarked(&mut self, relay: usize) -> Option<End> {
         let process = &mut self.relays[relay];
         let passed = process.core.passed()?;

@@ -1,4 +1,4 @@
-//! Which missing numbers may still become rows, when to look them up, and when they are dead.
+//! Which missing numbers may still become rows, when to look them up, and when they are rolled back.
 //!
 //! Owns the rule for holes of one turn of polling. Does no I/O and reads no clock: the caller reads rows, locks and holes in
 //! the order that [`Holes`] describes, each as a statement of its own.
@@ -55,7 +55,7 @@ pub enum RollbackProof {
 pub struct Plan {
     /// The holes to look up in one statement, after the lock reading that the plan came from.
     pub look_up: RangeSet,
-    /// Those of them that are dead if this look-up does not find them.
+    /// Those of them that are rolled back if this look-up does not find them.
     pub last: RangeSet,
 }
 
@@ -73,10 +73,10 @@ enum Waits {
     /// For the holders of its first lock reading that are left.
     Holders(BTreeMap<VirtualTransaction, Option<Xid>>),
     /// For the stream to pass a position, read when no holder was left.
-    Passage(Lsn),
+    StreamPast(Lsn),
 }
 
-/// The holes: numbers below the highest seen that are neither rows nor settled nor dead.
+/// The holes: numbers below the highest seen that are neither rows nor settled nor rolled back.
 ///
 /// One turn: read rows; [`note`](Self::note) the new holes; read the locks and ask [`plan`](Self::plan), or, if the locks were
 /// read too recently, [`plan_without_locks`](Self::plan_without_locks); look up what the plan says; if that found rows, look
@@ -93,15 +93,15 @@ enum Waits {
 #[derive(Clone, Debug)]
 pub struct Holes {
     groups: Vec<Group>,
-    death: RollbackProof,
+    proof: RollbackProof,
 }
 
 impl Holes {
     /// No holes yet.
-    pub const fn new(death: RollbackProof) -> Self {
+    pub const fn new(proof: RollbackProof) -> Self {
         Self {
             groups: Vec::new(),
-            death,
+            proof,
         }
     }
 
@@ -139,7 +139,7 @@ impl Holes {
     /// It does not count as the first look-up, and nothing dies of it.
     pub fn plan_without_locks(&self) -> Plan {
         let mut plan = Plan::default();
-        if self.death == RollbackProof::OnLocks {
+        if self.proof == RollbackProof::OnLocks {
             plan.look_up = self.numbers();
         }
         plan
@@ -151,9 +151,9 @@ impl Holes {
     pub fn plan(&mut self, reading: &LockReading, arrivals: Arrivals, passed: Lsn) -> Plan {
         let mut plan = Plan::default();
         for group in &mut self.groups {
-            let step = match self.death {
+            let step = match self.proof {
                 RollbackProof::OnLocks => group.advance(reading, arrivals),
-                RollbackProof::NeedsStream => group.advance_to_passage(reading, passed),
+                RollbackProof::NeedsStream => group.advance_with_stream(reading, passed),
             };
             if step != Step::Rest {
                 plan.look_up.extend(&group.numbers);
@@ -181,16 +181,16 @@ impl Holes {
         (wider != *plan).then_some(wider)
     }
 
-    /// Takes what the look-up of a plan found and returns the numbers that are dead.
+    /// Takes what the look-up of a plan found and returns the numbers that are rolled back.
     pub fn answer(&mut self, plan: &Plan, found: &RangeSet) -> RangeSet {
-        let dead = plan.last.difference(found);
+        let rolled_back = plan.last.difference(found);
         if !found.is_empty() {
             self.forget(found);
         }
-        if !dead.is_empty() {
-            self.forget(&dead);
+        if !rolled_back.is_empty() {
+            self.forget(&rolled_back);
         }
-        dead
+        rolled_back
     }
 
     /// Whether there is no hole.
@@ -222,7 +222,7 @@ impl Holes {
     pub fn waits_for(&self, holder: &str) -> bool {
         self.groups.iter().any(|group| match &group.waits {
             Waits::Holders(holders) => holders.contains_key(holder),
-            Waits::FirstReading | Waits::Passage(_) => false,
+            Waits::FirstReading | Waits::StreamPast(_) => false,
         })
     }
 
@@ -268,15 +268,15 @@ impl Group {
         }
     }
 
-    fn advance_to_passage(&mut self, reading: &LockReading, passed: Lsn) -> Step {
+    fn advance_with_stream(&mut self, reading: &LockReading, passed: Lsn) -> Step {
         match &mut self.waits {
             Waits::FirstReading => self.waits = Waits::Holders(reading.holders.clone()),
             Waits::Holders(waits) => waits.retain(|holder, _| reading.holders.contains_key(holder)),
-            Waits::Passage(position) if *position <= passed => return Step::LastLookUp,
-            Waits::Passage(_) => {}
+            Waits::StreamPast(position) if *position <= passed => return Step::LastLookUp,
+            Waits::StreamPast(_) => {}
         }
         if matches!(&self.waits, Waits::Holders(waits) if waits.is_empty()) {
-            self.waits = Waits::Passage(reading.position);
+            self.waits = Waits::StreamPast(reading.position);
         }
         Step::Rest
     }
@@ -290,7 +290,7 @@ impl Group {
         match &self.waits {
             Waits::Holders(holders) => holders.values().any(ended),
             Waits::FirstReading => true,
-            Waits::Passage(_) => false,
+            Waits::StreamPast(_) => false,
         }
     }
 

@@ -157,7 +157,7 @@ enum Next {
 
 /// Polls a table whose numbers are trusted, by `seq`: rows above the highest seen, and holes as they fill.
 ///
-/// Batches are in publishing order and carry the numbers found dead; a batch with `caught_up` ends a turn that read all there
+/// Batches are in publishing order and carry the numbers found rolled back; a batch with `caught_up` ends a turn that read all there
 /// was. The rows' `lsn` is the WAL insert position read after them.
 ///
 /// Errors: the connection's end, or `TopRow` when the numbers are not what they were. Nothing learned outlives an error.

@@ -2,10 +2,8 @@
 //! timer, whatever the relay does.
 
 mod gathered;
-pub mod hole_watch;
-pub mod missed;
 pub mod pgoutput;
-pub mod row_watch;
+pub mod sweep;
 mod thread;
 pub mod wire;
 

@@ -20,12 +20,12 @@ pub const LAG_BYTES_MAX: u64 = 64 << 20;
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// What moves one slot, on a connection of its own: moving takes as long as the server needs to skim its log.
-pub struct SlotMover {
+pub struct SlotAdvancer {
     pub session: SqlConnection,
     pub slot: String,
 }
 
-impl SlotMover {
+impl SlotAdvancer {
     /// Follows what may be confirmed, and tells where the slot stands.
     ///
     /// Errors: the connection's end, or what keeps the slot from ever moving; a slot in use is tried again.
@@ -39,17 +39,17 @@ impl SlotMover {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let standing = slot::standing(&self.session.client, &self.slot).await?;
-            told.send_replace(Some(standing));
+            let position = slot::position(&self.session.client, &self.slot).await?;
+            told.send_replace(Some(position));
             let upto = *confirmed.borrow();
-            if standing.lag_bytes() > LAG_BYTES_MAX && upto > standing.confirmed {
-                self.advance(standing, upto).await?;
+            if position.lag_bytes() > LAG_BYTES_MAX && upto > position.confirmed {
+                self.advance(position, upto).await?;
             }
         }
     }
 
-    async fn advance(&self, standing: SlotPosition, upto: Lsn) -> Result<(), SlotError> {
-        let (slot, from, began) = (&self.slot, standing.confirmed, Instant::now());
+    async fn advance(&self, position: SlotPosition, upto: Lsn) -> Result<(), SlotError> {
+        let (slot, from, began) = (&self.slot, position.confirmed, Instant::now());
         match slot::advance(&self.session.client, slot, upto).await {
             Ok(()) => {
                 let (bytes, elapsed_ms) = (upto.0 - from.0, began.elapsed().as_millis() as u64);

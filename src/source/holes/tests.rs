@@ -53,7 +53,7 @@ struct Poller {
     /// Holes that were not compared with a lock reading.
     fresh: RangeSet,
     published: Vec<i64>,
-    dead: RangeSet,
+    rolled_back: RangeSet,
 }
 
 impl Poller {
@@ -64,7 +64,7 @@ impl Poller {
             holes: Holes::new(RollbackProof::OnLocks),
             fresh: RangeSet::new(),
             published: Vec::new(),
-            dead: RangeSet::new(),
+            rolled_back: RangeSet::new(),
         }
     }
 
@@ -104,7 +104,7 @@ impl Poller {
         if self.flaw == Flaw::LooksUpBeforeTheLocks {
             found.extend(&early);
         }
-        self.dead.extend(&self.holes.answer(&plan, &found));
+        self.rolled_back.extend(&self.holes.answer(&plan, &found));
         let mut union: Vec<i64> = new.into_iter().chain(found.ranges().flatten()).collect();
         if self.flaw != Flaw::PublishesFindsLast {
             union.sort_unstable();
@@ -172,7 +172,7 @@ impl Poller {
             wrongly_dead: server
                 .rows
                 .keys()
-                .filter(|seq| self.dead.contains(**seq))
+                .filter(|seq| self.rolled_back.contains(**seq))
                 .count(),
             out_of_order,
             still_open: self.holes.len(),
@@ -274,17 +274,17 @@ fn finds_published_behind_new_rows_are_out_of_order() {
 }
 
 /// A stream that lags behind the commits and loses some rows; the holes come from what it brought.
-fn streamed(seed: u64, needs_passage: bool) -> (usize, usize) {
+fn streamed(seed: u64, needs_stream: bool) -> (usize, usize) {
     let mut rng = Rng::with_seed(seed);
     let mut server = Server::new(1, Habits::default());
-    let death = if needs_passage {
+    let proof = if needs_stream {
         RollbackProof::NeedsStream
     } else {
         RollbackProof::OnLocks
     };
-    let mut holes = Holes::new(death);
+    let mut holes = Holes::new(proof);
     let (mut sent, mut lost, mut finds) = (RangeSet::new(), RangeSet::new(), RangeSet::new());
-    let (mut at, mut passed, mut dead) = (0, 0, RangeSet::new());
+    let (mut at, mut passed, mut rolled_back) = (0, 0, RangeSet::new());
     for turn in 0..400 {
         if turn == 300 {
             server.finish(&mut rng);
@@ -326,14 +326,14 @@ fn streamed(seed: u64, needs_passage: bool) -> (usize, usize) {
             .copied()
             .filter(|&seq| plan.look_up.contains(seq))
             .collect();
-        dead.extend(&holes.answer(&plan, &found));
+        rolled_back.extend(&holes.answer(&plan, &found));
         finds.extend(&found);
     }
     let not_lost = finds.difference(&lost).len();
     let wrongly_dead = server
         .rows
         .keys()
-        .filter(|seq| dead.contains(**seq))
+        .filter(|seq| rolled_back.contains(**seq))
         .count();
     let top = sent.last().unwrap_or(0);
     let unfound = lost
@@ -341,10 +341,10 @@ fn streamed(seed: u64, needs_passage: bool) -> (usize, usize) {
         .collect::<RangeSet>()
         .difference(&finds);
     assert!(
-        !needs_passage || unfound.is_empty(),
+        !needs_stream || unfound.is_empty(),
         "seed {seed}: {unfound:?} of {lost:?}"
     );
-    assert!(!needs_passage || holes.is_empty(), "seed {seed}: {holes:?}");
+    assert!(!needs_stream || holes.is_empty(), "seed {seed}: {holes:?}");
     (not_lost as usize, wrongly_dead)
 }
 
@@ -422,8 +422,8 @@ fn what_the_last_look_up_finds_is_not_dead() {
     holes.plan(&reading(&[]), Arrivals::Rows, Lsn(0));
     let plan = holes.plan(&reading(&[]), Arrivals::Nothing, Lsn(0));
     assert_eq!(plan.last, range(1, 9));
-    let dead = holes.answer(&plan, &range(4, 5));
-    assert_eq!(dead, range(1, 9).difference(&range(4, 5)));
+    let rolled_back = holes.answer(&plan, &range(4, 5));
+    assert_eq!(rolled_back, range(1, 9).difference(&range(4, 5)));
     assert!(holes.is_empty());
 }
 

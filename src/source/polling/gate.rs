@@ -93,12 +93,12 @@ impl Gate {
     /// open transaction, which flushes nothing before it ends.
     /// Cancel-safe: yes.
     pub(super) async fn pass(&self, session: &SqlConnection) -> Result<Lsn, PollError> {
-        let standing = self.look(session).await?;
-        if standing.flushed < self.geometry.flushed_at(standing.insert) {
+        let position = self.look(session).await?;
+        if position.flushed < self.geometry.flushed_at(position.insert) {
             let flushed = session.client.execute(&self.flush, &[&self.outbox]).await;
             PollError::check(session, "flush the WAL", flushed).await?;
         }
-        self.wait(session, standing).await
+        self.wait(session, position).await
     }
 
     /// Where the log stands: every row that an earlier statement saw was committed before.
@@ -118,12 +118,12 @@ impl Gate {
     pub(super) async fn wait(
         &self,
         session: &SqlConnection,
-        standing: WalPosition,
+        position: WalPosition,
     ) -> Result<Lsn, PollError> {
         let WalPosition {
             insert,
             mut flushed,
-        } = standing;
+        } = position;
         let needed = self.geometry.flushed_at(insert);
         let (began, mut pause, mut is_told) = (Instant::now(), Duration::ZERO, false);
         while flushed < needed {

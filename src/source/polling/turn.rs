@@ -112,10 +112,10 @@ impl Turns {
         };
         self.is_quiet = new.is_empty();
         self.note(&new);
-        let (found, dead) = self.fill_holes(arrivals).await?;
+        let (found, rolled_back) = self.fill_holes(arrivals).await?;
         let has_caught_up = !is_behind && self.is_behind;
         self.is_behind = is_behind;
-        let is_idle = new.is_empty() && found.is_empty() && dead.is_empty();
+        let is_idle = new.is_empty() && found.is_empty() && rolled_back.is_empty();
         if is_idle && !has_caught_up && passed.is_none() {
             return Ok(next);
         }
@@ -130,7 +130,7 @@ impl Turns {
                 lsn,
             }),
             rows: at(new, lsn),
-            dead,
+            rolled_back,
             caught_up: !is_behind,
         };
         send(batches, rest).await?;
@@ -256,8 +256,8 @@ impl Turns {
             plan = wider;
             (found, seen) = self.look_up.ask(&self.session, &plan.look_up).await?;
         }
-        let dead = self.holes.answer(&plan, &found);
-        Ok((found, dead))
+        let rolled_back = self.holes.answer(&plan, &found);
+        Ok((found, rolled_back))
     }
 
     /// Step 2, unless the locks were read too recently and looking every hole up costs less than reading them.

@@ -7,7 +7,7 @@ use std::io;
 use bytes::BytesMut;
 use postgres_protocol::message::backend::{COPY_DATA_TAG, Header, Message};
 
-use super::oversize::Skim;
+use super::oversize::Oversize;
 use crate::postgres::{PostgresError, ReadHalf, WriteHalf};
 
 /// Free capacity that a read finds at least.
@@ -37,7 +37,7 @@ pub(super) struct Arrived {
     /// Of a long message in the stream, a longer value is left out.
     pub(super) value_bytes_max: usize,
     /// The long message that is arriving.
-    skim: Option<Skim>,
+    oversize: Option<Oversize>,
 }
 
 /// What one read brought.
@@ -103,7 +103,7 @@ impl Arrived {
             buffer: BytesMut::with_capacity(READ_BYTES),
             copy_bytes_max: COMMAND_BYTES_MAX,
             value_bytes_max: usize::MAX,
-            skim: None,
+            oversize: None,
         }
     }
 
@@ -118,12 +118,12 @@ impl Arrived {
     /// Memory that is taken.
     #[cfg(any(test, fuzzing))]
     pub(super) fn bytes(&self) -> usize {
-        self.buffer.capacity() + self.skim.as_ref().map_or(0, Skim::bytes)
+        self.buffer.capacity() + self.oversize.as_ref().map_or(0, Oversize::bytes)
     }
 
     /// Cuts the next message off, header included, if all of it is there.
     pub(super) fn try_message(&mut self) -> Result<Option<BytesMut>, PostgresError> {
-        if self.skim.is_none() {
+        if self.oversize.is_none() {
             let is_copy = self.buffer.first() == Some(&COPY_DATA_TAG);
             let bytes_max = if is_copy {
                 self.copy_bytes_max
@@ -137,14 +137,14 @@ impl Arrived {
             if bytes <= bytes_usual || !is_copy {
                 return Ok(cut(&mut self.buffer, bytes));
             }
-            self.skim = Some(Skim::new(bytes, self.value_bytes_max));
+            self.oversize = Some(Oversize::new(bytes, self.value_bytes_max));
         }
         let message = self
-            .skim
+            .oversize
             .as_mut()
-            .and_then(|skim| skim.take(&mut self.buffer));
+            .and_then(|oversize| oversize.take(&mut self.buffer));
         if message.is_some() {
-            self.skim = None;
+            self.oversize = None;
         }
         Ok(message)
     }

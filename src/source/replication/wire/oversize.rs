@@ -19,7 +19,7 @@ const NEW_HEAD_BYTES: usize = 3;
 const VALUE_HEAD_BYTES: usize = 5;
 
 /// One long message on its way.
-pub(super) struct Skim {
+pub(super) struct Oversize {
     value_bytes_max: usize,
     kept: BytesMut,
     /// Bytes of the message that were not read yet.
@@ -35,7 +35,7 @@ pub(super) struct Skim {
     has_head: bool,
 }
 
-impl Skim {
+impl Oversize {
     /// Begins with a message of so many bytes, header included, none of which was taken yet.
     pub(super) fn new(message_bytes: usize, value_bytes_max: usize) -> Self {
         Self {
@@ -194,12 +194,12 @@ mod tests {
         message(b'd', &body)
     }
 
-    fn skim(bytes: &[u8], step: usize, value_bytes_max: usize) -> Option<BytesMut> {
-        let mut skim = Skim::new(bytes.len(), value_bytes_max);
+    fn oversize(bytes: &[u8], step: usize, value_bytes_max: usize) -> Option<BytesMut> {
+        let mut oversize = Oversize::new(bytes.len(), value_bytes_max);
         let mut buffer = BytesMut::new();
         for part in bytes.chunks(step) {
             buffer.extend_from_slice(part);
-            if let Some(message) = skim.take(&mut buffer) {
+            if let Some(message) = oversize.take(&mut buffer) {
                 assert!(buffer.is_empty());
                 return Some(message);
             }
@@ -224,10 +224,10 @@ mod tests {
             value
         };
         let sent = update(&value(b't', &[1; 100]), &value(b't', &[2; 100]));
-        let whole = skim(&sent, 7, 100).unwrap();
+        let whole = oversize(&sent, 7, 100).unwrap();
         assert_eq!(whole, sent);
         for step in [1, 3, 50] {
-            let kept = skim(&sent, step, 99).unwrap();
+            let kept = oversize(&sent, step, 99).unwrap();
             assert_eq!(kept, update(&value(LEFT_OUT, &[]), &value(LEFT_OUT, &[])));
         }
     }
@@ -236,11 +236,11 @@ mod tests {
     fn of_a_delete_stays_its_kind_and_of_other_messages_everything() {
         let mut delete = insert(&[Some(vec![1; 100])], usize::MAX);
         delete[KIND_AT] = b'D';
-        let kept = skim(&delete, 7, 10).unwrap();
+        let kept = oversize(&delete, 7, 10).unwrap();
         assert_eq!((kept.len(), kept[KIND_AT]), (KIND_AT + 1, b'D'));
         let mut relation = insert(&[Some(vec![1; 100])], usize::MAX);
         relation[KIND_AT] = b'R';
-        assert_eq!(skim(&relation, 7, 10).unwrap(), relation);
+        assert_eq!(oversize(&relation, 7, 10).unwrap(), relation);
     }
 
     proptest! {
@@ -252,7 +252,7 @@ mod tests {
             let value = |size: &Option<usize>| size.map(|size| vec![size as u8; size]);
             let values: Vec<_> = sizes.iter().map(value).collect();
             let sent = insert(&values, usize::MAX);
-            prop_assert_eq!(skim(&sent, step, 30).unwrap(), insert(&values, 30));
+            prop_assert_eq!(oversize(&sent, step, 30).unwrap(), insert(&values, 30));
         }
 
         #[test]
@@ -263,7 +263,7 @@ mod tests {
         ) {
             let mut sent = message(b'd', &body);
             (sent[5], sent[KIND_AT]) = (b'w', kind);
-            let kept = skim(&sent, step, 20).unwrap();
+            let kept = oversize(&sent, step, 20).unwrap();
             prop_assert!(kept.len() <= sent.len());
         }
     }

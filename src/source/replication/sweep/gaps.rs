@@ -11,10 +11,10 @@ use crate::source::polling::locks::Locks;
 use crate::source::polling::look_up::LookUp;
 use crate::source::polling::statement::PLANNER;
 
-use super::missed::{Judgement, Missed, Progress, insert_position};
+use super::{Judgement, Missed, Progress, insert_position};
 
 /// Judges the holes that the stream leaves behind, over a connection of its own.
-pub struct HoleWatch {
+pub struct GapWatch {
     session: SqlConnection,
     first: i64,
     /// The highest number that the table held when it was asked last: the numbers from the stream's highest up to it
@@ -26,7 +26,7 @@ pub struct HoleWatch {
     look_up: LookUp,
 }
 
-impl HoleWatch {
+impl GapWatch {
     /// Prepares for one table; `first` is the lowest number of its sequence.
     pub async fn prepare(
         session: SqlConnection,
@@ -68,10 +68,10 @@ impl HoleWatch {
             .plan(&reading, Arrivals::Nothing, progress.passed);
         self.locks.warn_of_forgotten(&self.holes);
         let (found, _) = self.look_up.ask(&self.session, &plan.look_up).await?;
-        let dead = self.holes.answer(&plan, &found);
+        let rolled_back = self.holes.answer(&plan, &found);
         let numbers = found.intersection(&plan.last);
         Ok(Judgement {
-            dead,
+            rolled_back,
             missed: Missed {
                 numbers,
                 ..Missed::default()
@@ -85,7 +85,7 @@ impl HoleWatch {
         Ok(row.get::<_, Option<i64>>(0).unwrap_or(i64::MIN))
     }
 
-    pub(super) fn awaits_passage(&self) -> bool {
+    pub(super) fn awaits_stream(&self) -> bool {
         !self.holes.is_empty()
     }
 

@@ -9,13 +9,16 @@ use crate::postgres::SqlConnection;
 use crate::ranges::RangeSet;
 use crate::source::polling::PollError;
 
-use super::hole_watch::HoleWatch;
-use super::row_watch::RowWatch;
+pub mod gaps;
+pub mod unmarked;
+
+use gaps::GapWatch;
+use unmarked::UnmarkedWatch;
 
 /// How far the stream has come, taken at one moment.
 #[derive(Clone, Debug)]
 pub struct Progress {
-    /// The numbers that need no look-up: sent, skipped, dead, held or in flight.
+    /// The numbers that need no look-up: sent, skipped, rolled back, held or in flight.
     pub settled: RangeSet,
     /// The highest number that the stream has brought.
     pub top: i64,
@@ -31,7 +34,7 @@ pub struct Progress {
 #[derive(Clone, Debug, Default)]
 pub struct Judgement {
     /// Numbers that no row will ever carry.
-    pub dead: RangeSet,
+    pub rolled_back: RangeSet,
     /// Rows that stand in the table, and the stream has passed their commit without them.
     pub missed: Missed,
 }
@@ -68,8 +71,8 @@ impl Missed {
 
 /// Finds what the stream missed, over a connection of its own.
 pub enum Watch {
-    Numbers(HoleWatch),
-    Rows(RowWatch),
+    Numbers(GapWatch),
+    Rows(UnmarkedWatch),
 }
 
 impl Watch {
@@ -82,10 +85,10 @@ impl Watch {
     }
 
     /// Whether the next look needs the stream to have passed a position.
-    pub fn awaits_passage(&self) -> bool {
+    pub fn awaits_stream(&self) -> bool {
         match self {
-            Self::Numbers(watch) => watch.awaits_passage(),
-            Self::Rows(watch) => watch.awaits_passage(),
+            Self::Numbers(watch) => watch.awaits_stream(),
+            Self::Rows(watch) => watch.awaits_stream(),
         }
     }
 

@@ -14,13 +14,13 @@ use crate::postgres::SqlConnection;
 use crate::source::polling::PollError;
 use crate::state::OutboxState;
 
-use super::missed::{Judgement, Missed, Progress, insert_position};
+use super::{Judgement, Missed, Progress, insert_position};
 
 /// Rows that one sweep looks at, the oldest ones first, of those that are neither in flight nor held nor skipped.
 const ROWS_MAX: i64 = 1_000;
 
 /// Looks for unmarked rows, over a connection of its own.
-pub struct RowWatch {
+pub struct UnmarkedWatch {
     session: SqlConnection,
     unmarked_sql: String,
     still_sql: String,
@@ -30,7 +30,7 @@ pub struct RowWatch {
     candidates: Option<(Vec<String>, Lsn)>,
 }
 
-impl RowWatch {
+impl UnmarkedWatch {
     /// Prepares for one table and the column that orders its rows.
     pub fn prepare(
         session: SqlConnection,
@@ -135,7 +135,7 @@ impl RowWatch {
         self.has_numbers
     }
 
-    pub(super) fn awaits_passage(&self) -> bool {
+    pub(super) fn awaits_stream(&self) -> bool {
         self.candidates.is_some()
     }
 
