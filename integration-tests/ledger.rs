@@ -192,7 +192,7 @@ async fn sent_is_exact_so_the_table_minus_the_ledger_is_what_is_unsent() {
     outbox.client.execute(ROWS, &[&2_i64]).await.unwrap();
     // Skipped 1 and 2, rolled back 6 and 7; 4 is held, its row and its number stay.
     let mut ledger = outbox.ledger().await;
-    ledger.note_dead(&RangeSet::parse_multirange("{[6,8)}").unwrap());
+    ledger.note_rolled_back(&RangeSet::parse_multirange("{[6,8)}").unwrap());
     let sent: Vec<Delivered> = outbox
         .standing()
         .await
@@ -296,7 +296,7 @@ async fn the_audit_of_a_segment_finds_a_missed_row_and_closes_it_only_when_there
         let mut ledger = outbox.ledger().await;
         assert!(ledger.audits(OUTBOX, "seq").is_empty(), "3 is a hole");
         // Whoever says that 3 is dead is wrong: its row stands.
-        ledger.note_dead(&RangeSet::parse_multirange("{[3,4)}").unwrap());
+        ledger.note_rolled_back(&RangeSet::parse_multirange("{[3,4)}").unwrap());
         let audits = ledger.audits(OUTBOX, "seq");
         assert_eq!(audits.len(), 1);
         let missed = audits[0].run(&outbox.client).await.unwrap();
@@ -439,7 +439,7 @@ async fn a_segment_of_any_integer_type_is_audited_and_closed() {
         for segment in segments {
             let numbers: RangeSet = std::iter::once(numbers_of(segment)).collect();
             let mut ledger = outbox.ledger().await;
-            ledger.note_dead(&numbers);
+            ledger.note_rolled_back(&numbers);
             for audit in ledger.audits(OUTBOX, "seq") {
                 assert!(
                     audit.run(&outbox.client).await.unwrap().is_empty(),

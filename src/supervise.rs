@@ -17,7 +17,7 @@ use crate::metrics::Metrics;
 use crate::outbox::Lsn;
 use crate::publish::PublishError;
 use crate::relay::{End, Relay};
-use crate::session::{self, CarryOver, CatchUp, Numbers, OpenError, Decoding, SessionBuilder};
+use crate::session::{self, CarryOver, CatchUp, Decoding, Numbers, OpenError, SessionBuilder};
 use crate::source::SourceError;
 use crate::source::replication::ReplicationError;
 use crate::status::{Counting, OPENING, State, StatusCell};

@@ -151,8 +151,9 @@ impl Refusals {
             Mark::Delete => Some((Change::Delete, "to delete rows that were sent")),
             Mark::Ledger | Mark::None => None,
         };
-        let unpublishable =
-            change.and_then(|(change, purpose)| published::refusal(&table.unpublishable, change, purpose));
+        let unpublishable = change.and_then(|(change, purpose)| {
+            published::refusal(&table.unpublishable, change, purpose)
+        });
         self.0.extend(unpublishable);
         match mark {
             Mark::SentAt => self.of_sent_at(table),

@@ -38,7 +38,10 @@ pub enum Change {
 ///
 /// Source: PostgreSQL, `CheckCmdReplicaIdentity`; what counts is the partition that holds the row, and every publication
 /// of it or of what it is a partition of.
-pub(super) async fn read(client: &Client, oid: u32) -> Result<Vec<Unpublishable>, tokio_postgres::Error> {
+pub(super) async fn read(
+    client: &Client,
+    oid: u32,
+) -> Result<Vec<Unpublishable>, tokio_postgres::Error> {
     let rows = client
         .query(&format!("{LEAVES} {NO_IDENTITY}"), &[&oid])
         .await?;
@@ -54,7 +57,10 @@ pub(super) async fn read(client: &Client, oid: u32) -> Result<Vec<Unpublishable>
         let rows = client
             .query(&format!("{LEAVES} {SELECTION}"), &[&oid])
             .await?;
-        unpublishable.extend(rows.iter().map(|row| unpublishable_for(row, WhyUnpublishable::Selection)));
+        unpublishable.extend(
+            rows.iter()
+                .map(|row| unpublishable_for(row, WhyUnpublishable::Selection)),
+        );
     }
     Ok(unpublishable)
 }
@@ -70,7 +76,11 @@ fn unpublishable_for(row: &Row, why: WhyUnpublishable) -> Unpublishable {
 }
 
 /// Why rows can't be changed, with the statement that mends it; nothing where they can.
-pub fn refusal(unpublishable: &[Unpublishable], change: Change, purpose: &str) -> Option<Incompatibility> {
+pub fn refusal(
+    unpublishable: &[Unpublishable],
+    change: Change,
+    purpose: &str,
+) -> Option<Incompatibility> {
     let applies = |one: &&Unpublishable| match change {
         Change::Update => one.updates,
         Change::Delete => one.deletes,
@@ -204,7 +214,8 @@ mod tests {
         let index = Some("outbox_id_key".to_owned());
         let unpublishable = [unpublishable(WhyUnpublishable::NoIdentity { index })];
         assert_eq!(refusal(&unpublishable, Change::Delete, "it"), None);
-        let refused = refusal(&unpublishable, Change::Update, "to set `sent_at`").expect("a refusal");
+        let refused =
+            refusal(&unpublishable, Change::Update, "to set `sent_at`").expect("a refusal");
         assert!(
             refused.text.contains("`dbz` publishes updates"),
             "{refused:?}"

@@ -333,7 +333,10 @@ impl SessionBuilder<'_> {
             slot = replication.slot,
             "advanced the slot past what it can't decode"
         );
-        error!(reason, "the stream cannot be decoded: the table is read instead");
+        error!(
+            reason,
+            "the stream cannot be decoded: the table is read instead"
+        );
         Err(OpenError::SlotLost { reason })
     }
 }

@@ -244,7 +244,7 @@ impl Turns {
         );
         self.execute(&declare).await?;
         // The cursor's snapshot is older, and what reading its rows writes to the log is newer: nobody would flush that soon.
-        let position = self.gate.look(&self.session).await?;
+        let written = self.gate.look(&self.session).await?;
         let fetch = format!("FETCH FORWARD {limit} FROM {CURSOR}");
         let fetch = prepare(&self.session, &fetch).await?;
         let mut position = None;
@@ -264,7 +264,7 @@ impl Turns {
                 Some(lsn) => lsn,
                 None => {
                     self.shape.check(&self.session).await?;
-                    self.gate.wait(&self.session, position).await?
+                    self.gate.wait(&self.session, written).await?
                 }
             };
             position = Some(lsn);
