@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use outboxd::config::{Secret, UrlSource};
-use outboxd::lease::{LeaseKeeper, LeaseState, Role, Server};
+use outboxd::state::lease::{LeaseKeeper, LeaseState, Role, Server};
 use tokio::sync::watch::Receiver;
 use tokio_postgres::Client;
 
@@ -33,7 +33,7 @@ async fn a_standby_takes_a_released_lease_and_no_other() {
         holder.contains(&format!("/{}/", std::process::id())),
         "{holder}"
     );
-    first.release(outboxd::lease::RELEASE_MAX).await;
+    first.release(outboxd::state::lease::RELEASE_MAX).await;
     assert_eq!(first_state.borrow_and_update().role, Role::Released);
     assert_eq!(leads(&mut second_state).await, epoch + 1);
 }
@@ -80,7 +80,7 @@ async fn a_lease_whose_row_was_deleted_begins_above_every_epoch_that_it_had() {
     let outbox = Outbox::create(Postgres::shared(USUAL).await).await;
     let first = outbox.keeper(TTL);
     leads(&mut first.state()).await;
-    first.release(outboxd::lease::RELEASE_MAX).await;
+    first.release(outboxd::state::lease::RELEASE_MAX).await;
     let second = outbox.keeper(TTL);
     let mut state = second.state();
     let mut epoch = leads(&mut state).await;

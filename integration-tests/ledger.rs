@@ -6,7 +6,7 @@ use outboxd::config::Mark;
 use outboxd::core::Delivered;
 use outboxd::mark::ledger::{SEGMENT_ROWS, compact, numbers_of, segment_of};
 use outboxd::mark::{MarkError, Marks};
-use outboxd::ranges::RangeSet;
+use outboxd::row::ranges::RangeSet;
 use outboxd::state::SkippedBy;
 
 use crate::harness::postgres::{MAJORS, USUAL};

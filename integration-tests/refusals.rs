@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use outboxd::config::{Config, Secret};
-use outboxd::inspect;
 use outboxd::postgres::ConnectOptions;
+use outboxd::postgres::catalog;
 use outboxd::source::Source;
 use outboxd::source::replication::pgoutput::Described;
 
@@ -323,7 +323,7 @@ async fn a_slot_in_use_by_another_reader_is_waited_for_and_the_reader_is_named()
     let config = as_role(&orders, "postgres");
     let parsed = Config::parse("outboxd.toml", &config.text(), []).unwrap();
     let options = ConnectOptions::parse(&Secret::new(orders.database.url.clone())).unwrap();
-    let table = inspect::inspect(&orders.client, "public", "outbox", &Default::default()).await;
+    let table = catalog::inspect(&orders.client, "public", "outbox", &Default::default()).await;
     let outbox = Described::new(&parsed.route, &table.unwrap());
     let reader = Source::stream(&options, &parsed.source.replication, outbox, 1_000_000).await;
     let reader = reader.expect("the slot is free");

@@ -4,11 +4,11 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use outboxd::config::{Mark, Secret};
-use outboxd::inspect::Table;
 use outboxd::mark::MarkError;
 use outboxd::postgres::ConnectOptions;
-use outboxd::ranges::RangeSet;
-use outboxd::retention::{Removable, Retention, row_age};
+use outboxd::postgres::catalog::Table;
+use outboxd::row::ranges::RangeSet;
+use outboxd::state::retention::{Removable, Retention, row_age};
 use uuid::Uuid;
 
 use crate::harness::postgres::{MAJORS, Postgres, USUAL};

@@ -12,9 +12,9 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::commands::demo::DemoOptions;
 use crate::config::{Config, ConfigErrors};
-use crate::demo::DemoOptions;
-use crate::paste;
+use crate::observe::paste;
 
 /// Relays a transactional outbox from PostgreSQL to Kafka: nothing lost, nothing reordered.
 ///

@@ -26,7 +26,7 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::columns::ColumnNames;
+use crate::row::columns::ColumnNames;
 use load::UrlFile;
 
 pub use error::{ConfigError, ConfigErrors, Origin};
@@ -132,7 +132,7 @@ pub struct PollingConfig {
 
 #[derive(Clone, Debug)]
 pub struct ReplicationConfig {
-    /// Empty until [`crate::names::resolve`] has asked the database, unless the configuration names it.
+    /// Empty until [`crate::postgres::names::resolve`] has asked the database, unless the configuration names it.
     pub slot: String,
     /// As the slot's name.
     pub publication: String,

@@ -31,8 +31,8 @@ pub use topics::{OTHERS, Questions};
 
 use crate::config::FaultPolicy;
 use crate::encode::Rejection;
-use crate::outbox::{Lsn, OutboxRow, RowId};
 use crate::publish::{Fault, SessionEnd, Ticket};
+use crate::row::{Lsn, OutboxRow, RowId};
 use asking::Asking;
 use in_flight::InFlight;
 use in_flight_row::{InFlightRow, RowKey, State};

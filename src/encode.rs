@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 
 use crate::config::{NullKey, RouteConfig};
-use crate::outbox::{Layout, LeftOut, OutboxRow, sqlstate};
+use crate::row::{Layout, LeftOut, OutboxRow, sqlstate};
 use headers::HeaderColumns;
 pub(crate) use headers::is_reserved;
 use route::Route;

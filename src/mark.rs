@@ -2,6 +2,7 @@
 //!
 //! A mark is written only for rows that the broker acknowledged, and only under the lease.
 
+pub mod change;
 pub mod evidence;
 pub mod ledger;
 mod rows;
@@ -12,8 +13,8 @@ use std::sync::Arc;
 use tokio_postgres::Client;
 
 use crate::core::{Delivered, ReleaseOn};
-use crate::inspect::Table;
-use crate::outbox::{Lsn, OutboxRow};
+use crate::postgres::catalog::Table;
+use crate::row::{Lsn, OutboxRow};
 use evidence::Record;
 use ledger::Ledger;
 use rows::RowMarks;
@@ -32,7 +33,7 @@ pub enum MarkError {
     Unreadable {
         outbox: String,
         #[source]
-        source: crate::ranges::ParseMultirangeError,
+        source: crate::row::ranges::ParseMultirangeError,
     },
     #[error("PostgreSQL refuses the marks of all rows")]
     Denied {

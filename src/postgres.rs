@@ -4,14 +4,20 @@
 
 mod advice;
 mod attempt;
+pub mod catalog;
+pub mod compatibility;
 mod encoding;
 mod error;
 mod guard;
+pub mod names;
 mod options;
+pub mod publication;
+pub mod slot;
 mod socket;
 pub mod time;
 mod tls;
 mod url;
+pub mod wal_watch;
 
 use std::borrow::Cow;
 use std::fmt::Write as _;

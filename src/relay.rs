@@ -17,7 +17,9 @@ mod producer;
 mod read_before;
 mod removal;
 mod report;
+pub mod session;
 mod stall_detector;
+pub mod supervise;
 mod sweep;
 mod topics;
 
@@ -34,19 +36,19 @@ use tracing::{info, warn};
 use crate::config::{Config, KafkaConfig};
 use crate::core::{Core, Faults, Recorded, Window};
 use crate::encode::{Encoder, Record, Rejection};
-use crate::hold::{Replayed, Requests};
-use crate::identity::ServerHistory;
-use crate::lease::LeaseState;
 use crate::mark::{FencingToken, MarkError, Marks, Owed};
-use crate::metrics::Metrics;
-use crate::outbox::{Layout, OutboxRow};
+use crate::observe::metrics::Metrics;
+use crate::observe::status::StatusCell;
 use crate::postgres;
 use crate::publish::{Cutting, PublisherEvent, SmallBatches, Ticket, TopicPartition};
-use crate::retention::Retention;
+use crate::row::{Layout, OutboxRow};
 use crate::source::Source;
 use crate::source::replication::sweep::Watch;
 use crate::state::OutboxState;
-use crate::status::StatusCell;
+use crate::state::hold::{Replayed, Requests};
+use crate::state::identity::ServerHistory;
+use crate::state::lease::LeaseState;
+use crate::state::retention::Retention;
 use batch_cursor::BatchCursor;
 use catalog_check::{CatalogCheck, catalog_check_every};
 pub use end::{End, Phase};
@@ -435,7 +437,7 @@ impl Run<'_> {
         info!(rows = self.relay.core.rows(), "draining");
         self.relay
             .status
-            .state(crate::status::State::Draining, "asked to stop");
+            .state(crate::observe::status::State::Draining, "asked to stop");
         self.drain_until = Some(self.relay.stop_by());
     }
 

@@ -15,10 +15,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::ReplicationConfig;
-use crate::outbox::{Lsn, OutboxRow, RowId};
 use crate::postgres::ConnectOptions;
-use crate::ranges::RangeSet;
-use crate::slot::{SlotError, SlotPosition};
+use crate::postgres::slot::{SlotError, SlotPosition};
+use crate::row::ranges::RangeSet;
+use crate::row::{Lsn, OutboxRow, RowId};
 use crate::state::Skipped;
 use polling::{InVain, Known, Ordering, Polling, Unsent, UnsentMark};
 use replication::Subscription;

@@ -1,6 +1,6 @@
 //! Who drains a backlog.
 
-use outboxd::demo::postgres::Server;
+use outboxd::commands::demo::postgres::Server;
 
 /// How a program connects to PostgreSQL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use outboxd::demo::broker::Broker;
-use outboxd::demo::postgres::free_port;
+use outboxd::commands::demo::broker::Broker;
+use outboxd::commands::demo::postgres::free_port;
 
 use crate::backlog::Backlog;
 use crate::drain::Drain;

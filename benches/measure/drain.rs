@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use outboxd::demo::postgres::tail;
+use outboxd::commands::demo::postgres::tail;
 use tokio_postgres::Client;
 
 use crate::backlog::Backlog;

@@ -8,8 +8,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use outboxd::demo::broker::Broker;
-use outboxd::demo::postgres::{free_port, tail};
+use outboxd::commands::demo::broker::Broker;
+use outboxd::commands::demo::postgres::{free_port, tail};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use outboxd::demo::postgres::tail;
-use outboxd::demo::reader::TopicReader;
+use outboxd::commands::demo::postgres::tail;
+use outboxd::commands::demo::reader::TopicReader;
 
 use crate::contender::{Contender, Mode, Transport};
 use crate::kafka::Topics;

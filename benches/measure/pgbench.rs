@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use outboxd::demo::postgres::{Server, output_of};
+use outboxd::commands::demo::postgres::{Server, output_of};
 
 pub struct Pgbench<'a> {
     pub server: &'a Server,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use outboxd::demo::postgres::tail;
+use outboxd::commands::demo::postgres::tail;
 use tokio_postgres::Client;
 
 use crate::drain::{DRAIN_MAX, Drain, LOOK_EVERY};

@@ -5,8 +5,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use outboxd::demo::broker::Broker;
-use outboxd::demo::postgres::{Server, free_port, tail};
+use outboxd::commands::demo::broker::Broker;
+use outboxd::commands::demo::postgres::{Server, free_port, tail};
 use tokio_postgres::Client;
 
 use crate::contender::{Mode, Transport};

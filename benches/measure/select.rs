@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use futures_util::TryStreamExt;
-use outboxd::inspect::{SHAPE, inspect, select_columns};
+use outboxd::postgres::catalog::{SHAPE, inspect, select_columns};
 use tokio_postgres::{Client, NoTls, Statement};
 
 /// The argument that makes this program that client; the URL follows.

@@ -5,8 +5,8 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
-use outboxd::demo::postgres::{Server, find_bin};
-use outboxd::demo::scratch::Scratch;
+use outboxd::commands::demo::postgres::{Server, find_bin};
+use outboxd::commands::demo::scratch::Scratch;
 use tokio_postgres::Client;
 
 use crate::contender::{Mode, Transport};

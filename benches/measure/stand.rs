@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use outboxd::demo::postgres::{self, Server};
-use outboxd::demo::scratch::Scratch;
+use outboxd::commands::demo::postgres::{self, Server};
+use outboxd::commands::demo::scratch::Scratch;
 
 use crate::contender::{Mode, Transport};
 use crate::kafka::Kafka;

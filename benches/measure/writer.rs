@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use outboxd::commands::demo::broker::Broker;
 use outboxd::config::Config;
-use outboxd::demo::broker::Broker;
 use outboxd::kafka::producer_config;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, ThreadedProducer};

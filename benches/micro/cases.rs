@@ -9,9 +9,9 @@ use outboxd::config::{FaultPolicy, Mark, NullKey, RouteConfig};
 use outboxd::core::{Core, Delivered, Faults, MarkSelection, Offer, ReleaseOn, RowFacts, Window};
 use outboxd::encode::Encoder;
 use outboxd::mark::{FencingToken, Marks};
-use outboxd::outbox::Lsn;
 use outboxd::publish::TopicState;
-use outboxd::ranges::RangeSet;
+use outboxd::row::Lsn;
+use outboxd::row::ranges::RangeSet;
 
 use crate::messages;
 

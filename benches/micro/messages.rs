@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use bytes::{BufMut, BytesMut};
-use outboxd::inspect::{ReplicaIdentity, Table, TableKind};
-use outboxd::outbox::{Column, Layout, Lsn, OutboxRow};
+use outboxd::postgres::catalog::{ReplicaIdentity, Table, TableKind};
+use outboxd::row::{Column, Layout, Lsn, OutboxRow};
 use outboxd::source::replication::pgoutput::{Change, Decoder, Described};
 
 const OUTBOX_OID: u32 = 70_000;

@@ -97,7 +97,7 @@ pub async fn migrate(config: &outboxd::config::Config) {
     let session = outboxd::postgres::connect(&options, "test").await;
     let client = session.expect("a session").client;
     let (options, mut out) = (Default::default(), std::io::sink());
-    let migrated = outboxd::migrate::run(&client, config, &options, &mut out).await;
+    let migrated = outboxd::commands::migrate::run(&client, config, &options, &mut out).await;
     migrated.expect("migrate");
 }
 

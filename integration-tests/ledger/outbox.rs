@@ -3,11 +3,11 @@
 use bytes::Bytes;
 use outboxd::config::{Config, Mark};
 use outboxd::core::Delivered;
-use outboxd::inspect::{self, Table};
 use outboxd::mark::ledger::Ledger;
 use outboxd::mark::{FencingToken, MarkError, Marks};
-use outboxd::outbox::{Field, Layout, Lsn, OutboxRow, RowId};
-use outboxd::ranges::RangeSet;
+use outboxd::postgres::catalog::{self, Table};
+use outboxd::row::ranges::RangeSet;
+use outboxd::row::{Field, Layout, Lsn, OutboxRow, RowId};
 use outboxd::state::StateTable;
 use tokio_postgres::Client;
 
@@ -35,7 +35,7 @@ impl Outbox {
             Mark::None => "replication",
             Mark::Ledger | Mark::SentAt | Mark::Delete => "polling",
         };
-        let mark_name = outboxd::check::compatibility::mark_name(mark);
+        let mark_name = outboxd::postgres::compatibility::mark_name(mark);
         let config = RelayConfig::of(&database.name, &database.url, "127.0.0.1:1")
             .mode(mode)
             .mark(mark_name)
@@ -68,7 +68,7 @@ impl Outbox {
     }
 
     pub async fn table(&self) -> Table {
-        inspect::inspect(&self.client, "public", "outbox", &Default::default())
+        catalog::inspect(&self.client, "public", "outbox", &Default::default())
             .await
             .unwrap()
     }
@@ -141,7 +141,7 @@ impl Outbox {
                 seq: Some(row.get(0)),
                 id: RowId::from_text(row.get::<_, &str>(1).as_bytes()),
                 lsn: Lsn(100),
-                origin: outboxd::outbox::Origin::Unknown,
+                origin: outboxd::row::Origin::Unknown,
             })
             .collect()
     }
@@ -178,7 +178,7 @@ pub fn delivered(seq: i64, lsn: u64) -> Delivered {
         seq: Some(seq),
         id: RowId::Uuid(uuid::Uuid::from_u128(seq as u128)),
         lsn: Lsn(lsn),
-        origin: outboxd::outbox::Origin::Unknown,
+        origin: outboxd::row::Origin::Unknown,
     }
 }
 

@@ -5,10 +5,10 @@ use clap::{Args, Subcommand};
 use super::commands::{failed, show};
 use super::request::{Asking, Opened, fulfil, open};
 use super::{Common, ExitStatus, print};
-use crate::blocked::{BlockedTable, Lines, Request, Which};
-use crate::hold::{Asker, Requested};
-use crate::inspect;
-use crate::paste::shell_word;
+use crate::commands::blocked::{BlockedTable, Lines, Request, Which};
+use crate::observe::paste::shell_word;
+use crate::postgres::catalog;
+use crate::state::hold::{Asker, Requested};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Blocked {
@@ -136,7 +136,7 @@ async fn run_with(opened: Opened, command: Blocked) -> ExitStatus {
     let table = match config.source.table_name() {
         Ok(name) => {
             let columns = &config.source.columns;
-            let table = inspect::inspect(&session.client, &name.schema, &name.table, columns).await;
+            let table = catalog::inspect(&session.client, &name.schema, &name.table, columns).await;
             table.ok()
         }
         Err(_) => None,
@@ -193,7 +193,7 @@ async fn request(
     fulfil(table.client, table.outbox, &requested, &asking).await
 }
 
-fn lines(entries: &[crate::blocked::Blocked]) -> String {
+fn lines(entries: &[crate::commands::blocked::Blocked]) -> String {
     let terminal = super::terminal_columns();
     Lines { entries, terminal }.to_string()
 }

@@ -9,18 +9,19 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::{Common, ExitStatus, Form, Migrate, complain, load, print};
-use crate::admin::Admin;
+use crate::commands::demo::{DemoOptions, DemoOutcome};
+use crate::commands::migrate::MigrateOptions;
+use crate::commands::{check, migrate};
 use crate::config::Config;
-use crate::demo::{DemoOptions, DemoOutcome};
-use crate::metrics::Metrics;
-use crate::migrate::MigrateOptions;
-use crate::names::{self, NamesError};
-use crate::session;
-use crate::slot::{self, Consent};
-use crate::status::StatusCell;
-use crate::supervise::Supervisor;
-use crate::telemetry::chain;
-use crate::{check, migrate, status, telemetry};
+use crate::observe::admin::Admin;
+use crate::observe::metrics::Metrics;
+use crate::observe::status::StatusCell;
+use crate::observe::telemetry::chain;
+use crate::observe::{status, telemetry};
+use crate::postgres::names::{self, NamesError};
+use crate::postgres::slot::{self, Consent};
+use crate::relay::session;
+use crate::relay::supervise::Supervisor;
 
 /// Says what failed, each cause on a line of its own.
 pub(super) fn failed(failure: &dyn Error, hint: Option<&str>) -> ExitStatus {
@@ -231,7 +232,7 @@ pub(super) async fn slot_drop(config: &Config, yes: bool) -> ExitStatus {
 }
 
 pub(super) async fn demo(options: DemoOptions) -> ExitStatus {
-    match crate::demo::run(options).await {
+    match crate::commands::demo::run(options).await {
         Ok(DemoOutcome::Passed) => ExitStatus::Done,
         Ok(DemoOutcome::Failed) => ExitStatus::Failed,
         Err(failure) => failed(&failure, None),

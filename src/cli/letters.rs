@@ -5,8 +5,8 @@ use clap::{Args, Subcommand};
 use super::commands::{failed, show};
 use super::request::{Asking, Opened, fulfil, open};
 use super::{Common, ExitStatus, print};
-use crate::dead_letter::{LetterTable, Lines, Which};
-use crate::paste::shell_word;
+use crate::commands::dead_letters::{LetterTable, Lines, Which};
+use crate::observe::paste::shell_word;
 use crate::postgres::SqlConnection;
 
 #[derive(Debug, Subcommand)]
@@ -193,7 +193,7 @@ async fn replay(table: &LetterTable<'_>, session: &SqlConnection, arguments: Rep
     }
 }
 
-fn discarded(letters: &[crate::dead_letter::DeadLetter]) -> ExitStatus {
+fn discarded(letters: &[crate::commands::dead_letters::DeadLetter]) -> ExitStatus {
     print(&format!("{} discarded", letters.len()));
     let mut told = Vec::new();
     for blocked in letters.iter().filter_map(|letter| letter.blocked.as_ref()) {
@@ -208,7 +208,7 @@ fn discarded(letters: &[crate::dead_letter::DeadLetter]) -> ExitStatus {
     ExitStatus::Done
 }
 
-fn lines(letters: &[crate::dead_letter::DeadLetter]) -> String {
+fn lines(letters: &[crate::commands::dead_letters::DeadLetter]) -> String {
     let terminal = super::terminal_columns();
     Lines { letters, terminal }.to_string()
 }

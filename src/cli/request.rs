@@ -9,9 +9,9 @@ use tokio_postgres::Client;
 use super::commands::{failed, resolve};
 use super::{Common, ExitStatus, complain, load, print, print_error};
 use crate::config::Config;
-use crate::hold::{self, Answer, Asker, Requested};
 use crate::postgres::SqlConnection;
-use crate::session::lease_key;
+use crate::relay::session::lease_key;
+use crate::state::hold::{self, Answer, Asker, Requested};
 
 #[derive(Debug, Args)]
 pub(super) struct Asking {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::error::{Problem, shown, shown_name};
 use super::settings::{Setting, Settings};
 use super::{ConfigError, Origin, check, convert, environment};
-use crate::columns::{ColumnNames, Mapped, OURS};
+use crate::row::columns::{ColumnNames, Mapped, OURS};
 
 const TABLE: &str = "source.columns";
 

@@ -239,7 +239,7 @@ mod tests {
     use super::super::{Faults, Recorded, ReleaseOn};
     use super::*;
     use crate::config::FaultPolicy;
-    use crate::outbox::{Lsn, Origin, RowId};
+    use crate::row::{Lsn, Origin, RowId};
 
     const FOUND: TopicState = TopicState::Available { partitions: 1 };
     const ROWS_MAX: usize = 100;

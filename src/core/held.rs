@@ -7,8 +7,8 @@ use super::row::ByAggregate;
 use super::topic_hold::TopicHold;
 use super::topics::Topics;
 use super::{Aggregate, RowFacts};
-use crate::outbox::RowId;
-use crate::ranges::RangeSet;
+use crate::row::RowId;
+use crate::row::ranges::RangeSet;
 
 /// Bounds the memory that blocked aggregates take; about 2 MB.
 const AGGREGATES_MAX: usize = 10_000;

@@ -100,7 +100,7 @@ mod tests {
 
     use super::super::{Aggregate, State};
     use super::*;
-    use crate::outbox::{Lsn, Origin, RowId};
+    use crate::row::{Lsn, Origin, RowId};
 
     fn id(ticket: Ticket) -> RowId {
         RowId::Uuid(uuid::Uuid::from_u128(u128::from(ticket)))

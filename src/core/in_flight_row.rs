@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Aggregate;
-use crate::outbox::{Lsn, Origin, RowId};
+use crate::row::{Lsn, Origin, RowId};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {

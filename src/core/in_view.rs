@@ -4,9 +4,9 @@ use std::collections::HashSet;
 
 use super::Core;
 use super::in_flight_row::{InFlightRow, State};
-use crate::outbox::RowId;
 use crate::publish::Ticket;
-use crate::ranges::RangeSet;
+use crate::row::RowId;
+use crate::row::ranges::RangeSet;
 
 impl Core {
     /// The numbers of all rows that are in flight or held.

@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
-use crate::outbox::Lsn;
 use crate::publish::Ticket;
+use crate::row::Lsn;
 
 /// The boundaries that were read and can't be confirmed yet, oldest first.
 ///

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::in_flight_row::{InFlightRow, RowKey};
-use crate::outbox::{Origin, OutboxRow, RowId};
+use crate::row::{Origin, OutboxRow, RowId};
 
 #[derive(Debug, Default)]
 pub(super) struct Redelivered(HashMap<RowKey, Known>);

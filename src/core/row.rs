@@ -4,8 +4,8 @@ use std::hash::{BuildHasherDefault, DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use crate::config::FaultPolicy;
-use crate::outbox::{Layout, Lsn, Origin, OutboxRow, RowId};
 use crate::publish::Ticket;
+use crate::row::{Layout, Lsn, Origin, OutboxRow, RowId};
 
 /// An aggregate, by a hash of its type and id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

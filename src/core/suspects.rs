@@ -3,8 +3,8 @@
 use std::collections::{HashMap, HashSet};
 
 use super::RowKey;
-use crate::outbox::RowId;
 use crate::publish::Ticket;
+use crate::row::RowId;
 
 /// Producers that a row has ended in turn before it is sent alone.
 const TOGETHER_MAX: u32 = 2;

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::encode::RejectionReason;
-use crate::outbox::{Origin, OutboxRow};
 use crate::publish::TopicState;
+use crate::row::{Origin, OutboxRow};
 use crate::simulator::event::{Event, Flaw, layout, topic};
 
 const WINDOW_ROWS: usize = 16;

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 
 use super::{EncodeError, Header, Names, Rejection, RejectionReason, find_column, remember};
 use crate::config::RouteConfig;
-use crate::outbox::{Layout, OutboxRow};
+use crate::row::{Layout, OutboxRow};
 
 /// Headers of one record at most; far above any real use, below what a broker chokes on.
 const HEADERS_MAX: usize = 1_000;

@@ -4,7 +4,7 @@
 
 use crate::config::RouteConfig;
 use crate::encode::{EncodeError, Rejection, RejectionReason};
-use crate::outbox::{Layout, OutboxRow};
+use crate::row::{Layout, OutboxRow};
 
 /// Bytes of the longest topic name that Kafka takes (`Topic.MAX_NAME_LENGTH`).
 const TOPIC_BYTES_MAX: usize = 249;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::outbox::{Column, Field, Lsn};
+use crate::row::{Column, Field, Lsn};
 
 const NAMES: [&str; 10] = [
     "id",

@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crate::core::Delivered;
-use crate::outbox::{Lsn, Origin, OutboxRow, RowId};
-use crate::ranges::RangeSet;
+use crate::row::ranges::RangeSet;
+use crate::row::{Lsn, Origin, OutboxRow, RowId};
 
 /// Which transactions a statement saw as over.
 ///
@@ -204,7 +204,7 @@ mod tests {
     }
 
     fn row(seq: Option<i64>, id: &str, lsn: u64) -> OutboxRow {
-        let layout = crate::inspect::tests::trusted().layout;
+        let layout = crate::postgres::catalog::tests::trusted().layout;
         let bytes = bytes::Bytes::new();
         let mut row = OutboxRow::new(&layout, Lsn(lsn), bytes, Box::new([]));
         (row.seq, row.id) = (seq, Some(RowId::from_text(id.as_bytes())));

@@ -13,8 +13,8 @@ use tokio_postgres::Client;
 
 use super::{FencingToken, MarkError};
 use crate::core::Delivered;
-use crate::outbox::{Lsn, OutboxRow};
-use crate::ranges::RangeSet;
+use crate::row::ranges::RangeSet;
+use crate::row::{Lsn, OutboxRow};
 use recent::Recent;
 use segments::segments_of;
 pub use segments::{SEGMENT_ROWS, numbers_of, segment_of};
@@ -348,7 +348,7 @@ fn place((seq, meaning): &(i64, Meaning)) -> Option<recent::SegmentKey> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outbox::RowId;
+    use crate::row::RowId;
 
     fn ledger(generation: i32) -> Ledger {
         let token = FencingToken {
@@ -364,7 +364,7 @@ mod tests {
             seq: Some(seq),
             id: RowId::Uuid(uuid::Uuid::from_u128(seq as u128)),
             lsn: Lsn(lsn),
-            origin: crate::outbox::Origin::Unknown,
+            origin: crate::row::Origin::Unknown,
         }
     }
 

@@ -1,6 +1,6 @@
 //! The batch that is being fed: which row comes next, and when its boundary is reached. Pure.
 
-use crate::outbox::{Lsn, OutboxRow};
+use crate::row::{Lsn, OutboxRow};
 use crate::source::Batch;
 
 /// A batch on its way to the core; `E` is what a row is encoded to.

@@ -10,11 +10,11 @@ use tracing::warn;
 use super::producer::next_event;
 use super::sweep::Reread;
 use super::{Phase, ReadBefore, Relay, Session};
-use crate::hold::Replayed;
-use crate::identity::ServerHistory;
-use crate::lease::LeaseState;
-use crate::outbox::Lsn;
 use crate::publish::{Deliveries, PublisherEvent};
+use crate::row::Lsn;
+use crate::state::hold::Replayed;
+use crate::state::identity::ServerHistory;
+use crate::state::lease::LeaseState;
 
 /// How long PostgreSQL may take to hear that we leave, when the grace period is over.
 const FAREWELL_MAX: Duration = Duration::from_secs(1);

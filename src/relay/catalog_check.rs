@@ -8,16 +8,16 @@ use tokio_postgres::Client;
 use tracing::{debug, error, info};
 
 use super::{End, Run};
-use crate::check::compatibility::{self, Incompatibility};
 use crate::config::{Config, Mark, Mode};
-use crate::identity::{self, IdentityError, IdentityVerdict, ServerHistory};
-use crate::inspect::{self, InspectError};
-use crate::names::{self, NamesError};
-use crate::outbox::Layout;
+use crate::observe::telemetry::chain;
 use crate::postgres::PostgresError;
-use crate::publication::{self, Drift};
-use crate::retention;
-use crate::telemetry::chain;
+use crate::postgres::catalog::{self, InspectError};
+use crate::postgres::compatibility::{self, Incompatibility};
+use crate::postgres::names::{self, NamesError};
+use crate::postgres::publication::{self, Drift};
+use crate::row::Layout;
+use crate::state::identity::{self, IdentityError, IdentityVerdict, ServerHistory};
+use crate::state::retention;
 
 /// How often, unless sweeps come more often (design 15).
 const CHECK_EVERY: Duration = Duration::from_secs(30);
@@ -162,7 +162,7 @@ async fn look(
     let Some(stored) = identity::load(client, &outbox).await? else {
         return Ok(findings);
     };
-    let table = match inspect::inspect(client, &layout.schema, &layout.table, &layout.names).await {
+    let table = match catalog::inspect(client, &layout.schema, &layout.table, &layout.names).await {
         Ok(table) => table,
         // Renamed it goes on being read; dropped it is another one.
         Err(InspectError::NotFound { .. }) if identity::stands(client, &stored).await? => {

@@ -6,9 +6,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::warn;
 
 use super::Run;
-use crate::hold::Copies;
 use crate::mark::MarkError;
 use crate::source::{self, SourceError};
+use crate::state::hold::Copies;
 
 /// How long a session that ends waits for what is being recorded as put aside.
 const KEEP_WITHIN: Duration = Duration::from_secs(2);

@@ -10,11 +10,11 @@ use super::topics::place_of;
 use super::{End, Phase, Run, Session};
 use crate::core::{Answered, Followers, Offer, RowFacts};
 use crate::mark::{MarkError, Marks};
-use crate::outbox::OutboxRow;
+use crate::observe::telemetry::chain;
 use crate::publish::{Outgoing, Ticket};
+use crate::row::OutboxRow;
 use crate::source::{Batch, SourceError};
 use crate::state::Commits;
-use crate::telemetry::chain;
 
 /// Records handed to the producer at once.
 const OUTGOING_ROWS: usize = 500;

@@ -7,8 +7,8 @@ use tracing::debug;
 
 use super::Run;
 use crate::mark::Marks;
-use crate::retention;
-use crate::unsent::{Known, Question};
+use crate::state::retention;
+use crate::state::unsent::{Known, Question};
 
 /// How often the table is asked for the rows that were not sent.
 const LAG_EVERY_TICKS: u32 = 5;

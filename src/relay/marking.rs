@@ -14,8 +14,8 @@ use super::paid::Paid;
 use super::{End, Run};
 use crate::core::{Aggregate, Delivered, MarkSelection, UNMARKABLE};
 use crate::mark::{MarkError, MarkOutcome, Marks, RefusedMark, Statement};
-use crate::outbox::{OutboxRow, RowId};
-use crate::telemetry::chain;
+use crate::observe::telemetry::chain;
+use crate::row::{OutboxRow, RowId};
 
 /// How long delivered rows wait for company before they are marked, unless the window is pressed or the source waits.
 const MARK_EVERY: Duration = Duration::from_millis(50);
@@ -108,7 +108,7 @@ impl Owing {
 /// What the audit of one complete segment found.
 pub(super) struct Finding {
     segment: i64,
-    missed: crate::ranges::RangeSet,
+    missed: crate::row::ranges::RangeSet,
 }
 
 impl Run<'_> {
@@ -321,7 +321,7 @@ impl Run<'_> {
         let (sql, token) = (self.session.sql.clone(), self.session.token.clone());
         self.maintenance = Some(tokio::spawn(async move {
             crate::mark::ledger::compact(&sql.client, &token).await?;
-            crate::hold::forget_history(&sql.client, &token).await?;
+            crate::state::hold::forget_history(&sql.client, &token).await?;
             let mut findings = Vec::new();
             for audit in audits {
                 findings.push(Finding {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::telemetry::Episodes;
+use crate::observe::telemetry::Episodes;
 
 /// What was seen of Kafka.
 #[derive(Clone, Copy, Debug)]

@@ -3,7 +3,7 @@
 use std::collections::{HashSet, VecDeque};
 
 use crate::core::Delivered;
-use crate::outbox::{OutboxRow, RowId};
+use crate::row::{OutboxRow, RowId};
 
 /// Rows remembered: far more than are paid while one turn of the source is under way.
 const ROWS_MAX: usize = 10_000;

@@ -12,8 +12,8 @@ use tracing::{info, warn};
 use super::{End, Relay, Run};
 use crate::config::{KafkaConfig, LimitsConfig};
 use crate::kafka::ClientFiles;
+use crate::observe::telemetry::chain;
 use crate::publish::{Known, PublishError, Publisher, PublisherEvent, SessionEnd};
-use crate::telemetry::chain;
 
 /// How long an outdated producer may be silent before what it has in flight is given up: an acknowledgement
 /// that takes longer than `socket.timeout.ms`, 10 s, can't arrive at all.

@@ -1,7 +1,7 @@
 //! What a catch-up read where nothing is marked, for the stream brings some of it again.
 
-use crate::outbox::{Lsn, OutboxRow};
-use crate::ranges::RangeSet;
+use crate::row::ranges::RangeSet;
+use crate::row::{Lsn, OutboxRow};
 
 /// Numbers that were read from the table, and a position that bounds their commits.
 #[derive(Default)]

@@ -11,12 +11,12 @@ use super::outage::{Said, Seen};
 use super::stall_detector::{self, Timestamps, Wait};
 use super::{End, Phase, Relay, Run};
 use crate::core::OTHERS;
-use crate::hold::{self, Requests};
 use crate::kafka::in_plain_words;
-use crate::lease::since_boot;
 use crate::mark::{MarkError, Marks};
+use crate::observe::status::{HeldRows, HeldTopic, InFlight, LEASE_RAN_OUT, Role, State, because};
 use crate::publish::{Ticket, TopicPartition};
-use crate::status::{HeldRows, HeldTopic, InFlight, LEASE_RAN_OUT, Role, State, because};
+use crate::state::hold::{self, Requests};
+use crate::state::lease::since_boot;
 
 /// Blocked aggregates and held topics that the status names; metrics count all of them.
 const HELD_SHOWN_MAX: usize = 100;

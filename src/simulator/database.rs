@@ -1,12 +1,12 @@
 //! The state tables and the slot, with each statement's effect as its SQL says it.
 
 use crate::core::{Aggregate, Followers, HeldAggregate, Help, Recorded, TopicHold};
-use crate::hold::{CopyPolicy, HoldCheckpoint, ReplayOrder, What};
-use crate::lease::LeaseRow;
 use crate::mark::FencingToken;
 use crate::mark::ledger::{Checkpoint, Head, Ledger, numbers_of};
-use crate::outbox::{Lsn, OutboxRow, RowId};
-use crate::ranges::RangeSet;
+use crate::row::ranges::RangeSet;
+use crate::row::{Lsn, OutboxRow, RowId};
+use crate::state::hold::{CopyPolicy, HoldCheckpoint, ReplayOrder, What};
+use crate::state::lease::LeaseRow;
 
 use super::event;
 use super::record::MarkRecord;

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use super::server::AGGREGATES;
 use crate::core::Delivered;
 use crate::encode::{Rejection, RejectionReason};
-use crate::outbox::{Column, Field, Layout, Lsn, Origin, OutboxRow};
-use crate::ranges::RangeSet;
+use crate::row::ranges::RangeSet;
+use crate::row::{Column, Field, Layout, Lsn, Origin, OutboxRow};
 
 /// Partitions of all topics together: one for each aggregate, and one for rows without.
 pub const PARTITIONS: usize = AGGREGATES + 1;
@@ -141,7 +141,7 @@ pub fn version_of(row: &OutboxRow) -> u32 {
 /// The event that a row stands for, by its id.
 pub fn id_of(row: &OutboxRow) -> u32 {
     match &row.id {
-        Some(crate::outbox::RowId::Text(text)) => text.parse().unwrap_or(0),
+        Some(crate::row::RowId::Text(text)) => text.parse().unwrap_or(0),
         _ => 0,
     }
 }

@@ -8,7 +8,7 @@ use super::schedule::Mode;
 use super::session::Loss;
 use super::world::{TTL, World, tell};
 use crate::config::FaultPolicy;
-use crate::hold::What;
+use crate::state::hold::What;
 
 impl World {
     pub fn elapse(&mut self) {

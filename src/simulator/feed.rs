@@ -9,9 +9,9 @@ use super::world::{World, tell};
 use crate::config::{FaultPolicy, Mark};
 use crate::core::{Answered, Delivered, Offer, RowFacts};
 use crate::mark::ledger::Meaning;
-use crate::outbox::OutboxRow;
 use crate::publish::Ticket;
 use crate::relay::Phase;
+use crate::row::OutboxRow;
 use crate::source::Batch;
 
 impl World {

@@ -6,7 +6,7 @@ use super::database::Database;
 use super::event::Event;
 use super::server::{AGGREGATES, Server};
 use crate::config::Mark;
-use crate::ranges::RangeSet;
+use crate::row::ranges::RangeSet;
 
 /// What the judge knows of one committed row.
 struct Known {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::lease::{Decision, Holder, LeaseRow, Life, Standby, Version};
+use crate::state::lease::{Decision, Holder, LeaseRow, Life, Standby, Version};
 
 /// One relay that contends: what it believes, and the one statement that it waits for.
 pub struct Contender {

@@ -9,11 +9,11 @@ use super::row_marks::{RowMark, RowMarking};
 use super::session::End;
 use super::world::{World, tell};
 use crate::core::{Delivered, HeldRow};
-use crate::hold::{CopyPolicy, HoldCheckpoint};
 use crate::mark::FencingToken;
 use crate::mark::ledger::Checkpoint;
 use crate::relay::Phase;
 use crate::relay::hold_writer::{record, whole};
+use crate::state::hold::{CopyPolicy, HoldCheckpoint};
 
 /// A mark under way.
 pub struct Marking {

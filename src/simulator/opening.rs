@@ -4,7 +4,7 @@ use super::mutations::Mutation;
 use super::schedule::Mode;
 use super::world::{World, tell};
 use crate::config::Mark;
-use crate::session::CatchUp;
+use crate::relay::session::CatchUp;
 
 impl World {
     /// The relay halts on the slot of another outbox, until somebody names another one for it.

@@ -3,9 +3,9 @@
 use super::event::seqs_of;
 use crate::core::Delivered;
 use crate::mark::evidence::Record;
-use crate::outbox::{Lsn, Origin};
 use crate::publish::Ticket;
-use crate::ranges::RangeSet;
+use crate::row::ranges::RangeSet;
+use crate::row::{Lsn, Origin};
 
 /// What a relay by replication has marked, and what need not be known any more.
 #[derive(Default)]

@@ -11,12 +11,12 @@ use super::schedule::{Mode, Setting};
 use super::session::{End, Session};
 use super::world::{World, tell};
 use crate::core::{Core, Delivered, Faults, ReleaseOn, Window};
-use crate::hold::Replayed;
-use crate::lease::Standby;
 use crate::publish::{SessionEnd, Ticket};
-use crate::ranges::RangeSet;
 use crate::relay::ReadBefore;
-use crate::session::CatchUp;
+use crate::relay::session::CatchUp;
+use crate::row::ranges::RangeSet;
+use crate::state::hold::Replayed;
+use crate::state::lease::Standby;
 use std::sync::Arc;
 
 /// What a producer tells its relay.

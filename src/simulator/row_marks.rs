@@ -10,7 +10,7 @@ use crate::config::Mark;
 use crate::core::{Delivered, RowFacts};
 use crate::mark::FencingToken;
 use crate::mark::evidence::{Snapshot, Unmarked, judge};
-use crate::outbox::{Lsn, Origin, OutboxRow};
+use crate::row::{Lsn, Origin, OutboxRow};
 
 /// One `UPDATE` or `DELETE`.
 pub struct RowMark {

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use fastrand::Rng;
 
 use super::event::Event;
-use crate::outbox::Lsn;
+use crate::row::Lsn;
 use crate::source::holes::{LockReading, Snapshot, Xid};
 use rework::Rework;
 use writer::{COMMIT_PREPARED, Writer};

@@ -14,20 +14,20 @@ use super::world::{World, tell};
 use crate::config::{CatchUpFrom, Mark};
 use crate::core::Delivered;
 use crate::encode::Rejection;
-use crate::hold::{ReplayOrder, Replayed, merge};
 use crate::mark::FencingToken;
 use crate::mark::evidence::Record;
 use crate::mark::ledger::Ledger;
-use crate::outbox::{Lsn, OutboxRow};
 use crate::publish::Ticket;
-use crate::ranges::RangeSet;
 use crate::relay::batch_cursor::BatchCursor;
 use crate::relay::paid::Paid;
+use crate::relay::session::CatchUp;
 use crate::relay::{Phase, ReadBefore};
-use crate::session::CatchUp;
+use crate::row::ranges::RangeSet;
+use crate::row::{Lsn, OutboxRow};
 use crate::source::Batch;
 use crate::source::holes::{Holes, RollbackProof};
 use crate::source::polling::{CaughtUp, RowsAhead};
+use crate::state::hold::{ReplayOrder, Replayed, merge};
 
 /// Rows that one session replays.
 const REPLAY_ROWS: usize = 3;

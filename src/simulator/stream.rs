@@ -5,7 +5,7 @@ use super::mutations::Mutation;
 use super::server::Server;
 use super::session::{End, Source};
 use super::world::{World, tell};
-use crate::outbox::Lsn;
+use crate::row::Lsn;
 use crate::source::{Batch, Boundary};
 
 /// Batches that wait for the relay.

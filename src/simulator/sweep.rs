@@ -4,8 +4,8 @@ use super::event::Event;
 use super::mutations::Mutation;
 use super::session::End;
 use super::world::{World, tell};
-use crate::outbox::Lsn;
-use crate::ranges::RangeSet;
+use crate::row::Lsn;
+use crate::row::ranges::RangeSet;
 use crate::source::holes::Arrivals;
 
 impl World {

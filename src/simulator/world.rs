@@ -15,8 +15,8 @@ use super::relay::{Process, Told};
 use super::schedule::{Kind, Mode, Schedule, Setting, Step};
 use super::server::Server;
 use crate::config::CatchUpFrom;
-use crate::hold::What;
 use crate::publish::{SessionEnd, TopicState};
+use crate::state::hold::What;
 
 pub const TTL: Duration = Duration::from_secs(4);
 /// Without marks a row that is refused lets a catch-up begin anew.

@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::outbox::Lsn;
-use crate::ranges::RangeSet;
+use crate::row::Lsn;
+use crate::row::ranges::RangeSet;
 
 pub use snapshot::{ParseSnapshotError, Snapshot, Xid};
 

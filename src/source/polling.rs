@@ -23,9 +23,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::Batch;
-use crate::outbox::{Layout, RowId};
 use crate::postgres::{PostgresError, SqlConnection};
-use crate::ranges::RangeSet;
+use crate::row::ranges::RangeSet;
+use crate::row::{Layout, RowId};
 
 pub use ahead::{RowsAhead, read_ahead};
 pub use gate::WalGeometry;
@@ -42,7 +42,7 @@ pub struct Polling {
     /// The table's name for SQL, qualified and quoted.
     pub table: String,
     pub oid: u32,
-    /// Its columns when `layout` was read, as [`SHAPE`](crate::inspect::SHAPE) gives them.
+    /// Its columns when `layout` was read, as [`SHAPE`](crate::postgres::catalog::SHAPE) gives them.
     pub shape: String,
     /// Rows that one turn reads at most.
     pub batch_rows: usize,

@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
 use super::{Batch, Boundary, SourceError, Task};
-use crate::outbox::Lsn;
 use crate::postgres::{Class, ConnectOptions, PostgresError};
+use crate::row::Lsn;
 use gathered::{ChangeOutcome, Gathered};
 use pgoutput::{Change, DecodeError, Decoder, Described, Update};
 use wire::{Frame, ReadMode, ReplicationConnection, Reply, WalReader, WalWriter};

@@ -9,9 +9,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, info};
 
-use crate::outbox::Lsn;
+use crate::postgres::slot::{self, SlotError, SlotPosition};
 use crate::postgres::{Class, SqlConnection};
-use crate::slot::{self, SlotError, SlotPosition};
+use crate::row::Lsn;
 
 /// How far a slot may lag, in bytes of WAL, when a stream begins on it: what one walsender sends in about a second of
 /// one-row transactions. Below this a stream is there sooner than the table is read.

@@ -167,7 +167,7 @@ const REST: &[(&str, usize, &str, &[&str])] = &[
     ("[log]\nlevel = \"warning\"", 6, "log.level", &["= \"warning\" is no level", "did you mean \"warn\"? write error, warn, info, debug or trace, and module=level behind a comma for one module"]),
     ("[log]\nlevel = \"INFO\"", 6, "log.level", &["= \"INFO\" is no level", "did you mean \"info\"? write error, warn, info, debug or trace, and module=level behind a comma for one module"]),
     ("[log]\nformat = \"JSON\"", 6, "log.format", &["= \"JSON\" is none of \"human\", \"json\"", "did you mean \"json\"?"]),
-    ("[log]\nlevel = \"info,outboxd::lease\"", 6, "log.level", &["= \"info,outboxd::lease\" is no level", "write error, warn, info, debug or trace, and module=level behind a comma for one module"]),
+    ("[log]\nlevel = \"info,outboxd::state::lease\"", 6, "log.level", &["= \"info,outboxd::state::lease\" is no level", "write error, warn, info, debug or trace, and module=level behind a comma for one module"]),
     ("[route]\ntopic = \"outbox.event.{aggregatetype}\"", 6, "route.topic", &["= \"outbox.event.{aggregatetype}\" holds '{', which no topic may", "use letters, digits, `.`, `_` and `-`, and columns as ${column}"]),
     ("[route]\ntopic = \"outbox.event.$aggregatetype\"", 6, "route.topic", &["= \"outbox.event.$aggregatetype\" holds '$', which no topic may", "use letters, digits, `.`, `_` and `-`, and columns as ${column}"]),
     ("[route]\ntopic = \"outbox.event.%s\"", 6, "route.topic", &["= \"outbox.event.%s\" holds '%', which no topic may", "use letters, digits, `.`, `_` and `-`, and columns as ${column}"]),

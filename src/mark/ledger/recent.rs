@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 use super::segments::segment_of;
 use super::statements;
 use crate::mark::MarkError;
-use crate::ranges::RangeSet;
+use crate::row::ranges::RangeSet;
 
 /// Segments kept between batches: what a stream brings again lies in one or two at a time.
 const SEGMENTS_MAX: usize = 4;

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 
-use crate::ranges::RangeSet;
+use crate::row::ranges::RangeSet;
 
 /// Numbers in one segment.
 pub const SEGMENT_ROWS: i64 = 1_000_000;

@@ -8,8 +8,8 @@ use tokio_postgres::Client;
 use super::{number_sql, numbers_of};
 use crate::core::Delivered;
 use crate::mark::{FencingToken, MarkError};
-use crate::outbox::Lsn;
-use crate::ranges::RangeSet;
+use crate::row::Lsn;
+use crate::row::ranges::RangeSet;
 
 /// Locks the lease against a taker for the length of the statement; `$1` outbox, `$2` epoch.
 pub(crate) const LEASE: &str = "lease AS (SELECT FROM outboxd.lease WHERE outbox = $1 AND epoch = $2 AND NOT released FOR SHARE)";

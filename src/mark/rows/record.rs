@@ -11,8 +11,8 @@ use crate::core::Delivered;
 use crate::mark::evidence::Record;
 use crate::mark::ledger::LEASE;
 use crate::mark::{FencingToken, MarkError};
-use crate::outbox::{Lsn, Origin, RowId};
-use crate::ranges::RangeSet;
+use crate::row::ranges::RangeSet;
+use crate::row::{Lsn, Origin, RowId};
 
 /// Rows that were acknowledged and not marked, as far as is recorded.
 pub type Owed = Vec<Delivered>;

@@ -7,9 +7,9 @@ use tokio_postgres::types::ToSql;
 
 use crate::config::Mark;
 use crate::core::Delivered;
-use crate::inspect::{SeqIndex, Table};
 use crate::mark::ledger::LEASE;
-use crate::outbox::{Lsn, Origin};
+use crate::postgres::catalog::{SeqIndex, Table};
+use crate::row::{Lsn, Origin};
 
 /// Numbers between the lowest and the highest row, for each row, up to which they are read in the order of their numbers:
 /// that takes a fifth of the time that finding each row by a random uuid does (delete: 45k against 250–300k rows/s).

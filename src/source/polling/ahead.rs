@@ -12,9 +12,9 @@ use super::rows::RowReader;
 use super::statement::{PLANNER, prepare, stream};
 use super::turn::at;
 use super::{PollError, Polling, UnsentMark};
-use crate::inspect::{Selection, select_columns};
-use crate::outbox::{Layout, OutboxRow};
-use crate::ranges::RangeSet;
+use crate::postgres::catalog::{Selection, select_columns};
+use crate::row::ranges::RangeSet;
+use crate::row::{Layout, OutboxRow};
 
 /// Rows that stand in the table, by `seq`.
 #[derive(Debug, Default)]

@@ -9,9 +9,9 @@ use postgres_protocol::escape::escape_identifier;
 
 use super::PollError;
 use super::rows::RawColumn;
-use crate::inspect::select_those;
-use crate::outbox::{Column, Field, Layout, Lsn, Origin, OutboxRow};
+use crate::postgres::catalog::select_those;
 use crate::postgres::{Class, SqlConnection};
+use crate::row::{Column, Field, Layout, Lsn, Origin, OutboxRow};
 
 /// Reads single rows of a table that has numbers.
 pub(super) struct Apart {

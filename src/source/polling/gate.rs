@@ -9,8 +9,8 @@ use tokio_postgres::types::PgLsn;
 use tracing::debug;
 
 use super::PollError;
-use crate::outbox::Lsn;
 use crate::postgres::SqlConnection;
+use crate::row::Lsn;
 
 /// The first pause between two looks at the flush position; later ones double.
 const PAUSE_MIN: Duration = Duration::from_millis(1);

@@ -9,8 +9,8 @@ use tokio_postgres::Statement;
 use tracing::warn;
 
 use super::PollError;
-use crate::outbox::Lsn;
 use crate::postgres::SqlConnection;
+use crate::row::Lsn;
 use crate::source::holes::{Holes, LockReading, Snapshot, VirtualTransaction, Xid};
 
 /// The least time between two readings.

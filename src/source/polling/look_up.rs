@@ -10,9 +10,9 @@ use tokio_postgres::types::ToSql;
 
 use super::PollError;
 use super::statement::{prepare, stream};
-use crate::outbox::Layout;
 use crate::postgres::SqlConnection;
-use crate::ranges::RangeSet;
+use crate::row::Layout;
+use crate::row::ranges::RangeSet;
 use crate::source::holes::Snapshot;
 
 /// The ranges of a statement's first two parameters, as rows.

@@ -11,9 +11,9 @@ use tokio_postgres::types::{FromSql, Type};
 use tokio_postgres::{Row, RowStream};
 
 use super::{PollError, apart};
-use crate::inspect::Selection;
-use crate::outbox::{Field, Layout, Lsn, Origin, OutboxRow};
 use crate::postgres::SqlConnection;
+use crate::postgres::catalog::Selection;
+use crate::row::{Field, Layout, Lsn, Origin, OutboxRow};
 
 /// Bytes of rows that one statement's result may hold in memory.
 pub(super) const PAGE_BYTES: usize = 4 << 20;

@@ -4,8 +4,8 @@ use tokio_postgres::Statement;
 
 use super::PollError;
 use super::statement::prepare;
-use crate::inspect::SHAPE;
 use crate::postgres::SqlConnection;
+use crate::postgres::catalog::SHAPE;
 
 pub(super) struct Shape {
     oid: u32,

@@ -19,10 +19,10 @@ use super::shape::Shape;
 use super::statement::{PLANNER, prepare, stream};
 use super::writers::Writers;
 use super::{Ended, Known, Next, PollError, Polling, TopRow, send};
-use crate::inspect::{Selection, select_column, select_columns};
-use crate::outbox::{Layout, Lsn, OutboxRow, RowId};
 use crate::postgres::SqlConnection;
-use crate::ranges::RangeSet;
+use crate::postgres::catalog::{Selection, select_column, select_columns};
+use crate::row::ranges::RangeSet;
+use crate::row::{Layout, Lsn, OutboxRow, RowId};
 use crate::source::holes::{Arrivals, Holes, Plan, RollbackProof};
 use crate::source::{Batch, Boundary};
 

@@ -23,9 +23,9 @@ use super::turn::at;
 use super::unskipped::{Look, Unskipped};
 use super::writers::Writers;
 use super::{Ended, Next, PollError, Polling, jittered, send, until_stopped};
-use crate::inspect::{Selection, select_columns};
-use crate::outbox::{Layout, OutboxRow, RowId};
 use crate::postgres::SqlConnection;
+use crate::postgres::catalog::{Selection, select_columns};
+use crate::row::{Layout, OutboxRow, RowId};
 use crate::source::Batch;
 use crate::state::Skipped;
 

@@ -13,8 +13,8 @@ use tokio::time::Instant;
 
 use super::locks::Locks;
 use super::{PollError, UnsentMark};
-use crate::outbox::Layout;
 use crate::postgres::SqlConnection;
+use crate::row::Layout;
 use crate::source::holes::VirtualTransaction;
 use crate::state::Skipped;
 

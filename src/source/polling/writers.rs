@@ -10,8 +10,8 @@ use tokio_postgres::types::PgLsn;
 
 use super::locks::Locks;
 use super::{CaughtUp, PollError};
-use crate::outbox::Lsn;
 use crate::postgres::SqlConnection;
+use crate::row::Lsn;
 use crate::source::holes::VirtualTransaction;
 
 pub(super) struct Writers {

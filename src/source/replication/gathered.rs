@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use super::pgoutput::{Described, Update, key_hash};
 use super::{Batch, Boundary};
-use crate::inspect::TableKind;
-use crate::outbox::{Layout, Lsn, OutboxRow};
+use crate::postgres::catalog::TableKind;
+use crate::row::{Layout, Lsn, OutboxRow};
 
 /// Size of a batch, unless one row is larger.
 pub(super) const ROWS_MAX: usize = 2_048;

@@ -17,10 +17,10 @@ use std::time::SystemTime;
 use bytes::BytesMut;
 
 use crate::config::RouteConfig;
-use crate::inspect::{Table, TableKind};
-use crate::outbox::{Layout, Lsn, OutboxRow};
+use crate::postgres::catalog::{Table, TableKind};
+use crate::postgres::publication;
 use crate::postgres::time::from_micros;
-use crate::publication;
+use crate::row::{Layout, Lsn, OutboxRow};
 use cursor::Cursor;
 use tuple::{Tuple, TupleColumn};
 pub use update::{Update, key_hash};
@@ -273,7 +273,7 @@ impl Decoder {
             let name = cursor.text()?;
             let type_oid = cursor.u32()?;
             cursor.u32()?;
-            let named = |column: &crate::outbox::Column| column.name.as_bytes() == name;
+            let named = |column: &crate::row::Column| column.name.as_bytes() == name;
             let column = layout.columns.iter().position(named);
             let is_domain =
                 |column: usize| layout.columns[column].is_bytea && type_oid >= FIRST_USER_OID;

@@ -4,9 +4,9 @@
 
 use std::collections::HashSet;
 
-use crate::outbox::{Lsn, RowId};
 use crate::postgres::SqlConnection;
-use crate::ranges::RangeSet;
+use crate::row::ranges::RangeSet;
+use crate::row::{Lsn, RowId};
 use crate::source::polling::PollError;
 
 pub mod gaps;

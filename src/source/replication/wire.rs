@@ -19,8 +19,8 @@ use fallible_iterator::FallibleIterator;
 use postgres_protocol::message::backend::{DataRowBody, Message};
 use postgres_protocol::message::frontend;
 
-use crate::outbox::Lsn;
 use crate::postgres::{Attempt, ConnectOptions, PostgresError, ServerError};
+use crate::row::Lsn;
 use framing::{FrameReader, Writer};
 use handshake::Channel;
 use pace::{NEAR, Pace, WINDOW_BYTES, WINDOW_BYTES_MIN};

@@ -4,7 +4,7 @@ use bytes::BufMut;
 use proptest::prelude::*;
 
 use super::*;
-use crate::outbox::LeftOut;
+use crate::row::LeftOut;
 use crate::source::replication::wire::exercise;
 
 const RELATION_ID: u32 = exercise::OUTBOX_OID;

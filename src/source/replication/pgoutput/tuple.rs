@@ -4,7 +4,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::cursor::{Cursor, Value};
 use super::{Change, DecodeError, Transaction, Update};
-use crate::outbox::{Field, Layout, Origin, OutboxRow};
+use crate::row::{Field, Layout, Origin, OutboxRow};
 
 /// What an insert's tuple looks like.
 pub(super) struct Tuple {

@@ -2,7 +2,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use crate::outbox::{Layout, OutboxRow};
+use crate::row::{Layout, OutboxRow};
 
 /// A change of one row.
 #[derive(Debug)]

@@ -2,9 +2,9 @@
 //!
 //! Reads only; what is missed stands in the table unsent until it is read from there.
 
-use crate::outbox::Layout;
 use crate::postgres::SqlConnection;
-use crate::ranges::RangeSet;
+use crate::row::Layout;
+use crate::row::ranges::RangeSet;
 use crate::source::holes::{Arrivals, Holes, RollbackProof};
 use crate::source::polling::PollError;
 use crate::source::polling::locks::Locks;

@@ -9,8 +9,8 @@ use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::types::ToSql;
 
 use crate::config::Mark;
-use crate::outbox::{Layout, Lsn, RowId};
 use crate::postgres::SqlConnection;
+use crate::row::{Layout, Lsn, RowId};
 use crate::source::polling::PollError;
 use crate::state::OutboxState;
 

@@ -9,8 +9,8 @@ use postgres_protocol::message::backend::{COPY_DATA_TAG, Message};
 
 use super::framing::{self, Arrived};
 use super::{STREAM_BYTES_MAX, handshake, server_error, stream, texts};
-use crate::inspect::TableKind;
-use crate::outbox::{Column, Layout, Lsn};
+use crate::postgres::catalog::TableKind;
+use crate::row::{Column, Layout, Lsn};
 use crate::source::replication::pgoutput::{Change, Decoder, Described, Needed};
 use crate::source::replication::wire::Frame;
 

@@ -15,9 +15,9 @@ use tokio::time::Instant;
 use super::framing::{self, FrameReader, Writer};
 use super::pace::{Found, Pace, REST_MIN, ReadMode};
 use super::server_error;
-use crate::outbox::Lsn;
 use crate::postgres::PostgresError;
 use crate::postgres::time::{from_micros, to_micros};
+use crate::row::Lsn;
 
 /// Tag and length of a message, and the tag of what CopyData holds.
 const FRAME_TAG_AT: usize = 5;

@@ -1,0 +1,397 @@
+//! What the relay counts, in Prometheus's text format.
+//!
+//! Counters live here; gauges are set from the one report ([`Status`]) when they are asked for, so that metric
+//! and report never disagree. Labels hold reasons and roles, never anything of a row.
+
+use std::time::Duration;
+
+#[cfg(target_os = "linux")]
+use prometheus::process_collector::ProcessCollector;
+use prometheus::{
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry,
+    TextEncoder,
+};
+
+use crate::observe::status::{Role, Status, WalAlarm};
+use crate::publish::Deliveries;
+
+/// From a millisecond to a minute: PostgreSQL and Kafka on one machine, up to an outage.
+const LATENCY_BUCKETS: [f64; 15] = [
+    0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+];
+const ROLES: [Role; 4] = [Role::Starting, Role::Standby, Role::Leader, Role::Halted];
+const WAL_ALARMS: [WalAlarm; 3] = [WalAlarm::None, WalAlarm::Warning, WalAlarm::Critical];
+
+/// Every metric of one relay.
+pub struct Metrics {
+    registry: Registry,
+    read_rows: IntCounter,
+    published_rows: IntCounter,
+    published_bytes: IntCounter,
+    marked_rows: IntCounter,
+    repeated_rows: IntCounter,
+    missed_rows: IntCounter,
+    removed_rows: IntCounter,
+    slots_lost: IntCounter,
+    held_rows_total: IntCounter,
+    blocked_aggregates_total: IntCounterVec,
+    sessions: IntCounterVec,
+    log_lines_dropped: IntCounter,
+    delivery_seconds: Histogram,
+    checkpoint_seconds: Histogram,
+    gauges: Gauges,
+}
+
+/// What is set from the report.
+struct Gauges {
+    role: GaugeVec,
+    publishes: Gauge,
+    up: GaugeVec,
+    lease_epoch: Gauge,
+    in_flight_rows: Gauge,
+    in_flight_bytes: Gauge,
+    lag_rows: Gauge,
+    lag_bytes: Gauge,
+    lag_seconds: Gauge,
+    oldest_unsent_age_seconds: Gauge,
+    held_rows: GaugeVec,
+    held_aggregates: GaugeVec,
+    dead_letters: Gauge,
+    kept_rows: Gauge,
+    kept_bytes: Gauge,
+    holes_open: Gauge,
+    publication_drift: Gauge,
+    slot_retained_bytes: Gauge,
+    wal_budget_bytes: Gauge,
+    wal_alarm: GaugeVec,
+    sent_seq: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        #[cfg(target_os = "linux")]
+        registry
+            .register(Box::new(ProcessCollector::for_self()))
+            .expect("each name is registered once");
+        let build = gauges(
+            &registry,
+            "outboxd_build_info",
+            "The version that runs.",
+            "version",
+        );
+        build
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1.0);
+        let counter = |name, help| {
+            let opened = IntCounter::new(name, help);
+            add(&registry, opened.expect("the name is valid"))
+        };
+        let counters = |name, help, label| {
+            let opened = IntCounterVec::new(Opts::new(name, help), &[label]);
+            add(&registry, opened.expect("the name is valid"))
+        };
+        Self {
+            read_rows: counter(
+                "outboxd_read_rows_total",
+                "Rows that came from the source, repeated ones included.",
+            ),
+            published_rows: counter(
+                "outboxd_published_rows_total",
+                "Rows that a broker acknowledged.",
+            ),
+            published_bytes: counter(
+                "outboxd_published_bytes_total",
+                "Bytes of the keys and values that a broker acknowledged.",
+            ),
+            marked_rows: counter("outboxd_marked_rows_total", "Rows recorded as sent."),
+            repeated_rows: counter(
+                "outboxd_repeated_rows_total",
+                "Rows that the source sent again and that were skipped: in flight or marked already.",
+            ),
+            missed_rows: counter(
+                "outboxd_missed_rows_total",
+                "Rows that the stream passed without bringing them: found in the table and published from there.",
+            ),
+            removed_rows: counter(
+                "outboxd_removed_rows_total",
+                "Sent rows that retention removed from the table.",
+            ),
+            slots_lost: counter(
+                "outboxd_slots_lost_total",
+                "Times that the slot was gone or invalid and the table was read instead.",
+            ),
+            held_rows_total: counter(
+                "outboxd_held_rows_total",
+                "Rows that were held back because of their topic or an earlier row of their aggregate.",
+            ),
+            blocked_aggregates_total: counters(
+                "outboxd_blocked_aggregates_total",
+                "Aggregates that were blocked by a row at fault.",
+                "reason",
+            ),
+            sessions: counters(
+                "outboxd_sessions_total",
+                "Sessions that ended, by the reason.",
+                "reason",
+            ),
+            log_lines_dropped: counter(
+                "outboxd_log_lines_dropped_total",
+                "Log lines that nobody took from the pipe in time.",
+            ),
+            delivery_seconds: histogram(
+                &registry,
+                "outboxd_delivery_duration_seconds",
+                "From handing rows to the producer to the acknowledgement of all of them.",
+            ),
+            checkpoint_seconds: histogram(
+                &registry,
+                "outboxd_checkpoint_duration_seconds",
+                "From the acknowledgement of a checkpoint's first row to its commit.",
+            ),
+            gauges: Gauges::new(&registry),
+            registry,
+        }
+    }
+
+    pub fn read(&self, rows: usize) {
+        self.read_rows.inc_by(rows as u64);
+    }
+
+    pub fn delivered(&self, delivered: &Deliveries) {
+        self.published_rows.inc_by(delivered.tickets.len() as u64);
+        self.published_bytes.inc_by(delivered.bytes);
+    }
+
+    /// Notes how long what was handed over together took until all of it was acknowledged.
+    pub fn delivery(&self, elapsed: Duration) {
+        self.delivery_seconds.observe(elapsed.as_secs_f64());
+    }
+
+    /// Notes a checkpoint: its rows, and how long it took.
+    pub fn marked(&self, rows: usize, elapsed: Duration) {
+        self.marked_rows.inc_by(rows as u64);
+        self.checkpoint_seconds.observe(elapsed.as_secs_f64());
+    }
+
+    pub fn repeated(&self, rows: usize) {
+        self.repeated_rows.inc_by(rows as u64);
+    }
+
+    pub fn missed(&self, rows: usize) {
+        self.missed_rows.inc_by(rows as u64);
+    }
+
+    /// Notes rows that retention removed.
+    pub fn removed(&self, rows: u64) {
+        self.removed_rows.inc_by(rows);
+    }
+
+    /// Notes a slot that was lost and is made anew.
+    pub fn slot_lost(&self) {
+        self.slots_lost.inc();
+    }
+
+    pub fn held(&self) {
+        self.held_rows_total.inc();
+    }
+
+    /// Notes a blocked aggregate; `reason` is one of a fixed set.
+    pub fn blocked(&self, reason: &str) {
+        self.blocked_aggregates_total
+            .with_label_values(&[reason])
+            .inc();
+    }
+
+    /// Notes the end of a session; `reason` is one of a fixed set.
+    pub fn session_ended(&self, reason: &str) {
+        self.sessions.with_label_values(&[reason]).inc();
+    }
+
+    /// Every metric as text, the gauges as the report says; what is not known reads `NaN`.
+    pub fn render(&self, status: &Status) -> String {
+        self.gauges.set(status);
+        let dropped = crate::observe::telemetry::lines_dropped();
+        let seen = self.log_lines_dropped.get();
+        self.log_lines_dropped.inc_by(dropped.saturating_sub(seen));
+        let mut text = Vec::new();
+        let encoded = TextEncoder::new().encode(&self.registry.gather(), &mut text);
+        encoded.expect("every metric has a name and writing to memory succeeds");
+        String::from_utf8(text).expect("the text format is UTF-8")
+    }
+}
+
+impl Gauges {
+    fn new(registry: &Registry) -> Self {
+        let gauge = |name, help| {
+            let opened = Gauge::new(name, help);
+            add(registry, opened.expect("the name is valid"))
+        };
+        Self {
+            role: gauges(
+                registry,
+                "outboxd_role",
+                "1 for the role that the relay plays.",
+                "role",
+            ),
+            publishes: gauge("outboxd_publishes", "1 while committed rows go out."),
+            up: gauges(registry, "outboxd_up", "1 while the peer answers.", "peer"),
+            lease_epoch: gauge(
+                "outboxd_lease_epoch",
+                "A number that grows each time the lease is taken.",
+            ),
+            in_flight_rows: gauge("outboxd_in_flight_rows", "Rows read and not yet marked."),
+            in_flight_bytes: gauge("outboxd_in_flight_bytes", "Bytes of these rows."),
+            lag_rows: gauge("outboxd_lag_rows", "Rows in the table that were not sent."),
+            lag_bytes: gauge(
+                "outboxd_lag_bytes",
+                "WAL behind which the confirmed position is.",
+            ),
+            lag_seconds: gauge(
+                "outboxd_lag_seconds",
+                "Age of the oldest row that is neither sent nor held.",
+            ),
+            oldest_unsent_age_seconds: gauge(
+                "outboxd_oldest_unsent_age_seconds",
+                "Age of the oldest row that was not sent, held ones included.",
+            ),
+            held_rows: gauges(
+                registry,
+                "outboxd_held_rows",
+                "Rows held back now.",
+                "reason",
+            ),
+            held_aggregates: gauges(
+                registry,
+                "outboxd_held_aggregates",
+                "Aggregates blocked now.",
+                "reason",
+            ),
+            dead_letters: gauge(
+                "outboxd_dead_letters",
+                "Rows kept as dead letters, counted up to 100,000.",
+            ),
+            kept_rows: gauge(
+                "outboxd_table_rows",
+                "Rows in the outbox table, sent or not, by the server's statistics.",
+            ),
+            kept_bytes: gauge(
+                "outboxd_table_bytes",
+                "Bytes of the outbox table, its indexes included.",
+            ),
+            holes_open: gauge(
+                "outboxd_holes_open",
+                "Ranges of numbers whose rows may still appear.",
+            ),
+            publication_drift: gauge(
+                "outboxd_publication_drift",
+                "Reasons why the publication does not bring every row.",
+            ),
+            slot_retained_bytes: gauge(
+                "outboxd_slot_retained_bytes",
+                "WAL that the slot keeps on the server.",
+            ),
+            wal_budget_bytes: gauge(
+                "outboxd_wal_budget_bytes",
+                "WAL that the slot may keep before it is an alarm.",
+            ),
+            wal_alarm: gauges(
+                registry,
+                "outboxd_wal_alarm",
+                "1 for the alarm about the WAL that the slot keeps.",
+                "alarm",
+            ),
+            sent_seq: gauge("outboxd_sent_seq", "The highest number that was sent."),
+        }
+    }
+
+    fn set(&self, status: &Status) {
+        for role in ROLES {
+            let plays = f64::from(u8::from(role == status.role));
+            self.role.with_label_values(&[role.name()]).set(plays);
+        }
+        self.publishes.set(f64::from(u8::from(status.publishes())));
+        for (name, peer) in [("postgres", &status.postgres), ("kafka", &status.kafka)] {
+            let up = peer.is_up.map(|up| f64::from(u8::from(up)));
+            self.up.with_label_values(&[name]).set(known(up));
+        }
+        let epoch = status.lease.as_ref().and_then(|lease| lease.epoch);
+        self.lease_epoch.set(known(epoch.map(|epoch| epoch as f64)));
+        self.in_flight_rows.set(status.in_flight.rows as f64);
+        self.in_flight_bytes.set(status.in_flight.bytes as f64);
+        let number = |number: Option<u64>| known(number.map(|number| number as f64));
+        self.lag_rows.set(number(status.lag.rows));
+        self.lag_bytes.set(number(status.lag.bytes));
+        self.lag_seconds.set(known(status.lag.seconds));
+        let age = status.oldest_unsent_age_seconds;
+        // Where rows are counted and there is none, nothing is old.
+        let none = (status.lag.rows == Some(0)).then_some(0.0);
+        self.oldest_unsent_age_seconds.set(known(age.or(none)));
+        self.kept_rows
+            .set(number(status.kept.map(|kept| kept.rows)));
+        self.kept_bytes
+            .set(number(status.kept.map(|kept| kept.bytes)));
+        self.holes_open.set(number(status.holes_open));
+        self.publication_drift.set(status.drift.len() as f64);
+        self.slot_retained_bytes
+            .set(number(status.slot_retained_bytes));
+        self.wal_budget_bytes
+            .set(number(status.wal_budget.map(|budget| budget.bytes)));
+        for alarm in WAL_ALARMS {
+            let is_on = status
+                .wal_budget
+                .is_some_and(|budget| budget.alarm == alarm);
+            self.wal_alarm
+                .with_label_values(&[alarm.name()])
+                .set(f64::from(u8::from(is_on)));
+        }
+        let seq = status.position.sent_seq.map(|seq| seq as f64);
+        self.sent_seq.set(known(seq));
+        self.set_held(status);
+    }
+
+    fn set_held(&self, status: &Status) {
+        self.held_rows.reset();
+        self.held_aggregates.reset();
+        let topics = status.held_topic_rows.unwrap_or(0);
+        let rows = status.blocked_rows.unwrap_or(0);
+        self.held_rows
+            .with_label_values(&["topic"])
+            .set(topics as f64);
+        self.held_rows
+            .with_label_values(&["row_at_fault"])
+            .set(rows as f64);
+        self.held_aggregates
+            .with_label_values(&["row_at_fault"])
+            .set(status.blocked_aggregates.unwrap_or(0) as f64);
+        let dead_letters = status.dead_letters.map(|count| count as f64);
+        self.dead_letters.set(known(dead_letters));
+    }
+}
+
+fn known(value: Option<f64>) -> f64 {
+    value.unwrap_or(f64::NAN)
+}
+
+fn histogram(registry: &Registry, name: &str, help: &str) -> Histogram {
+    let options = HistogramOpts::new(name, help).buckets(LATENCY_BUCKETS.to_vec());
+    let opened = Histogram::with_opts(options);
+    add(registry, opened.expect("name and buckets are valid"))
+}
+
+fn gauges(registry: &Registry, name: &str, help: &str, label: &str) -> GaugeVec {
+    let opened = GaugeVec::new(Opts::new(name, help), &[label]);
+    add(registry, opened.expect("the name is valid"))
+}
+
+fn add<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, metric: C) -> C {
+    let added = registry.register(Box::new(metric.clone()));
+    added.expect("each name is registered once");
+    metric
+}
