@@ -6,6 +6,7 @@
 
 mod harness;
 
+mod architecture;
 mod bad_input;
 mod catch_up;
 mod clouds;

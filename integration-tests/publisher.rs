@@ -5,10 +5,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use outboxd::config::{KafkaConfig, LimitsConfig, TopicsConfig};
+use outboxd::core::{Fault, SessionEnd, Ticket, TopicState};
 use outboxd::encode::{Header, Record};
-use outboxd::publish::{
-    Fault, Outgoing, Publisher, PublisherEvent, SessionEnd, Ticket, TopicState,
-};
+use outboxd::publish::{Outgoing, Publisher, PublisherEvent};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::timeout;
 

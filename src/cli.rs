@@ -14,7 +14,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::commands::demo::DemoOptions;
 use crate::config::{Config, ConfigErrors};
-use crate::observe::paste;
+use crate::text::paste;
 
 /// Relays a transactional outbox from PostgreSQL to Kafka: nothing lost, nothing reordered.
 ///

@@ -18,6 +18,13 @@ mod load;
 mod secret;
 mod settings;
 mod table_name;
+mod url;
+
+/// Whether only outboxd sets the header. Names of others, such as Spring's `__TypeId__`, are theirs to set.
+pub(crate) fn is_reserved(name: &str) -> bool {
+    name == "id" || name.starts_with("outboxd_")
+}
+
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -35,6 +42,10 @@ pub use keys::reference_toml;
 pub use secret::{Secret, UrlSource};
 pub(crate) use table_name::digest;
 pub use table_name::{TableName, TableNameError};
+pub use url::{
+    ChannelBinding, ClientCertificate, ConnectOptions, Host, RootCertificates, SslMode, TlsOptions,
+    UrlFault,
+};
 
 /// One relay: one database, one outbox table, one Kafka.
 #[derive(Clone, Debug)]
@@ -132,7 +143,7 @@ pub struct PollingConfig {
 
 #[derive(Clone, Debug)]
 pub struct ReplicationConfig {
-    /// Empty until [`crate::postgres::names::resolve`] has asked the database, unless the configuration names it.
+    /// Empty until `state::names` has asked the database, unless the configuration names it.
     pub slot: String,
     /// As the slot's name.
     pub publication: String,

@@ -11,27 +11,30 @@ mod in_view;
 mod outage_breaker;
 mod pause;
 mod positions;
+mod producer;
 mod redelivered;
 mod row;
 mod suspects;
 #[cfg(test)]
 mod tests;
 mod topic_hold;
+mod topic_partition;
 mod topics;
 
 use std::sync::Arc;
 
 pub use held::{Followers, Held, HeldAggregate, Recorded, UNMARKABLE};
+pub use producer::{Cutting, Fault, SessionEnd, SmallBatches, Ticket, TopicState};
 pub use row::{
     Aggregate, Answered, Delivered, Faults, HeldRow, HoldReason, MarkSelection, Offer, ReleaseOn,
     RowFacts, Window,
 };
 pub use topic_hold::{Help, TopicHold};
+pub use topic_partition::{TopicPartition, partition_of};
 pub use topics::{OTHERS, Questions};
 
 use crate::config::FaultPolicy;
 use crate::encode::Rejection;
-use crate::publish::{Fault, SessionEnd, Ticket};
 use crate::row::{Lsn, OutboxRow, RowId};
 use asking::Asking;
 use in_flight::InFlight;

@@ -16,7 +16,6 @@ use bytes::Bytes;
 use crate::config::{NullKey, RouteConfig};
 use crate::row::{Layout, LeftOut, OutboxRow, sqlstate};
 use headers::HeaderColumns;
-pub(crate) use headers::is_reserved;
 use route::Route;
 
 /// How many topic and header names are kept; beyond that the cache starts anew.

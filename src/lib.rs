@@ -19,3 +19,4 @@ pub mod row;
 mod simulator;
 pub mod source;
 pub mod state;
+pub mod text;

@@ -9,15 +9,12 @@ pub mod compatibility;
 mod encoding;
 mod error;
 mod guard;
-pub mod names;
-mod options;
+pub(crate) mod obstacles;
 pub mod publication;
 pub mod slot;
 mod socket;
 pub mod time;
 mod tls;
-mod url;
-pub mod wal_watch;
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -30,13 +27,12 @@ use tokio_postgres::{Client, Config};
 
 use guard::{AlreadySecured, Guard};
 
+pub use crate::config::{ChannelBinding, ConnectOptions, Host, SslMode, TlsOptions, UrlFault};
 pub use attempt::Attempt;
 pub(crate) use error::{CLEAR_TEXT, METHOD, NO_PASSWORD, NOT_BOUND, SERVER_PROOF};
 pub use error::{Class, PostgresError, ServerError};
-pub use options::{ConnectOptions, Host};
 pub use socket::{ReadHalf, Socket, WriteHalf};
-pub use tls::{ChannelBinding, Security, SslMode, TlsFault, TlsOptions, Verified};
-pub use url::UrlFault;
+pub use tls::{Security, TlsFault, Verified};
 
 /// How long unacknowledged bytes may stand in a socket, on our side and on the server's.
 ///
@@ -111,7 +107,7 @@ pub async fn connect(options: &ConnectOptions, name: &str) -> Result<SqlConnecti
             }
             Ok(Ok(session)) => return Ok(session),
             Ok(Err(error)) => failure = error,
-            Err(_) => failure = options.timed_out(&attempt),
+            Err(_) => failure = attempt.timed_out(options.connect_timeout),
         }
     }
     standby.ok_or(failure)

@@ -18,7 +18,6 @@ mod reports;
 mod session;
 #[cfg(test)]
 mod tests;
-mod topic_partition;
 mod trials;
 mod witness;
 
@@ -31,19 +30,15 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{oneshot, watch};
 
 use crate::config::{KafkaConfig, LimitsConfig};
+use crate::core::{Cutting, Fault, SessionEnd, SmallBatches, Ticket, TopicPartition, TopicState};
 use crate::encode::Record;
 use crate::kafka::{ClientFiles, KafkaError};
 use clocks::Clocks;
-pub use lanes::SmallBatches;
 pub(crate) use metadata::refused_creations;
 use metadata::{LookUps, Question};
 use reports::Broker;
 use session::{Command, ProducerThread, Ties};
-pub use topic_partition::{TopicPartition, partition_of};
 use trials::Trials;
-
-/// Names one row in flight; tickets grow by one in publishing order.
-pub type Ticket = u64;
 
 /// A record and the row it stands for.
 #[derive(Debug)]
@@ -74,35 +69,6 @@ pub enum PublisherEvent {
     Ended(SessionEnd),
 }
 
-/// Whether records can be written to a topic.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TopicState {
-    Available {
-        partitions: usize,
-    },
-    Unknown,
-    /// Unknown, and a broker refused to create it with these words.
-    NotCreated(String),
-    Denied,
-    /// Said of a `Place` only, a single partition.
-    Leaderless,
-}
-
-/// Why a producer session ended.
-#[derive(Debug)]
-pub struct SessionEnd {
-    /// The rows whose own reports carried a broker's code, with that code's class; or which a broker may have cut off.
-    pub failed: Vec<(Ticket, Fault)>,
-    /// The chain of what went wrong, without row contents.
-    pub reason: String,
-    /// A broker may have cut off a batch as too large: the `batch.size` for the next session.
-    pub batch_bytes_max: Option<usize>,
-    /// The same of topics that refused one.
-    pub small_batches: SmallBatches,
-    /// A broker cut off what it was sent: the next session looks at it from its start.
-    pub cutting: Option<Cutting>,
-}
-
 /// What a session begins with.
 #[derive(Clone, Debug, Default)]
 pub struct Known {
@@ -110,35 +76,6 @@ pub struct Known {
     pub cutting: Option<Cutting>,
     /// Topics that take no larger batches.
     pub small_batches: SmallBatches,
-}
-
-/// A broker that cuts off what it is sent, and a topic that it can be asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cutting {
-    broker: i32,
-    topic: Arc<str>,
-}
-
-/// Whose fault a failed delivery report can be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// May be the row's own (too large, invalid): a suspect, guilty only when refused alone.
-    Row(String),
-    /// The topic's: it may not be written.
-    Topic(String),
-    /// The topic's: it is not there.
-    NoTopic(String),
-    /// The session's or the cluster's: never condemns a row.
-    Session(String),
-}
-
-impl Fault {
-    /// What the broker or librdkafka said.
-    pub fn text(&self) -> &str {
-        match self {
-            Self::Row(text) | Self::Topic(text) | Self::NoTopic(text) | Self::Session(text) => text,
-        }
-    }
 }
 
 /// The producer session can't begin.

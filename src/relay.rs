@@ -22,6 +22,7 @@ mod stall_detector;
 pub mod supervise;
 mod sweep;
 mod topics;
+pub mod wal_watch;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -35,12 +36,13 @@ use tracing::{info, warn};
 
 use crate::config::{Config, KafkaConfig};
 use crate::core::{Core, Faults, Recorded, Window};
+use crate::core::{Cutting, SmallBatches, Ticket, TopicPartition};
 use crate::encode::{Encoder, Record, Rejection};
 use crate::mark::{FencingToken, MarkError, Marks, Owed};
 use crate::observe::metrics::Metrics;
 use crate::observe::status::StatusCell;
 use crate::postgres;
-use crate::publish::{Cutting, PublisherEvent, SmallBatches, Ticket, TopicPartition};
+use crate::publish::PublisherEvent;
 use crate::row::{Layout, OutboxRow};
 use crate::source::Source;
 use crate::source::replication::sweep::Watch;

@@ -4,9 +4,11 @@
 pub mod hold;
 pub mod identity;
 pub mod lease;
+pub mod names;
 mod outbox;
 pub mod rename;
 pub mod retention;
+pub mod schema;
 pub mod unsent;
 
 pub use outbox::{Commits, OutboxState, Skipped, SkippedBy, StateError, StateTable};

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 use outboxd::config::{FaultPolicy, Mark, NullKey, RouteConfig};
+use outboxd::core::TopicState;
 use outboxd::core::{Core, Delivered, Faults, MarkSelection, Offer, ReleaseOn, RowFacts, Window};
 use outboxd::encode::Encoder;
 use outboxd::mark::{FencingToken, Marks};
-use outboxd::publish::TopicState;
 use outboxd::row::Lsn;
 use outboxd::row::ranges::RangeSet;
 

@@ -6,9 +6,9 @@ use super::commands::{failed, show};
 use super::request::{Asking, Opened, fulfil, open};
 use super::{Common, ExitStatus, print};
 use crate::commands::blocked::{BlockedTable, Lines, Request, Which};
-use crate::observe::paste::shell_word;
 use crate::postgres::catalog;
 use crate::state::hold::{Asker, Requested};
+use crate::text::paste::shell_word;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Blocked {

@@ -10,18 +10,18 @@ use tracing::{error, info, warn};
 
 use super::{Common, ExitStatus, Form, Migrate, complain, load, print};
 use crate::commands::demo::{DemoOptions, DemoOutcome};
-use crate::commands::migrate::MigrateOptions;
 use crate::commands::{check, migrate};
 use crate::config::Config;
 use crate::observe::admin::Admin;
 use crate::observe::metrics::Metrics;
 use crate::observe::status::StatusCell;
-use crate::observe::telemetry::chain;
 use crate::observe::{status, telemetry};
-use crate::postgres::names::{self, NamesError};
 use crate::postgres::slot::{self, Consent};
 use crate::relay::session;
 use crate::relay::supervise::Supervisor;
+use crate::state::names::{self, NamesError};
+use crate::state::schema::{self, MigrateOptions};
+use crate::text::chain;
 
 /// Says what failed, each cause on a line of its own.
 pub(super) fn failed(failure: &dyn Error, hint: Option<&str>) -> ExitStatus {
@@ -139,7 +139,7 @@ pub(super) async fn migrate(config: &Config, arguments: &Migrate) -> ExitStatus 
         ..MigrateOptions::default()
     };
     if arguments.print {
-        return match migrate::script(config, &options) {
+        return match schema::script(config, &options) {
             Ok(script) => {
                 print(&script);
                 ExitStatus::Done

@@ -6,8 +6,8 @@ use super::commands::{failed, show};
 use super::request::{Asking, Opened, fulfil, open};
 use super::{Common, ExitStatus, print};
 use crate::commands::dead_letters::{LetterTable, Lines, Which};
-use crate::observe::paste::shell_word;
 use crate::postgres::SqlConnection;
+use crate::text::paste::shell_word;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DeadLetters {

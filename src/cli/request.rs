@@ -10,8 +10,8 @@ use super::commands::{failed, resolve};
 use super::{Common, ExitStatus, complain, load, print, print_error};
 use crate::config::Config;
 use crate::postgres::SqlConnection;
-use crate::relay::session::lease_key;
 use crate::state::hold::{self, Answer, Asker, Requested};
+use crate::state::lease::lease_key;
 
 #[derive(Debug, Args)]
 pub(super) struct Asking {

@@ -20,16 +20,12 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::commands::migrate::Step;
 use crate::config::Config;
 use crate::postgres::catalog::Table;
-use crate::postgres::names;
 use crate::postgres::{SqlConnection, connect};
-pub(crate) use connection::pooler;
-pub(crate) use room::obstacle as room_obstacle;
-pub(crate) use server::{role_obstacle, sender_obstacle, slot_obstacle};
+use crate::state::names;
+use crate::state::schema::Step;
 use table::Looked;
-pub(crate) use writable::obstacle as write_obstacle;
 
 /// How a finding stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -199,7 +195,7 @@ async fn look_at_postgres(
 ) -> Vec<String> {
     let client = &session.client;
     report.push(connection::finding(&session.security));
-    match pooler(client).await {
+    match crate::postgres::obstacles::pooler(client).await {
         Ok(None) => {}
         Ok(Some(refusal)) => report.push(Finding::missing("pooler", refusal.text, refusal.remedy)),
         Err(error) => report.push(unknown("pooler", error)),

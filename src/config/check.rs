@@ -7,9 +7,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::error::{Problem, shown};
+use super::is_reserved;
 use super::{ConfigError, Secret, TableName, UrlSource};
-use crate::encode::is_reserved;
-use crate::postgres::{ConnectOptions, Host};
+use super::{ConnectOptions, Host};
 
 /// Kafka's longest topic name.
 const TOPIC_CHARS_MAX: usize = 249;

@@ -6,7 +6,7 @@ use std::error::Error;
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::postgres::UrlFault;
+use super::UrlFault;
 
 /// Where a setting stands; sorts by line, the environment last.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

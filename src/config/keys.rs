@@ -70,7 +70,7 @@ pub(super) const KEYS: &[Key] = &[
     key("faults.halt_share", Value("0.5"), "Halt when this share of the aggregates seen in a minute is at fault, and at least 100 are: an outage."),
     key("admin.listen", Value(r#""127.0.0.1:9464""#), "Address of /metrics, /livez, /readyz and /status; in a container 0.0.0.0:9464."),
     key("log.format", Value(r#""human""#), "\"human\" or \"json\"."),
-    key("log.level", Value(r#""info""#), "error, warn, info, debug or trace; for one module as in \"info,outboxd::state::lease=debug\"."),
+    key("log.level", Value(r#""info""#), "error, warn, info, debug or trace; for one module as in \"info,outboxd::publish=debug\"."),
 ];
 
 /// Keys and sections that later versions bring, and what holds until then.

@@ -3,8 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::ConfigError;
-use crate::postgres::ConnectOptions;
+use super::{ConfigError, ConnectOptions};
 
 /// A text that can't print itself.
 #[derive(Clone, PartialEq, Eq)]

@@ -119,7 +119,7 @@ fn every_key_can_be_set() {
         listen = "[::1]:1"
         [log]
         format = "json"
-        level = "info,outboxd::state::lease=debug"
+        level = "info,outboxd::publish=debug"
     "#;
     let config = parse(text).unwrap();
     assert_eq!(

@@ -5,7 +5,7 @@ use super::{
     Aggregate, Core, Delivered, Followers, HeldRow, HoldReason, Offer, ReleaseOn, RowFacts,
 };
 use crate::config::FaultPolicy;
-use crate::publish::Ticket;
+use crate::core::Ticket;
 
 impl Core {
     pub(super) fn at_fault(

@@ -9,7 +9,7 @@ use super::topics::TopicAnswer;
 use super::{
     Aggregate, Answered, Core, HeldRow, HoldReason, OTHERS, Offer, Questions, RowFacts, Window,
 };
-use crate::publish::{Ticket, TopicState};
+use crate::core::{Ticket, TopicState};
 
 /// Of the window, the share that may wait so.
 const SHARE: usize = 4;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::in_flight_row::InFlightRow;
-use crate::publish::Ticket;
+use crate::core::Ticket;
 
 /// Tickets between the oldest and the newest row that are found by index: bounds the empty places at about 3 MB. An
 /// older row is rare, one whose partition waits for its leader, and moves to a tree.

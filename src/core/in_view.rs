@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::Core;
 use super::in_flight_row::{InFlightRow, State};
-use crate::publish::Ticket;
+use crate::core::Ticket;
 use crate::row::RowId;
 use crate::row::ranges::RangeSet;
 

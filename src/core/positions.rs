@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::publish::Ticket;
+use crate::core::Ticket;
 use crate::row::Lsn;
 
 /// The boundaries that were read and can't be confirmed yet, oldest first.

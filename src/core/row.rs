@@ -4,7 +4,7 @@ use std::hash::{BuildHasherDefault, DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use crate::config::FaultPolicy;
-use crate::publish::Ticket;
+use crate::core::Ticket;
 use crate::row::{Layout, Lsn, Origin, OutboxRow, RowId};
 
 /// An aggregate, by a hash of its type and id.

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::RowKey;
-use crate::publish::Ticket;
+use crate::core::Ticket;
 use crate::row::RowId;
 
 /// Producers that a row has ended in turn before it is sent alone.

@@ -1,8 +1,8 @@
 //! Single facts of the core; what holds after every schedule is shown by the simulator.
 
 use super::*;
+use crate::core::TopicState;
 use crate::encode::RejectionReason;
-use crate::publish::TopicState;
 use crate::row::{Origin, OutboxRow};
 use crate::simulator::event::{Event, Flaw, layout, topic};
 

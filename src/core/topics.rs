@@ -7,7 +7,7 @@ use super::Aggregate;
 use super::pause::Pause;
 use super::row::ByAggregate;
 use super::topic_hold::{Help, TopicHold};
-use crate::publish::{TopicPartition, TopicState};
+use crate::core::{TopicPartition, TopicState};
 
 /// Stands for all topics that are not held by a name of their own; no topic can have this name.
 pub static OTHERS: LazyLock<Arc<str>> = LazyLock::new(|| "*".into());

@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 
 use super::{EncodeError, Header, Names, Rejection, RejectionReason, find_column, remember};
 use crate::config::RouteConfig;
+use crate::config::is_reserved;
 use crate::row::{Layout, OutboxRow};
 
 /// Headers of one record at most; far above any real use, below what a broker chokes on.
@@ -158,11 +159,6 @@ impl NameFault {
             Self::Nul => "a name can't hold the character NUL",
         }
     }
-}
-
-/// Whether only outboxd sets the header. Names of others, such as Spring's `__TypeId__`, are theirs to set.
-pub(crate) fn is_reserved(name: &str) -> bool {
-    name == "id" || name.starts_with("outboxd_")
 }
 
 fn check_name(name: &str) -> Result<(), NameFault> {

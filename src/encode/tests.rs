@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::is_reserved;
 use crate::row::{Column, Field, Lsn};
 
 const NAMES: [&str; 10] = [

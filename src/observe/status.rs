@@ -15,6 +15,8 @@ use std::time::SystemTime;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::postgres::{ConnectOptions, Host};
+use crate::state::retention::TableSize;
+use crate::state::unsent::Unsent;
 
 pub use answer::{Answer, AnsweredBy, StatusError, ask};
 pub use cell::{LEASE_RAN_OUT, OPENING, StatusCell, because};
@@ -56,7 +58,7 @@ pub struct Status {
     pub in_flight: InFlight,
     /// What stands in the table, sent or not, by the server's statistics.
     #[serde(default)]
-    pub kept: Option<Kept>,
+    pub kept: Option<TableSize>,
     pub held: Vec<HeldRows>,
     pub held_topics: Vec<HeldTopic>,
     /// Topics that can't be written and are not in that list; `*` in it stands for the rows of many of them.
@@ -155,14 +157,6 @@ pub struct Lag {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InFlight {
     pub rows: u64,
-    pub bytes: u64,
-}
-
-/// Estimates of what an outbox table holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Kept {
-    pub rows: u64,
-    /// Indexes, and values that are stored out of line, included.
     pub bytes: u64,
 }
 
@@ -356,4 +350,12 @@ impl State {
             Self::Unknown => "unknown",
         }
     }
+}
+
+/// Writes into a report what a question for unsent rows found.
+fn show_unsent(unsent: &Unsent, status: &mut Status) {
+    status.lag.rows = Some(unsent.rows);
+    status.lag.rows_at_least = unsent.is_at_least;
+    status.lag.seconds = unsent.unheld_seconds;
+    status.oldest_unsent_age_seconds = unsent.oldest_seconds;
 }

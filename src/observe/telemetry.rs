@@ -3,12 +3,9 @@
 //! The log goes to standard output through a bounded queue and a thread of its own, so that a pipe that nobody
 //! reads blocks that thread and never the relay; what finds the queue full is dropped and counted.
 
-mod episodes;
 mod lines;
 mod told;
 
-use std::error::Error;
-use std::fmt::Write as _;
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
@@ -18,7 +15,6 @@ use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
 use crate::config::{LogConfig, LogFormat};
 
-pub use episodes::Episodes;
 pub use lines::{LogGuard, lines_dropped};
 pub use told::Told;
 
@@ -30,7 +26,7 @@ const QUIET: &str = "librdkafka=warn,rdkafka=warn,tokio_postgres=warn,hyper=warn
 pub enum TelemetryError {
     #[error(
         "cannot use `{level}` as `log.level`: expected error, warn, info, debug or trace, \
-         or filters such as `info,outboxd::state::lease=debug`"
+         or filters such as `info,outboxd::publish=debug`"
     )]
     Level { level: String },
     #[error("cannot start the thread that writes the log")]
@@ -84,20 +80,6 @@ fn filter(level: &str) -> Result<EnvFilter, TelemetryError> {
         .map_err(|_| refused())
 }
 
-/// An error and what caused it, in one line; a cause that only repeats its parent is left out.
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            let _ = write!(text, ": {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,7 +90,7 @@ mod tests {
             "info",
             "WARN",
             "off",
-            "info,outboxd::state::lease=debug",
+            "info,outboxd::publish=debug",
             "librdkafka=debug",
         ] {
             assert!(filter(level).is_ok(), "{level}");
@@ -128,14 +110,5 @@ mod tests {
             .expect("a filter")
             .to_string();
         assert!(text.contains("librdkafka=debug") && !text.contains("librdkafka=warn"));
-    }
-
-    #[test]
-    fn a_chain_says_each_cause_once() {
-        #[derive(Debug, thiserror::Error)]
-        #[error("cannot read the lease")]
-        struct Outer(#[source] std::io::Error);
-        let error = Outer(std::io::Error::other("the pipe is gone"));
-        assert_eq!(chain(&error), "cannot read the lease: the pipe is gone");
     }
 }

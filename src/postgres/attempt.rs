@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use tokio::net::{TcpStream, UnixStream};
 
+use super::PostgresError;
 use super::socket::{self, Socket};
-use super::tls::{self, SslMode, TlsOptions};
-use super::{ConnectOptions, Host, PostgresError};
+use super::tls;
+use crate::config::{ConnectOptions, Host, SslMode, TlsOptions};
 
 /// `invalid_authorization_specification`: `pg_hba.conf` does not admit us, or not like this.
 const NOT_ADMITTED: &str = "28000";
@@ -65,7 +66,7 @@ impl Attempt {
     }
 
     /// Why it did not end within so long.
-    pub(super) fn timed_out(&self, after: Duration) -> PostgresError {
+    pub(crate) fn timed_out(&self, after: Duration) -> PostgresError {
         let address = self.host.to_string();
         match self.is_connected.load(Ordering::Relaxed) {
             true => PostgresError::Unanswered { address, after },

@@ -433,6 +433,23 @@ const UNIQUE_INDEX: &str = "
                    WHERE i.indrelid = $1 AND i.indisunique AND i.indisvalid AND i.indpred IS NULL
                      AND i.indnkeyatts = 1 AND i.indkey[0] = $2)";
 
+/// PostgreSQL cuts longer names off (NAMEDATALEN − 1).
+const NAME_BYTES_MAX: usize = 63;
+
+/// A name that follows from the table's. One that is too long is cut before a digest of the whole, so that tables that
+/// begin alike have objects of their own.
+pub(crate) fn suffixed(table: &str, suffix: &str) -> String {
+    if table.len() + suffix.len() <= NAME_BYTES_MAX {
+        return format!("{table}{suffix}");
+    }
+    let digest = crate::config::digest(table);
+    let mut end = NAME_BYTES_MAX - suffix.len() - digest.len() - 1;
+    while !table.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}_{digest}{suffix}", &table[..end])
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -495,5 +512,22 @@ pub(crate) mod tests {
             is_not_null: true,
         });
         table
+    }
+
+    #[test]
+    fn a_long_table_name_keeps_the_ending() {
+        let name = suffixed(&"é".repeat(31), "_status");
+        assert!(
+            name.len() <= NAME_BYTES_MAX && name.starts_with("éé") && name.ends_with("_status")
+        );
+        let alike =
+            ["a", "b"].map(|last| suffixed(&format!("{}{last}", "o".repeat(62)), "_publish"));
+        assert!(
+            alike[0] != alike[1] && alike[0].len() == NAME_BYTES_MAX,
+            "{alike:?}"
+        );
+        let whole = "o".repeat(NAME_BYTES_MAX - "_status".len());
+        assert_eq!(suffixed(&whole, "_status"), format!("{whole}_status"));
+        assert_eq!(suffixed("outbox", "_status"), "outbox_status");
     }
 }

@@ -12,8 +12,8 @@ use postgres_protocol::message::backend::ErrorFields;
 use tokio_postgres::types::WrongType;
 
 use super::tls::{self, TlsFault};
-use super::url::UrlFault;
 use super::{Host, advice, guard};
+use crate::config::UrlFault;
 
 /// A failure to connect to PostgreSQL or to talk to it.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::cut_off::{Cause, CutOff};
-use super::lanes::SmallBatches;
 use super::reports::Failure;
-use super::{Fault, SessionEnd, Ticket};
+use super::{Fault, SessionEnd, SmallBatches, Ticket};
 
 /// What bounds a request, in the words of those who set it.
 const REQUEST_LIMIT: &str = "its `socket.request.max.bytes`, or a cloud's limit for a request";

@@ -3,7 +3,6 @@
 //! librdkafka knows one size of batches for all topics of a producer: with that of the smallest, one topic's limit would
 //! make all others slow.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rdkafka::ClientConfig;
@@ -13,10 +12,8 @@ use rdkafka::types::RDKafkaErrorCode;
 use super::Outgoing;
 use super::handles::Handles;
 use super::reports::{Broker, Harvest, Reports};
+use crate::core::SmallBatches;
 use crate::kafka::KafkaError;
-
-/// The bytes that a batch for a topic may have, where brokers refused larger ones.
-pub type SmallBatches = BTreeMap<Arc<str>, usize>;
 
 pub(super) struct Lanes {
     usual: Lane,

@@ -14,11 +14,12 @@ use tracing::debug;
 
 use super::cut_off::CutOff;
 use super::first_ack_gate::FirstAckGate;
-use super::lanes::{Lanes, SmallBatches};
+use super::lanes::Lanes;
 use super::log_lines::{Event, Line};
 use super::reports::{Broker, Failure, Harvest};
 use super::trials::{InFlight, Trials};
 use super::{Fault, Outgoing, PublisherEvent, SessionEnd, Ticket, bootstrap, fault};
+use crate::core::SmallBatches;
 use crate::kafka::KafkaError;
 
 /// Records handed to librdkafka between two polls.

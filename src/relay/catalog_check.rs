@@ -9,15 +9,15 @@ use tracing::{debug, error, info};
 
 use super::{End, Run};
 use crate::config::{Config, Mark, Mode};
-use crate::observe::telemetry::chain;
 use crate::postgres::PostgresError;
 use crate::postgres::catalog::{self, InspectError};
 use crate::postgres::compatibility::{self, Incompatibility};
-use crate::postgres::names::{self, NamesError};
 use crate::postgres::publication::{self, Drift};
 use crate::row::Layout;
 use crate::state::identity::{self, IdentityError, IdentityVerdict, ServerHistory};
+use crate::state::names::{self, NamesError};
 use crate::state::retention;
+use crate::text::chain;
 
 /// How often, unless sweeps come more often (design 15).
 const CHECK_EVERY: Duration = Duration::from_secs(30);

@@ -8,13 +8,14 @@ use tracing::{error, trace};
 
 use super::topics::place_of;
 use super::{End, Phase, Run, Session};
+use crate::core::Ticket;
 use crate::core::{Answered, Followers, Offer, RowFacts};
 use crate::mark::{MarkError, Marks};
-use crate::observe::telemetry::chain;
-use crate::publish::{Outgoing, Ticket};
+use crate::publish::Outgoing;
 use crate::row::OutboxRow;
 use crate::source::{Batch, SourceError};
 use crate::state::Commits;
+use crate::text::chain;
 
 /// Records handed to the producer at once.
 const OUTGOING_ROWS: usize = 500;

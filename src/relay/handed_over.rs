@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::publish::Ticket;
+use crate::core::Ticket;
 
 /// Rows that were handed to the producer, by the batches in which they were.
 #[derive(Debug, Default)]

@@ -9,13 +9,13 @@ use tracing::{debug, warn};
 use super::marking::MARK_AGAIN_AFTER;
 use super::{End, Phase, Run};
 use crate::config::Mark;
+use crate::core::Ticket;
 use crate::core::{Delivered, Followers, Held, HeldRow, HoldReason};
 use crate::mark::{MarkError, Marks};
-use crate::observe::telemetry::chain;
-use crate::publish::Ticket;
 use crate::row::ranges::RangeSet;
 use crate::row::{Layout, OutboxRow, RowId};
 use crate::state::hold::{CopyPolicy, HoldCheckpoint, HoldEntry, KeptRow, What};
+use crate::text::chain;
 
 /// What the copies of held rows may take in the database: sixteen of the portions in which they are replayed, and a
 /// quarter of `max_wal_size` as PostgreSQL ships it. What is held beyond waits in front of the slot.

@@ -41,7 +41,7 @@ impl Run<'_> {
             let asked = async {
                 status.measured(question.ask(&sql.client).await?);
                 if let Some(table) = kept_in {
-                    let kept = retention::kept(&sql.client, &table).await?;
+                    let kept = retention::table_size(&sql.client, &table).await?;
                     status.update(|status| status.kept = kept.or(status.kept));
                 }
                 Ok::<_, tokio_postgres::Error>(())

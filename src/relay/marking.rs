@@ -14,8 +14,8 @@ use super::paid::Paid;
 use super::{End, Run};
 use crate::core::{Aggregate, Delivered, MarkSelection, UNMARKABLE};
 use crate::mark::{MarkError, MarkOutcome, Marks, RefusedMark, Statement};
-use crate::observe::telemetry::chain;
 use crate::row::{OutboxRow, RowId};
+use crate::text::chain;
 
 /// How long delivered rows wait for company before they are marked, unless the window is pressed or the source waits.
 const MARK_EVERY: Duration = Duration::from_millis(50);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Relay;
-use crate::publish::{TopicPartition, TopicState};
+use crate::core::{TopicPartition, TopicState};
 
 impl Relay {
     /// Asks for the topic of a row that has waited for long; the answer goes to `refresh_if_silent`.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::observe::telemetry::Episodes;
+use crate::text::Episodes;
 
 /// What was seen of Kafka.
 #[derive(Clone, Copy, Debug)]

@@ -11,9 +11,10 @@ use tracing::{info, warn};
 
 use super::{End, Relay, Run};
 use crate::config::{KafkaConfig, LimitsConfig};
+use crate::core::SessionEnd;
 use crate::kafka::ClientFiles;
-use crate::observe::telemetry::chain;
-use crate::publish::{Known, PublishError, Publisher, PublisherEvent, SessionEnd};
+use crate::publish::{Known, PublishError, Publisher, PublisherEvent};
+use crate::text::chain;
 
 /// How long an outdated producer may be silent before what it has in flight is given up: an acknowledgement
 /// that takes longer than `socket.timeout.ms`, 10 s, can't arrive at all.

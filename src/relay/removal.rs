@@ -10,11 +10,11 @@ use tracing::{debug, info, warn};
 use super::marking::joined;
 use super::{End, Run};
 use crate::mark::{MarkError, Marks};
-use crate::observe::telemetry::chain;
 use crate::row::ranges::RangeSet;
 use crate::source::replication::sweep::Missed;
 use crate::state::retention::pass::{Pass, Passing, Scope, Step, between_passes, rest};
 use crate::state::retention::{Removed, Retention, Tended};
+use crate::text::chain;
 
 /// Where marks stand in the rows, a number without a row may get one: all are looked at again so often.
 const FORGET_EVERY: Duration = Duration::from_secs(3_600);

@@ -11,10 +11,10 @@ use super::outage::{Said, Seen};
 use super::stall_detector::{self, Timestamps, Wait};
 use super::{End, Phase, Relay, Run};
 use crate::core::OTHERS;
+use crate::core::{Ticket, TopicPartition};
 use crate::kafka::in_plain_words;
 use crate::mark::{MarkError, Marks};
 use crate::observe::status::{HeldRows, HeldTopic, InFlight, LEASE_RAN_OUT, Role, State, because};
-use crate::publish::{Ticket, TopicPartition};
 use crate::state::hold::{self, Requests};
 use crate::state::lease::since_boot;
 

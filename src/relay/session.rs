@@ -19,7 +19,6 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::commands::migrate::{self, Creates, MigrateError, Step};
 use crate::config::{Config, Mark, Mode, SourceConfig};
 use crate::encode::{EncodeError, Encoder};
 use crate::mark::change::CarryError;
@@ -28,7 +27,6 @@ use crate::mark::{FencingToken, MarkError, Marks, Owed, load_marked};
 use crate::observe::status::{SYSTEM_IDENTIFIER, StatusCell};
 use crate::postgres::catalog::{self, InspectError, Table};
 use crate::postgres::compatibility::{Incompatibility, Order};
-use crate::postgres::names::{self, NamesError};
 use crate::postgres::slot::SlotError;
 use crate::postgres::{self, ConnectOptions, PostgresError};
 use crate::relay::Session;
@@ -36,8 +34,10 @@ use crate::row::Lsn;
 use crate::source::SourceError;
 use crate::state::hold;
 use crate::state::identity::{self, IdentityError, ServerHistory};
-use crate::state::lease::LeaseState;
+use crate::state::lease::{LeaseState, lease_key, lease_key_of};
+use crate::state::names::{self, NamesError};
 use crate::state::rename::{self, RenameError};
+use crate::state::schema::{self, Creates, MigrateError, Step};
 use crate::state::{OutboxState, StateError, StateTable};
 pub use slot::Decoding;
 
@@ -177,24 +177,6 @@ pub fn connect_options(config: &Config) -> Result<ConnectOptions, OpenError> {
     config.source.url.options().map_err(OpenError::Url)
 }
 
-/// The name of the lease: the outbox, since only one relay may mark it; a relay that marks nothing
-/// shares only its slot.
-pub fn lease_key(source: &SourceConfig) -> String {
-    let table = match source.table_name() {
-        Ok(name) => format!("{}.{}", name.schema, name.table),
-        Err(_) => source.table.clone(),
-    };
-    lease_key_of(source, &table)
-}
-
-/// The same where the state stands under another name.
-pub fn lease_key_of(source: &SourceConfig, outbox: &str) -> String {
-    match source.mark {
-        Mark::None => format!("{outbox}#{}", source.replication.slot),
-        Mark::Ledger | Mark::SentAt | Mark::Delete => outbox.to_owned(),
-    }
-}
-
 /// Moves the state of a renamed table to its name of now, under the lease of its former name.
 pub async fn follow_rename(
     source: &SourceConfig,
@@ -248,7 +230,7 @@ pub async fn prepare(
         source,
         ..config.clone()
     };
-    let denied = migrate::ensure(&session.client, &config, Creates::State).await;
+    let denied = schema::ensure(&session.client, &config, Creates::State).await;
     let denied = denied.map_err(refused)?;
     if denied.is_empty() {
         Ok((config, home.former()))

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::core::Ticket;
 use crate::observe::status::Timestamp;
-use crate::publish::Ticket;
 
 /// A wait this long is told; with a look each second it is seen within five.
 const TOLD_AFTER: Duration = Duration::from_secs(3);

@@ -14,17 +14,18 @@ use tracing::{error, info, warn};
 use crate::config::{Config, Mark, Mode};
 use crate::observe::metrics::Metrics;
 use crate::observe::status::{Counting, OPENING, State, StatusCell};
-use crate::observe::telemetry::{Told, chain};
-use crate::postgres::wal_watch::WalWatch;
+use crate::observe::telemetry::Told;
 use crate::publish::PublishError;
 use crate::relay::session::{
     self, CarryOver, CatchUp, Decoding, Numbers, OpenError, SessionBuilder,
 };
+use crate::relay::wal_watch::WalWatch;
 use crate::relay::{End, Relay};
 use crate::row::Lsn;
 use crate::source::SourceError;
 use crate::source::replication::ReplicationError;
-use crate::state::lease::{LeaseKeeper, LeaseState, RELEASE_MAX, Role};
+use crate::state::lease::{LeaseKeeper, LeaseState, RELEASE_MAX, Role, lease_key, lease_key_of};
+use crate::text::chain;
 use verdict::{NextStep, label, lacks_publication, reason, verdict};
 
 /// The pauses between attempts, before jitter (design 6: 1 s doubling to 15 s; the first one is
@@ -245,8 +246,8 @@ impl Supervisor {
         let config = Arc::new(config);
         self.relay.configure(config.clone());
         let key = match &former {
-            Some(former) => session::lease_key_of(&config.source, former),
-            None => session::lease_key(&config.source),
+            Some(former) => lease_key_of(&config.source, former),
+            None => lease_key(&config.source),
         };
         (self.config, self.former) = (config, former);
         let keeper = LeaseKeeper::start(self.config.source.url.clone(), key, self.config.lease.ttl);

@@ -10,12 +10,12 @@ use tracing::{debug, error, warn};
 use super::{End, Run};
 use crate::config::Mode;
 use crate::mark::Marks;
-use crate::observe::telemetry::chain;
 use crate::row::RowId;
 use crate::row::ranges::RangeSet;
 use crate::source::SourceError;
 use crate::source::polling::PollError;
 use crate::source::replication::sweep::{Judgement, Missed, Progress, Watch};
+use crate::text::chain;
 
 /// The watch comes back with what it found.
 pub(super) type Judged = (Watch, Result<Judgement, PollError>);

@@ -9,9 +9,9 @@ use tracing::{info, warn};
 
 use super::{End, Relay, Run};
 use crate::core::{Help, TopicHold};
+use crate::core::{TopicPartition, TopicState, partition_of};
 use crate::encode::Record;
 use crate::kafka::{NOT_CREATED, allow_command, create_command};
-use crate::publish::{TopicPartition, TopicState, partition_of};
 
 /// A single broker that was frozen, fenced and registered again leads its partitions within 2 s (Kafka 4.1.1); brokers
 /// hear of an election by then too.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use fastrand::Rng;
 
 use super::event::{Event, Flaw, PARTITIONS};
-use crate::publish::{Fault, Ticket};
+use crate::core::{Fault, Ticket};
 
 /// A record on its way.
 #[derive(Clone, Copy, Debug)]

@@ -2,8 +2,8 @@
 
 use super::event::seqs_of;
 use crate::core::Delivered;
+use crate::core::Ticket;
 use crate::mark::evidence::Record;
-use crate::publish::Ticket;
 use crate::row::ranges::RangeSet;
 use crate::row::{Lsn, Origin};
 

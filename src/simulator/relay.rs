@@ -11,7 +11,7 @@ use super::schedule::{Mode, Setting};
 use super::session::{End, Session};
 use super::world::{World, tell};
 use crate::core::{Core, Delivered, Faults, ReleaseOn, Window};
-use crate::publish::{SessionEnd, Ticket};
+use crate::core::{SessionEnd, Ticket};
 use crate::relay::ReadBefore;
 use crate::relay::session::CatchUp;
 use crate::row::ranges::RangeSet;

@@ -13,11 +13,11 @@ use super::unsent::Pages;
 use super::world::{World, tell};
 use crate::config::{CatchUpFrom, Mark};
 use crate::core::Delivered;
+use crate::core::Ticket;
 use crate::encode::Rejection;
 use crate::mark::FencingToken;
 use crate::mark::evidence::Record;
 use crate::mark::ledger::Ledger;
-use crate::publish::Ticket;
 use crate::relay::batch_cursor::BatchCursor;
 use crate::relay::paid::Paid;
 use crate::relay::session::CatchUp;
@@ -26,7 +26,8 @@ use crate::row::ranges::RangeSet;
 use crate::row::{Lsn, OutboxRow};
 use crate::source::Batch;
 use crate::source::holes::{Holes, RollbackProof};
-use crate::source::polling::{CaughtUp, RowsAhead};
+use crate::source::polling::CaughtUp;
+use crate::state::hold::RowsAhead;
 use crate::state::hold::{ReplayOrder, Replayed, merge};
 
 /// Rows that one session replays.

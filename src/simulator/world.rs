@@ -15,7 +15,7 @@ use super::relay::{Process, Told};
 use super::schedule::{Kind, Mode, Schedule, Setting, Step};
 use super::server::Server;
 use crate::config::CatchUpFrom;
-use crate::publish::{SessionEnd, TopicState};
+use crate::core::{SessionEnd, TopicState};
 use crate::state::hold::What;
 
 pub const TTL: Duration = Duration::from_secs(4);
@@ -195,7 +195,7 @@ impl World {
     }
 
     /// The producer ends; some of what was appended is still reported.
-    fn fail_producer(&mut self, relay: usize, failed: Vec<(u64, crate::publish::Fault)>) {
+    fn fail_producer(&mut self, relay: usize, failed: Vec<(u64, crate::core::Fault)>) {
         let Some(producer) = self.relays[relay].producer.take() else {
             return;
         };

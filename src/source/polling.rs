@@ -27,7 +27,7 @@ use crate::postgres::{PostgresError, SqlConnection};
 use crate::row::ranges::RangeSet;
 use crate::row::{Layout, RowId};
 
-pub use ahead::{RowsAhead, read_ahead};
+pub use ahead::read_ahead;
 pub use gate::WalGeometry;
 pub use locks::Locks;
 pub use unsent::{InVain, Ordering, Unsent, UnsentMark, poll_unsent};

@@ -19,7 +19,9 @@ pub use history::forget_history;
 pub use record::{CopyPolicy, HoldCheckpoint, HoldEntry, KeptRow, What};
 pub use release::{Released, keep_unmarked, release, to_skip};
 pub(crate) use replay::merge;
-pub use replay::{Copies, Due, ReplayOrder, Replayed, replayed, take_out_sent, to_replay};
+pub use replay::{
+    Copies, Due, ReplayOrder, Replayed, RowsAhead, replayed, take_out_sent, to_replay,
+};
 pub use wait::{Answer, Asker, Requested, wait};
 
 use crate::core::{Aggregate, Followers, HeldAggregate, Help, Recorded, TopicHold};

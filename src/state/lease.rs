@@ -18,8 +18,26 @@ pub use keeper::{LeaseKeeper, RELEASE_MAX};
 pub use owner::{Life, Owner, shown};
 pub use statements::{read, release, renew, take};
 
-use crate::config::ConfigError;
+use crate::config::{ConfigError, Mark, SourceConfig};
 use crate::postgres::{Host, PostgresError};
+
+/// The name of the lease: the outbox, since only one relay may mark it; a relay that marks nothing
+/// shares only its slot.
+pub fn lease_key(source: &SourceConfig) -> String {
+    let table = match source.table_name() {
+        Ok(name) => format!("{}.{}", name.schema, name.table),
+        Err(_) => source.table.clone(),
+    };
+    lease_key_of(source, &table)
+}
+
+/// The same where the state stands under another name.
+pub fn lease_key_of(source: &SourceConfig, outbox: &str) -> String {
+    match source.mark {
+        Mark::None => format!("{outbox}#{}", source.replication.slot),
+        Mark::Ledger | Mark::SentAt | Mark::Delete => outbox.to_owned(),
+    }
+}
 
 /// What `outboxd.lease` says of one outbox.
 #[derive(Clone, Debug, PartialEq, Eq)]

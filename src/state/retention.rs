@@ -2,12 +2,12 @@
 //!
 //! Never removes a row that is not recorded as sent, nor the highest one, and never holds a lock for long.
 
-mod kept;
 mod partitions;
 pub mod pass;
 mod plan;
 pub mod row_age;
 mod statement;
+mod table_size;
 
 use std::time::Duration;
 
@@ -17,12 +17,12 @@ use crate::mark::{FencingToken, MarkError};
 use crate::postgres::catalog::{Table, TableKind};
 use crate::postgres::{self, ConnectOptions, PostgresError};
 use crate::row::ranges::RangeSet;
-pub use kept::kept;
 pub use partitions::Tended;
 use partitions::{Partitions, Tending};
 pub use plan::{AHEAD, Bounds};
 pub use row_age::Age;
 use statement::Statements;
+pub use table_size::{TableSize, table_size};
 
 /// A statement waits for no row that somebody has locked, for it holds the lease's row meanwhile.
 const SETTINGS: &str = "\

@@ -9,7 +9,6 @@ use tokio_postgres::types::{ToSql, Type};
 
 use crate::config::Mark;
 use crate::mark::ledger::segment_numbers_sql;
-use crate::observe::status::Status;
 use crate::row::ranges::RangeSet;
 use crate::row::{Column, Layout};
 
@@ -29,16 +28,6 @@ pub struct Unsent {
     pub unheld_seconds: Option<f64>,
     /// Age of the oldest one, held ones included; `None` where there is none or no column tells it.
     pub oldest_seconds: Option<f64>,
-}
-
-impl Unsent {
-    /// Writes it into a report.
-    pub fn show(self, status: &mut Status) {
-        status.lag.rows = Some(self.rows);
-        status.lag.rows_at_least = self.is_at_least;
-        status.lag.seconds = self.unheld_seconds;
-        status.oldest_unsent_age_seconds = self.oldest_seconds;
-    }
 }
 
 /// What a running session knows beside the database.

@@ -9,7 +9,7 @@ use crate::postgres::catalog::{Table, TableKind};
 use crate::state::retention;
 
 pub(super) async fn look(client: &Client, config: &Config, table: &Table, report: &mut Report) {
-    match retention::kept(client, &table.name()).await {
+    match retention::table_size(client, &table.name()).await {
         Err(error) => report.push(unknown("kept rows", error)),
         Ok(None) => {}
         Ok(Some(kept)) => {

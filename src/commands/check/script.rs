@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::{Finding, FindingOutcome, Report};
-use crate::commands::migrate::{Part, Step};
+use crate::state::schema::{Part, Step};
 
 /// Whose work a remedy is, in the order in which it is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -133,7 +133,7 @@ fn takes_away(line: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::migrate::StepState;
+    use crate::state::schema::StepState;
 
     #[test]
     fn remedies_stand_in_the_order_in_which_they_are_done_with_who_does_them() {

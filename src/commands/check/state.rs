@@ -4,16 +4,14 @@ use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::Client;
 
 use super::{Finding, FindingOutcome, Report, chain, shown, unknown};
-use crate::commands::migrate::{
-    self, Lacking, MigrateError, MigrateOptions, Part, Step, StepState,
-};
 use crate::config::{Config, Mark, Mode, Start};
 use crate::mark::change::{self, Carry, Change};
-use crate::observe::paste::shell_word;
 use crate::postgres::catalog::Table;
 use crate::postgres::compatibility::{self, Incompatibility, Order};
 use crate::state::identity::{self, IdentityError, IdentityVerdict};
 use crate::state::rename;
+use crate::state::schema::{self, Lacking, MigrateError, MigrateOptions, Part, Step, StepState};
+use crate::text::paste::shell_word;
 
 /// Rows are counted up to here: `check` must stay quick on any table.
 const ROWS_COUNTED_MAX: i64 = 100_000;
@@ -83,7 +81,7 @@ async fn planned(
     report: &mut Report,
 ) -> Option<Vec<Step>> {
     let mut is_closed = false;
-    match migrate::plan(client, config, options).await {
+    match schema::plan(client, config, options).await {
         Ok(steps) => return Some(steps),
         // The findings on the table have said so already.
         Err(MigrateError::MarkNeedsColumn { .. } | MigrateError::NoSchema { .. }) => {}
@@ -103,7 +101,7 @@ async fn planned(
         lacking: Lacking::Foresee,
         ..options.clone()
     };
-    let mut steps = migrate::plan(client, config, &options).await.ok()?;
+    let mut steps = schema::plan(client, config, &options).await.ok()?;
     // The state alone may know what slot and publication are called.
     steps.retain(|step| !(is_closed && step.part == Part::Publication));
     Some(steps)

@@ -6,9 +6,9 @@ use super::{Finding, FindingOutcome, Report, chain, state, unknown};
 use crate::config::{Config, Mark, OnLostSlot};
 use crate::postgres::PostgresError;
 use crate::postgres::catalog::Table;
-use crate::postgres::names::{self, Facts};
 use crate::postgres::publication;
 use crate::postgres::slot::{self, Fitness, Slot};
+use crate::state::names::{self, Facts};
 
 pub(super) async fn look(client: &Client, config: &Config, table: &Table, report: &mut Report) {
     let name = &config.source.replication.slot;

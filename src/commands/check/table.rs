@@ -4,10 +4,10 @@ use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::Client;
 
 use super::{Finding, Report, chain, shown, unknown};
-use crate::commands::migrate;
 use crate::config::{Config, Mark};
 use crate::postgres::catalog::{InspectError, SeqIndex, Table, TableKind, inspect, seq_orders};
 use crate::postgres::compatibility;
+use crate::state::schema;
 
 /// Whether a partial index of the rows whose `sent_at` is NULL begins with a column.
 const UNSENT_INDEX: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_index i \
@@ -63,7 +63,7 @@ async fn refused(client: &Client, config: &Config, error: &InspectError) -> Find
             let sql = "SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1";
             if let Ok(None) = client.query_opt(sql, &[schema]).await {
                 let detail = format!("schema `{schema}` does not exist");
-                return Finding::missing("table", detail, migrate::create_schema(schema));
+                return Finding::missing("table", detail, schema::create_schema(schema));
             }
             match config.source.columns.is_empty() {
                 true => "`outboxd migrate` creates it; `source.table` names another".to_owned(),

@@ -50,7 +50,7 @@ pub async fn load(client: &Client, outbox: &str) -> Result<(Record, Owed), MarkE
         for ((id, seq), xid) in ids.iter().zip(seqs).zip(xids) {
             let xid = xid.and_then(|xid| u32::try_from(xid).ok());
             owed.push(Delivered {
-                ticket: crate::publish::Ticket::MAX,
+                ticket: crate::core::Ticket::MAX,
                 seq,
                 id: RowId::from_text(id.as_bytes()),
                 lsn: high_lsn,

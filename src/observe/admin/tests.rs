@@ -5,9 +5,9 @@ use super::*;
 use crate::config::{
     Mark, Mode, OnLostSlot, PollingConfig, ReplicationConfig, Secret, SourceConfig, UrlSource,
 };
-use crate::observe::telemetry::chain;
 use crate::publish::Deliveries;
 use crate::state::lease::{LeaseState, Role, Server};
+use crate::text::chain;
 
 fn source() -> SourceConfig {
     SourceConfig {

@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Status, database, other};
 use crate::config::{Config, ConfigError};
-use crate::observe::telemetry::chain;
 use crate::postgres::PostgresError;
-use crate::postgres::names::NamesError;
+use crate::state::names::NamesError;
+use crate::text::chain;
 
 const RELAY_TIMEOUT: Duration = Duration::from_secs(2);
 

@@ -5,7 +5,9 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::{InFlight, Lag, LastError, Lease, Position, Role, State, Status, Timestamp};
+use super::{
+    InFlight, Lag, LastError, Lease, Position, Role, State, Status, Timestamp, show_unsent,
+};
 use crate::config::SourceConfig;
 use crate::state::lease;
 use crate::state::unsent::Unsent;
@@ -70,7 +72,7 @@ impl StatusCell {
             };
             return status;
         }
-        sample.unsent.show(&mut status);
+        show_unsent(&sample.unsent, &mut status);
         status
     }
 

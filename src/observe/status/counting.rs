@@ -9,9 +9,9 @@ use tracing::debug;
 
 use super::{StatusCell, database};
 use crate::config::SourceConfig;
-use crate::observe::telemetry::chain;
 use crate::postgres::{self, SqlConnection};
 use crate::state::lease::LeaseState;
+use crate::text::chain;
 
 const EVERY: Duration = Duration::from_secs(5);
 

@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
-use super::{Lease, Peer, Role, State, Status, StatusError};
+use super::{Lease, Peer, Role, State, Status, StatusError, show_unsent};
 use crate::config::{Mark, Mode, SourceConfig};
-use crate::observe::telemetry::chain;
 use crate::postgres::catalog::{InspectError, inspect};
-use crate::postgres::names;
 use crate::postgres::{self, SqlConnection};
-use crate::relay::session::lease_key;
 use crate::row::Layout;
+use crate::state::lease::lease_key;
+use crate::state::names;
 use crate::state::retention;
 use crate::state::unsent::{Question, Unsent};
+use crate::text::chain;
 
 pub(super) const STATEMENT_TIMEOUT: &str = "SET statement_timeout = '5s'";
 
@@ -84,7 +84,7 @@ async fn read(
         is_up: Some(true),
         error: None,
     };
-    status.kept = retention::kept(client, &name.quoted()).await?;
+    status.kept = retention::table_size(client, &name.quoted()).await?;
     let has_state = has_state(client).await?;
     if has_state {
         let key = lease_key(source);
@@ -104,7 +104,7 @@ async fn read(
     match inspected {
         Ok(table) if has_state => {
             if let Some(unsent) = count_unsent(client, source, &table.layout).await? {
-                unsent.show(status);
+                show_unsent(&unsent, status);
             }
         }
         Ok(_) => {}

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use super::{Answer, AnsweredBy, Lag, Peer, Status};
-use crate::observe::paste::complete;
 use crate::state::lease::shown;
+use crate::text::paste::complete;
 
 const NOT_KNOWN: &str = "not known";
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::observe::paste;
+use crate::text::paste;
 
 /// At a few hundred bytes a line this is about a megabyte.
 const LINES_MAX: usize = 4096;

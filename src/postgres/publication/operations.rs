@@ -108,7 +108,7 @@ pub async fn adapt(
         }
         Err(error) => warn!(
             publication = name,
-            error = crate::observe::telemetry::chain(&error),
+            error = crate::text::chain(&error),
             remedy = sql,
             "cannot change what the publication brings"
         ),

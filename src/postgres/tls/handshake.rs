@@ -69,7 +69,7 @@ async fn shake_hands(
     let failed = |fault| PostgresError::tls(host, fault);
     let context = context(options.clone()).await.map_err(failed)?;
     let library = |errors: ErrorStack| failed(TlsFault::Library(errors.to_string()));
-    let mut ssl = session(&context, host, options.verified()).map_err(library)?;
+    let mut ssl = session(&context, host, Verified::by(options)).map_err(library)?;
     let shown = Arc::new(OnceLock::new());
     if options.roots.is_some() {
         keep_names(&mut ssl, shown.clone());
@@ -89,7 +89,7 @@ async fn shake_hands(
     let security = Security::Tls {
         version: ssl.version_str(),
         cipher: cipher.to_owned(),
-        verified: options.verified(),
+        verified: Verified::by(options),
     };
     let end_point = ssl.peer_certificate().and_then(|own| end_point(&own));
     Ok(Socket::Tls(Box::new(TlsSocket {

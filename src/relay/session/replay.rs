@@ -1,6 +1,6 @@
 //! Rows to replay come before all others, with what stands ahead of them in the table.
 
-use super::{OpenError, SessionBuilder, lease_key};
+use super::{OpenError, SessionBuilder};
 use crate::config::Mark;
 use crate::core::Recorded;
 use crate::mark::Marks;
@@ -9,10 +9,12 @@ use crate::postgres::catalog::{Table, seq_trusted};
 use crate::relay::Phase;
 use crate::row::OutboxRow;
 use crate::row::ranges::RangeSet;
-use crate::source::polling::{RowsAhead, UnsentMark, read_ahead};
+use crate::source::polling::{UnsentMark, read_ahead};
 use crate::source::{Source, SourceError};
 use crate::state::OutboxState;
+use crate::state::hold::RowsAhead;
 use crate::state::hold::{self, Due, ReplayOrder};
+use crate::state::lease::lease_key;
 
 /// The numbers that are sent or put aside; nothing where all that waits is kept whole.
 pub(super) fn settled(marks: &Marks, recorded: &Recorded, state: &OutboxState) -> Option<RangeSet> {

@@ -3,17 +3,17 @@
 use tracing::{error, info, warn};
 
 use super::{OpenError, SessionBuilder, connect, insert_position, refused, slot_wait};
-use crate::commands::check;
-use crate::commands::migrate::{self, Creates};
 use crate::config::{Mark, Mode, OnLostSlot, ReplicationConfig};
 use crate::observe::status::{OPENING, State};
 use crate::postgres;
 use crate::postgres::catalog::Table;
 use crate::postgres::compatibility::Incompatibility;
-use crate::postgres::names::{self, Facts};
+use crate::postgres::obstacles;
 use crate::postgres::publication::{self, Drift};
 use crate::postgres::slot::{self, Consent, Fitness, Slot};
 use crate::row::Lsn;
+use crate::state::names::{self, Facts};
+use crate::state::schema::{self, Creates};
 use crate::state::{OutboxState, StateTable};
 
 /// Whether the stream could be read to its end so far.
@@ -221,7 +221,7 @@ impl SessionBuilder<'_> {
         }
         let pid = backend(sql).await?;
         let denied = tokio::select! {
-            denied = migrate::ensure(&sql.client, self.config, Creates::Everything) => denied.map_err(refused)?,
+            denied = schema::ensure(&sql.client, self.config, Creates::Everything) => denied.map_err(refused)?,
             never = slot_wait::tell(&self.options, name, pid, &self.status) => match never {},
         };
         self.status.state(State::Waiting, OPENING);
@@ -229,7 +229,7 @@ impl SessionBuilder<'_> {
             return Ok(());
         }
         // The server's words name no role.
-        match check::role_obstacle(&sql.client, name).await {
+        match obstacles::replication::role(&sql.client, name).await {
             Ok(Some(Incompatibility { text, remedy })) => Err(OpenError::Halt {
                 reason: text,
                 remedy,

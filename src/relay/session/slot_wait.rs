@@ -12,8 +12,8 @@ use tracing::{debug, warn};
 
 use super::{OpenError, connect};
 use crate::observe::status::{State, StatusCell, Timestamp};
-use crate::observe::telemetry::chain;
 use crate::postgres::{self, ConnectOptions, PostgresError};
+use crate::text::chain;
 
 /// A slot that waits for nobody is made within this.
 const LOOK_EVERY: Duration = Duration::from_secs(2);

@@ -7,12 +7,12 @@ use tracing::info;
 
 use super::identity_check::KnownOutbox;
 use super::{OpenError, SessionBuilder, connect};
-use crate::commands::check;
 use crate::config::{CatchUpFrom, Mark, Mode, Start};
 use crate::mark::Marks;
 use crate::postgres::Class;
 use crate::postgres::catalog::Table;
 use crate::postgres::compatibility::{self, Incompatibility, Order};
+use crate::postgres::obstacles;
 use crate::postgres::slot;
 use crate::relay::Phase;
 use crate::source::polling::{CaughtUp, Known, Ordering, Polling, UnsentMark};
@@ -56,7 +56,7 @@ impl SessionBuilder<'_> {
             return failure.into();
         }
         let slot = &self.config.source.replication.slot;
-        match check::sender_obstacle(client, slot).await {
+        match obstacles::replication::sender(client, slot).await {
             Ok(Some(Incompatibility { text, remedy })) => OpenError::NoSender {
                 reason: text,
                 remedy,

@@ -1,10 +1,10 @@
 //! What stands between a relay and PostgreSQL, or leaves it too little room: refused before anything is looked at.
 
 use super::OpenError;
-use crate::commands::check;
 use crate::config::SourceConfig;
 use crate::postgres;
 use crate::postgres::compatibility::Incompatibility;
+use crate::postgres::obstacles;
 
 /// Refuses a pooler, behind which sessions are not our own, and limits that leave too few of them.
 pub(super) async fn refuse(
@@ -12,9 +12,9 @@ pub(super) async fn refuse(
     source: &SourceConfig,
 ) -> Result<(), OpenError> {
     let look = async {
-        match check::pooler(&session.client).await? {
+        match obstacles::pooler(&session.client).await? {
             Some(refusal) => Ok(Some(refusal)),
-            None => check::room_obstacle(&session.client, source).await,
+            None => obstacles::room::room(&session.client, source).await,
         }
     };
     let found: Result<_, tokio_postgres::Error> = look.await;

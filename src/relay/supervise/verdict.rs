@@ -2,7 +2,6 @@
 
 use super::Attempt;
 use crate::config::Mark;
-use crate::observe::telemetry::chain;
 use crate::postgres::slot::SlotError;
 use crate::postgres::{Class, PostgresError};
 use crate::relay::End;
@@ -11,6 +10,7 @@ use crate::source::SourceError;
 use crate::source::polling::PollError;
 use crate::source::replication::ReplicationError;
 use crate::source::replication::pgoutput::DecodeError;
+use crate::text::chain;
 
 /// What the supervisor does after a session ended or could not be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,14 +15,7 @@ use super::{PollError, Polling, UnsentMark};
 use crate::postgres::catalog::{Selection, select_columns};
 use crate::row::ranges::RangeSet;
 use crate::row::{Layout, OutboxRow};
-
-/// Rows that stand in the table, by `seq`.
-#[derive(Debug, Default)]
-pub struct RowsAhead {
-    pub rows: Vec<OutboxRow>,
-    /// There are more, above the last of these.
-    pub is_cut: bool,
-}
+use crate::state::hold::RowsAhead;
 
 /// Reads the rows with these numbers that are of an aggregate of `kept` and stand ahead of the newest of its rows there, and
 /// waits until they are durable. What stands behind may have rows before it that are gone from the table, and that only the

@@ -93,7 +93,7 @@ impl ReplicationConnection {
             match tokio::time::timeout(options.connect_timeout, opening).await {
                 Ok(Ok(connection)) => return Ok(connection),
                 Ok(Err(error)) => failure = error,
-                Err(_) => failure = options.timed_out(&attempt),
+                Err(_) => failure = attempt.timed_out(options.connect_timeout),
             }
         }
         Err(failure)

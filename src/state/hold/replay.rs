@@ -10,7 +10,6 @@ use crate::core::Delivered;
 use crate::mark::ledger::{LEASE, segment_sql};
 use crate::mark::{FencingToken, MarkError};
 use crate::row::{Field, Layout, Lsn, OutboxRow, RowId};
-use crate::source::polling::RowsAhead;
 
 /// Rows and bytes that one session replays; bounds memory, the next session goes on.
 const REPLAY_ROWS: i64 = 1_000;
@@ -128,6 +127,14 @@ impl Replayed {
     pub fn take_marked(&mut self) -> Vec<i64> {
         std::mem::take(&mut self.marked)
     }
+}
+
+/// Rows that stand in the table, by `seq`.
+#[derive(Debug, Default)]
+pub struct RowsAhead {
+    pub rows: Vec<OutboxRow>,
+    /// There are more, above the last of these.
+    pub is_cut: bool,
 }
 
 /// Puts what stands in the table among the copies, by `seq`; a copy that more of the table may come before waits.

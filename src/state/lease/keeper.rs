@@ -15,8 +15,8 @@ use super::{
     since_boot, statements, suspension,
 };
 use crate::config::UrlSource;
-use crate::observe::telemetry::chain;
 use crate::postgres::{self, Class, ConnectOptions, PostgresError, SqlConnection};
+use crate::text::chain;
 
 /// A holder renews this often, or four times in a TTL if that is more often.
 const RENEW_EVERY: Duration = Duration::from_secs(1);

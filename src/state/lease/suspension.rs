@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::{LeaseState, Role, since_boot};
-use crate::observe::telemetry::Episodes;
+use crate::text::Episodes;
 
 /// How often a suspension that was not said yet is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);

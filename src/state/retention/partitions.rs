@@ -10,10 +10,10 @@ use tokio_postgres::{Client, Transaction};
 use tracing::debug;
 
 use super::plan::{Bounds, Partition, may_go, to_make};
-use crate::commands::migrate::suffixed;
 use crate::mark::ledger::{LEASE, number_sql, segment_of};
 use crate::mark::{FencingToken, MarkError};
 use crate::postgres::PostgresError;
+use crate::postgres::catalog::suffixed;
 use crate::postgres::catalog::{Table, qualified};
 use crate::row::ranges::RangeSet;
 

@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 
-use crate::config::digest;
 use crate::mark::ledger::segment_sql;
-use crate::postgres::catalog::qualified;
+use crate::postgres::catalog::{qualified, suffixed};
 use crate::row::columns::ColumnNames;
 
 pub(super) const OUTBOX: &str = include_str!("../../../migrations/0001_outbox.sql");
@@ -33,9 +32,6 @@ pub(super) const COLUMNS: [&str; 16] = [
     "seq",
     "created_at",
 ];
-
-/// PostgreSQL cuts longer names off (NAMEDATALEN − 1).
-const NAME_BYTES_MAX: usize = 63;
 
 /// The values for the words in braces, ready for SQL.
 #[derive(Clone, Debug, Default)]
@@ -103,20 +99,6 @@ pub(super) fn literal(text: &str) -> String {
     escape_literal(text).trim_start().to_owned()
 }
 
-/// A name that follows from the table's. One that is too long is cut before a digest of the whole, so that tables that
-/// begin alike have objects of their own.
-pub(crate) fn suffixed(table: &str, suffix: &str) -> String {
-    if table.len() + suffix.len() <= NAME_BYTES_MAX {
-        return format!("{table}{suffix}");
-    }
-    let digest = digest(table);
-    let mut end = NAME_BYTES_MAX - suffix.len() - digest.len() - 1;
-    while !table.is_char_boundary(end) {
-        end -= 1;
-    }
-    format!("{}_{digest}{suffix}", &table[..end])
-}
-
 /// The text of one step of a file; a file without such a line is one step.
 fn fragment<'a>(file: &'a str, step: &str) -> &'a str {
     if step.is_empty() {
@@ -156,23 +138,6 @@ mod tests {
             sql.contains("VALUES ('my \"schema\".o''{table}', 'all')"),
             "{sql}"
         );
-    }
-
-    #[test]
-    fn a_long_table_name_keeps_the_ending() {
-        let name = suffixed(&"é".repeat(31), "_status");
-        assert!(
-            name.len() <= NAME_BYTES_MAX && name.starts_with("éé") && name.ends_with("_status")
-        );
-        let alike =
-            ["a", "b"].map(|last| suffixed(&format!("{}{last}", "o".repeat(62)), "_publish"));
-        assert!(
-            alike[0] != alike[1] && alike[0].len() == NAME_BYTES_MAX,
-            "{alike:?}"
-        );
-        let whole = "o".repeat(NAME_BYTES_MAX - "_status".len());
-        assert_eq!(suffixed(&whole, "_status"), format!("{whole}_status"));
-        assert_eq!(suffixed("outbox", "_status"), "outbox_status");
     }
 
     #[test]

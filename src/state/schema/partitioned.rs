@@ -3,10 +3,10 @@
 use std::fmt::Write;
 
 use super::existing_objects::ExistingObjects;
-use super::fragment::{Values, suffixed};
+use super::fragment::Values;
 use super::{MigrateError, Names};
 use crate::config::Mark;
-use crate::postgres::catalog::{TableKind, qualified};
+use crate::postgres::catalog::{TableKind, qualified, suffixed};
 use crate::state::retention::{AHEAD, Bounds};
 
 /// Puts partitions in the place of one table.

@@ -4,9 +4,9 @@
 use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::{Client, Row};
 
-use super::fragment::{state_tables, suffixed};
+use super::fragment::state_tables;
 use super::{Names, Part, Step, StepState};
-use crate::postgres::catalog::qualified;
+use crate::postgres::catalog::{qualified, suffixed};
 use crate::postgres::compatibility::Incompatibility;
 
 /// Everything that keeps a step that is needed from being done; nothing where each can.

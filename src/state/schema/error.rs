@@ -4,12 +4,12 @@ use postgres_protocol::escape::escape_identifier;
 
 use super::existing_objects::LookError;
 use super::{STATE_VERSION, Step, is_denied};
-use crate::observe::paste::shell_word;
 use crate::postgres::PostgresError;
 use crate::postgres::catalog::InspectError;
 use crate::postgres::compatibility::Incompatibility;
-use crate::postgres::names::NamesError;
 use crate::state::identity::IdentityError;
+use crate::state::names::NamesError;
+use crate::text::paste::shell_word;
 
 /// Why a migration could not be done.
 #[derive(Debug, thiserror::Error)]

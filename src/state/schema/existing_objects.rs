@@ -2,10 +2,10 @@
 
 use tokio_postgres::Client;
 
-use super::fragment::{state_tables, suffixed};
+use super::fragment::state_tables;
 use super::{Lacking, Names};
-use crate::postgres::catalog::{InspectError, Table, inspect};
-use crate::postgres::names::{self as owned, Facts, NamesError};
+use crate::postgres::catalog::{InspectError, Table, inspect, suffixed};
+use crate::state::names::{self as owned, Facts, NamesError};
 use crate::state::rename::{self, Home, RenameError};
 
 /// What was found; the default is an empty database.

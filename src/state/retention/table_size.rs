@@ -2,18 +2,23 @@
 
 use tokio_postgres::Client;
 
-use crate::observe::status::Kept;
+use serde::{Deserialize, Serialize};
 
 /// Estimates what a table and its partitions hold; `table` is its name for SQL. `None` where there is no such table.
 ///
 /// Rows as the planner estimates them, from the last VACUUM or ANALYZE and the size now; before the first one as the
 /// server counted them. Reads no row.
 /// Source: PostgreSQL, `pg_class.reltuples`, 14.1 "Using EXPLAIN" and `estimate_rel_size`.
-pub async fn kept(client: &Client, table: &str) -> Result<Option<Kept>, tokio_postgres::Error> {
+pub async fn table_size(
+    client: &Client,
+    table: &str,
+) -> Result<Option<TableSize>, tokio_postgres::Error> {
     let row = client.query_one(KEPT, &[&table]).await?;
     let number = |number: Option<f64>| number.map(|number| number.max(0.0) as u64);
     let (rows, bytes) = (number(row.try_get(0)?), number(row.try_get(1)?));
-    Ok(rows.zip(bytes).map(|(rows, bytes)| Kept { rows, bytes }))
+    Ok(rows
+        .zip(bytes)
+        .map(|(rows, bytes)| TableSize { rows, bytes }))
 }
 
 const KEPT: &str = "
@@ -26,3 +31,11 @@ const KEPT: &str = "
                     ELSE pg_catalog.pg_stat_get_live_tuples(c.oid) END)::float8,
            sum(pg_catalog.pg_total_relation_size(c.oid))::float8
     FROM tree JOIN pg_catalog.pg_class c USING (oid) WHERE c.relkind = 'r'";
+
+/// Estimates of what an outbox table holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableSize {
+    pub rows: u64,
+    /// Indexes, and values that are stored out of line, included.
+    pub bytes: u64,
+}

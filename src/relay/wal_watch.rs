@@ -12,10 +12,10 @@ use tracing::{debug, error, info, warn};
 
 use crate::config::{ReplicationConfig, UrlSource};
 use crate::observe::status::{StatusCell, WalAlarm, WalBudget};
-use crate::observe::telemetry::chain;
 use crate::postgres::slot::{self, Slot, SlotError};
 use crate::postgres::{self, PostgresError};
 use crate::state::lease::LeaseState;
+use crate::text::chain;
 
 /// How often the server is asked: a busy primary writes about a gigabyte meanwhile.
 const LOOK_EVERY: Duration = Duration::from_secs(5);

@@ -1,6 +1,6 @@
 //! What can be wrong with a connection URL, said without any piece of it: each may be part of a password.
 
-use super::options::PARAMETERS;
+use super::PARAMETERS;
 
 pub(super) const FORM: &str = "write postgres://user:password@host:port/database";
 
@@ -26,7 +26,7 @@ impl UrlFault {
         )
     }
 
-    pub(super) fn no_host() -> Self {
+    pub(crate) fn no_host() -> Self {
         Self::new("names no host", FORM)
     }
 }

@@ -2,13 +2,17 @@
 //!
 //! Never connects, and never repeats a piece of the URL in an error: any piece may be a password.
 
+mod fault;
+mod tls;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::tls::{TlsOptions, TlsParameters};
-use super::url::{self, UrlFault};
-use super::{Attempt, PostgresError};
-use crate::config::Secret;
+pub use fault::UrlFault;
+use tls::TlsParameters;
+pub use tls::{ChannelBinding, ClientCertificate, RootCertificates, SslMode, TlsOptions};
+
+use super::Secret;
 
 const PORT: u16 = 5432;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -44,7 +48,7 @@ pub struct ConnectOptions {
     /// Bounds one attempt at one host, handshake and authentication included.
     pub connect_timeout: Duration,
     pub tls: TlsOptions,
-    pub(super) application_name: String,
+    pub(crate) application_name: String,
 }
 
 /// One server to try.
@@ -66,7 +70,7 @@ impl std::fmt::Display for Host {
 
 impl Host {
     /// The socket's file; of a TCP host an empty path.
-    pub(super) fn socket_path(&self) -> PathBuf {
+    pub(crate) fn socket_path(&self) -> PathBuf {
         match self {
             Self::Tcp { .. } => PathBuf::new(),
             Self::Unix { directory, port } => directory.join(format!(".s.PGSQL.{port}")),
@@ -81,10 +85,10 @@ impl ConnectOptions {
     /// the folder of a unix socket.
     /// Errors: say what is wrong and what is allowed, never a value.
     pub fn parse(url: &Secret) -> Result<Self, UrlFault> {
-        let rest = url::after_scheme(url.reveal().trim())?;
+        let rest = fault::after_scheme(url.reveal().trim())?;
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, dbname) = rest.split_once('/').unwrap_or((rest, ""));
-        url::check_separators(authority, dbname, query)?;
+        fault::check_separators(authority, dbname, query)?;
         let mut parts = Parts::default();
         if !dbname.is_empty() {
             parts.dbname = Some(decode(dbname)?);
@@ -112,10 +116,6 @@ impl ConnectOptions {
             hosts: vec![host.clone()],
             ..self.clone()
         }
-    }
-
-    pub(crate) fn timed_out(&self, attempt: &Attempt) -> PostgresError {
-        attempt.timed_out(self.connect_timeout)
     }
 }
 
@@ -174,7 +174,7 @@ impl Parts {
                 }
             }
             _ if self.tls.read(name, &value)? => {}
-            _ => return Err(url::unknown_parameter(name)),
+            _ => return Err(fault::unknown_parameter(name)),
         }
         Ok(())
     }
@@ -182,12 +182,12 @@ impl Parts {
     fn finish(mut self) -> Result<ConnectOptions, UrlFault> {
         let user = self
             .user
-            .ok_or_else(|| UrlFault::new("names no user", url::FORM))?;
+            .ok_or_else(|| UrlFault::new("names no user", fault::FORM))?;
         if self.names.is_empty() {
             return Err(UrlFault::no_host());
         }
         for name in &self.names {
-            url::check_host(name)?;
+            fault::check_host(name)?;
         }
         if let [port] = self.ports[..] {
             self.ports.resize(self.names.len(), port);
@@ -245,7 +245,7 @@ fn read_port(text: &str) -> Result<Option<u16>, UrlFault> {
         return Ok(None);
     }
     match text.parse() {
-        Ok(0) | Err(_) => Err(url::port()),
+        Ok(0) | Err(_) => Err(fault::port()),
         Ok(port) => Ok(Some(port)),
     }
 }
