@@ -3,6 +3,7 @@
 //! Reads catalogs only, as whatever role is connected. Never reads a row and never changes anything.
 
 mod columns;
+mod object_names;
 pub mod published;
 mod suggest;
 mod trust;
@@ -14,6 +15,8 @@ use crate::row::columns::ColumnNames;
 use crate::row::{Layout, Lsn};
 
 pub use columns::{SHAPE, Selection, WrongType, select_column, select_columns, select_those};
+pub use object_names::qualified;
+pub(crate) use object_names::suffixed;
 pub use trust::{Distrust, Need, Rule, seq_orders, seq_trusted};
 
 /// What the catalog says of an outbox table.
@@ -155,12 +158,6 @@ impl Table {
     pub fn row_estimate(&self) -> Option<u64> {
         self.leaves.iter().map(|leaf| leaf.row_estimate).sum()
     }
-}
-
-/// A table's name for SQL, qualified and quoted.
-pub fn qualified(schema: &str, table: &str) -> String {
-    use postgres_protocol::escape::escape_identifier;
-    format!("{}.{}", escape_identifier(schema), escape_identifier(table))
 }
 
 /// Why a table cannot be an outbox, or could not be looked at.
@@ -433,23 +430,6 @@ const UNIQUE_INDEX: &str = "
                    WHERE i.indrelid = $1 AND i.indisunique AND i.indisvalid AND i.indpred IS NULL
                      AND i.indnkeyatts = 1 AND i.indkey[0] = $2)";
 
-/// PostgreSQL cuts longer names off (NAMEDATALEN − 1).
-const NAME_BYTES_MAX: usize = 63;
-
-/// A name that follows from the table's. One that is too long is cut before a digest of the whole, so that tables that
-/// begin alike have objects of their own.
-pub(crate) fn suffixed(table: &str, suffix: &str) -> String {
-    if table.len() + suffix.len() <= NAME_BYTES_MAX {
-        return format!("{table}{suffix}");
-    }
-    let digest = crate::config::digest(table);
-    let mut end = NAME_BYTES_MAX - suffix.len() - digest.len() - 1;
-    while !table.is_char_boundary(end) {
-        end -= 1;
-    }
-    format!("{}_{digest}{suffix}", &table[..end])
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -512,22 +492,5 @@ pub(crate) mod tests {
             is_not_null: true,
         });
         table
-    }
-
-    #[test]
-    fn a_long_table_name_keeps_the_ending() {
-        let name = suffixed(&"é".repeat(31), "_status");
-        assert!(
-            name.len() <= NAME_BYTES_MAX && name.starts_with("éé") && name.ends_with("_status")
-        );
-        let alike =
-            ["a", "b"].map(|last| suffixed(&format!("{}{last}", "o".repeat(62)), "_publish"));
-        assert!(
-            alike[0] != alike[1] && alike[0].len() == NAME_BYTES_MAX,
-            "{alike:?}"
-        );
-        let whole = "o".repeat(NAME_BYTES_MAX - "_status".len());
-        assert_eq!(suffixed(&whole, "_status"), format!("{whole}_status"));
-        assert_eq!(suffixed("outbox", "_status"), "outbox_status");
     }
 }
