@@ -11,8 +11,9 @@ use crate::matrix::rig::{Rig, STREAMED, await_publishing};
 
 const STRANGERS: usize = 150;
 const DESCRIPTORS: usize = 128;
-/// A probe of Kubernetes waits for a second.
-const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+/// A probe of Kubernetes waits for a second, and three in a row must fail before it counts.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
+const PROBES: usize = 3;
 
 /// More of them than the relay may have descriptors: some say nothing, some do not end their request, some do not read.
 #[tokio::test(flavor = "multi_thread")]
@@ -25,10 +26,13 @@ async fn many_connections_to_the_admin_server_leave_probes_and_the_relay_their_d
     await_publishing(&relay, 0, SOON).await;
     let strangers: Vec<TcpStream> = (0..STRANGERS).map(|turn| stranger(&relay, turn)).collect();
     for path in ["/livez", "/readyz", "/metrics", "/status"] {
-        let asked_at = Instant::now();
-        let answer = relay.get(path).map(|(code, _)| code);
-        let took = asked_at.elapsed();
-        assert_eq!(answer, Ok(200), "{path}");
+        let probes = (0..PROBES).map(|_| {
+            let asked_at = Instant::now();
+            let answer = relay.get(path).map(|(code, _)| code);
+            assert_eq!(answer, Ok(200), "{path}");
+            asked_at.elapsed()
+        });
+        let took = probes.min().expect("a probe");
         assert!(took < ANSWERS_WITHIN, "{path} took {took:?}");
     }
     proxy.cut();
