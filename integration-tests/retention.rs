@@ -257,7 +257,7 @@ async fn what_the_table_holds_and_why_nothing_can_be_removed_are_said() {
     let status = said(&orders.config.outboxd(&["status"]));
     assert!(status.contains("about 50 rows"), "{status}");
     let relay = Relay::start(&orders.config);
-    let is_known = |status: &serde_json::Value| status["kept"]["rows"] == 50;
+    let is_known = |status: &serde_json::Value| status["table_size"]["rows"] == 50;
     wait_for_status(&relay, "what the table holds", is_known).await;
     assert_eq!(relay.metric("outboxd_table_rows").await, Some(50.0));
     drop(relay);

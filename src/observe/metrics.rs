@@ -57,8 +57,8 @@ struct Gauges {
     held_rows: GaugeVec,
     held_aggregates: GaugeVec,
     dead_letters: Gauge,
-    kept_rows: Gauge,
-    kept_bytes: Gauge,
+    table_rows: Gauge,
+    table_bytes: Gauge,
     holes_open: Gauge,
     publication_drift: Gauge,
     slot_retained_bytes: Gauge,
@@ -277,11 +277,11 @@ impl Gauges {
                 "outboxd_dead_letters",
                 "Rows kept as dead letters, counted up to 100,000.",
             ),
-            kept_rows: gauge(
+            table_rows: gauge(
                 "outboxd_table_rows",
                 "Rows in the outbox table, sent or not, by the server's statistics.",
             ),
-            kept_bytes: gauge(
+            table_bytes: gauge(
                 "outboxd_table_bytes",
                 "Bytes of the outbox table, its indexes included.",
             ),
@@ -333,10 +333,10 @@ impl Gauges {
         // Where rows are counted and there is none, nothing is old.
         let none = (status.lag.rows == Some(0)).then_some(0.0);
         self.oldest_unsent_age_seconds.set(known(age.or(none)));
-        self.kept_rows
-            .set(number(status.kept.map(|kept| kept.rows)));
-        self.kept_bytes
-            .set(number(status.kept.map(|kept| kept.bytes)));
+        self.table_rows
+            .set(number(status.table_size.map(|kept| kept.rows)));
+        self.table_bytes
+            .set(number(status.table_size.map(|kept| kept.bytes)));
         self.holes_open.set(number(status.holes_open));
         self.publication_drift.set(status.drift.len() as f64);
         self.slot_retained_bytes

@@ -58,7 +58,7 @@ pub struct Status {
     pub in_flight: InFlight,
     /// What stands in the table, sent or not, by the server's statistics.
     #[serde(default)]
-    pub kept: Option<TableSize>,
+    pub table_size: Option<TableSize>,
     pub held: Vec<HeldRows>,
     pub held_topics: Vec<HeldTopic>,
     /// Topics that can't be written and are not in that list; `*` in it stands for the rows of many of them.
@@ -293,7 +293,7 @@ impl Status {
             lag: Lag::default(),
             oldest_unsent_age_seconds: None,
             in_flight: InFlight::default(),
-            kept: None,
+            table_size: None,
             held: Vec::new(),
             held_topics: Vec::new(),
             held_topics_left_out: 0,

@@ -42,7 +42,7 @@ impl Run<'_> {
                 status.measured(question.ask(&sql.client).await?);
                 if let Some(table) = kept_in {
                     let kept = retention::table_size(&sql.client, &table).await?;
-                    status.update(|status| status.kept = kept.or(status.kept));
+                    status.update(|status| status.table_size = kept.or(status.table_size));
                 }
                 Ok::<_, tokio_postgres::Error>(())
             };

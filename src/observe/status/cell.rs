@@ -210,7 +210,7 @@ impl StatusCell {
         (status.held_topics, status.held_topics_left_out) = (Vec::new(), 0);
         (status.held_topic_rows, status.holes_open) = (None, None);
         (status.blocked_aggregates, status.blocked_rows) = (None, None);
-        (status.dead_letters, status.kept) = (None, None);
+        (status.dead_letters, status.table_size) = (None, None);
         status.oldest_unsent_age_seconds = None;
         status.drift.clear();
     }

@@ -84,7 +84,7 @@ async fn read(
         is_up: Some(true),
         error: None,
     };
-    status.kept = retention::table_size(client, &name.quoted()).await?;
+    status.table_size = retention::table_size(client, &name.quoted()).await?;
     let has_state = has_state(client).await?;
     if has_state {
         let key = lease_key(source);

@@ -90,8 +90,8 @@ fn write_numbers(f: &mut fmt::Formatter<'_>, status: &Status) -> fmt::Result {
         let text = format_args!("{} rows, {}", in_flight.rows, bytes(in_flight.bytes));
         line(f, "in flight", text)?;
     }
-    if let Some(kept) = status.kept {
-        let text = format_args!("about {} rows, {}", kept.rows, bytes(kept.bytes));
+    if let Some(size) = status.table_size {
+        let text = format_args!("about {} rows, {}", size.rows, bytes(size.bytes));
         line(f, "table holds", text)?;
     }
     match (status.slot_retained_bytes, status.wal_budget) {
