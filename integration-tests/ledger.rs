@@ -1,4 +1,4 @@
-//! The ledger in its tables: the sentences of design 5a that a server must keep, each on real PostgreSQL.
+//! The ledger in its tables: the sentences of docs/design.md, "The ledger", that a server must keep, each on real PostgreSQL.
 
 pub mod outbox;
 

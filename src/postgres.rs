@@ -36,7 +36,7 @@ pub use tls::{Security, TlsFault, Verified};
 
 /// How long unacknowledged bytes may stand in a socket, on our side and on the server's.
 ///
-/// Source: reference measurements of a checkpointer that waits for an unread socket (design decision 13).
+/// A checkpointer was seen to wait for an unread socket (docs/design.md, "Parking").
 pub const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Settings of every connection: what a value looks like must not depend on the role's own settings.

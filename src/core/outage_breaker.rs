@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::Aggregate;
 use super::row::ByAggregate;
 
-/// Fewer failing aggregates than this are never an outage (design §6, `faults.halt_share`).
+/// Fewer failing aggregates than this are never an outage (docs/design.md, "What is put aside").
 const FAILING_MIN: usize = 100;
 /// Aggregates told apart in one half of the window; bounds memory at about 1 MB.
 const SEEN_MAX: usize = 20_000;

@@ -88,7 +88,7 @@ pub enum ReleaseOn {
     /// When it was marked.
     OnMark,
     /// When its transaction may be confirmed; a row of the transaction still being received, when
-    /// it was delivered, else a transaction larger than the window could never end (design 9).
+    /// it was delivered, else a transaction larger than the window could never end (docs/design.md, "Large transactions").
     OnConfirmation,
 }
 

@@ -1,4 +1,4 @@
-//! The ledger of sent rows: exact ranges of `seq` in a table of ours (design 5a).
+//! The ledger of sent rows: exact ranges of `seq` in a table of ours; see "The ledger" in docs/design.md.
 //!
 //! Owns what is known of the numbers of the current generation. Never holds a number as sent that
 //! the broker did not acknowledge.

@@ -1,4 +1,4 @@
-//! Which modes and marks a table allows, and why not the others (design §6, "Mode, mark and table"). Pure.
+//! Which modes and marks a table allows, and why not the others (docs/design.md, "Mode, mark and table"). Pure.
 
 use crate::config::{Mark, Mode, Start};
 use crate::postgres::catalog::published::{self, Change};

@@ -19,7 +19,7 @@ use crate::state::names::{self, NamesError};
 use crate::state::retention;
 use crate::text::chain;
 
-/// How often, unless sweeps come more often (design 15).
+/// How often, unless sweeps come more often (docs/design.md, "The catalog check").
 const CHECK_EVERY: Duration = Duration::from_secs(30);
 
 /// What a catalog check found.

@@ -1,6 +1,6 @@
 //! Opening a session: is it the table we know, where do we start, what was sent, who hands out rows.
 //!
-//! Runs only under the lease, and the lease comes before the slot (design 12).
+//! Runs only under the lease, and the lease comes before the slot (docs/design.md, "Lease before slot").
 
 mod background;
 mod first_start;

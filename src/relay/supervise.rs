@@ -28,7 +28,7 @@ use crate::state::lease::{LeaseKeeper, LeaseState, RELEASE_MAX, Role, lease_key,
 use crate::text::chain;
 use verdict::{NextStep, label, lacks_publication, reason, verdict};
 
-/// The pauses between attempts, before jitter (design 6: 1 s doubling to 15 s; the first one is
+/// The pauses between attempts, before jitter (docs/design.md, "Pauses": 1 s doubling to 15 s; the first one is
 /// shorter, for a connection that was cut is back at once).
 const PAUSES: [Duration; 6] = [
     Duration::from_millis(250),

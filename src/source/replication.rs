@@ -25,11 +25,11 @@ use wire::{Frame, ReadMode, ReplicationConnection, Reply, WalReader, WalWriter};
 
 /// After this long without a message from us the server ends the connection; a start-up parameter.
 const WAL_SENDER_TIMEOUT: Duration = Duration::from_secs(30);
-/// How often the server hears from us: a third of its patience (design 13).
+/// How often the server hears from us: a third of its patience (docs/design.md, "Parking").
 const STATUS_EVERY: Duration = Duration::from_secs(10);
 /// A server that was asked and says nothing for this long is gone.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
-/// Leave the slot when the relay takes nothing for this long (design 13, "park").
+/// Leave the slot when the relay takes nothing for this long (docs/design.md, "Parking").
 const PARK_AFTER: Duration = Duration::from_secs(20);
 /// A batch follows the one before after so much time for each of that one's rows, and after [`HAND_OVER_EVERY`] at the
 /// latest: above 6,000 rows a second many rows share the cost of waking the relay and of a request to Kafka, below
@@ -113,7 +113,7 @@ impl Subscription {
         }
     }
 
-    /// Connects and starts at the slot's confirmed position, which the server knows best (design 4).
+    /// Connects and starts at the slot's confirmed position, which the server knows best (docs/design.md, "Where a stream begins").
     async fn open(self) -> Result<Stream, ReplicationError> {
         let failed = |source| ReplicationError::Start {
             slot: self.slot.clone(),

@@ -1,6 +1,6 @@
 //! Durable holds: what is blocked, which rows wait for it, and the rows that are kept whole.
 //!
-//! A row that is put aside is settled once it is recorded here (design 8). Every statement that writes checks the
+//! A row that is put aside is settled once it is recorded here (docs/design.md, "What is put aside"). Every statement that writes checks the
 //! lease's epoch, and recording a row twice is harmless.
 
 mod history;

@@ -123,7 +123,7 @@ impl Rule {
     }
 }
 
-/// Judges the numbers by design §5a, "Identity of the numbers", as far as the mark rests on them.
+/// Judges the numbers by docs/design.md, "Identity of the numbers", as far as the mark rests on them.
 pub fn compare(
     mark: Mark,
     stored: &Identity,

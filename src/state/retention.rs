@@ -86,7 +86,7 @@ impl Retention {
     /// Makes partitions ahead and drops an old one whose numbers are all `removable`.
     ///
     /// A partition is detached, compared with the ledger, then dropped; with a row too many it is attached again, and its
-    /// segments are opened, so that the table is searched for the row (design 5a).
+    /// segments are opened, so that the table is searched for the row (docs/design.md, "Retention").
     ///
     /// Errors: `NotLeader` when the lease moved.
     /// Cancel-safe: yes, a partition that is left detached is attached by the next call.
@@ -145,7 +145,7 @@ impl Retention {
 
     /// Removes what is old enough of these numbers, in one short transaction.
     ///
-    /// What DELETE … RETURNING gives is compared with the ledger before it is committed (design 5a). A row too many was
+    /// What DELETE … RETURNING gives is compared with the ledger before it is committed (docs/design.md, "Retention"). A row too many was
     /// missed: all of the batch stays, and its segment is opened again, so that the table is searched for it.
     ///
     /// Errors: `NotLeader` when the lease moved.

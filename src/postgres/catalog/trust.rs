@@ -1,4 +1,4 @@
-//! Whether a table's numbers can be trusted: what design §5a asks of `seq` and the catalog can answer. Pure.
+//! Whether a table's numbers can be trusted: what `seq` must be (docs/design.md, "Identity of the numbers") and the catalog can answer. Pure.
 
 use postgres_protocol::escape::escape_identifier;
 

@@ -193,7 +193,7 @@ impl ReplicationConnection {
     ) -> Result<(WalReader, WalWriter), PostgresError> {
         let pace = self.pace().await?;
         let names = quote_literal(&quote_identifier(publication));
-        // A position of our own could only skip rows silently (design decision 4).
+        // A position of our own could only skip rows silently (docs/design.md, "Where a stream begins").
         let command = format!(
             "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names {names})",
             quote_identifier(slot)

@@ -50,7 +50,7 @@ impl GapWatch {
     /// Looks at the holes below the highest number once.
     ///
     /// Nothing dies on locks alone: the last look-up waits until the stream has passed the position
-    /// that was read when no transaction was left that could fill the hole (design 5a).
+    /// that was read when no transaction was left that could fill the hole (docs/design.md, "Holes").
     pub(super) async fn look(&mut self, progress: &Progress) -> Result<Judgement, PollError> {
         if progress.is_sweep {
             self.highest = self.read_highest().await?;
