@@ -4,6 +4,8 @@ mod blocked;
 mod commands;
 mod file;
 mod letters;
+#[cfg(test)]
+mod reference;
 mod request;
 
 use std::io::Write as _;
