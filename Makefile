@@ -50,7 +50,7 @@ bench: servers ## Measures speed, latency and cost (FULL=1 PEERS=1 SOAK=1 PART=d
 	$(CARGO) build --release --locked --bin outboxd
 	$(CARGO) run --release --locked --quiet --example measure
 
-bench-quote: ## Puts the newest run of `make bench`, or RUNS="one others", into docs/performance.md, and what holds into README.md
+bench-quote: ## Puts the newest run of `make bench`, or RUNS="one others", into docs/performance.md, six rows into README.md, a chart into docs/
 	@benches/quote.sh $(RUNS)
 
 MICRO = $(CARGO) run --release --locked --quiet --example micro --

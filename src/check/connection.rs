@@ -9,7 +9,7 @@ use crate::postgres::{Security, Verified};
 const WHAT: &str = "connection";
 /// Two of the settings that a session of ours asks for at its start.
 const PASSED_ON: &str = "SELECT pg_catalog.current_setting('enable_seqscan') = 'off' AND pg_catalog.current_setting('jit') = 'off'";
-const VERIFY: &str = "`?sslmode=verify-full&sslrootcert=/path/ca.pem` in the URL; see \"TLS to PostgreSQL\" in docs/operations.md";
+const VERIFY: &str = "`?sslmode=verify-full&sslrootcert=/path/ca.pem` in the URL; see docs/security.md#tls-to-postgresql";
 
 pub(super) fn finding(security: &Security) -> Finding {
     let detail = security.to_string();
