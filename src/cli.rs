@@ -2,6 +2,8 @@
 
 mod blocked;
 mod commands;
+#[cfg(test)]
+mod documentation;
 mod file;
 mod letters;
 #[cfg(test)]

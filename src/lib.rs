@@ -12,8 +12,6 @@ pub mod config;
 pub mod core;
 pub mod dead_letter;
 pub mod demo;
-#[cfg(test)]
-mod documentation;
 pub mod encode;
 pub mod hold;
 pub mod identity;

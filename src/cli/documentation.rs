@@ -144,6 +144,41 @@ fn each_page_that_the_code_names_is_fresh() {
     assert!(faults.is_empty(), "{faults:#?}");
 }
 
+/// What stands between backticks.
+fn words(page: &str) -> impl Iterator<Item = &str> {
+    lines(page).flat_map(|line| line.split('`').skip(1).step_by(2))
+}
+
+#[test]
+fn each_file_that_the_documentation_names_is_fresh() {
+    const FOLDERS: [&str; 6] = [
+        "src/",
+        "integration-tests/",
+        "benches/",
+        "config/",
+        "deploy/",
+        "docs/",
+    ];
+    let mut faults = Vec::new();
+    for page in pages()
+        .into_iter()
+        .filter(|page| page != Path::new("CHANGELOG.md"))
+    {
+        let text = read(&page);
+        let files =
+            words(&text).filter(|word| FOLDERS.iter().any(|folder| word.starts_with(folder)));
+        let files = files.map(|word| word.split(' ').next().unwrap_or_default());
+        let is_missing =
+            |file: &&str| !file.contains(['*', '{']) && !repository().join(file).exists();
+        faults.extend(
+            files
+                .filter(is_missing)
+                .map(|file| format!("{}: {file}", page.display())),
+        );
+    }
+    assert!(faults.is_empty(), "{faults:#?}");
+}
+
 /// What troubleshooting quotes in the first cell of a line, between backticks; `…` stands for anything.
 #[test]
 fn each_text_that_troubleshooting_quotes_is_fresh() {
