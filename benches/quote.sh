@@ -81,6 +81,9 @@ felt() {
             row = row " at 2000 rows/s"
             return of("latency", row, "p50 ms") " / " of("latency", row, "p99 ms") " ms"
         }
+        function idle(row) {
+            return of("idle", row, "CPU % of a core") " % of a core, " of("idle", row, "resident MB") " MB"
+        }
         function thousands(number) {
             number = int(number)
             return number < 1000 ? number : int(number / 1000) "," sprintf("%03d", number % 1000)
@@ -124,7 +127,7 @@ felt() {
             print "| latency at 2,000 rows/s, p50 / p99 | stream " latency(stream) "<br>polling " latency(poll) " | " latency(debezium) " | |"
             print "| CPU a row, stream | " drain(stream, "CPU µs/row") " µs | " drain(debezium, "CPU µs/row") " µs | " drain(reader, "CPU µs/row") " µs |"
             print "| memory at full speed, stream | " drain(stream, "peak MB") " MB | " drain(debezium, "peak MB") " MB | " drain(reader, "peak MB") " MB |"
-            print "| idle, stream | " of("idle", "replication", "CPU % of a core") " % of a core, " of("idle", "replication", "resident MB") " MB | | |\n"
+            print "| idle | stream " idle("replication") "<br>polling " idle("polling") " | | |\n"
         }
     '
 }
