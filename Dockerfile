@@ -9,6 +9,8 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends cmake g++ gcc libc6-dev make perl \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
+# The image has glibc 2.36, which reads packed relocations: build.rs.
+ENV OUTBOXD_PACK_RELOCATIONS=1
 
 # The dependencies, minutes of C and C++, are a layer that only Cargo.toml and Cargo.lock renew.
 COPY Cargo.toml Cargo.lock build.rs ./

@@ -41,13 +41,16 @@ simulate: ## Judges SEEDS=1000000 (or 5..9) schedules of a simulated world, or t
 servers: ## Fetches the Kafka and PostgreSQL that tests run on into .servers/
 	@integration-tests/servers/fetch.sh
 
+# As the image holds it: Dockerfile.
+bench bench-micro bench-check bench-record: export OUTBOXD_PACK_RELOCATIONS = 1
+
 # What is set on the command line, make hands on: benches/measure/plan.rs reads it.
 bench: servers ## Measures speed, latency and cost (FULL=1 PEERS=1 SOAK=1 PART=drain,idle WORKLOAD=one-row ONLY=unix ROUNDS=3 ROWS= WATCH=)
 	$(if $(PEERS),@benches/peers/fetch.sh)
 	$(CARGO) build --release --locked --bin outboxd
 	$(CARGO) run --release --locked --quiet --example measure
 
-bench-quote: ## Puts the newest run of `make bench`, or RUNS="one others", into docs/performance.md, and what holds into README.md
+bench-quote: ## Puts the newest run of `make bench`, or RUNS="one others", into docs/performance.md, six rows into README.md, a chart into docs/
 	@benches/quote.sh $(RUNS)
 
 MICRO = $(CARGO) run --release --locked --quiet --example micro --

@@ -2,8 +2,12 @@
 
 mod blocked;
 mod commands;
+#[cfg(test)]
+mod documentation;
 mod file;
 mod letters;
+#[cfg(test)]
+mod reference;
 mod request;
 
 use std::io::Write as _;

@@ -1,6 +1,7 @@
 //! Whole configurations: what is refused and with which words, which layer wins, what never shows.
 
 pub(crate) mod broken;
+mod reference;
 
 use std::path::PathBuf;
 use std::time::Duration;

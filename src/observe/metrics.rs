@@ -395,3 +395,82 @@ fn add<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, me
     added.expect("each name is registered once");
     metric
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::config::Config;
+
+    const FEWEST: &str =
+        "[source]\nurl = \"postgres://u:p@h/d\"\n[kafka]\nbrokers = [\"k:9092\"]\n";
+    const HEAD: &str = "# Metrics
+
+<!-- Made by `OUTBOXD_BLESS=1 cargo test --lib is_fresh` from what /metrics answers. -->
+
+`http://ADMIN.LISTEN/metrics` (port 9464 unless `admin.listen` says otherwise) answers in Prometheus's text format. Which of
+these to alert on: [What to watch](operations.md#what-to-watch). Labels hold roles and reasons, never anything of a row. A
+gauge whose value is not known reads `NaN`. `/status` has the same figures as JSON. Beside these stand Prometheus's usual
+`process_…` metrics: CPU time, memory, file descriptors, start.
+
+| metric | type | labels | meaning |
+|---|---|---|---|
+";
+
+    /// Every metric once, with the names of its labels.
+    fn reference() -> String {
+        let metrics = Metrics::new();
+        // A family without a member is left out of the answer.
+        metrics.blocked("");
+        metrics.session_ended("");
+        let config = Config::parse("o.toml", FEWEST, []).unwrap();
+        metrics.gauges.set(&Status::starting(&config.source));
+        let mut page = HEAD.to_owned();
+        let families = metrics.registry.gather();
+        // What the process takes is told by the operating system, and differs between them.
+        let is_ours =
+            |family: &&prometheus::proto::MetricFamily| family.name().starts_with("outboxd_");
+        for family in families.iter().filter(is_ours) {
+            let kind = format!("{:?}", family.get_field_type()).to_lowercase();
+            let (name, labels, help) = (family.name(), labels(family), family.help());
+            page.push_str(&format!("| `{name}` | {kind} | {labels} | {help} |\n"));
+        }
+        page
+    }
+
+    /// The labels by name, with the values that are always there.
+    fn labels(family: &prometheus::proto::MetricFamily) -> String {
+        let mut names = BTreeMap::<&str, Vec<&str>>::new();
+        for label in family
+            .get_metric()
+            .iter()
+            .flat_map(|metric| metric.get_label())
+        {
+            let values = names.entry(label.name()).or_default();
+            if !label.value().is_empty() && label.name() != "version" {
+                values.push(label.value());
+            }
+        }
+        let named = names
+            .into_iter()
+            .map(|(name, values)| match values.is_empty() {
+                true => format!("`{name}`"),
+                false => format!("`{name}`: {}", values.join(", ")),
+            });
+        named.collect::<Vec<_>>().join("; ")
+    }
+
+    #[test]
+    fn the_metrics_reference_is_fresh() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
+        if std::env::var_os("OUTBOXD_BLESS").is_some() {
+            std::fs::write(path, reference()).unwrap();
+        }
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(
+            text == reference(),
+            "docs/metrics.md is stale: OUTBOXD_BLESS=1 cargo test --lib is_fresh"
+        );
+    }
+}

@@ -4,7 +4,7 @@ use super::Finding;
 use crate::postgres::{Security, Verified};
 
 const WHAT: &str = "connection";
-const VERIFY: &str = "`?sslmode=verify-full&sslrootcert=/path/ca.pem` in the URL; see \"TLS to PostgreSQL\" in docs/operations.md";
+const VERIFY: &str = "`?sslmode=verify-full&sslrootcert=/path/ca.pem` in the URL; see docs/security.md#tls-to-postgresql";
 
 pub(super) fn finding(security: &Security) -> Finding {
     let detail = security.to_string();
