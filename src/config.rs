@@ -36,12 +36,13 @@ use std::time::Duration;
 use crate::row::columns::ColumnNames;
 use load::UrlFile;
 
-pub use error::{ConfigError, ConfigErrors, Origin};
-pub use kafka_security::resolve_property;
-pub use keys::reference_toml;
+pub(crate) use error::{ConfigError, ConfigErrors, Origin};
+pub(crate) use kafka_security::resolve_property;
+#[cfg(test)]
+use keys::reference_toml;
 pub use secret::{Secret, UrlSource};
 pub(crate) use table_name::digest;
-pub use table_name::{TableName, TableNameError};
+pub(crate) use table_name::{TableName, TableNameError};
 pub use url::{
     ChannelBinding, ClientCertificate, ConnectOptions, Host, RootCertificates, SslMode, TlsOptions,
     UrlFault,
@@ -66,12 +67,12 @@ impl Config {
     ///
     /// Errors: everything that is wrong, at once, each with its place and its remedy; also what is wrong with the
     /// file that `source.url_file` names.
-    pub fn load(file: &Path) -> Result<Self, ConfigErrors> {
+    pub(crate) fn load(file: &Path) -> Result<Self, ConfigErrors> {
         load::load(file, UrlFile::Read)
     }
 
     /// The same for a command that connects to nothing: the URL's file may be on another machine.
-    pub fn load_unconnected(file: &Path) -> Result<Self, ConfigErrors> {
+    pub(crate) fn load_unconnected(file: &Path) -> Result<Self, ConfigErrors> {
         load::load(file, UrlFile::Unread)
     }
 
@@ -130,7 +131,7 @@ impl SourceConfig {
     /// The table's name in its two parts.
     ///
     /// Errors: none for a configuration that `Config::parse` has built.
-    pub fn table_name(&self) -> Result<TableName, TableNameError> {
+    pub(crate) fn table_name(&self) -> Result<TableName, TableNameError> {
         TableName::parse(&self.table)
     }
 }

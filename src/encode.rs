@@ -4,7 +4,7 @@
 //! configuration alone. Never does I/O, never prints row data.
 
 mod headers;
-pub mod route;
+pub(crate) mod route;
 #[cfg(test)]
 mod tests;
 
@@ -34,7 +34,7 @@ pub struct Record {
 
 impl Record {
     /// Bytes of key, value and headers, without what Kafka's format adds.
-    pub fn size(&self) -> usize {
+    pub(crate) fn size(&self) -> usize {
         let length = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
         let header = |header: &Header| header.name.len() + length(&header.value);
         length(&self.key) + length(&self.value) + self.headers.iter().map(header).sum::<usize>()
@@ -94,7 +94,7 @@ pub enum RejectionReason {
 
 impl RejectionReason {
     /// The label's value.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::NullId => "null_id",
             Self::NullKey => "null_key",
@@ -165,7 +165,7 @@ impl Encoder {
     }
 
     /// The columns that records are made from.
-    pub fn columns(&self) -> impl Iterator<Item = usize> {
+    pub(crate) fn columns(&self) -> impl Iterator<Item = usize> {
         self.used.iter().map(|(column, _)| *column)
     }
 
@@ -235,7 +235,7 @@ impl Encoder {
     }
 
     /// Tells whether a row may reach a topic of this name; for `check`, which has no row.
-    pub fn check_topic(&self, topic: &str) -> Result<(), Rejection> {
+    pub(crate) fn check_topic(&self, topic: &str) -> Result<(), Rejection> {
         self.route.check(topic)
     }
 

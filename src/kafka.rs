@@ -5,8 +5,8 @@
 mod files;
 mod stranger;
 
-pub use files::ClientFiles;
-pub use stranger::in_plain_words;
+pub(crate) use files::ClientFiles;
+pub(crate) use stranger::in_plain_words;
 
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
@@ -92,7 +92,7 @@ pub enum KafkaError {
 
 impl KafkaError {
     /// Another content of a file may mend it; else only another configuration does.
-    pub fn is_of_files(&self) -> bool {
+    pub(crate) fn is_of_files(&self) -> bool {
         match self {
             Self::Property { .. } | Self::Create { .. } => true,
             Self::UnknownProperty { .. } | Self::InvalidValue { .. } => false,
@@ -149,14 +149,14 @@ pub fn producer_config(
 }
 
 /// Properties of a client that only asks, and tells what becomes of its connections.
-pub fn witness_config(kafka: &KafkaConfig) -> Result<ClientConfig, KafkaError> {
+pub(crate) fn witness_config(kafka: &KafkaConfig) -> Result<ClientConfig, KafkaError> {
     let mut config = look_up_config(kafka)?;
     log_connections(&mut config);
     Ok(config)
 }
 
 /// Properties of a client that only asks for metadata and creates topics.
-pub fn look_up_config(kafka: &KafkaConfig) -> Result<ClientConfig, KafkaError> {
+pub(crate) fn look_up_config(kafka: &KafkaConfig) -> Result<ClientConfig, KafkaError> {
     let mut config = connection_config(kafka);
     config.set("socket.timeout.ms", "10000");
     set_properties(&mut config, kafka)?;
@@ -167,14 +167,14 @@ pub fn look_up_config(kafka: &KafkaConfig) -> Result<ClientConfig, KafkaError> {
 }
 
 /// Bytes of the largest record that the producer takes.
-pub fn record_bytes_max(kafka: &KafkaConfig) -> usize {
+pub(crate) fn record_bytes_max(kafka: &KafkaConfig) -> usize {
     let own = kafka.properties.get("message.max.bytes");
     own.and_then(|text| text.parse().ok())
         .unwrap_or(MESSAGE_BYTES_MAX)
 }
 
 /// The command that creates a topic, for a person to type; the broker's own counts where none are set.
-pub fn create_command(kafka: &KafkaConfig, topic: &str) -> String {
+pub(crate) fn create_command(kafka: &KafkaConfig, topic: &str) -> String {
     let mut command = format!(
         "kafka-topics.sh --bootstrap-server {} --create --topic '{}'",
         kafka.brokers.join(","),
@@ -197,11 +197,11 @@ pub fn create_command(kafka: &KafkaConfig, topic: &str) -> String {
 }
 
 /// What helps where brokers refuse to create a topic.
-pub const NOT_CREATED: &str = "mend what the brokers say: the topic's name by `route.topic`, `kafka.topics.partitions` \
+pub(crate) const NOT_CREATED: &str = "mend what the brokers say: the topic's name by `route.topic`, `kafka.topics.partitions` \
     and `kafka.topics.replication_factor`, or the right to create topics";
 
 /// The command that lets a principal write a topic, for a person to type.
-pub fn allow_command(kafka: &KafkaConfig, topic: &str) -> String {
+pub(crate) fn allow_command(kafka: &KafkaConfig, topic: &str) -> String {
     let principal = kafka.properties.get("sasl.username");
     let principal = principal.map_or("<principal>", String::as_str);
     format!(

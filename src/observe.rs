@@ -1,6 +1,6 @@
 //! What is seen of a relay from outside: the report, the metrics, HTTP and the log.
 
-pub mod admin;
-pub mod metrics;
-pub mod status;
-pub mod telemetry;
+pub(crate) mod admin;
+pub(crate) mod metrics;
+pub(crate) mod status;
+pub(crate) mod telemetry;

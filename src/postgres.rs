@@ -10,10 +10,10 @@ mod encoding;
 mod error;
 mod guard;
 pub(crate) mod obstacles;
-pub mod publication;
-pub mod slot;
+pub(crate) mod publication;
+pub(crate) mod slot;
 mod socket;
-pub mod time;
+pub(crate) mod time;
 mod tls;
 
 use std::borrow::Cow;
@@ -28,16 +28,16 @@ use tokio_postgres::{Client, Config};
 use guard::{AlreadySecured, Guard};
 
 pub use crate::config::{ChannelBinding, ConnectOptions, Host, SslMode, TlsOptions, UrlFault};
-pub use attempt::Attempt;
+pub(crate) use attempt::Attempt;
 pub(crate) use error::{CLEAR_TEXT, METHOD, NO_PASSWORD, NOT_BOUND, SERVER_PROOF};
 pub use error::{Class, PostgresError, ServerError};
-pub use socket::{ReadHalf, Socket, WriteHalf};
+pub(crate) use socket::{ReadHalf, Socket, WriteHalf};
 pub use tls::{Security, TlsFault, Verified};
 
 /// How long unacknowledged bytes may stand in a socket, on our side and on the server's.
 ///
 /// A checkpointer was seen to wait for an unread socket (docs/design.md, "Parking").
-pub const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Settings of every connection: what a value looks like must not depend on the role's own settings.
 pub(crate) const FORMAT_SETTINGS: [(&str, &str); 6] = [
@@ -117,7 +117,7 @@ impl SqlConnection {
     /// Waits until the connection has ended and says why.
     ///
     /// Cancel-safe: yes.
-    pub async fn closed(&self) -> PostgresError {
+    pub(crate) async fn closed(&self) -> PostgresError {
         let mut ended = self.ended.clone();
         // An error means that the connection's task is gone without a word.
         let _ = ended.wait_for(Option::is_some).await;
@@ -125,12 +125,12 @@ impl SqlConnection {
     }
 
     /// A text as the database's encoding can hold it.
-    pub fn storable<'a>(&self, text: &'a str) -> Cow<'a, str> {
+    pub(crate) fn storable<'a>(&self, text: &'a str) -> Cow<'a, str> {
         encoding::storable(text, &self.encoding)
     }
 
     /// The reason of the connection's end, `None` while it stands.
-    pub fn end(&self) -> Option<PostgresError> {
+    pub(crate) fn end(&self) -> Option<PostgresError> {
         let ended = self.ended.borrow().clone();
         match (ended, self.told.get()) {
             (Some(PostgresError::Closed), Some(told)) => Some(told.clone()),
@@ -141,7 +141,7 @@ impl SqlConnection {
     /// Says why a statement failed: where the connection ended meanwhile, the reason of its end.
     ///
     /// Cancel-safe: yes.
-    pub async fn explain(&self, error: tokio_postgres::Error) -> PostgresError {
+    pub(crate) async fn explain(&self, error: tokio_postgres::Error) -> PostgresError {
         match PostgresError::from(error) {
             PostgresError::Closed => self.closed().await,
             error if error.class() == Class::Shutdown => {

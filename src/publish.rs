@@ -22,7 +22,6 @@ mod trials;
 mod witness;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -71,7 +70,7 @@ pub enum PublisherEvent {
 
 /// What a session begins with.
 #[derive(Clone, Debug, Default)]
-pub struct Known {
+pub(crate) struct Known {
     /// What the session before said of a broker.
     pub cutting: Option<Cutting>,
     /// Topics that take no larger batches.
@@ -94,7 +93,6 @@ pub enum PublishError {
 pub struct Publisher {
     commands: mpsc::Sender<Command>,
     look_ups: mpsc::Sender<Question>,
-    in_flight: Arc<AtomicUsize>,
     broker: Broker,
     files: ClientFiles,
     clocks: Clocks,
@@ -102,7 +100,7 @@ pub struct Publisher {
 
 impl PublishError {
     /// Another content of a file may mend it.
-    pub fn is_of_files(&self) -> bool {
+    pub(crate) fn is_of_files(&self) -> bool {
         matches!(self, Self::Config(error) if error.is_of_files())
     }
 }
@@ -119,7 +117,7 @@ impl Publisher {
     }
 
     /// `start` with what earlier sessions found out.
-    pub fn start_knowing(
+    pub(crate) fn start_knowing(
         kafka: &KafkaConfig,
         limits: &LimitsConfig,
         known: Known,
@@ -128,14 +126,12 @@ impl Publisher {
         let (events, receiver) = unbounded_channel();
         let (commands, command_receiver) = mpsc::channel();
         let (look_ups, look_up_receiver) = mpsc::channel();
-        let in_flight = Arc::new(AtomicUsize::new(0));
         let broker = Broker::default();
         let config = crate::kafka::producer_config(kafka, limits)?;
         let ties = Ties {
             broker: broker.clone(),
             commands: command_receiver,
             events: events.clone(),
-            in_flight: Arc::clone(&in_flight),
         };
         let trials = Trials::new(kafka.clone(), known.cutting);
         let session = ProducerThread::new(&config, known.small_batches, ties, trials)?;
@@ -145,7 +141,6 @@ impl Publisher {
         let publisher = Self {
             commands,
             look_ups,
-            in_flight,
             broker,
             files,
             clocks: Clocks::now(),
@@ -170,12 +165,12 @@ impl Publisher {
     }
 
     /// `look_up` before all other questions.
-    pub fn look_up_urgently(&self, topics: Vec<Arc<str>>) {
+    pub(crate) fn look_up_urgently(&self, topics: Vec<Arc<str>>) {
         self.ask(Question::Urgent(topics));
     }
 
     /// `look_up` of topics that no row waits for: what is missing is not created.
-    pub fn watch(&self, topics: Vec<Arc<str>>) {
+    pub(crate) fn watch(&self, topics: Vec<Arc<str>>) {
         self.ask(Question::Watched(topics));
     }
 
@@ -184,18 +179,13 @@ impl Publisher {
         let _ = self.look_ups.send(question);
     }
 
-    /// Rows handed over and not yet reported.
-    pub fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Relaxed)
-    }
-
     /// What last went wrong on the way to Kafka, `None` since a broker answered again.
-    pub fn broker_error(&self) -> watch::Receiver<Option<String>> {
+    pub(crate) fn broker_error(&self) -> watch::Receiver<Option<String>> {
         self.broker.subscribe()
     }
 
     /// Whether a broker refuses records now, for fewer replicas are in sync than their topic asks for.
-    pub fn lacks_replicas(&self) -> bool {
+    pub(crate) fn lacks_replicas(&self) -> bool {
         self.broker.is_lacking_replicas()
     }
 
@@ -209,7 +199,7 @@ impl Publisher {
     }
 
     /// Why a new session would do better than this one.
-    pub fn outdated(&self) -> Option<&'static str> {
+    pub(crate) fn outdated(&self) -> Option<&'static str> {
         if self.files.have_changed() {
             return Some("a file with secrets of Kafka has changed");
         }
@@ -218,7 +208,7 @@ impl Publisher {
     }
 
     /// Keeps this session although its files or the clock have changed, until they change again.
-    pub fn keep(&mut self, files: ClientFiles) {
+    pub(crate) fn keep(&mut self, files: ClientFiles) {
         (self.files, self.clocks) = (files, Clocks::now());
     }
 
@@ -227,7 +217,7 @@ impl Publisher {
     /// Every report was sent as an event before this returns; no `Ended` follows it. The producer's
     /// threads may outlive it for a moment.
     /// Cancel-safe: yes, the session ends all the same.
-    pub async fn end(self, deadline: Duration) -> SessionEnd {
+    pub(crate) async fn end(self, deadline: Duration) -> SessionEnd {
         let (reply, end) = oneshot::channel();
         let deadline = Instant::now() + deadline;
         let _ = self.commands.send(Command::End { deadline, reply });

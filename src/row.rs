@@ -2,7 +2,7 @@
 //!
 //! Owns the row's representation. Never talks to a server.
 
-pub mod columns;
+pub(crate) mod columns;
 pub mod ranges;
 
 use std::fmt;
@@ -61,14 +61,14 @@ impl RowId {
 
 impl RowId {
     /// The text of the id, made faster than `to_string` does.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let mut text = String::with_capacity(uuid::fmt::Hyphenated::LENGTH);
         self.write_to(&mut text);
         text
     }
 
     /// Appends the text of the id.
-    pub fn write_to(&self, text: &mut String) {
+    pub(crate) fn write_to(&self, text: &mut String) {
         match self {
             Self::Uuid(uuid) => {
                 let mut buffer = uuid::Uuid::encode_buffer();
@@ -134,7 +134,7 @@ impl Column {
     }
 
     /// `format_type()` without what is declared beside it, such as a length.
-    pub fn base_type(&self) -> &str {
+    pub(crate) fn base_type(&self) -> &str {
         self.type_name.split('(').next().unwrap_or_default()
     }
 
@@ -143,7 +143,7 @@ impl Column {
     /// Wherever a value is compared it is spelt in this way. pgoutput prints with the type's output function; so does
     /// `format`, and a cast to text only for types that have no cast of their own: that of `character(n)` loses blanks, of
     /// boolean gives `true` for `t`, of inet adds `/32`, of xml keeps a declaration.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let name = format!("o.{}", escape_identifier(&self.name));
         let base = self.base_type();
         if PRINTED_BY_CAST.contains(&base) || base.starts_with("time") {
@@ -178,7 +178,7 @@ impl Layout {
     }
 
     /// Finds them by the table's names.
-    pub fn find_mapped(
+    pub(crate) fn find_mapped(
         schema: &str,
         table: &str,
         columns: Vec<Column>,
@@ -204,7 +204,7 @@ impl Layout {
     }
 
     /// The table's name for SQL, qualified and quoted.
-    pub fn sql_name(&self) -> String {
+    pub(crate) fn sql_name(&self) -> String {
         format!(
             "{}.{}",
             escape_identifier(&self.schema),
@@ -213,36 +213,36 @@ impl Layout {
     }
 
     /// The name that the state tables know the outbox by.
-    pub fn outbox(&self) -> String {
+    pub(crate) fn outbox(&self) -> String {
         format!("{}.{}", self.schema, self.table)
     }
 
     /// An SQL expression for the text of a column's value, with the table called `o`; see [`Column::text`].
-    pub fn text_of(&self, column: usize) -> String {
+    pub(crate) fn text_of(&self, column: usize) -> String {
         self.columns[column].text()
     }
 
     /// An SQL condition on the table called `o`: its `id` is among the texts of an array, by an index where there is one.
     ///
     /// Two ids that are equal to their type may differ in text: who must tell them apart compares `text_of`, too.
-    pub fn id_is_among(&self, texts: &str) -> String {
+    pub(crate) fn id_is_among(&self, texts: &str) -> String {
         let id = &self.columns[self.id];
         let (name, type_name) = (escape_identifier(&id.name), &id.type_name);
         format!("o.{name} = ANY (({texts}::text[])::{type_name}[])")
     }
 
     /// Finds a column by the table's exact name.
-    pub fn column(&self, name: &str) -> Option<usize> {
+    pub(crate) fn column(&self, name: &str) -> Option<usize> {
         self.columns.iter().position(|column| column.name == name)
     }
 
     /// Finds a column by our name.
-    pub fn ours(&self, name: &str) -> Option<usize> {
+    pub(crate) fn ours(&self, name: &str) -> Option<usize> {
         position(&self.columns, name, &self.names)
     }
 
     /// Finds a column by our name, else by the table's own: as people name it in a route.
-    pub fn named(&self, name: &str) -> Option<usize> {
+    pub(crate) fn named(&self, name: &str) -> Option<usize> {
         self.ours(name).or_else(|| self.column(name))
     }
 }
@@ -262,13 +262,13 @@ pub struct Field {
 }
 
 impl Field {
-    pub const NULL: u32 = u32::MAX;
+    pub(crate) const NULL: u32 = u32::MAX;
     const TOO_LARGE: u32 = u32::MAX - 1;
     const NO_COLUMN: u32 = u32::MAX - 2;
     const UNREADABLE: u32 = u32::MAX - 3;
 
     /// SQL NULL.
-    pub const fn null() -> Self {
+    pub(crate) const fn null() -> Self {
         Self {
             start: 0,
             len: Self::NULL,
@@ -276,7 +276,7 @@ impl Field {
     }
 
     /// A value of so many bytes that it was not read.
-    pub fn too_large(bytes: u64) -> Self {
+    pub(crate) fn too_large(bytes: u64) -> Self {
         Self {
             start: u32::try_from(bytes).unwrap_or(u32::MAX),
             len: Self::TOO_LARGE,
@@ -284,7 +284,7 @@ impl Field {
     }
 
     /// The table had no such column when the row was inserted.
-    pub const fn no_column() -> Self {
+    pub(crate) const fn no_column() -> Self {
         Self {
             start: 0,
             len: Self::NO_COLUMN,
@@ -292,7 +292,7 @@ impl Field {
     }
 
     /// The server cannot send the value; five digits and capitals say why.
-    pub fn unreadable(sqlstate: &str) -> Self {
+    pub(crate) fn unreadable(sqlstate: &str) -> Self {
         Self {
             start: u32::from_str_radix(sqlstate, 36).unwrap_or_default(),
             len: Self::UNREADABLE,
@@ -300,7 +300,7 @@ impl Field {
     }
 
     /// Where its bytes stand among those of its row; `None` where it has none.
-    pub fn range(self) -> Option<std::ops::Range<usize>> {
+    pub(crate) fn range(self) -> Option<std::ops::Range<usize>> {
         let start = self.start as usize;
         self.has_bytes().then(|| start..start + self.len as usize)
     }
@@ -325,7 +325,7 @@ impl Field {
 
 /// Why a row comes without a value that it has or should have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LeftOut {
+pub(crate) enum LeftOut {
     /// No record can carry it, so it was not read.
     TooLarge { bytes: u32 },
     /// The table had no such column when the row was inserted.
@@ -335,7 +335,7 @@ pub enum LeftOut {
 }
 
 /// The SQLSTATE of a value that the server cannot send.
-pub fn sqlstate(code: u32) -> String {
+pub(crate) fn sqlstate(code: u32) -> String {
     let digit = |place: u32| char::from_digit(code / 36u32.pow(place) % 36, 36);
     let digits = (0..5).rev().filter_map(digit);
     digits.map(|digit| digit.to_ascii_uppercase()).collect()
@@ -390,7 +390,7 @@ impl OutboxRow {
     }
 
     /// The same row with some values of another one; its bytes are its own.
-    pub fn with_values_of(&self, other: &Self, columns: &[usize], layout: &Layout) -> Self {
+    pub(crate) fn with_values_of(&self, other: &Self, columns: &[usize], layout: &Layout) -> Self {
         let mut bytes = BytesMut::with_capacity(self.bytes.len() + other.bytes.len());
         let mut fields = self.fields.clone();
         for (column, field) in fields.iter_mut().enumerate() {
@@ -410,7 +410,7 @@ impl OutboxRow {
     }
 
     /// A row of which only its name and its aggregate's type and id are known.
-    pub fn of_aggregate(
+    pub(crate) fn of_aggregate(
         layout: &Layout,
         id: RowId,
         seq: Option<i64>,
@@ -436,28 +436,28 @@ impl OutboxRow {
     }
 
     /// The value of a column of the layout, `None` for SQL NULL and for what was left out.
-    pub fn field(&self, column: usize) -> Option<&[u8]> {
+    pub(crate) fn field(&self, column: usize) -> Option<&[u8]> {
         let range = self.fields.get(column)?.range()?;
         Some(&self.bytes[range])
     }
 
     /// Why the value of a column was left out, if it was.
-    pub fn left_out(&self, column: usize) -> Option<LeftOut> {
+    pub(crate) fn left_out(&self, column: usize) -> Option<LeftOut> {
         self.fields.get(column)?.left_out()
     }
 
     /// Whether every value that it has was read.
-    pub fn is_whole(&self) -> bool {
+    pub(crate) fn is_whole(&self) -> bool {
         self.fields.iter().all(|field| field.is_there())
     }
 
     /// The value of a column, sharing the row's bytes.
-    pub fn slice(&self, column: usize) -> Option<Bytes> {
+    pub(crate) fn slice(&self, column: usize) -> Option<Bytes> {
         self.field(column).map(|value| self.bytes.slice_ref(value))
     }
 
     /// Bytes that the row occupies.
-    pub fn size(&self) -> usize {
+    pub(crate) fn size(&self) -> usize {
         self.bytes.len()
     }
 }

@@ -23,7 +23,7 @@ use crate::state::Skipped;
 use polling::{InVain, Known, Ordering, Polling, Unsent, UnsentMark};
 use replication::Subscription;
 use replication::pgoutput::Described;
-pub use slot_advancer::{LAG_BYTES_MAX, SlotAdvancer};
+pub(crate) use slot_advancer::{LAG_BYTES_MAX, SlotAdvancer};
 
 /// How long a server may take for the final acknowledgement of a stream.
 const LEAVE_WITHIN: Duration = Duration::from_secs(3);

@@ -6,10 +6,10 @@ pub(crate) mod paste;
 use std::error::Error;
 use std::fmt::Write as _;
 
-pub use episodes::Episodes;
+pub(crate) use episodes::Episodes;
 
 /// An error and what caused it, in one line; a cause that only repeats its parent is left out.
-pub fn chain(error: &dyn Error) -> String {
+pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -14,7 +14,7 @@ use crate::postgres::PostgresError;
 use crate::row::Layout;
 use crate::state::hold::Asker;
 
-pub use text::Lines;
+pub(crate) use text::Lines;
 
 /// Characters of a key that people see and type.
 const ID_CHARACTERS: usize = 8;
@@ -23,7 +23,7 @@ const ROWS_MAX: i64 = 100_000;
 
 /// One aggregate or topic that is blocked, or was.
 #[derive(Clone, Debug, Serialize)]
-pub struct Blocked {
+pub(crate) struct Blocked {
     /// The first characters of `key`: enough to name it.
     pub id: String,
     pub key: String,
@@ -58,7 +58,7 @@ pub struct Blocked {
 
 /// One entry with what a person needs next.
 #[derive(Clone, Debug, Serialize)]
-pub struct Shown {
+pub(crate) struct Shown {
     #[serde(flatten)]
     pub blocked: Blocked,
     pub remedy: &'static str,
@@ -68,7 +68,7 @@ pub struct Shown {
 
 /// Which entries a command is about.
 #[derive(Clone, Debug)]
-pub enum Which {
+pub(crate) enum Which {
     /// Those of a key that begins so.
     Id(String),
     All,
@@ -76,7 +76,7 @@ pub enum Which {
 
 /// What is requested of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Request {
+pub(crate) enum Request {
     /// Publish the first row and what waits behind it.
     Retry,
     /// Give the first row up for ever and publish what waits behind it.
@@ -85,7 +85,7 @@ pub enum Request {
 
 /// Why the question could not be answered.
 #[derive(Debug, thiserror::Error)]
-pub enum BlockedError {
+pub(crate) enum BlockedError {
     #[error("nothing blocked has the id `{0}`")]
     NotFound(String),
     #[error("`{id}` is the beginning of several ids: {}", keys.join(", "))]
@@ -112,7 +112,7 @@ impl BlockedError {
 }
 
 /// What a person may ask about the blocked parts of one outbox.
-pub struct BlockedTable<'a> {
+pub(crate) struct BlockedTable<'a> {
     pub client: &'a Client,
     /// The name in the state tables.
     pub outbox: &'a str,
@@ -123,7 +123,7 @@ pub struct BlockedTable<'a> {
 
 impl BlockedTable<'_> {
     /// What is blocked now, oldest first; `history` adds what was released.
-    pub async fn list(&self, history: bool) -> Result<Vec<Blocked>, BlockedError> {
+    pub(crate) async fn list(&self, history: bool) -> Result<Vec<Blocked>, BlockedError> {
         let rows = self.client.query(LIST, &[&self.outbox, &history]).await;
         let rows = rows.map_err(BlockedError::sql("read what is blocked"))?;
         let mut list: Vec<Blocked> = rows.iter().map(Blocked::of).collect();
@@ -132,7 +132,7 @@ impl BlockedTable<'_> {
     }
 
     /// The one entry whose key begins so, whatever its state.
-    pub async fn find(&self, id: &str) -> Result<Blocked, BlockedError> {
+    pub(crate) async fn find(&self, id: &str) -> Result<Blocked, BlockedError> {
         let mut found = self.list(true).await?;
         found.retain(|entry| entry.key.starts_with(id));
         if found.len() > 1 {
@@ -145,7 +145,7 @@ impl BlockedTable<'_> {
     }
 
     /// The entry, what mends it and the statement that shows its first row.
-    pub async fn show(&self, id: &str) -> Result<Shown, BlockedError> {
+    pub(crate) async fn show(&self, id: &str) -> Result<Shown, BlockedError> {
         let blocked = self.find(id).await?;
         let statement = |layout: &Layout| {
             let column = escape_identifier(&layout.columns[layout.id].name);
@@ -160,7 +160,7 @@ impl BlockedTable<'_> {
     }
 
     /// Writes the request, and returns the entries that it is about.
-    pub async fn request(
+    pub(crate) async fn request(
         &self,
         which: &Which,
         request: Request,
@@ -233,7 +233,7 @@ impl Blocked {
     }
 
     /// What it is, as people call it.
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         match &self.topic {
             Some(topic) => format!("topic {}", text::plain(topic)),
             None => text::aggregate(&self.aggregate_type, &self.aggregate_id),

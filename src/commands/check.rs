@@ -30,7 +30,7 @@ use table::Looked;
 /// How a finding stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum FindingOutcome {
+pub(crate) enum FindingOutcome {
     Ok,
     /// The relay works, and a person should know.
     Warning,
@@ -40,7 +40,7 @@ pub enum FindingOutcome {
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Finding {
+pub(crate) struct Finding {
     pub what: String,
     pub outcome: FindingOutcome,
     pub detail: String,
@@ -54,7 +54,7 @@ pub struct Finding {
 
 /// Everything that was looked at, in the order in which it was.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Report {
+pub(crate) struct Report {
     pub findings: Vec<Finding>,
     /// What a migration has left to do.
     #[serde(skip)]
@@ -92,12 +92,12 @@ impl Finding {
 
 impl Report {
     /// One SQL script of all remedies, with comments that say who runs what.
-    pub fn script(&self) -> String {
+    pub(crate) fn script(&self) -> String {
         script::script(self)
     }
 
     /// Nothing is missing: exit code 0.
-    pub fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.findings
             .iter()
             .all(|finding| finding.outcome != FindingOutcome::Missing)
@@ -147,7 +147,7 @@ impl fmt::Display for Report {
 /// Looks at PostgreSQL and Kafka as the configuration names them.
 ///
 /// Never fails: what cannot be reached or read is a finding. Takes up to 15 s where nobody answers.
-pub async fn run(config: &Config) -> Report {
+pub(crate) async fn run(config: &Config) -> Report {
     let mut report = Report::default();
     let topics = match open(config).await {
         Err(finding) => {

@@ -11,14 +11,14 @@ use tokio_postgres::{Client, Row};
 use crate::commands::blocked::{BlockedError, Request, ask_release};
 use crate::state::hold::{Asker, Requested};
 
-pub use text::Lines;
+pub(crate) use text::Lines;
 
 /// Letters that one list shows at most.
-pub const LIST_MAX: i64 = 1_000;
+pub(crate) const LIST_MAX: i64 = 1_000;
 
 /// One dead letter, or what was one.
 #[derive(Clone, Debug, Serialize)]
-pub struct DeadLetter {
+pub(crate) struct DeadLetter {
     pub id: i64,
     pub aggregate_type: Option<String>,
     pub aggregate_id: Option<String>,
@@ -46,7 +46,7 @@ pub struct DeadLetter {
 
 /// One column of a letter's row.
 #[derive(Clone, Debug, Serialize)]
-pub struct Column {
+pub(crate) struct Column {
     pub name: String,
     /// `None` for SQL NULL; bytes that are no text as `\x…`.
     pub value: Option<String>,
@@ -54,7 +54,7 @@ pub struct Column {
 
 /// Which letters a command is about.
 #[derive(Clone, Debug)]
-pub enum Which {
+pub(crate) enum Which {
     Ids(Vec<i64>),
     Aggregate { kind: String, id: String },
     All,
@@ -62,7 +62,7 @@ pub enum Which {
 
 /// Why letters could not be shown, replayed or discarded.
 #[derive(Debug, thiserror::Error)]
-pub enum LetterError {
+pub(crate) enum LetterError {
     #[error("there is no dead letter {0}")]
     NotFound(i64),
     #[error("letter {id} was {state} already")]
@@ -78,7 +78,7 @@ pub enum LetterError {
 }
 
 /// What a person may ask about the dead letters of one outbox.
-pub struct LetterTable<'a> {
+pub(crate) struct LetterTable<'a> {
     pub client: &'a Client,
     /// The name in the state tables.
     pub outbox: &'a str,
@@ -88,7 +88,7 @@ impl LetterTable<'_> {
     /// The dead letters, in the order in which they died; `history` adds those that were replayed or discarded.
     ///
     /// The oldest [`LIST_MAX`]; the number of all comes with them.
-    pub async fn list(&self, history: bool) -> Result<(Vec<DeadLetter>, i64), LetterError> {
+    pub(crate) async fn list(&self, history: bool) -> Result<(Vec<DeadLetter>, i64), LetterError> {
         let states = match history {
             true => vec!["dead", "replay", "replayed", "discarded"],
             false => vec!["dead", "replay"],
@@ -103,14 +103,14 @@ impl LetterTable<'_> {
     }
 
     /// One letter, whatever its state.
-    pub async fn find(&self, id: i64) -> Result<DeadLetter, LetterError> {
+    pub(crate) async fn find(&self, id: i64) -> Result<DeadLetter, LetterError> {
         let only = "k.id = $2 AND k.state <> 'held'";
         let found = self.read(only, &[&self.outbox, &id]).await?;
         found.into_iter().next().ok_or(LetterError::NotFound(id))
     }
 
     /// One letter with its row.
-    pub async fn open(&self, id: i64) -> Result<DeadLetter, LetterError> {
+    pub(crate) async fn open(&self, id: i64) -> Result<DeadLetter, LetterError> {
         let mut letter = self.find(id).await?;
         let sql = "SELECT columns, fields FROM outboxd.kept WHERE outbox = $1 AND id = $2";
         let row = self.client.query_one(sql, &[&self.outbox, &id]).await;
@@ -128,7 +128,11 @@ impl LetterTable<'_> {
     /// Asks for letters to be published again; of an aggregate that became dead letters whole, all of them.
     ///
     /// Errors: `NotFirst` for letters of such an aggregate without its first one.
-    pub async fn replay(&self, which: &Which, asker: &Asker) -> Result<Requested, LetterError> {
+    pub(crate) async fn replay(
+        &self,
+        which: &Which,
+        asker: &Asker,
+    ) -> Result<Requested, LetterError> {
         let letters = self.chosen(which).await?;
         let (mut keys, mut kept) = (Vec::new(), Vec::new());
         for letter in &letters {
@@ -154,7 +158,7 @@ impl LetterTable<'_> {
     }
 
     /// Gives letters up for ever; returns them.
-    pub async fn discard(
+    pub(crate) async fn discard(
         &self,
         ids: &[i64],
         asker: &Asker,

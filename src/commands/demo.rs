@@ -4,14 +4,14 @@
 //! its end, on errors and on Ctrl-C too. The relay is this very program, run as a process of its own.
 
 pub mod broker;
-pub mod error;
-pub mod judge;
-pub mod latency;
-pub mod load;
+pub(crate) mod error;
+pub(crate) mod judge;
+pub(crate) mod latency;
+pub(crate) mod load;
 pub mod postgres;
 pub mod reader;
-pub mod relay;
-pub mod report;
+pub(crate) mod relay;
+pub(crate) mod report;
 pub mod scratch;
 
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
 use broker::Broker;
-pub use error::DemoError;
+pub(crate) use error::DemoError;
 use latency::Latency;
 use load::{Load, Tally};
 use postgres::Server;
@@ -43,7 +43,7 @@ const TICK: Duration = Duration::from_millis(20);
 /// relay with SIGKILL at random moments, and counts what the broker holds against what the database
 /// committed. Exit code 0 only if nothing is lost, invented, out of order or altered.
 #[derive(Clone, Debug, clap::Args)]
-pub struct DemoOptions {
+pub(crate) struct DemoOptions {
     /// Publish to these brokers instead of the one in this process; a topic of a new name is created
     /// there, and removed at the end
     #[arg(long, value_name = "HOST:PORT,…", value_delimiter = ',')]
@@ -76,7 +76,7 @@ fn property(text: &str) -> Result<(String, String), &'static str> {
 
 /// How the relay reads the outbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum DemoMode {
+pub(crate) enum DemoMode {
     /// From the write-ahead log, by a replication slot
     Replication,
     /// From the table, by its numbers
@@ -85,7 +85,7 @@ pub enum DemoMode {
 
 impl DemoMode {
     /// Its name in the configuration.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Replication => "replication",
             Self::Polling => "polling",
@@ -95,7 +95,7 @@ impl DemoMode {
 
 /// How the judge decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DemoOutcome {
+pub(crate) enum DemoOutcome {
     /// Nothing lost, no phantom, nothing out of order or altered.
     Passed,
     Failed,
@@ -104,7 +104,7 @@ pub enum DemoOutcome {
 /// Runs the demo and prints its result on standard output, its progress on standard error.
 ///
 /// Errors: the relay could not be judged. Cancel-safe: yes, apart from a topic on a broker elsewhere.
-pub async fn run(options: DemoOptions) -> Result<DemoOutcome, DemoError> {
+pub(crate) async fn run(options: DemoOptions) -> Result<DemoOutcome, DemoError> {
     let bin = postgres::find_bin(options.postgres_bin.as_deref())?;
     let scratch = Scratch::new()?;
     let mut interrupt = pin!(interrupted());

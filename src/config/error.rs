@@ -102,11 +102,6 @@ impl ConfigErrors {
         errors.sort_by_key(ConfigError::rank);
         Self(errors)
     }
-
-    /// The single errors, by line.
-    pub fn iter(&self) -> impl Iterator<Item = &ConfigError> {
-        self.0.iter()
-    }
 }
 
 impl From<ConfigError> for ConfigErrors {
@@ -141,14 +136,14 @@ pub(super) struct Problem {
 }
 
 impl Problem {
-    pub fn new(problem: impl Into<String>, remedy: impl Into<String>) -> Self {
+    pub(crate) fn new(problem: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self {
             problem: problem.into(),
             remedy: remedy.into(),
         }
     }
 
-    pub fn at(self, at: Origin, key: &str) -> ConfigError {
+    pub(crate) fn at(self, at: Origin, key: &str) -> ConfigError {
         ConfigError::Refused {
             at,
             key: key.to_owned(),

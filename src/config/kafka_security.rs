@@ -37,7 +37,7 @@ const LOCATIONS: &[&str] = &[
 /// The value to hand to librdkafka; `${file:/path}` in a secret one is read now, its last newline removed.
 ///
 /// Errors: the file can't be read or is empty.
-pub fn resolve_property(name: &str, value: &str) -> Result<Secret, ConfigError> {
+pub(crate) fn resolve_property(name: &str, value: &str) -> Result<Secret, ConfigError> {
     match file_of(value) {
         Some(path) if SECRETS.contains(&name) => read_secret(Path::new(path)),
         _ => Ok(Secret::new(value.to_owned())),
@@ -46,7 +46,7 @@ pub fn resolve_property(name: &str, value: &str) -> Result<Secret, ConfigError> 
 
 impl KafkaConfig {
     /// The files and folders whose content goes into a client: secrets, keys, certificates.
-    pub fn files(&self) -> Vec<PathBuf> {
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
         let path_of = |(name, value): (&String, &String)| {
             let is_location = LOCATIONS.contains(&name.as_str());
             let path = file_of(value).or(is_location.then_some(value.as_str()));
@@ -56,7 +56,7 @@ impl KafkaConfig {
     }
 
     /// What the properties leave unprotected: the property as written, and what may happen.
-    pub fn weaknesses(&self) -> Vec<(String, &'static str)> {
+    pub(crate) fn weaknesses(&self) -> Vec<(String, &'static str)> {
         let mut found = Vec::new();
         for weakness in WEAKNESSES {
             let value = self.properties.get(weakness.name);

@@ -172,7 +172,7 @@ fn names() -> impl Iterator<Item = &'static str> {
 }
 
 /// Writes the reference file: every setting with its default and one line of explanation.
-pub fn reference_toml() -> String {
+pub(crate) fn reference_toml() -> String {
     let mut text = String::from(
         "# Every setting of outboxd with its default. What has no default stands behind `#`.\n\
          # Read by --config FILE, else by the name in OUTBOXD_CONFIG, else as /etc/outboxd/outboxd.toml.\n\

@@ -15,7 +15,7 @@ impl Secret {
     }
 
     /// The secret itself, for the one place that sends it.
-    pub fn reveal(&self) -> &str {
+    pub(crate) fn reveal(&self) -> &str {
         &self.0
     }
 }

@@ -33,7 +33,7 @@ pub(super) struct Assignment {
 
 impl Assignment {
     /// The path as a person writes it.
-    pub fn key(&self) -> String {
+    pub(crate) fn key(&self) -> String {
         written(&self.path)
     }
 }
@@ -57,7 +57,7 @@ pub(super) struct Settings {
 
 impl Settings {
     /// No settings yet; `file` is named where a key is missing.
-    pub fn new(file: &str) -> Self {
+    pub(crate) fn new(file: &str) -> Self {
         Self {
             figment: Figment::new(),
             origins: BTreeMap::new(),
@@ -66,13 +66,13 @@ impl Settings {
     }
 
     /// Puts values that stand nowhere under everything that follows.
-    pub fn with_defaults(mut self, entries: Vec<Assignment>) -> Self {
+    pub(crate) fn with_defaults(mut self, entries: Vec<Assignment>) -> Self {
         self.figment = self.figment.merge(Layer::new("defaults", entries));
         self
     }
 
     /// Puts a layer over what is there.
-    pub fn with(mut self, name: &'static str, entries: Vec<Assignment>) -> Self {
+    pub(crate) fn with(mut self, name: &'static str, entries: Vec<Assignment>) -> Self {
         for entry in &entries {
             self.origins.insert(entry.key(), entry.origin.clone());
         }
@@ -81,13 +81,13 @@ impl Settings {
     }
 
     /// The value of a key, from the uppermost layer that has one.
-    pub fn find(&self, key: &str) -> Option<Setting> {
+    pub(crate) fn find(&self, key: &str) -> Option<Setting> {
         let value = self.figment.find_value(key).ok()?;
         Some(setting(&value))
     }
 
     /// The names and values in a table whose names are free.
-    pub fn table(&self, key: &str) -> BTreeMap<String, Setting> {
+    pub(crate) fn table(&self, key: &str) -> BTreeMap<String, Setting> {
         let table = self.figment.find_value(key).ok().and_then(Value::into_dict);
         let entries = table.unwrap_or_default().into_iter();
         entries
@@ -96,14 +96,14 @@ impl Settings {
     }
 
     /// Where a key stands; the file as a whole if it has its default.
-    pub fn origin(&self, key: &str) -> Origin {
+    pub(crate) fn origin(&self, key: &str) -> Origin {
         self.origins.get(key).cloned().unwrap_or(Origin::File {
             file: self.file.clone(),
         })
     }
 
     /// The key was written by somebody.
-    pub fn is_given(&self, key: &str) -> bool {
+    pub(crate) fn is_given(&self, key: &str) -> bool {
         self.origins.contains_key(key)
     }
 }

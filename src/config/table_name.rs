@@ -4,7 +4,7 @@ use std::fmt;
 
 /// A table's schema and name, unquoted and folded as PostgreSQL would.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct TableName {
+pub(crate) struct TableName {
     pub schema: String,
     pub table: String,
 }
@@ -16,7 +16,7 @@ impl TableName {
     /// Reads `table` or `schema.table`; the schema is `public` where none is named.
     ///
     /// A part without double quotes is folded to lower case; `""` inside quotes is one quote.
-    pub fn parse(text: &str) -> Result<Self, TableNameError> {
+    pub(crate) fn parse(text: &str) -> Result<Self, TableNameError> {
         let (first, rest) = identifier(text)?;
         if rest.is_empty() {
             return Ok(Self {
@@ -36,7 +36,7 @@ impl TableName {
     }
 
     /// The name as SQL, both parts quoted.
-    pub fn quoted(&self) -> String {
+    pub(crate) fn quoted(&self) -> String {
         let quote = |part: &str| format!("\"{}\"", part.replace('"', "\"\""));
         format!("{}.{}", quote(&self.schema), quote(&self.table))
     }
@@ -45,7 +45,7 @@ impl TableName {
     ///
     /// No two tables of one server share it: a digest follows where cleaning to `[a-z0-9_]`, underscores or 63 bytes
     /// would let two names meet.
-    pub fn slot(&self, database: &str) -> String {
+    pub(crate) fn slot(&self, database: &str) -> String {
         let parts = [database, &self.schema, &self.table];
         let cleaned = parts.map(clean).join("__");
         let name = format!("{PREFIX}{cleaned}");
@@ -58,7 +58,7 @@ impl TableName {
     }
 
     /// The default name before databases and schemas were part of it.
-    pub fn short_slot(&self) -> String {
+    pub(crate) fn short_slot(&self) -> String {
         let name = format!("{PREFIX}{}", clean(&self.table));
         name.chars().take(NAME_BYTES_MAX).collect()
     }

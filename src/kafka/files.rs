@@ -31,11 +31,11 @@ impl Stamp {
 
 /// The files behind a client, as they stood when it was created.
 #[derive(Clone, Debug)]
-pub struct ClientFiles(Vec<(PathBuf, Option<Stamp>)>);
+pub(crate) struct ClientFiles(Vec<(PathBuf, Option<Stamp>)>);
 
 impl ClientFiles {
     /// Takes them as they stand now; to be called before the client reads them, so that no change is missed.
-    pub fn of(kafka: &KafkaConfig) -> Self {
+    pub(crate) fn of(kafka: &KafkaConfig) -> Self {
         let stamp = |path: PathBuf| {
             let stamp = Stamp::of(&path);
             (path, stamp)
@@ -44,7 +44,7 @@ impl ClientFiles {
     }
 
     /// At least one of them is another than it was.
-    pub fn have_changed(&self) -> bool {
+    pub(crate) fn have_changed(&self) -> bool {
         self.0.iter().any(|(path, stamp)| Stamp::of(path) != *stamp)
     }
 }

@@ -1,7 +1,7 @@
 //! Who answers in the place of a broker: librdkafka's words for bytes that it does not understand, in plain ones.
 
 /// What librdkafka said, or what it means where that is known.
-pub fn in_plain_words(reason: &str) -> String {
+pub(crate) fn in_plain_words(reason: &str) -> String {
     let at = address(reason);
     if let Some(size) = size(reason) {
         return format!("{at}{}", by_first_bytes(size.to_be_bytes()));

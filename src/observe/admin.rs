@@ -4,7 +4,6 @@
 
 mod connections;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +30,7 @@ const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The server can't be started.
 #[derive(Debug, thiserror::Error)]
-pub enum AdminError {
+pub(crate) enum AdminError {
     #[error(
         "cannot listen on `{listen}`; set `admin.listen` to an address of this machine that is free, \
          such as `127.0.0.1:9465`"
@@ -44,8 +43,7 @@ pub enum AdminError {
 }
 
 /// The running server; dropping it stops it at once.
-pub struct Admin {
-    address: SocketAddr,
+pub(crate) struct Admin {
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -60,7 +58,7 @@ impl Admin {
     /// Listens and answers from here on.
     ///
     /// Errors: `Bind` where the address is taken, not ours, or none.
-    pub async fn start(
+    pub(crate) async fn start(
         listen: &str,
         status: StatusCell,
         metrics: Arc<Metrics>,
@@ -74,24 +72,20 @@ impl Admin {
             listen: listen.to_owned(),
             source,
         })?;
+        info!(%address, "admin server listens");
+        Ok(Self::serve(listener, status, metrics))
+    }
+
+    /// Answers on a socket that listens already.
+    fn serve(listener: TcpListener, status: StatusCell, metrics: Arc<Metrics>) -> Self {
         let stop = CancellationToken::new();
         let answers = router(Sources { status, metrics });
         let task = tokio::spawn(connections::serve(listener, answers, stop.clone()));
-        info!(%address, "admin server listens");
-        Ok(Self {
-            address,
-            stop,
-            task,
-        })
-    }
-
-    /// Where it listens; tells the port where port 0 was asked for.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+        Self { stop, task }
     }
 
     /// Answers what was asked and stops, within half a second.
-    pub async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         self.stop.cancel();
         // What was not answered by then is dropped with the task.
         let _ = timeout(STOP_MAX, &mut self.task).await;

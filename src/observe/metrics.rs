@@ -74,7 +74,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let registry = Registry::new();
         #[cfg(target_os = "linux")]
         registry
@@ -160,62 +160,62 @@ impl Metrics {
         }
     }
 
-    pub fn read(&self, rows: usize) {
+    pub(crate) fn read(&self, rows: usize) {
         self.read_rows.inc_by(rows as u64);
     }
 
-    pub fn delivered(&self, delivered: &Deliveries) {
+    pub(crate) fn delivered(&self, delivered: &Deliveries) {
         self.published_rows.inc_by(delivered.tickets.len() as u64);
         self.published_bytes.inc_by(delivered.bytes);
     }
 
     /// Notes how long what was handed over together took until all of it was acknowledged.
-    pub fn delivery(&self, elapsed: Duration) {
+    pub(crate) fn delivery(&self, elapsed: Duration) {
         self.delivery_seconds.observe(elapsed.as_secs_f64());
     }
 
     /// Notes a checkpoint: its rows, and how long it took.
-    pub fn marked(&self, rows: usize, elapsed: Duration) {
+    pub(crate) fn marked(&self, rows: usize, elapsed: Duration) {
         self.marked_rows.inc_by(rows as u64);
         self.checkpoint_seconds.observe(elapsed.as_secs_f64());
     }
 
-    pub fn repeated(&self, rows: usize) {
+    pub(crate) fn repeated(&self, rows: usize) {
         self.repeated_rows.inc_by(rows as u64);
     }
 
-    pub fn missed(&self, rows: usize) {
+    pub(crate) fn missed(&self, rows: usize) {
         self.missed_rows.inc_by(rows as u64);
     }
 
     /// Notes rows that retention removed.
-    pub fn removed(&self, rows: u64) {
+    pub(crate) fn removed(&self, rows: u64) {
         self.removed_rows.inc_by(rows);
     }
 
     /// Notes a slot that was lost and is made anew.
-    pub fn slot_lost(&self) {
+    pub(crate) fn slot_lost(&self) {
         self.slots_lost.inc();
     }
 
-    pub fn held(&self) {
+    pub(crate) fn held(&self) {
         self.held_rows_total.inc();
     }
 
     /// Notes a blocked aggregate; `reason` is one of a fixed set.
-    pub fn blocked(&self, reason: &str) {
+    pub(crate) fn blocked(&self, reason: &str) {
         self.blocked_aggregates_total
             .with_label_values(&[reason])
             .inc();
     }
 
     /// Notes the end of a session; `reason` is one of a fixed set.
-    pub fn session_ended(&self, reason: &str) {
+    pub(crate) fn session_ended(&self, reason: &str) {
         self.sessions.with_label_values(&[reason]).inc();
     }
 
     /// Every metric as text, the gauges as the report says; what is not known reads `NaN`.
-    pub fn render(&self, status: &Status) -> String {
+    pub(crate) fn render(&self, status: &Status) -> String {
         self.gauges.set(status);
         let dropped = crate::observe::telemetry::lines_dropped();
         let seen = self.log_lines_dropped.get();

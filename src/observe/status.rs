@@ -18,14 +18,14 @@ use crate::postgres::{ConnectOptions, Host};
 use crate::state::retention::TableSize;
 use crate::state::unsent::Unsent;
 
-pub use answer::{Answer, AnsweredBy, StatusError, ask};
-pub use cell::{LEASE_RAN_OUT, OPENING, StatusCell, because};
-pub use counting::Counting;
-pub use other::SYSTEM_IDENTIFIER;
+pub(crate) use answer::{Answer, AnsweredBy, StatusError, ask};
+pub(crate) use cell::{LEASE_RAN_OUT, OPENING, StatusCell, because};
+pub(crate) use counting::Counting;
+pub(crate) use other::SYSTEM_IDENTIFIER;
 
 /// The report of one relay at one moment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Status {
+pub(crate) struct Status {
     pub version: String,
     /// `replication` or `polling`.
     pub mode: String,
@@ -96,7 +96,7 @@ pub struct Status {
 /// The part that a relay plays among those of one outbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Role {
+pub(crate) enum Role {
     Starting,
     Standby,
     Leader,
@@ -109,7 +109,7 @@ pub enum Role {
 /// What it does at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum State {
+pub(crate) enum State {
     Starting,
     /// Publishes nothing, but will by itself.
     Waiting,
@@ -123,14 +123,14 @@ pub enum State {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Lease {
+pub(crate) struct Lease {
     pub holder: String,
     pub epoch: Option<i64>,
 }
 
 /// How far the relay has come.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Position {
+pub(crate) struct Position {
     /// Everything up to here is resolved; by replication.
     pub confirmed_lsn: Option<String>,
     /// The highest number that was sent, where the table has `seq`.
@@ -139,7 +139,7 @@ pub struct Position {
 
 /// How far it is behind; `None` where it is not known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Lag {
+pub(crate) struct Lag {
     /// Rows that stand in the table and were not sent.
     pub rows: Option<u64>,
     /// The rows were not all counted: there are at least so many.
@@ -155,14 +155,14 @@ pub struct Lag {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InFlight {
+pub(crate) struct InFlight {
     pub rows: u64,
     pub bytes: u64,
 }
 
 /// A row that could not be published, and the rows of its aggregate behind it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HeldRows {
+pub(crate) struct HeldRows {
     pub aggregate_type: String,
     /// The `id` of the row at fault.
     pub event_id: String,
@@ -173,7 +173,7 @@ pub struct HeldRows {
 
 /// A topic whose rows wait until it can be written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HeldTopic {
+pub(crate) struct HeldTopic {
     pub topic: String,
     pub rows: u64,
     pub reason: String,
@@ -183,7 +183,7 @@ pub struct HeldTopic {
 
 /// Whether PostgreSQL or Kafka answers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Peer {
+pub(crate) struct Peer {
     /// `None` before the first answer or failure.
     pub is_up: Option<bool>,
     /// Why not.
@@ -192,7 +192,7 @@ pub struct Peer {
 
 /// What the slot may keep on the primary before somebody should act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WalBudget {
+pub(crate) struct WalBudget {
     /// `source.replication.wal_budget`, or the server's own limit where that is smaller.
     pub bytes: u64,
     pub alarm: WalAlarm,
@@ -201,7 +201,7 @@ pub struct WalBudget {
 /// How much of the budget is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum WalAlarm {
+pub(crate) enum WalAlarm {
     None,
     /// Half of it.
     Warning,
@@ -210,7 +210,7 @@ pub enum WalAlarm {
 }
 
 impl WalAlarm {
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::None => "none",
             Self::Warning => "warning",
@@ -220,17 +220,17 @@ impl WalAlarm {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LastError {
+pub(crate) struct LastError {
     pub text: String,
     pub at: Timestamp,
 }
 
 /// A moment, written as RFC 3339 in UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timestamp(pub SystemTime);
+pub(crate) struct Timestamp(pub SystemTime);
 
 impl Timestamp {
-    pub fn now() -> Self {
+    pub(crate) fn now() -> Self {
         Self(SystemTime::now())
     }
 }
@@ -259,7 +259,7 @@ impl<'de> Deserialize<'de> for Timestamp {
 
 impl Status {
     /// What is known before anything was tried.
-    pub fn starting(config: &crate::config::SourceConfig) -> Self {
+    pub(crate) fn starting(config: &crate::config::SourceConfig) -> Self {
         use crate::config::{Mark, Mode};
         let mode = match config.mode {
             Mode::Replication => "replication",
@@ -313,7 +313,11 @@ impl Status {
     }
 
     /// Notes which outbox this is, as far as it is known without asking.
-    pub fn locate(&mut self, config: &crate::config::SourceConfig, options: &ConnectOptions) {
+    pub(crate) fn locate(
+        &mut self,
+        config: &crate::config::SourceConfig,
+        options: &ConnectOptions,
+    ) {
         let hosts: Vec<String> = options.hosts.iter().map(Host::to_string).collect();
         self.server = Some(hosts.join(","));
         self.database = Some(options.dbname.clone());
@@ -322,13 +326,13 @@ impl Status {
     }
 
     /// Whether rows that are committed now go out now.
-    pub fn publishes(&self) -> bool {
+    pub(crate) fn publishes(&self) -> bool {
         self.role == Role::Leader && self.state == State::Publishing
     }
 }
 
 impl Role {
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Starting => "starting",
             Self::Standby => "standby",
@@ -340,7 +344,7 @@ impl Role {
 }
 
 impl State {
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Starting => "starting",
             Self::Waiting => "waiting",

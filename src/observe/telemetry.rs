@@ -15,15 +15,15 @@ use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
 use crate::config::{LogConfig, LogFormat};
 
-pub use lines::{LogGuard, lines_dropped};
-pub use told::Told;
+pub(crate) use lines::{LogGuard, lines_dropped};
+pub(crate) use told::Told;
 
 /// Crates that talk more than a handful of times an hour; `log.level` may name them again.
 const QUIET: &str = "librdkafka=warn,rdkafka=warn,tokio_postgres=warn,hyper=warn,ureq=warn";
 
 /// The log can't be started.
 #[derive(Debug, thiserror::Error)]
-pub enum TelemetryError {
+pub(crate) enum TelemetryError {
     #[error(
         "cannot use `{level}` as `log.level`: expected error, warn, info, debug or trace, \
          or filters such as `info,outboxd::publish=debug`"
@@ -38,7 +38,7 @@ pub enum TelemetryError {
 /// Starts the log of this process; the guard writes what is queued when it is dropped.
 ///
 /// Errors: `Level` for a filter that says nothing or can't be read.
-pub fn start(config: &LogConfig) -> Result<LogGuard, TelemetryError> {
+pub(crate) fn start(config: &LogConfig) -> Result<LogGuard, TelemetryError> {
     let filter = filter(&config.level)?;
     let (writer, guard) = lines::start(std::io::stdout()).map_err(TelemetryError::Thread)?;
     let registry = tracing_subscriber::registry().with(filter);

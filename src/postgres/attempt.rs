@@ -18,7 +18,7 @@ const NOT_ADMITTED: &str = "28000";
 
 /// One way to connect to one server.
 #[derive(Clone, Debug)]
-pub struct Attempt {
+pub(crate) struct Attempt {
     pub(super) host: Host,
     way: Way,
     tls: TlsOptions,

@@ -4,7 +4,7 @@
 
 mod columns;
 mod object_names;
-pub mod published;
+pub(crate) mod published;
 mod suggest;
 mod trust;
 
@@ -15,9 +15,9 @@ use crate::row::columns::ColumnNames;
 use crate::row::{Layout, Lsn};
 
 pub use columns::{SHAPE, Selection, WrongType, select_column, select_columns, select_those};
-pub use object_names::qualified;
+pub(crate) use object_names::qualified;
 pub(crate) use object_names::suffixed;
-pub use trust::{Distrust, Need, Rule, seq_orders, seq_trusted};
+pub(crate) use trust::{seq_orders, seq_trusted};
 
 /// What the catalog says of an outbox table.
 #[derive(Clone, Debug)]
@@ -138,25 +138,20 @@ impl Table {
     }
 
     /// The relfilenodes of every table that holds rows, sorted.
-    pub fn filenodes(&self) -> Vec<u32> {
+    pub(crate) fn filenodes(&self) -> Vec<u32> {
         let mut filenodes: Vec<u32> = self.leaves.iter().map(|leaf| leaf.filenode).collect();
         filenodes.sort_unstable();
         filenodes
     }
 
     /// The sequence behind `seq`.
-    pub fn sequence(&self) -> Option<&Sequence> {
+    pub(crate) fn sequence(&self) -> Option<&Sequence> {
         self.seq.as_ref()?.sequence.as_ref()
     }
 
     /// The lowest number that a row can have; 1 where no sequence tells.
     pub fn first_number(&self) -> i64 {
         self.sequence().map_or(1, |sequence| sequence.lowest)
-    }
-
-    /// Rows by the statistics; `None` where any part of the table has none.
-    pub fn row_estimate(&self) -> Option<u64> {
-        self.leaves.iter().map(|leaf| leaf.row_estimate).sum()
     }
 }
 

@@ -14,7 +14,7 @@ pub struct Incompatibility {
 
 /// What orders the rows that stand in the table, where they are read from there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order<'a> {
+pub(crate) enum Order<'a> {
     Numbers,
     Column(&'a str),
     /// Nothing: a stream knows the order, the table does not.
@@ -24,7 +24,7 @@ pub enum Order<'a> {
 /// Says in which order rows that stand in the table are read with this mark.
 ///
 /// With `none` nothing says which rows were read before, so only numbers do.
-pub fn order<'a>(mark: Mark, order_column: Option<&'a str>, table: &Table) -> Order<'a> {
+pub(crate) fn order<'a>(mark: Mark, order_column: Option<&'a str>, table: &Table) -> Order<'a> {
     let by_numbers = match seq_orders(table) {
         Ok(()) => Order::Numbers,
         Err(_) => Order::Untold,
@@ -37,7 +37,7 @@ pub fn order<'a>(mark: Mark, order_column: Option<&'a str>, table: &Table) -> Or
 }
 
 /// Why rows that stand in a table can't be read from it in their order; `start` is what was decided at the first start.
-pub fn untold(mark: Mark, table: &Table, start: Option<Start>) -> Incompatibility {
+pub(crate) fn untold(mark: Mark, table: &Table, start: Option<Start>) -> Incompatibility {
     let name = table.name();
     let now = match start {
         None => "source.start = \"now\" skips them; else ",
@@ -57,7 +57,7 @@ pub fn untold(mark: Mark, table: &Table, start: Option<Start>) -> Incompatibilit
 }
 
 /// What `source.start` can be where rows stand of which nothing is known.
-pub fn start_remedy(mode: Mode, order: Order<'_>) -> &'static str {
+pub(crate) fn start_remedy(mode: Mode, order: Order<'_>) -> &'static str {
     match (mode, order) {
         (Mode::Replication, Order::Untold) => {
             "set source.start = \"now\" to skip them: nothing tells the order in which \"all\" would publish them"
@@ -69,14 +69,14 @@ pub fn start_remedy(mode: Mode, order: Order<'_>) -> &'static str {
 }
 
 /// What [`untold`] begins with.
-pub const UNTOLD: &str =
+pub(crate) const UNTOLD: &str =
     "rows stand in the table that the stream may not bring, and nothing tells the order";
 
 const MODES: [Mode; 2] = [Mode::Replication, Mode::Polling];
 const MARKS: [Mark; 4] = [Mark::Ledger, Mark::SentAt, Mark::Delete, Mark::None];
 
 /// The reasons against reading `table` in this mode with this mark; none where it is allowed.
-pub fn refusals(
+pub(crate) fn refusals(
     mode: Mode,
     mark: Mark,
     order_column: Option<&str>,
@@ -242,7 +242,7 @@ fn repeating_ids(table: &Table) -> String {
 }
 
 /// Every mode and mark that the table allows, such as `replication with ledger, none; polling with ledger`.
-pub fn allowed(order_column: Option<&str>, table: &Table) -> String {
+pub(crate) fn allowed(order_column: Option<&str>, table: &Table) -> String {
     let mut modes = Vec::new();
     for mode in MODES {
         let marks = MARKS.into_iter();
@@ -276,7 +276,7 @@ pub fn mark_name(mark: Mark) -> &'static str {
 }
 
 /// A mode as the configuration spells it.
-pub fn mode_name(mode: Mode) -> &'static str {
+pub(crate) fn mode_name(mode: Mode) -> &'static str {
     match mode {
         Mode::Replication => "replication",
         Mode::Polling => "polling",

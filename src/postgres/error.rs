@@ -102,7 +102,7 @@ pub enum Class {
 
 impl Class {
     /// The class of the server's own failure, where one stands behind an error of ours.
-    pub fn behind(error: &(dyn Error + 'static)) -> Option<Self> {
+    pub(crate) fn behind(error: &(dyn Error + 'static)) -> Option<Self> {
         let mut cause = Some(error);
         while let Some(error) = cause {
             if let Some(error) = error.downcast_ref::<PostgresError>() {
@@ -116,7 +116,7 @@ impl Class {
 
 impl PostgresError {
     /// The kind of trouble.
-    pub fn class(&self) -> Class {
+    pub(crate) fn class(&self) -> Class {
         match self {
             Self::Url(_) => Class::Configuration,
             Self::Authentication(_) | Self::Tls { .. } | Self::TlsEnded(_) => Class::Authentication,
@@ -133,7 +133,7 @@ impl PostgresError {
     }
 
     /// The server's SQLSTATE, where it was the server that complained.
-    pub fn sqlstate(&self) -> Option<&str> {
+    pub(crate) fn sqlstate(&self) -> Option<&str> {
         match self {
             Self::Server(error) => Some(&error.sqlstate),
             _ => None,
@@ -141,12 +141,12 @@ impl PostgresError {
     }
 
     /// The session takes no writes: its default was set when it began.
-    pub fn is_read_only(&self) -> bool {
+    pub(crate) fn is_read_only(&self) -> bool {
         self.sqlstate() == Some("25006")
     }
 
     /// A policy of row security would hide rows from this role.
-    pub fn is_of_policies(&self) -> bool {
+    pub(crate) fn is_of_policies(&self) -> bool {
         matches!(self, Self::Server(error) if error.routine == advice::OF_POLICIES)
     }
 
@@ -214,7 +214,7 @@ pub(crate) const SERVER_PROOF: &str = "the server's proof that it knows the pass
 
 impl ServerError {
     /// Keeps the message, less the value that a data exception (SQLSTATE 22…) quotes after a colon.
-    pub fn new(sqlstate: &str, message: &str) -> Self {
+    pub(crate) fn new(sqlstate: &str, message: &str) -> Self {
         let message = match message.split_once(':') {
             // Its message quotes the character.
             _ if sqlstate == "22P05" => "a character has no equivalent in UTF-8",
@@ -229,7 +229,7 @@ impl ServerError {
     }
 
     /// Reads the fields of an ErrorResponse.
-    pub fn from_fields(mut fields: ErrorFields<'_>) -> Self {
+    pub(crate) fn from_fields(mut fields: ErrorFields<'_>) -> Self {
         let (mut sqlstate, mut message, mut routine) = Default::default();
         while let Ok(Some(field)) = fields.next() {
             let value = || String::from_utf8_lossy(field.value_bytes()).into_owned();

@@ -12,10 +12,10 @@ use crate::encode::Encoder;
 use crate::postgres::catalog::{Table, TableKind};
 use crate::row::Layout;
 
-pub use operations::{Operations, adapt, inserts_alone};
+pub(crate) use operations::{Operations, adapt, inserts_alone};
 
 /// The columns without which a row has no record, or another one.
-pub fn needed(route: &RouteConfig, layout: &Layout) -> Vec<usize> {
+pub(crate) fn needed(route: &RouteConfig, layout: &Layout) -> Vec<usize> {
     let mut needed = vec![
         layout.id,
         layout.aggregate_type,
@@ -34,7 +34,7 @@ pub fn needed(route: &RouteConfig, layout: &Layout) -> Vec<usize> {
 
 /// One reason why the stream would not bring every row, or not every column.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Drift {
+pub(crate) struct Drift {
     pub text: String,
     /// The SQL that mends it.
     pub remedy: String,
@@ -47,7 +47,7 @@ pub struct Drift {
 ///
 /// Source: PostgreSQL, `pg_publication`, `pg_publication_rel` (row filters and column lists came with 15).
 /// Cancel-safe: yes.
-pub async fn drift(
+pub(crate) async fn drift(
     client: &Client,
     config: &Config,
     table: &Table,

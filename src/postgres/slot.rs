@@ -14,7 +14,7 @@ use crate::row::Lsn;
 
 /// A replication slot as the server describes it; sizes are bytes.
 #[derive(Clone, Debug, Serialize)]
-pub struct Slot {
+pub(crate) struct Slot {
     pub name: String,
     pub plugin: Option<String>,
     pub database: Option<String>,
@@ -38,7 +38,7 @@ pub struct Slot {
 
 /// What a slot is good for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fitness {
+pub(crate) enum Fitness {
     Usable,
     /// It is somebody else's: never to be dropped.
     Foreign(String),
@@ -48,7 +48,7 @@ pub enum Fitness {
 
 impl Slot {
     /// Judges whether a relay of this database can stream from the slot.
-    pub fn fitness(&self, database: &str) -> Fitness {
+    pub(crate) fn fitness(&self, database: &str) -> Fitness {
         let name = &self.name;
         if let Some(other) = self.database.as_deref().filter(|other| *other != database) {
             return Fitness::Foreign(format!(
@@ -108,7 +108,7 @@ pub enum SlotError {
 
 /// Whether a person has agreed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Consent {
+pub(crate) enum Consent {
     Given,
     Missing,
 }
@@ -128,7 +128,7 @@ impl fmt::Display for SlotReader {
 
 /// Where a slot stands in the server's log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SlotPosition {
+pub(crate) struct SlotPosition {
     /// `confirmed_flush_lsn`: transactions whose commit record begins before it do not come again.
     pub confirmed: Lsn,
     /// As far as the server has flushed its log.
@@ -137,7 +137,7 @@ pub struct SlotPosition {
 
 impl SlotPosition {
     /// WAL between the two, in bytes.
-    pub fn lag_bytes(self) -> u64 {
+    pub(crate) fn lag_bytes(self) -> u64 {
         self.server.0.saturating_sub(self.confirmed.0)
     }
 }
@@ -146,7 +146,7 @@ impl SlotPosition {
 ///
 /// Errors: `NotFound` too where the server has given it up.
 /// Cancel-safe: yes.
-pub async fn position(client: &Client, name: &str) -> Result<SlotPosition, SlotError> {
+pub(crate) async fn position(client: &Client, name: &str) -> Result<SlotPosition, SlotError> {
     let row = client.query_opt(STANDING, &[&name]).await;
     let row = row.map_err(failed("look at", name))?;
     let row = row.ok_or_else(|| SlotError::NotFound {
@@ -163,7 +163,7 @@ pub async fn position(client: &Client, name: &str) -> Result<SlotPosition, SlotE
 ///
 /// A transaction is passed if its commit record begins before `upto`.
 /// Cancel-safe: yes, the server moves on or not at all.
-pub async fn advance(client: &Client, name: &str, upto: Lsn) -> Result<(), SlotError> {
+pub(crate) async fn advance(client: &Client, name: &str, upto: Lsn) -> Result<(), SlotError> {
     let upto = PgLsn::from(upto.0);
     // Reading through the log takes as long as it takes.
     let moved = async {
@@ -178,7 +178,11 @@ pub async fn advance(client: &Client, name: &str, upto: Lsn) -> Result<(), SlotE
 /// From PostgreSQL 18 on, which alone gives idle slots up. Errors: also where the server does not get through the log
 /// within the session's `statement_timeout`; the idle time begins anew all the same.
 /// Cancel-safe: yes.
-pub async fn step_on(client: &Client, name: &str, unread_for: Duration) -> Result<(), SlotError> {
+pub(crate) async fn step_on(
+    client: &Client,
+    name: &str,
+    unread_for: Duration,
+) -> Result<(), SlotError> {
     let seconds = unread_for.as_secs_f64();
     let done = client.execute(STEP_ON, &[&name, &seconds]).await;
     done.map(drop).map_err(failed("step on", name))
@@ -187,7 +191,7 @@ pub async fn step_on(client: &Client, name: &str, unread_for: Duration) -> Resul
 /// Reads a slot, `None` if there is none of that name.
 ///
 /// Cancel-safe: yes.
-pub async fn status(client: &Client, name: &str) -> Result<Option<Slot>, SlotError> {
+pub(crate) async fn status(client: &Client, name: &str) -> Result<Option<Slot>, SlotError> {
     let row = client.query_opt(STATUS, &[&name]).await;
     let row = row.map_err(failed("look at", name))?;
     let lsn = |lsn: Option<PgLsn>| lsn.map(|lsn| lsn.to_string());
@@ -217,7 +221,11 @@ pub async fn status(client: &Client, name: &str) -> Result<Option<Slot>, SlotErr
 /// Drops a slot that nobody reads.
 ///
 /// Errors: `Active` names the reader; the server itself refuses one that begins to read meanwhile.
-pub async fn drop_slot(client: &Client, name: &str, consent: Consent) -> Result<(), SlotError> {
+pub(crate) async fn drop_slot(
+    client: &Client,
+    name: &str,
+    consent: Consent,
+) -> Result<(), SlotError> {
     let name = name.to_owned();
     match status(client, &name).await? {
         None => return Err(SlotError::NotFound { name }),

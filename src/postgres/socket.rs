@@ -19,7 +19,7 @@ use super::{Security, TCP_USER_TIMEOUT};
 
 /// A connected socket.
 #[derive(Debug)]
-pub enum Socket {
+pub(crate) enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
     Tls(Box<TlsSocket>),
@@ -27,7 +27,7 @@ pub enum Socket {
 
 /// A TCP connection behind a finished handshake.
 #[derive(Debug)]
-pub struct TlsSocket {
+pub(crate) struct TlsSocket {
     pub(super) stream: SslStream<TcpStream>,
     pub(super) security: Security,
     pub(super) end_point: Option<Vec<u8>>,
@@ -48,7 +48,7 @@ pub(super) fn tune(stream: &TcpStream) -> io::Result<()> {
 
 impl Socket {
     /// Separates reading from writing.
-    pub fn into_split(self) -> (ReadHalf, WriteHalf) {
+    pub(crate) fn into_split(self) -> (ReadHalf, WriteHalf) {
         match self {
             Self::Tcp(stream) => {
                 let (read, write) = stream.into_split();
@@ -67,7 +67,7 @@ impl Socket {
     }
 
     /// Who can listen in, and who we know it is that answers.
-    pub fn security(&self) -> Security {
+    pub(crate) fn security(&self) -> Security {
         match self {
             Self::Tcp(stream) => Security::PlainText {
                 is_loopback: stream.peer_addr().is_ok_and(|peer| peer.ip().is_loopback()),
@@ -78,7 +78,7 @@ impl Socket {
     }
 
     /// What SCRAM-SHA-256-PLUS binds the proof to (`tls-server-end-point`), where it can.
-    pub fn end_point(&self) -> Option<&[u8]> {
+    pub(crate) fn end_point(&self) -> Option<&[u8]> {
         match self {
             Self::Tcp(_) | Self::Unix(_) => None,
             Self::Tls(socket) => socket.end_point.as_deref(),
@@ -88,7 +88,7 @@ impl Socket {
 
 /// The side of a socket that reads.
 #[derive(Debug)]
-pub enum ReadHalf {
+pub(crate) enum ReadHalf {
     Tcp(tcp::OwnedReadHalf),
     Unix(unix::OwnedReadHalf),
     /// With another handle on the TCP connection under it.
@@ -97,7 +97,7 @@ pub enum ReadHalf {
 
 /// The side of a socket that writes.
 #[derive(Debug)]
-pub enum WriteHalf {
+pub(crate) enum WriteHalf {
     Tcp(tcp::OwnedWriteHalf),
     Unix(unix::OwnedWriteHalf),
     Tls(tokio::io::WriteHalf<SslStream<TcpStream>>),
@@ -107,7 +107,7 @@ impl ReadHalf {
     /// Appends what has arrived to the free capacity of `buffer`; 0 at the end of the stream.
     ///
     /// Cancel-safe: yes.
-    pub async fn read(&mut self, buffer: &mut BytesMut) -> io::Result<usize> {
+    pub(crate) async fn read(&mut self, buffer: &mut BytesMut) -> io::Result<usize> {
         match self {
             Self::Tcp(half) => half.read_buf(buffer).await,
             Self::Unix(half) => half.read_buf(buffer).await,
@@ -120,7 +120,7 @@ impl ReadHalf {
     /// Bounds what the kernel keeps that was not read yet, and tells how much that is now.
     ///
     /// Errors: the operating system's; `Unsupported` where the sender's side holds it, as with a unix socket.
-    pub fn bound(&self, bytes: usize) -> io::Result<usize> {
+    pub(crate) fn bound(&self, bytes: usize) -> io::Result<usize> {
         let socket = match self {
             Self::Tcp(half) => SockRef::from(AsRef::<TcpStream>::as_ref(half)),
             Self::Tls(_, Some(handle)) => SockRef::from(handle),
@@ -152,7 +152,7 @@ impl WriteHalf {
     /// Sends all of `buffer`, taking what is sent off its front.
     ///
     /// Cancel-safe: yes, what is not sent stays in `buffer`.
-    pub async fn write(&mut self, buffer: &mut BytesMut) -> io::Result<()> {
+    pub(crate) async fn write(&mut self, buffer: &mut BytesMut) -> io::Result<()> {
         match self {
             Self::Tcp(half) => half.write_all_buf(buffer).await,
             Self::Unix(half) => half.write_all_buf(buffer).await,

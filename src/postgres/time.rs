@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 const EPOCH: Duration = Duration::from_secs(946_684_800);
 
 /// Understands a point in time; the Unix epoch where it can't be represented.
-pub fn from_micros(micros: i64) -> SystemTime {
+pub(crate) fn from_micros(micros: i64) -> SystemTime {
     let epoch = SystemTime::UNIX_EPOCH + EPOCH;
     let distance = Duration::from_micros(micros.unsigned_abs());
     let time = if micros < 0 {
@@ -18,7 +18,7 @@ pub fn from_micros(micros: i64) -> SystemTime {
 }
 
 /// Tells a point in time; 0 before 2000.
-pub fn to_micros(time: SystemTime) -> i64 {
+pub(crate) fn to_micros(time: SystemTime) -> i64 {
     let since_epoch = time.duration_since(SystemTime::UNIX_EPOCH + EPOCH);
     since_epoch.map_or(0, |since| since.as_micros() as i64)
 }

@@ -85,7 +85,7 @@ impl Verified {
 
 impl Security {
     /// Whether only the server that we mean can read what we send.
-    pub fn is_private(&self) -> bool {
+    pub(crate) fn is_private(&self) -> bool {
         match self {
             Self::Local => true,
             Self::PlainText { .. } => false,

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -54,7 +54,6 @@ pub(super) struct Ties {
     pub(super) broker: Broker,
     pub(super) commands: Receiver<Command>,
     pub(super) events: UnboundedSender<PublisherEvent>,
-    pub(super) in_flight: Arc<AtomicUsize>,
 }
 
 /// The end that the relay asked for.
@@ -77,7 +76,6 @@ pub(super) struct ProducerThread {
     broker: Broker,
     commands: Receiver<Command>,
     events: UnboundedSender<PublisherEvent>,
-    in_flight: Arc<AtomicUsize>,
     pending: VecDeque<Outgoing>,
     first_acks: FirstAckGate,
     /// Records that librdkafka has taken and not reported.
@@ -111,7 +109,6 @@ impl ProducerThread {
             broker,
             commands,
             events,
-            in_flight,
         } = ties;
         let bootstrap_servers = config.get("bootstrap.servers").unwrap_or_default();
         let bootstrap_servers = bootstrap_servers.to_owned();
@@ -120,7 +117,6 @@ impl ProducerThread {
             broker,
             commands,
             events,
-            in_flight,
             pending: VecDeque::new(),
             first_acks: FirstAckGate::default(),
             outstanding: 0,
@@ -267,8 +263,6 @@ impl ProducerThread {
         self.failed.extend(failed);
         self.is_dead |= is_fatal;
         self.take_lines(lines);
-        let in_flight = self.outstanding + self.pending.len();
-        self.in_flight.store(in_flight, Ordering::Relaxed);
         if !delivered.tickets.is_empty() {
             self.first_acks.delivered(&delivered.tickets);
             self.trials.delivered(&delivered.tickets);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use postgres_protocol::escape::escape_identifier;
 
 /// The names that the relay reads by, Debezium's first.
-pub const OURS: [&str; 15] = [
+pub(crate) const OURS: [&str; 15] = [
     "id",
     "aggregatetype",
     "aggregateid",
@@ -24,7 +24,7 @@ pub const OURS: [&str; 15] = [
 ];
 
 /// Without these a table is no outbox.
-pub fn is_mandatory(ours: &str) -> bool {
+pub(crate) fn is_mandatory(ours: &str) -> bool {
     matches!(ours, "id" | "aggregatetype" | "aggregateid" | "payload")
 }
 
@@ -34,34 +34,34 @@ pub struct ColumnNames(BTreeMap<String, Mapped>);
 
 /// One column that has another name than ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mapped {
+pub(crate) struct Mapped {
     pub name: String,
     /// Where the configuration says so, for people.
     pub at: String,
 }
 
 impl ColumnNames {
-    pub fn new(mapped: BTreeMap<String, Mapped>) -> Self {
+    pub(crate) fn new(mapped: BTreeMap<String, Mapped>) -> Self {
         Self(mapped)
     }
 
     /// Every column has our name.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// What the table calls the column that we call so.
-    pub fn of<'a>(&'a self, ours: &'a str) -> &'a str {
+    pub(crate) fn of<'a>(&'a self, ours: &'a str) -> &'a str {
         self.0.get(ours).map_or(ours, |mapped| &mapped.name)
     }
 
     /// The same for SQL.
-    pub fn sql(&self, ours: &str) -> String {
+    pub(crate) fn sql(&self, ours: &str) -> String {
         escape_identifier(self.of(ours))
     }
 
     /// The same for SQL that people read: our own names need no quotes.
-    pub fn plain_sql(&self, ours: &str) -> String {
+    pub(crate) fn plain_sql(&self, ours: &str) -> String {
         match self.of(ours) {
             same if same == ours => ours.to_owned(),
             other => escape_identifier(other),
@@ -69,12 +69,12 @@ impl ColumnNames {
     }
 
     /// A column of our name that stands for another of ours is not taken for its own.
-    pub fn is_taken(&self, ours: &str) -> bool {
+    pub(crate) fn is_taken(&self, ours: &str) -> bool {
         !self.0.contains_key(ours) && self.0.values().any(|mapped| mapped.name == ours)
     }
 
     /// Our name, and what the configuration says of it.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Mapped)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Mapped)> {
         self.0.iter().map(|(ours, mapped)| (ours.as_str(), mapped))
     }
 }

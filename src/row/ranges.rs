@@ -33,7 +33,7 @@ impl RangeSet {
     }
 
     /// Adds every number of a range; an empty range adds nothing.
-    pub fn insert_range(&mut self, range: RangeInclusive<i64>) {
+    pub(crate) fn insert_range(&mut self, range: RangeInclusive<i64>) {
         let (mut first, mut last) = (*range.start(), *range.end());
         if first > last {
             return;
@@ -66,12 +66,12 @@ impl RangeSet {
     }
 
     /// Removes one number.
-    pub fn remove(&mut self, number: i64) {
+    pub(crate) fn remove(&mut self, number: i64) {
         self.remove_range(number..=number);
     }
 
     /// Removes every number of a range.
-    pub fn remove_range(&mut self, range: RangeInclusive<i64>) {
+    pub(crate) fn remove_range(&mut self, range: RangeInclusive<i64>) {
         let (first, last) = (*range.start(), *range.end());
         if first > last {
             return;
@@ -92,14 +92,14 @@ impl RangeSet {
     }
 
     /// Adds every number of another set.
-    pub fn extend(&mut self, other: &Self) {
+    pub(crate) fn extend(&mut self, other: &Self) {
         for range in other.ranges() {
             self.insert_range(range);
         }
     }
 
     /// Removes every number of another set.
-    pub fn subtract(&mut self, other: &Self) {
+    pub(crate) fn subtract(&mut self, other: &Self) {
         for range in other.ranges() {
             self.remove_range(range);
         }
@@ -113,7 +113,7 @@ impl RangeSet {
     }
 
     /// The numbers that stand here and not in `other`.
-    pub fn difference(&self, other: &Self) -> Self {
+    pub(crate) fn difference(&self, other: &Self) -> Self {
         let mut difference = Self::new();
         for range in self.ranges() {
             for gap in other.gaps(range) {
@@ -124,7 +124,7 @@ impl RangeSet {
     }
 
     /// The numbers that stand here and in `other`.
-    pub fn intersection(&self, other: &Self) -> Self {
+    pub(crate) fn intersection(&self, other: &Self) -> Self {
         let mut shared = Self::new();
         for range in self.ranges() {
             for part in other.within(range) {
@@ -135,7 +135,7 @@ impl RangeSet {
     }
 
     /// Whether a number stands in the set.
-    pub fn contains(&self, number: i64) -> bool {
+    pub(crate) fn contains(&self, number: i64) -> bool {
         self.ranges
             .range(..=number)
             .next_back()
@@ -143,12 +143,12 @@ impl RangeSet {
     }
 
     /// The ranges in ascending order.
-    pub fn ranges(&self) -> impl DoubleEndedIterator<Item = RangeInclusive<i64>> + '_ {
+    pub(crate) fn ranges(&self) -> impl DoubleEndedIterator<Item = RangeInclusive<i64>> + '_ {
         self.ranges.iter().map(|(&start, &end)| start..=end)
     }
 
     /// The parts of the set that lie in `bounds`, in ascending order.
-    pub fn within(
+    pub(crate) fn within(
         &self,
         bounds: RangeInclusive<i64>,
     ) -> impl Iterator<Item = RangeInclusive<i64>> + '_ {
@@ -166,7 +166,7 @@ impl RangeSet {
     }
 
     /// The ranges in `bounds` that the set lacks, in ascending order.
-    pub fn gaps(
+    pub(crate) fn gaps(
         &self,
         bounds: RangeInclusive<i64>,
     ) -> impl Iterator<Item = RangeInclusive<i64>> + '_ {
@@ -189,12 +189,12 @@ impl RangeSet {
     }
 
     /// The lowest number.
-    pub fn first(&self) -> Option<i64> {
+    pub(crate) fn first(&self) -> Option<i64> {
         self.ranges.first_key_value().map(|(&start, _)| start)
     }
 
     /// The highest number.
-    pub fn last(&self) -> Option<i64> {
+    pub(crate) fn last(&self) -> Option<i64> {
         self.ranges.last_key_value().map(|(_, &end)| end)
     }
 
@@ -212,12 +212,13 @@ impl RangeSet {
     }
 
     /// How many ranges the set takes.
-    pub fn range_count(&self) -> usize {
+    #[cfg(test)]
+    pub(crate) fn range_count(&self) -> usize {
         self.ranges.len()
     }
 
     /// Removes every number and returns them.
-    pub fn take(&mut self) -> Self {
+    pub(crate) fn take(&mut self) -> Self {
         std::mem::take(self)
     }
 

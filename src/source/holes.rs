@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use crate::row::Lsn;
 use crate::row::ranges::RangeSet;
 
-pub use snapshot::{ParseSnapshotError, Snapshot, Xid};
+pub(crate) use snapshot::{Snapshot, Xid};
 
 mod snapshot;
 
@@ -18,11 +18,11 @@ mod tests;
 /// A transaction as `pg_locks.virtualtransaction` names it, such as `3/1234`.
 ///
 /// Unique until the server restarts, also after `PREPARE TRANSACTION`.
-pub type VirtualTransaction = Box<str>;
+pub(crate) type VirtualTransaction = Box<str>;
 
 /// The transactions that may still fill holes, read after the rows in a statement of its own.
 #[derive(Clone, Debug, Default)]
-pub struct LockReading {
+pub(crate) struct LockReading {
     /// Who holds `RowExclusiveLock` on the outbox or a partition of it, with its top-level transaction id if it has one.
     pub holders: BTreeMap<VirtualTransaction, Option<Xid>>,
     /// The snapshot of the statement that read the locks.
@@ -33,7 +33,7 @@ pub struct LockReading {
 
 /// Whether this turn read rows above the highest one seen before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Arrivals {
+pub(crate) enum Arrivals {
     /// None: nothing can overtake a row that stands in a hole.
     Nothing,
     /// At least one, which may succeed a row that stands in a hole.
@@ -42,7 +42,7 @@ pub enum Arrivals {
 
 /// What proves that a number will never be a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RollbackProof {
+pub(crate) enum RollbackProof {
     /// The table alone: no holder is left and one last look-up finds nothing.
     OnLocks,
     /// Besides, the stream has passed the WAL position read when no holder was left. Nothing is looked up before: the stream
@@ -52,7 +52,7 @@ pub enum RollbackProof {
 
 /// What to look up this turn.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// The holes to look up in one statement, after the lock reading that the plan came from.
     pub look_up: RangeSet,
     /// Those of them that are rolled back if this look-up does not find them.
@@ -91,14 +91,14 @@ enum Waits {
 /// this turn. What became visible later is published only if every hole that its transaction can have filled was looked up in
 /// the same snapshot, and its successors drew numbers above those of this turn.
 #[derive(Clone, Debug)]
-pub struct Holes {
+pub(crate) struct Holes {
     groups: Vec<Group>,
     proof: RollbackProof,
 }
 
 impl Holes {
     /// No holes yet.
-    pub const fn new(proof: RollbackProof) -> Self {
+    pub(crate) const fn new(proof: RollbackProof) -> Self {
         Self {
             groups: Vec::new(),
             proof,
@@ -106,7 +106,7 @@ impl Holes {
     }
 
     /// Takes holes found by one reading of rows: they form a group.
-    pub fn note(&mut self, numbers: RangeSet) {
+    pub(crate) fn note(&mut self, numbers: RangeSet) {
         if numbers.is_empty() {
             return;
         }
@@ -120,7 +120,7 @@ impl Holes {
     }
 
     /// Drops holes that were filled in another way, by the stream for instance.
-    pub fn forget(&mut self, numbers: &RangeSet) {
+    pub(crate) fn forget(&mut self, numbers: &RangeSet) {
         for group in &mut self.groups {
             group.numbers.subtract(numbers);
         }
@@ -128,7 +128,7 @@ impl Holes {
     }
 
     /// Takes the holes as they are now: the new ones form a group, and those that were filled go.
-    pub fn track(&mut self, open: &RangeSet) {
+    pub(crate) fn track(&mut self, open: &RangeSet) {
         let known = self.numbers();
         self.forget(&known.difference(open));
         self.note(open.difference(&known));
@@ -137,7 +137,7 @@ impl Holes {
     /// The plan of a turn that does not read the locks: every hole, because a successor of any could be among the new rows.
     ///
     /// It does not count as the first look-up, and nothing dies of it.
-    pub fn plan_without_locks(&self) -> Plan {
+    pub(crate) fn plan_without_locks(&self) -> Plan {
         let mut plan = Plan::default();
         if self.proof == RollbackProof::OnLocks {
             plan.look_up = self.numbers();
@@ -148,7 +148,7 @@ impl Holes {
     /// The plan of a turn that read the locks after its rows.
     ///
     /// `passed` is how far the stream has come; without a stream it is not looked at.
-    pub fn plan(&mut self, reading: &LockReading, arrivals: Arrivals, passed: Lsn) -> Plan {
+    pub(crate) fn plan(&mut self, reading: &LockReading, arrivals: Arrivals, passed: Lsn) -> Plan {
         let mut plan = Plan::default();
         for group in &mut self.groups {
             let step = match self.proof {
@@ -171,7 +171,7 @@ impl Holes {
     /// A transaction that ends between the lock reading and the look-up shows its rows in the groups that were looked up, and
     /// would show the lower ones of another group a turn too late. `seen` is the snapshot of the look-up. `None` when the
     /// look-up stands; the plan grows with every call, so this ends.
-    pub fn widen(&self, plan: &Plan, seen: &Snapshot) -> Option<Plan> {
+    pub(crate) fn widen(&self, plan: &Plan, seen: &Snapshot) -> Option<Plan> {
         let mut wider = plan.clone();
         for group in &self.groups {
             if group.may_have_ended(seen) && !group.is_in(plan) {
@@ -182,7 +182,7 @@ impl Holes {
     }
 
     /// Takes what the look-up of a plan found and returns the numbers that are rolled back.
-    pub fn answer(&mut self, plan: &Plan, found: &RangeSet) -> RangeSet {
+    pub(crate) fn answer(&mut self, plan: &Plan, found: &RangeSet) -> RangeSet {
         let rolled_back = plan.last.difference(found);
         if !found.is_empty() {
             self.forget(found);
@@ -194,12 +194,12 @@ impl Holes {
     }
 
     /// Whether there is no hole.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.groups.is_empty()
     }
 
     /// Every hole.
-    pub fn numbers(&self) -> RangeSet {
+    pub(crate) fn numbers(&self) -> RangeSet {
         let mut numbers = RangeSet::new();
         for group in &self.groups {
             numbers.extend(&group.numbers);
@@ -208,18 +208,19 @@ impl Holes {
     }
 
     /// How many holes there are, as many as a look-up of all of them visits at most.
-    pub fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         let lengths = self.groups.iter().map(|group| group.numbers.len());
         lengths.fold(0, u64::saturating_add)
     }
 
     /// How many groups there are: distinct sets of holders that are waited for.
-    pub fn group_count(&self) -> usize {
+    #[cfg(test)]
+    pub(crate) fn group_count(&self) -> usize {
         self.groups.len()
     }
 
     /// Whether a hole waits for this transaction.
-    pub fn waits_for(&self, holder: &str) -> bool {
+    pub(crate) fn waits_for(&self, holder: &str) -> bool {
         self.groups.iter().any(|group| match &group.waits {
             Waits::Holders(holders) => holders.contains_key(holder),
             Waits::FirstReading | Waits::StreamPast(_) => false,

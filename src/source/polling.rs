@@ -27,10 +27,9 @@ use crate::postgres::{PostgresError, SqlConnection};
 use crate::row::ranges::RangeSet;
 use crate::row::{Layout, RowId};
 
-pub use ahead::read_ahead;
-pub use gate::WalGeometry;
-pub use locks::Locks;
-pub use unsent::{InVain, Ordering, Unsent, UnsentMark, poll_unsent};
+pub(crate) use ahead::read_ahead;
+pub(crate) use locks::Locks;
+pub(crate) use unsent::{InVain, Ordering, Unsent, UnsentMark, poll_unsent};
 
 /// What both kinds of polling need.
 pub struct Polling {
@@ -163,7 +162,7 @@ enum Next {
 /// Errors: the connection's end, or `TopRow` when the numbers are not what they were. Nothing learned outlives an error.
 /// Ends without one when `stop` is cancelled or nobody takes batches.
 /// Cancel-safe: yes, rows that were read and not handed over are lost with everything else that was learned.
-pub async fn poll_by_seq(
+pub(crate) async fn poll_by_seq(
     polling: Polling,
     known: Known,
     batches: mpsc::Sender<Batch>,

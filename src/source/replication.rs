@@ -3,7 +3,7 @@
 
 mod gathered;
 pub mod pgoutput;
-pub mod sweep;
+pub(crate) mod sweep;
 mod thread;
 pub mod wire;
 

@@ -15,7 +15,7 @@ use crate::row::Lsn;
 
 /// How far a slot may lag, in bytes of WAL, when a stream begins on it: what one walsender sends in about a second of
 /// one-row transactions. Below this a stream is there sooner than the table is read.
-pub const LAG_BYTES_MAX: u64 = 64 << 20;
+pub(crate) const LAG_BYTES_MAX: u64 = 64 << 20;
 /// How often the slot is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 

@@ -15,14 +15,14 @@ use std::sync::Arc;
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
-pub use history::forget_history;
-pub use record::{CopyPolicy, HoldCheckpoint, HoldEntry, KeptRow, What};
-pub use release::{Released, keep_unmarked, release, to_skip};
+pub(crate) use history::forget_history;
+pub(crate) use record::{CopyPolicy, HoldCheckpoint, HoldEntry, KeptRow, What};
+pub(crate) use release::{keep_unmarked, release, to_skip};
 pub(crate) use replay::merge;
-pub use replay::{
+pub(crate) use replay::{
     Copies, Due, ReplayOrder, Replayed, RowsAhead, replayed, take_out_sent, to_replay,
 };
-pub use wait::{Answer, Asker, Requested, wait};
+pub(crate) use wait::{Answer, Asker, Requested, wait};
 
 use crate::core::{Aggregate, Followers, HeldAggregate, Help, Recorded, TopicHold};
 use crate::mark::MarkError;
@@ -44,7 +44,11 @@ fn kept_key(generation: &str, seq: &str, row_id: &str) -> String {
 /// Loads what is held and kept of one outbox; numbers of earlier generations are not this table's any more.
 ///
 /// Cancel-safe: yes.
-pub async fn load(client: &Client, outbox: &str, generation: i32) -> Result<Recorded, MarkError> {
+pub(crate) async fn load(
+    client: &Client,
+    outbox: &str,
+    generation: i32,
+) -> Result<Recorded, MarkError> {
     let sql = "SELECT kind, aggregatetype, aggregateid, topic, held::text, row_id, reason, error, policy, \
                generation = $2 FROM outboxd.blocked WHERE outbox = $1 AND state <> 'released'";
     let rows = client
@@ -131,7 +135,7 @@ fn parse(outbox: &str, multirange: &str) -> Result<RangeSet, MarkError> {
 
 /// What the state tables say to a running session.
 #[derive(Clone, Copy, Debug)]
-pub struct Requests {
+pub(crate) struct Requests {
     /// Somebody asked for a release or a replay since the session began.
     pub is_asked_for: bool,
     /// Rows that are kept as dead letters, counted up to 100,000.
@@ -141,7 +145,7 @@ pub struct Requests {
 /// Asks for requests and dead letters.
 ///
 /// Cancel-safe: yes.
-pub async fn requests(client: &Client, outbox: &str) -> Result<Requests, MarkError> {
+pub(crate) async fn requests(client: &Client, outbox: &str) -> Result<Requests, MarkError> {
     let sql = "SELECT EXISTS (SELECT FROM outboxd.blocked WHERE outbox = $1 AND state IN ('retry', 'skip')) \
                OR EXISTS (SELECT FROM outboxd.kept WHERE outbox = $1 AND state = 'replay'), \
                (SELECT count(*) FROM (SELECT FROM outboxd.kept WHERE outbox = $1 AND state = 'dead' \
@@ -159,4 +163,4 @@ pub async fn requests(client: &Client, outbox: &str) -> Result<Requests, MarkErr
 }
 
 /// The names of topics.
-pub type Topics = Vec<Arc<str>>;
+pub(crate) type Topics = Vec<Arc<str>>;

@@ -12,7 +12,7 @@ use crate::row::{Lsn, RowId};
 
 /// What the numbers of an outbox belong to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
+pub(crate) struct Identity {
     pub system_identifier: String,
     pub timeline: i32,
     pub database: String,
@@ -34,7 +34,7 @@ pub struct ServerHistory {
 
 /// What became of the history that was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum History {
+pub(crate) enum History {
     /// It goes on, or it is another system's, which [`compare`] judges.
     Continues,
     /// A standby was promoted; so many bytes that were seen are not in its history, as far as its end tells.
@@ -48,12 +48,12 @@ const DISCARDED_BYTES_MAX: u64 = 64 << 10;
 
 impl ServerHistory {
     /// Whether both are of one history.
-    pub fn is_of(&self, other: &Self) -> bool {
+    pub(crate) fn is_of(&self, other: &Self) -> bool {
         self.system_identifier == other.system_identifier && self.timeline == other.timeline
     }
 
     /// Judges the server as it is now by what was seen of it.
-    pub fn judge(&self, now: &Self) -> History {
+    pub(crate) fn judge(&self, now: &Self) -> History {
         if self.system_identifier != now.system_identifier {
             return History::Continues;
         }
@@ -70,7 +70,7 @@ impl ServerHistory {
 
 /// What stands in the table at the number that the ledger recorded last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RowAt {
+pub(crate) enum RowAt {
     /// The row with the recorded id.
     Same,
     /// A row with another id.
@@ -81,7 +81,7 @@ pub enum RowAt {
 
 /// What table, sequence and ledger say of the numbers now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Evidence {
+pub(crate) struct Evidence {
     /// The last number that the ledger recorded and what stands there; `None` while it recorded nothing.
     pub tail: Option<(i64, RowAt)>,
     /// The last number that the sequence gave, one below its start while it gave none; `None` if it cannot be read.
@@ -92,7 +92,7 @@ pub struct Evidence {
 
 /// What the identity allows.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum IdentityVerdict {
+pub(crate) enum IdentityVerdict {
     /// The numbers are the ones that were learned about. The caller records `now` where it differs
     /// from what is stored (a failover, a rewritten table, another partition).
     Same,
@@ -104,7 +104,7 @@ pub enum IdentityVerdict {
 
 /// What is asked of an outbox before anything is published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rule {
+pub(crate) enum Rule {
     /// It stands where it stood: system, database, timeline, table.
     Place,
     /// Its sequence's last value can be read, and no row stands above it.
@@ -115,7 +115,7 @@ pub enum Rule {
 
 impl Rule {
     /// Whether a mark rests on the rule: only the ledger speaks of rows by their numbers.
-    pub fn is_needed_for(self, mark: Mark) -> bool {
+    pub(crate) fn is_needed_for(self, mark: Mark) -> bool {
         match (self, mark) {
             (Self::Place, _) | (Self::Sequence | Self::Tail, Mark::Ledger) => true,
             (Self::Sequence | Self::Tail, Mark::SentAt | Mark::Delete | Mark::None) => false,
@@ -124,7 +124,7 @@ impl Rule {
 }
 
 /// Judges the numbers by docs/design.md, "Identity of the numbers", as far as the mark rests on them.
-pub fn compare(
+pub(crate) fn compare(
     mark: Mark,
     stored: &Identity,
     now: &Identity,
@@ -268,7 +268,7 @@ impl IdentityError {
 ///
 /// Every role may: `pg_control_system` and `pg_walfile_name` are executable by PUBLIC (14 to 18).
 /// Cancel-safe: yes.
-pub async fn read(client: &Client, table: &Table) -> Result<Identity, IdentityError> {
+pub(crate) async fn read(client: &Client, table: &Table) -> Result<Identity, IdentityError> {
     let row = client
         .query_one(READ, &[])
         .await
@@ -286,7 +286,7 @@ pub async fn read(client: &Client, table: &Table) -> Result<Identity, IdentityEr
 /// Reads how far the server's history is on disk.
 ///
 /// Cancel-safe: yes.
-pub async fn history(client: &Client, outbox: &str) -> Result<ServerHistory, IdentityError> {
+pub(crate) async fn history(client: &Client, outbox: &str) -> Result<ServerHistory, IdentityError> {
     let row = client
         .query_one(HISTORY, &[])
         .await
@@ -303,7 +303,7 @@ pub async fn history(client: &Client, outbox: &str) -> Result<ServerHistory, Ide
 }
 
 /// Loads the identity that was recorded for an outbox, `None` if there is none yet.
-pub async fn load(client: &Client, outbox: &str) -> Result<Option<Identity>, IdentityError> {
+pub(crate) async fn load(client: &Client, outbox: &str) -> Result<Option<Identity>, IdentityError> {
     let row = client
         .query_opt(LOAD, &[&outbox])
         .await
@@ -321,7 +321,7 @@ pub async fn load(client: &Client, outbox: &str) -> Result<Option<Identity>, Ide
 /// Tells whether the table of an identity stands, under whatever name.
 ///
 /// Cancel-safe: yes.
-pub async fn stands(client: &Client, identity: &Identity) -> Result<bool, IdentityError> {
+pub(crate) async fn stands(client: &Client, identity: &Identity) -> Result<bool, IdentityError> {
     let sql = "SELECT FROM pg_catalog.pg_class WHERE oid = $1";
     let row = client.query_opt(sql, &[&identity.table_oid]).await;
     let failed = IdentityError::while_trying("look for the table of", "the recorded oid");
@@ -329,7 +329,7 @@ pub async fn stands(client: &Client, identity: &Identity) -> Result<bool, Identi
 }
 
 /// Records the identity of an outbox, beside what else is known of it.
-pub async fn store(
+pub(crate) async fn store(
     client: &Client,
     outbox: &str,
     identity: &Identity,
@@ -360,7 +360,7 @@ pub async fn store(
 /// Reads the highest number that the ledger recorded in the present generation, with its row's id.
 ///
 /// Cancel-safe: yes.
-pub async fn ledger_tail(
+pub(crate) async fn ledger_tail(
     client: &Client,
     outbox: &str,
 ) -> Result<Option<(i64, RowId)>, IdentityError> {
@@ -380,7 +380,7 @@ pub async fn ledger_tail(
 ///
 /// The sequence is read after the highest row: a row that is seen has drawn its number before.
 /// Cancel-safe: yes.
-pub async fn evidence(
+pub(crate) async fn evidence(
     client: &Client,
     table: &Table,
     mark: Mark,

@@ -12,18 +12,17 @@ mod suspension;
 
 use std::time::Duration;
 
-pub use clock::since_boot;
-pub use contest::{Decision, Holder, Standby, Version};
+pub(crate) use clock::since_boot;
+pub(crate) use contest::{Decision, Holder, Standby, Version};
 pub use keeper::{LeaseKeeper, RELEASE_MAX};
-pub use owner::{Life, Owner, shown};
-pub use statements::{read, release, renew, take};
+pub(crate) use owner::{Life, Owner, shown};
 
 use crate::config::{ConfigError, Mark, SourceConfig};
 use crate::postgres::{Host, PostgresError};
 
 /// The name of the lease: the outbox, since only one relay may mark it; a relay that marks nothing
 /// shares only its slot.
-pub fn lease_key(source: &SourceConfig) -> String {
+pub(crate) fn lease_key(source: &SourceConfig) -> String {
     let table = match source.table_name() {
         Ok(name) => format!("{}.{}", name.schema, name.table),
         Err(_) => source.table.clone(),
@@ -32,7 +31,7 @@ pub fn lease_key(source: &SourceConfig) -> String {
 }
 
 /// The same where the state stands under another name.
-pub fn lease_key_of(source: &SourceConfig, outbox: &str) -> String {
+pub(crate) fn lease_key_of(source: &SourceConfig, outbox: &str) -> String {
     match source.mark {
         Mark::None => format!("{outbox}#{}", source.replication.slot),
         Mark::Ledger | Mark::SentAt | Mark::Delete => outbox.to_owned(),
@@ -41,7 +40,7 @@ pub fn lease_key_of(source: &SourceConfig, outbox: &str) -> String {
 
 /// What `outboxd.lease` says of one outbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LeaseRow {
+pub(crate) struct LeaseRow {
     /// Who took it last, as [`Owner`] writes it.
     pub owner: String,
     /// Grows each time the lease is taken; never goes back, even when the row was deleted by hand.
@@ -112,7 +111,7 @@ impl LeaseState {
 
 /// A failure to read, take or keep the lease.
 #[derive(Debug, thiserror::Error)]
-pub enum LeaseError {
+pub(crate) enum LeaseError {
     #[error("cannot read the connection URL")]
     Url(#[source] ConfigError),
     #[error("cannot connect for the lease")]

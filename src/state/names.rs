@@ -12,9 +12,9 @@ use crate::config::{Mark, Mode, SourceConfig, TableName, TableNameError};
 use crate::postgres::PostgresError;
 use crate::postgres::compatibility::Incompatibility;
 use crate::state::rename::RenameError;
-pub use facts::Facts;
+pub(crate) use facts::Facts;
 use verdict::Reading;
-pub use verdict::{drop_statement, is_made_for_us, leftovers};
+pub(crate) use verdict::{drop_statement, is_made_for_us, leftovers};
 
 /// Why the names could not be found out.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +37,7 @@ impl From<tokio_postgres::Error> for NamesError {
 
 /// A slot and a publication.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Names {
+pub(crate) struct Names {
     pub slot: String,
     pub publication: String,
 }
@@ -45,7 +45,10 @@ pub struct Names {
 /// The configuration with the names that it leaves open: those that the state knows, else the default ones.
 ///
 /// Cancel-safe: yes, it only reads.
-pub async fn resolve(client: &Client, source: &SourceConfig) -> Result<SourceConfig, NamesError> {
+pub(crate) async fn resolve(
+    client: &Client,
+    source: &SourceConfig,
+) -> Result<SourceConfig, NamesError> {
     if is_complete(source) {
         return Ok(source.clone());
     }
@@ -54,7 +57,7 @@ pub async fn resolve(client: &Client, source: &SourceConfig) -> Result<SourceCon
 }
 
 /// The same without a server: default names, for the database that the URL names.
-pub fn resolve_offline(source: &SourceConfig) -> Result<SourceConfig, NamesError> {
+pub(crate) fn resolve_offline(source: &SourceConfig) -> Result<SourceConfig, NamesError> {
     if is_complete(source) {
         return Ok(source.clone());
     }
@@ -85,13 +88,13 @@ fn with(source: &SourceConfig, names: Names) -> SourceConfig {
 /// What database and state say of the names of this outbox.
 ///
 /// Cancel-safe: yes, it only reads.
-pub async fn facts(client: &Client, source: &SourceConfig) -> Result<Facts, NamesError> {
+pub(crate) async fn facts(client: &Client, source: &SourceConfig) -> Result<Facts, NamesError> {
     let TableName { schema, table } = source.table_name()?;
     Facts::read(client, &schema, &table).await
 }
 
 /// Why this outbox may not use slot and publication as they are configured; nothing where it may, or polls.
-pub async fn refused(
+pub(crate) async fn refused(
     client: &Client,
     source: &SourceConfig,
 ) -> Result<Vec<Incompatibility>, NamesError> {
@@ -102,7 +105,7 @@ pub async fn refused(
 }
 
 /// The same of facts that were read, whatever the mode.
-pub fn refusals_of(
+pub(crate) fn refusals_of(
     facts: &Facts,
     source: &SourceConfig,
 ) -> Result<Vec<Incompatibility>, NamesError> {
@@ -114,7 +117,7 @@ pub fn refusals_of(
 }
 
 /// Why the slot is not this outbox's to use.
-pub fn slot_refused(
+pub(crate) fn slot_refused(
     facts: &Facts,
     source: &SourceConfig,
 ) -> Result<Option<Incompatibility>, NamesError> {

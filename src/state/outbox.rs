@@ -98,7 +98,11 @@ impl StateTable<'_> {
     }
 
     /// How many rows stand in the table, counted up to a bound.
-    pub async fn rows_standing(&self, layout: &Layout, bound: i64) -> Result<i64, StateError> {
+    pub(crate) async fn rows_standing(
+        &self,
+        layout: &Layout,
+        bound: i64,
+    ) -> Result<i64, StateError> {
         let query = format!(
             "SELECT count(*) FROM (SELECT FROM {} LIMIT $1) AS bounded",
             layout.sql_name()
@@ -108,7 +112,7 @@ impl StateTable<'_> {
     }
 
     /// Decides to publish everything that stands in the table.
-    pub async fn start_with_all(&self) -> Result<(), StateError> {
+    pub(crate) async fn start_with_all(&self) -> Result<(), StateError> {
         let statement = "INSERT INTO outboxd.outbox (outbox, start) VALUES ($1, 'all') \
                          ON CONFLICT (outbox) DO UPDATE SET start = 'all'";
         self.execute(statement, "decide the start").await
@@ -134,7 +138,7 @@ impl StateTable<'_> {
     }
 
     /// Records whether the stream alone delivers from now on.
-    pub async fn set_caught_up(&self, caught_up: bool) -> Result<(), StateError> {
+    pub(crate) async fn set_caught_up(&self, caught_up: bool) -> Result<(), StateError> {
         let statement =
             "UPDATE outboxd.outbox SET caught_up = $2 WHERE outbox = $1 AND caught_up <> $2";
         let done = self
@@ -145,7 +149,7 @@ impl StateTable<'_> {
     }
 
     /// Records through which slot and publication the rows are read.
-    pub async fn set_slot(&self, slot: &str, publication: &str) -> Result<(), StateError> {
+    pub(crate) async fn set_slot(&self, slot: &str, publication: &str) -> Result<(), StateError> {
         let statement = "INSERT INTO outboxd.outbox (outbox, slot, publication) VALUES ($1, $2, $3) \
                          ON CONFLICT (outbox) DO UPDATE SET slot = $2, publication = $3";
         let values: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
@@ -155,26 +159,30 @@ impl StateTable<'_> {
     }
 
     /// Notes that the rows are polled: what a slot holds of them is published from the table.
-    pub async fn note_polled(&self) -> Result<(), StateError> {
+    pub(crate) async fn note_polled(&self) -> Result<(), StateError> {
         let statement = "INSERT INTO outboxd.polled (outbox) VALUES ($1) ON CONFLICT DO NOTHING";
         self.execute(statement, "note the mode").await
     }
 
     /// Whether the rows were polled since a slot was read.
-    pub async fn was_polled(&self) -> Result<bool, StateError> {
+    pub(crate) async fn was_polled(&self) -> Result<bool, StateError> {
         let query = "SELECT EXISTS (SELECT FROM outboxd.polled WHERE outbox = $1)";
         let row = self.client.query_one(query, &[&self.outbox]).await;
         Ok(row.map_err(self.sql("read the mode"))?.get(0))
     }
 
     /// Notes that the slot has passed what was polled.
-    pub async fn forget_polled(&self) -> Result<(), StateError> {
+    pub(crate) async fn forget_polled(&self) -> Result<(), StateError> {
         let statement = "DELETE FROM outboxd.polled WHERE outbox = $1";
         self.execute(statement, "note the mode").await
     }
 
     /// Notes that a slot is this outbox's; `false` where it is another one's.
-    pub async fn note_slot(&self, slot: &str, publication: &str) -> Result<bool, StateError> {
+    pub(crate) async fn note_slot(
+        &self,
+        slot: &str,
+        publication: &str,
+    ) -> Result<bool, StateError> {
         let statement = "INSERT INTO outboxd.slot AS s (slot, outbox, publication) VALUES ($2, $1, $3) \
                          ON CONFLICT (slot) DO UPDATE SET publication = excluded.publication, at = clock_timestamp() \
                          WHERE s.outbox = excluded.outbox";
@@ -186,7 +194,7 @@ impl StateTable<'_> {
     }
 
     /// Forgets the other slots of this outbox that do not stand any more.
-    pub async fn forget_dropped_slots(&self, slot: &str) -> Result<(), StateError> {
+    pub(crate) async fn forget_dropped_slots(&self, slot: &str) -> Result<(), StateError> {
         let statement = "DELETE FROM outboxd.slot s WHERE s.outbox = $1 AND s.slot <> $2 AND NOT EXISTS \
                          (SELECT FROM pg_catalog.pg_replication_slots r WHERE r.slot_name = s.slot)";
         let done = self.client.execute(statement, &[&self.outbox, &slot]).await;
@@ -228,7 +236,7 @@ impl OutboxState {
     /// The ids of those of these rows that `now` skipped by their ids.
     ///
     /// Asks once for all that may be: a stream tells of what was committed later without being asked.
-    pub async fn skipped_ids(
+    pub(crate) async fn skipped_ids(
         &self,
         client: &Client,
         outbox: &str,
@@ -252,7 +260,7 @@ impl OutboxState {
     }
 
     /// Which rows of a table `source.start = "now"` skipped, for SQL; `None` where it skipped none.
-    pub fn skipped_in(&self, layout: &Layout) -> Option<Skipped> {
+    pub(crate) fn skipped_in(&self, layout: &Layout) -> Option<Skipped> {
         match self.ids_skipped_until {
             Some(_) => Some(Skipped::by_ids(layout)),
             None => Skipped::by_numbers(layout, &self.skipped),
@@ -260,7 +268,7 @@ impl OutboxState {
     }
 
     /// Whether `source.start = "now"` skipped this row by its number.
-    pub fn skips(&self, row: &OutboxRow) -> bool {
+    pub(crate) fn skips(&self, row: &OutboxRow) -> bool {
         row.seq.is_some_and(|seq| self.skipped.contains(seq))
     }
 }

@@ -10,7 +10,7 @@ use crate::postgres::PostgresError;
 
 /// Under which name the state of a table stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Home {
+pub(crate) enum Home {
     /// Under its own, or nowhere yet.
     #[default]
     Here,
@@ -42,7 +42,7 @@ pub enum RenameError {
 
 impl Home {
     /// The key of the state tables.
-    pub fn key<'a>(&'a self, outbox: &'a str) -> &'a str {
+    pub(crate) fn key<'a>(&'a self, outbox: &'a str) -> &'a str {
         match self {
             Self::Here => outbox,
             Self::Former(former) | Self::Occupied { former, .. } => former,
@@ -50,7 +50,7 @@ impl Home {
     }
 
     /// The name from which the state has to move.
-    pub fn former(self) -> Option<String> {
+    pub(crate) fn former(self) -> Option<String> {
         match self {
             Self::Former(former) => Some(former),
             Self::Here | Self::Occupied { .. } => None,
@@ -58,7 +58,10 @@ impl Home {
     }
 
     /// Why the state can't follow, and what helps.
-    pub fn refusal(&self, outbox: &str) -> Option<crate::postgres::compatibility::Incompatibility> {
+    pub(crate) fn refusal(
+        &self,
+        outbox: &str,
+    ) -> Option<crate::postgres::compatibility::Incompatibility> {
         let Self::Occupied { former, by } = self else {
             return None;
         };
@@ -88,7 +91,7 @@ impl Home {
 /// Finds the state of a table by its oid; `Here` too where state or table do not stand.
 ///
 /// Cancel-safe: yes, it only reads.
-pub async fn home(client: &Client, schema: &str, table: &str) -> Result<Home, RenameError> {
+pub(crate) async fn home(client: &Client, schema: &str, table: &str) -> Result<Home, RenameError> {
     find(client, schema, table)
         .await
         .map_err(|error| RenameError::Find {
@@ -122,7 +125,7 @@ async fn find(client: &Client, schema: &str, table: &str) -> Result<Home, tokio_
 /// `lease` is the key of the lease that is held with `epoch`; it moves along and is released.
 /// Errors: `NotLeader` where the lease moved; after any other nothing was moved, or all.
 /// Cancel-safe: no; the connection has to be dropped with it.
-pub async fn follow(
+pub(crate) async fn follow(
     client: &Client,
     former: &str,
     outbox: &str,

@@ -3,7 +3,7 @@
 //! Never removes a row that is not recorded as sent, nor the highest one, and never holds a lock for long.
 
 mod partitions;
-pub mod pass;
+pub(crate) mod pass;
 mod plan;
 pub mod row_age;
 mod statement;
@@ -17,12 +17,12 @@ use crate::mark::{FencingToken, MarkError};
 use crate::postgres::catalog::{Table, TableKind};
 use crate::postgres::{self, ConnectOptions, PostgresError};
 use crate::row::ranges::RangeSet;
-pub use partitions::Tended;
+pub(crate) use partitions::Tended;
 use partitions::{Partitions, Tending};
-pub use plan::{AHEAD, Bounds};
-pub use row_age::Age;
+pub(crate) use plan::{AHEAD, Bounds};
+pub(crate) use row_age::Age;
 use statement::Statements;
-pub use table_size::{TableSize, table_size};
+pub(crate) use table_size::{TableSize, table_size};
 
 /// A statement waits for no row that somebody has locked, for it holds the lease's row meanwhile.
 const SETTINGS: &str = "\
@@ -79,7 +79,7 @@ impl Retention {
     }
 
     /// Whether partitions may go as a whole.
-    pub fn has_partitions(&self) -> bool {
+    pub(crate) fn has_partitions(&self) -> bool {
         self.partitions.is_some()
     }
 
@@ -90,7 +90,7 @@ impl Retention {
     ///
     /// Errors: `NotLeader` when the lease moved.
     /// Cancel-safe: yes, a partition that is left detached is attached by the next call.
-    pub async fn maintain_partitions(
+    pub(crate) async fn maintain_partitions(
         &mut self,
         removable: &RangeSet,
     ) -> Result<Option<Tended>, MarkError> {
@@ -134,7 +134,7 @@ impl Retention {
     /// Gives the lowest number from `from` on and the highest number of all that stand in the table.
     ///
     /// Cancel-safe: yes.
-    pub async fn bounds(&mut self, from: i64) -> Result<Option<(i64, i64)>, MarkError> {
+    pub(crate) async fn bounds(&mut self, from: i64) -> Result<Option<(i64, i64)>, MarkError> {
         let sql = self.statements.bounds.clone();
         let client = self.client().await?;
         let row = client.query_one(&sql, &[&from]).await;

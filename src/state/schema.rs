@@ -11,7 +11,7 @@ mod fragment;
 mod partitioned;
 mod steps;
 
-pub use error::MigrateError;
+pub(crate) use error::MigrateError;
 pub(crate) use error::create_schema;
 
 use tokio_postgres::Client;
@@ -25,7 +25,7 @@ use crate::state::names;
 use existing_objects::ExistingObjects;
 
 /// The version of the state tables that this relay knows.
-pub const STATE_VERSION: i32 = 1;
+pub(crate) const STATE_VERSION: i32 = 1;
 
 /// The group that holds the relay's grants where no role is named.
 const RELAY_ROLE: &str = "outboxd_relay";
@@ -91,7 +91,7 @@ pub enum StepState {
 
 /// How much a relay that starts may create by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Creates {
+pub(crate) enum Creates {
     /// Publication and slot too: nothing was ever read through them.
     Everything,
     /// Only the state: a publication or slot that is missing now was lost, and rows with it.
@@ -150,7 +150,7 @@ impl Names {
 }
 
 /// The whole SQL for a database that has nothing yet, one transaction a step; needs no server.
-pub fn script(config: &Config, options: &MigrateOptions) -> Result<String, MigrateError> {
+pub(crate) fn script(config: &Config, options: &MigrateOptions) -> Result<String, MigrateError> {
     let names = Names::new(&names::resolve_offline(&config.source)?, options)?;
     let mut script = String::new();
     for step in steps::steps(&names, &ExistingObjects::default())? {
@@ -173,7 +173,7 @@ pub fn script(config: &Config, options: &MigrateOptions) -> Result<String, Migra
 ///
 /// Errors: `NewerState` for state tables of a later outboxd; the others name what cannot be looked at or used.
 /// Cancel-safe: yes, it only reads.
-pub async fn plan(
+pub(crate) async fn plan(
     client: &Client,
     config: &Config,
     options: &MigrateOptions,
@@ -273,7 +273,7 @@ pub(crate) async fn refuse_others(client: &Client, config: &Config) -> Result<()
 ///
 /// Never creates the table: a wrong `source.table` must not become an empty outbox.
 /// Errors: `NoTable` where there is none; a step that fails for another reason than a missing right.
-pub async fn ensure(
+pub(crate) async fn ensure(
     client: &Client,
     config: &Config,
     creates: Creates,

@@ -19,7 +19,7 @@ const GAPS_MAX: usize = 1_000;
 
 /// What the database says of the rows that were not sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Unsent {
+pub(crate) struct Unsent {
     /// Held ones included.
     pub rows: u64,
     /// The rows were not all counted: there are at least so many.
@@ -32,7 +32,7 @@ pub struct Unsent {
 
 /// What a running session knows beside the database.
 #[derive(Debug, Default)]
-pub struct Known {
+pub(crate) struct Known {
     /// With the ledger, every number of which it is known what became of it, those of acknowledged rows too.
     pub accounted: Option<RangeSet>,
     /// Of rows that Kafka has and whose mark is not made yet.
@@ -43,7 +43,7 @@ pub struct Known {
 
 /// The question for one table and mark.
 #[derive(Debug)]
-pub struct Question {
+pub(crate) struct Question {
     sql: String,
     outbox: String,
     /// The lowest and the highest number of each gap.
@@ -58,7 +58,12 @@ impl Question {
     /// Asks for the rows of a table by its mark; `None` where nothing marks single rows, or the ledger has no numbers.
     ///
     /// `outbox` is the name under which the state stands. Without what a session knows the ledger itself is read.
-    pub fn new(mark: Mark, layout: &Layout, outbox: &str, known: Option<&Known>) -> Option<Self> {
+    pub(crate) fn new(
+        mark: Mark,
+        layout: &Layout,
+        outbox: &str,
+        known: Option<&Known>,
+    ) -> Option<Self> {
         let parts = Parts::of(layout);
         let accounted = known.and_then(|known| known.accounted.as_ref());
         let unsent = match (mark, &parts.seq, accounted) {
@@ -101,7 +106,7 @@ impl Question {
     /// Asks; reads only.
     ///
     /// Cancel-safe: yes.
-    pub async fn ask(&self, client: &Client) -> Result<Unsent, tokio_postgres::Error> {
+    pub(crate) async fn ask(&self, client: &Client) -> Result<Unsent, tokio_postgres::Error> {
         let mut values: Vec<(&(dyn ToSql + Sync), Type)> = vec![
             (&self.outbox, Type::TEXT),
             (&ROWS_MAX, Type::INT8),

@@ -6,7 +6,7 @@ const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// One episode a minute is said, with its end; the others are counted. One that lasts is said once the minute is over.
 #[derive(Debug, Default)]
-pub struct Episodes {
+pub(crate) struct Episodes {
     /// When one was said last.
     said_at: Option<Duration>,
     open: Option<Open>,
@@ -25,7 +25,7 @@ impl Episodes {
     /// How many there were since the last one that was said, this one included; `None` where it is not to be said now.
     ///
     /// Times are those of one clock that never goes back.
-    pub fn begin(&mut self, now: Duration) -> Option<u64> {
+    pub(crate) fn begin(&mut self, now: Duration) -> Option<u64> {
         self.unsaid += 1;
         self.open = Some(Open {
             began_at: now,
@@ -35,7 +35,7 @@ impl Episodes {
     }
 
     /// The same, of an episode that goes on.
-    pub fn goes_on(&mut self, now: Duration) -> Option<u64> {
+    pub(crate) fn goes_on(&mut self, now: Duration) -> Option<u64> {
         let open = self.open.as_mut().filter(|open| !open.is_said)?;
         let is_early = |at: Duration| now.saturating_sub(at) < SAY_EVERY;
         if self.said_at.is_some_and(is_early) {
@@ -47,13 +47,13 @@ impl Episodes {
     }
 
     /// How long the one lasted whose beginning was said; `None` where none is open.
-    pub fn end(&mut self, now: Duration) -> Option<Duration> {
+    pub(crate) fn end(&mut self, now: Duration) -> Option<Duration> {
         let open = self.open.take().filter(|open| open.is_said)?;
         Some(now.saturating_sub(open.began_at))
     }
 
     /// Nobody asks for the end of this one any more.
-    pub fn forget(&mut self) {
+    pub(crate) fn forget(&mut self) {
         self.open = None;
     }
 }

@@ -5,7 +5,7 @@ use crate::core::OTHERS;
 
 impl Blocked {
     /// What mends it, in one or two sentences.
-    pub fn remedy(&self) -> &'static str {
+    pub(crate) fn remedy(&self) -> &'static str {
         if self.topic.is_some() {
             return match self.reason.as_str() {
                 _ if self.topic.as_deref() == Some(&**OTHERS) => {

@@ -6,7 +6,7 @@ use std::fmt;
 use super::{Blocked, Shown};
 
 /// A list of entries, one line for each, none wider than the terminal where there is one.
-pub struct Lines<'a> {
+pub(crate) struct Lines<'a> {
     pub entries: &'a [Blocked],
     pub terminal: Option<usize>,
 }

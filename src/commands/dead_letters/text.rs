@@ -10,7 +10,7 @@ use crate::commands::blocked::text::{
 };
 
 /// A list of letters, one line for each, none wider than the terminal where there is one.
-pub struct Lines<'a> {
+pub(crate) struct Lines<'a> {
     pub letters: &'a [DeadLetter],
     pub terminal: Option<usize>,
 }

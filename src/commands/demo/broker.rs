@@ -20,7 +20,7 @@ use crate::config::{KafkaConfig, TopicsConfig};
 use crate::kafka::look_up_config;
 
 /// Partitions of the demo's topic.
-pub const PARTITIONS: i32 = 6;
+pub(crate) const PARTITIONS: i32 = 6;
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A broker with the demo's topic on it.
@@ -54,7 +54,7 @@ enum Host {
 
 impl Broker {
     /// Starts librdkafka's mock cluster in this process and creates the topic.
-    pub fn inside() -> Result<Self, DemoError> {
+    pub(crate) fn inside() -> Result<Self, DemoError> {
         let topic = "outbox.event.order".to_owned();
         let mock = MockThread::start(topic.clone());
         let mock = mock.map_err(|source| DemoError::Broker {

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 /// One event that the database committed, as its own transaction wrote it down.
 #[derive(Clone, Debug)]
-pub struct Committed {
+pub(crate) struct Committed {
     pub id: Uuid,
     pub aggregate: String,
     /// The aggregate's version, one higher for each of its events.
@@ -28,7 +28,7 @@ pub struct Held {
 
 /// What the comparison found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Verdict {
+pub(crate) struct Verdict {
     /// Events that the database committed.
     pub committed: usize,
     /// Distinct committed events that the broker holds.
@@ -47,7 +47,7 @@ pub struct Verdict {
 
 impl Verdict {
     /// Whether nothing was lost, invented, reordered or changed; repetitions are allowed.
-    pub fn is_clean(&self) -> bool {
+    pub(crate) fn is_clean(&self) -> bool {
         self.lost.is_empty()
             && self.phantom == 0
             && self.out_of_order.is_empty()
@@ -64,7 +64,7 @@ struct Progress {
 /// Judges the records of one topic, in whatever order they are given, against the committed events.
 ///
 /// Order is judged on first occurrences, by offset: a repeated event stands where it stood first.
-pub fn judge(committed: &[Committed], mut held: Vec<Held>) -> Verdict {
+pub(crate) fn judge(committed: &[Committed], mut held: Vec<Held>) -> Verdict {
     held.sort_by_key(|record| (record.partition, record.offset));
     let truth: HashMap<Uuid, &Committed> =
         committed.iter().map(|event| (event.id, event)).collect();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// Percentiles of a set of latencies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Latency {
+pub(crate) struct Latency {
     pub events: usize,
     pub p50: Duration,
     pub p99: Duration,
@@ -13,7 +13,7 @@ pub struct Latency {
 
 impl Latency {
     /// Takes the percentiles by nearest rank; `None` without a single event.
-    pub fn of(mut latencies: Vec<Duration>) -> Option<Self> {
+    pub(crate) fn of(mut latencies: Vec<Duration>) -> Option<Self> {
         latencies.sort_unstable();
         let max = *latencies.last()?;
         let rank = |percent: usize| latencies[(latencies.len() * percent).div_ceil(100) - 1];

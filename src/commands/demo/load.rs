@@ -42,7 +42,7 @@ const TRUTH: &str = "INSERT INTO shop.truth (event_id, aggregate, version) VALUE
 
 /// What the writers have done so far.
 #[derive(Clone, Debug, Default)]
-pub struct Tally {
+pub(crate) struct Tally {
     /// When each event's transaction had its COMMIT answered.
     pub committed_at: HashMap<Uuid, Instant>,
     pub transactions: usize,
@@ -56,7 +56,7 @@ pub struct Tally {
 }
 
 /// The writers, until they are told to stop; dropping them stops them at once.
-pub struct Load {
+pub(crate) struct Load {
     shop: Arc<Shop>,
     stop: CancellationToken,
     writers: JoinSet<Result<(), tokio_postgres::Error>>,
@@ -70,12 +70,12 @@ struct Shop {
 }
 
 /// Creates the shop's own tables.
-pub async fn prepare(client: &Client) -> Result<(), tokio_postgres::Error> {
+pub(crate) async fn prepare(client: &Client) -> Result<(), tokio_postgres::Error> {
     client.batch_execute(SCHEMA).await
 }
 
 /// Reads what the database says it committed.
-pub async fn truth(client: &Client) -> Result<Vec<Committed>, tokio_postgres::Error> {
+pub(crate) async fn truth(client: &Client) -> Result<Vec<Committed>, tokio_postgres::Error> {
     let rows = client
         .query("SELECT event_id, aggregate, version FROM shop.truth", &[])
         .await?;
@@ -89,7 +89,7 @@ pub async fn truth(client: &Client) -> Result<Vec<Committed>, tokio_postgres::Er
 
 impl Load {
     /// Commits one order before anything else, while no relay runs, and starts no writer yet.
-    pub async fn open_shop(client: &mut Client) -> Result<Self, tokio_postgres::Error> {
+    pub(crate) async fn open_shop(client: &mut Client) -> Result<Self, tokio_postgres::Error> {
         let shop = Arc::new(Shop::default());
         let statements = Statements::prepare(client).await?;
         shop.commit_first(client, &statements).await?;
@@ -101,7 +101,7 @@ impl Load {
     }
 
     /// Lets the writers go.
-    pub fn start(&mut self, server: &postgres::Server) {
+    pub(crate) fn start(&mut self, server: &postgres::Server) {
         for _ in 0..WRITERS {
             let (folder, port) = (server.socket_folder().to_owned(), server.port());
             self.writers
@@ -110,7 +110,7 @@ impl Load {
     }
 
     /// Lets every writer finish its transaction.
-    pub async fn finish(&mut self) -> Result<(), DemoError> {
+    pub(crate) async fn finish(&mut self) -> Result<(), DemoError> {
         self.stop.cancel();
         while let Some(ended) = self.writers.join_next().await {
             let written = ended.map_err(DemoError::Part)?;
@@ -123,17 +123,17 @@ impl Load {
     }
 
     /// What the writers have done so far.
-    pub fn tally(&self) -> Tally {
+    pub(crate) fn tally(&self) -> Tally {
         self.shop.tally().clone()
     }
 
     /// The number of events committed so far.
-    pub fn committed(&self) -> usize {
+    pub(crate) fn committed(&self) -> usize {
         self.shop.tally().committed_at.len()
     }
 
     /// The number of writers.
-    pub fn writers(&self) -> usize {
+    pub(crate) fn writers(&self) -> usize {
         WRITERS
     }
 }

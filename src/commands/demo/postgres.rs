@@ -114,7 +114,7 @@ impl Server {
     }
 
     /// A connection URL over TCP.
-    pub fn url(&self, database: &str) -> String {
+    pub(crate) fn url(&self, database: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
     }
 
@@ -124,7 +124,7 @@ impl Server {
     }
 
     /// What the server's log ends with.
-    pub fn log_tail(&self) -> String {
+    pub(crate) fn log_tail(&self) -> String {
         tail(&self.folder.join("log"))
     }
 
@@ -239,7 +239,7 @@ impl Drop for Server {
 }
 
 /// Connects to a server on this machine over its unix socket, without a password.
-pub async fn connect(
+pub(crate) async fn connect(
     socket_folder: &Path,
     port: u16,
     database: &str,

@@ -67,7 +67,7 @@ impl TopicReader {
     }
 
     /// What was seen so far.
-    pub fn seen(&self) -> MutexGuard<'_, Seen> {
+    pub(crate) fn seen(&self) -> MutexGuard<'_, Seen> {
         locked(&self.seen)
     }
 

@@ -13,7 +13,7 @@ use super::postgres::{self, Server};
 use super::{DemoMode, DemoOptions};
 
 /// `outboxd run`, its configuration and its log.
-pub struct Relay {
+pub(crate) struct Relay {
     program: PathBuf,
     config: PathBuf,
     log: PathBuf,
@@ -24,14 +24,14 @@ pub struct Relay {
 
 /// One kill -9.
 #[derive(Clone, Copy, Debug)]
-pub struct Kill {
+pub(crate) struct Kill {
     pub killed_at: Instant,
     pub restarted_at: Instant,
 }
 
 impl Relay {
     /// Writes the configuration of a relay between these two.
-    pub fn configure(
+    pub(crate) fn configure(
         options: &DemoOptions,
         server: &Server,
         broker: &Broker,
@@ -58,14 +58,14 @@ impl Relay {
     }
 
     /// Runs `outboxd migrate`.
-    pub async fn migrate(&self) -> Result<(), DemoError> {
+    pub(crate) async fn migrate(&self) -> Result<(), DemoError> {
         let command = self.command("migrate");
         postgres::output_of(command, "outboxd migrate").await?;
         Ok(())
     }
 
     /// Starts `outboxd run`, in a process group of its own: Ctrl-C is ours.
-    pub fn start(&mut self) -> Result<(), DemoError> {
+    pub(crate) fn start(&mut self) -> Result<(), DemoError> {
         let (log, errors) = self.open_log().map_err(|source| DemoError::Scratch {
             path: self.log.clone(),
             source,
@@ -102,7 +102,7 @@ impl Relay {
     }
 
     /// Sends SIGKILL and waits for the end.
-    pub async fn kill(&mut self) -> Result<(), DemoError> {
+    pub(crate) async fn kill(&mut self) -> Result<(), DemoError> {
         let Some(mut child) = self.child.take() else {
             return Ok(());
         };
@@ -113,7 +113,7 @@ impl Relay {
     }
 
     /// Sends SIGKILL and starts again at once.
-    pub async fn kill_and_restart(&mut self) -> Result<(), DemoError> {
+    pub(crate) async fn kill_and_restart(&mut self) -> Result<(), DemoError> {
         let killed_at = Instant::now();
         self.kill().await?;
         let restarted_at = Instant::now();
@@ -126,7 +126,7 @@ impl Relay {
     }
 
     /// Fails if the relay has ended by itself.
-    pub fn ensure_runs(&mut self) -> Result<(), DemoError> {
+    pub(crate) fn ensure_runs(&mut self) -> Result<(), DemoError> {
         match self.child.as_mut().map(Child::try_wait) {
             Some(Ok(Some(status))) => Err(DemoError::RelayEnded {
                 status,
@@ -137,7 +137,7 @@ impl Relay {
     }
 
     /// What the relay's log ends with.
-    pub fn log_tail(&self) -> String {
+    pub(crate) fn log_tail(&self) -> String {
         postgres::tail(&self.log)
     }
 }

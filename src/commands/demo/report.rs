@@ -14,7 +14,7 @@ use super::load::Tally;
 const NAMED_MAX: usize = 3;
 
 /// All that a run found.
-pub struct Report {
+pub(crate) struct Report {
     pub verdict: Verdict,
     pub tally: Tally,
     /// How it was run, in a few words each.
@@ -31,12 +31,12 @@ pub struct Report {
 
 impl Report {
     /// Whether nothing was lost, invented, reordered or changed.
-    pub fn has_passed(&self) -> bool {
+    pub(crate) fn has_passed(&self) -> bool {
         self.verdict.is_clean()
     }
 
     /// The table for a person.
-    pub fn table(&self) -> String {
+    pub(crate) fn table(&self) -> String {
         let (verdict, tally) = (&self.verdict, &self.tally);
         let mut text = self.headline();
         let mut row = |name: &str, count: usize, remark: String| {
@@ -113,7 +113,7 @@ impl Report {
     }
 
     /// The same, for a program.
-    pub fn json(&self) -> serde_json::Value {
+    pub(crate) fn json(&self) -> serde_json::Value {
         let (verdict, tally) = (&self.verdict, &self.tally);
         let latency = |latency: Option<Latency>| {
             latency.map(|latency| {
@@ -152,7 +152,7 @@ impl Report {
 }
 
 /// The three lines that try it on a table of one's own.
-pub const NEXT_STEPS: &str = "
+pub(crate) const NEXT_STEPS: &str = "
 Try it on your own table (config/minimal.toml is a start):
   outboxd migrate --config outboxd.toml   # creates what is missing; --print only shows the SQL
   outboxd check   --config outboxd.toml   # connects to both ends, says what is missing
@@ -160,14 +160,14 @@ Try it on your own table (config/minimal.toml is a start):
 ";
 
 /// Says on standard error what the demo is doing: one line that changes, or plain lines where that can't be.
-pub struct Progress {
+pub(crate) struct Progress {
     is_terminal: bool,
     started_at: Instant,
     said_at: Option<Instant>,
 }
 
 impl Progress {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             is_terminal: std::io::stderr().is_terminal(),
             started_at: Instant::now(),
@@ -176,13 +176,13 @@ impl Progress {
     }
 
     /// Begins a step; it stays on the screen.
-    pub fn step(&mut self, text: &str) {
+    pub(crate) fn step(&mut self, text: &str) {
         self.said_at = None;
         self.write(text, true);
     }
 
     /// Updates the figures; where lines can't change, at most every 2 s.
-    pub fn update(&mut self, text: &str) {
+    pub(crate) fn update(&mut self, text: &str) {
         let is_due = self
             .said_at
             .is_none_or(|at| at.elapsed() >= Duration::from_secs(2));

@@ -8,6 +8,7 @@ use crate::config::{
 use crate::publish::Deliveries;
 use crate::state::lease::{LeaseState, Role, Server};
 use crate::text::chain;
+use std::net::SocketAddr;
 
 fn source() -> SourceConfig {
     SourceConfig {
@@ -35,14 +36,28 @@ fn source() -> SourceConfig {
     }
 }
 
-async fn started() -> (Admin, StatusCell, Arc<Metrics>) {
-    let (status, metrics) = (StatusCell::new(&source()), Arc::new(Metrics::new()));
-    let admin = Admin::start("127.0.0.1:0", status.clone(), metrics.clone()).await;
-    (admin.expect("a free port"), status, metrics)
+/// A server on a port that was free.
+struct Listening {
+    admin: Admin,
+    address: SocketAddr,
 }
 
-async fn ask(admin: &Admin, path: &str) -> (u16, String) {
-    let url = format!("http://{}{path}", admin.address());
+impl Listening {
+    async fn stop(self) {
+        self.admin.stop().await;
+    }
+}
+
+async fn started() -> (Listening, StatusCell, Arc<Metrics>) {
+    let (status, metrics) = (StatusCell::new(&source()), Arc::new(Metrics::new()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    let admin = Admin::serve(listener, status.clone(), metrics.clone());
+    (Listening { admin, address }, status, metrics)
+}
+
+async fn ask(admin: &Listening, path: &str) -> (u16, String) {
+    let url = format!("http://{}{path}", admin.address);
     let asked = tokio::task::spawn_blocking(move || {
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
@@ -140,7 +155,7 @@ async fn metrics_and_report_agree() {
 #[tokio::test]
 async fn a_taken_address_is_named() {
     let (admin, status, metrics) = started().await;
-    let listen = admin.address().to_string();
+    let listen = admin.address.to_string();
     let refused = Admin::start(&listen, status, metrics).await.err();
     let text = chain(&refused.expect("it is taken"));
     assert!(
@@ -160,8 +175,8 @@ fn strict_is_a_word_in_the_query() {
     assert!(!is_strict(None));
 }
 
-async fn connect(admin: &Admin) -> TcpStream {
-    let stream = TcpStream::connect(admin.address()).await;
+async fn connect(admin: &Listening) -> TcpStream {
+    let stream = TcpStream::connect(admin.address).await;
     stream.expect("a connection")
 }
 

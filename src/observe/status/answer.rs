@@ -15,7 +15,7 @@ const RELAY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A report and who gave it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Answer {
+pub(crate) struct Answer {
     #[serde(flatten)]
     pub answered_by: AnsweredBy,
     #[serde(flatten)]
@@ -25,7 +25,7 @@ pub struct Answer {
 /// Who gave a report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "answered_by", rename_all = "snake_case")]
-pub enum AnsweredBy {
+pub(crate) enum AnsweredBy {
     Relay {
         address: String,
     },
@@ -40,7 +40,7 @@ pub enum AnsweredBy {
 
 /// Neither the relay nor the database answered.
 #[derive(Debug, thiserror::Error)]
-pub enum StatusError {
+pub(crate) enum StatusError {
     #[error("cannot read the connection URL, and no relay answers: {no_relay}")]
     Url {
         no_relay: String,
@@ -66,7 +66,7 @@ pub enum StatusError {
 }
 
 /// Reports on the relay of this configuration, whether or not it runs.
-pub async fn ask(config: &Config) -> Result<Answer, StatusError> {
+pub(crate) async fn ask(config: &Config) -> Result<Answer, StatusError> {
     let (no_relay, another_relay) = match ask_relay(&config.admin.listen).await {
         Err(no_relay) => (no_relay, false),
         Ok(status) => match other::differs(&config.source, &status).await {
@@ -95,7 +95,7 @@ pub async fn ask(config: &Config) -> Result<Answer, StatusError> {
 
 impl Answer {
     /// Says who answered in the place of the relay that was asked for.
-    pub fn another_relay(&self) -> Option<&str> {
+    pub(crate) fn another_relay(&self) -> Option<&str> {
         match &self.answered_by {
             AnsweredBy::Database {
                 no_relay,

@@ -13,13 +13,13 @@ use crate::state::lease;
 use crate::state::unsent::Unsent;
 
 /// What a leader does that waits for nothing else.
-pub const OPENING: &str = "starting a session";
+pub(crate) const OPENING: &str = "starting a session";
 
 /// Why a relay that has not read the lease yet publishes nothing.
 const STARTING: &str = "waiting for PostgreSQL";
 
 /// Why a holder whose lease ran out publishes nothing.
-pub const LEASE_RAN_OUT: &str = "the lease can't be renewed: waiting for PostgreSQL";
+pub(crate) const LEASE_RAN_OUT: &str = "the lease can't be renewed: waiting for PostgreSQL";
 
 /// A session counts every five seconds; what is older than this is no answer any more.
 const SAMPLE_AGE_MAX: Duration = Duration::from_secs(30);
@@ -50,7 +50,7 @@ struct Sample {
 }
 
 impl StatusCell {
-    pub fn new(config: &SourceConfig) -> Self {
+    pub(crate) fn new(config: &SourceConfig) -> Self {
         Self(Arc::new(Mutex::new(Inside {
             status: Status::starting(config),
             sample: None,
@@ -59,7 +59,7 @@ impl StatusCell {
     }
 
     /// The report as it stands now; what was counted too long ago is not known any more.
-    pub fn snapshot(&self) -> Status {
+    pub(crate) fn snapshot(&self) -> Status {
         let inside = self.inside();
         let mut status = inside.status.clone();
         let Some(sample) = inside.sample else {
@@ -77,7 +77,7 @@ impl StatusCell {
     }
 
     /// Takes what the database says of the rows that were not sent, for a leader.
-    pub fn measured(&self, unsent: Unsent) {
+    pub(crate) fn measured(&self, unsent: Unsent) {
         let (at, on) = (lease::since_boot(), Timestamp::now());
         let inside = &mut *self.inside();
         // An answer may come when another relay leads already.
@@ -87,13 +87,13 @@ impl StatusCell {
     }
 
     /// Whether nobody has counted for so long that somebody else should.
-    pub fn is_uncounted(&self) -> bool {
+    pub(crate) fn is_uncounted(&self) -> bool {
         let sample = self.inside().sample;
         sample.is_none_or(|sample| sample.age() > COUNTED_WITHIN)
     }
 
     /// Changes the report; `since` follows by itself when role, state or reason become others.
-    pub fn update(&self, change: impl FnOnce(&mut Status)) {
+    pub(crate) fn update(&self, change: impl FnOnce(&mut Status)) {
         let status = &mut self.inside().status;
         let before = (status.role, status.state, status.reason.clone());
         change(status);
@@ -103,7 +103,7 @@ impl StatusCell {
     }
 
     /// Says what the relay does and why; an empty reason where there is nothing to say.
-    pub fn state(&self, state: State, reason: impl Into<String>) {
+    pub(crate) fn state(&self, state: State, reason: impl Into<String>) {
         self.update(|status| {
             status.state = state;
             status.reason = reason.into();
@@ -111,7 +111,7 @@ impl StatusCell {
     }
 
     /// Publishes nothing until a person acts.
-    pub fn halt(&self, reason: impl Into<String>) {
+    pub(crate) fn halt(&self, reason: impl Into<String>) {
         self.update(|status| {
             (status.role, status.state) = (Role::Halted, State::Halted);
             status.reason = reason.into();
@@ -122,7 +122,7 @@ impl StatusCell {
     ///
     /// A halted relay stays halted while it holds the lease. A leader's state is not touched, that is the
     /// session's; whoever can't publish waits.
-    pub fn lease(&self, lease: &lease::LeaseState) {
+    pub(crate) fn lease(&self, lease: &lease::LeaseState) {
         if lease.epoch().is_none() {
             self.forget_leadership();
         }
@@ -175,7 +175,7 @@ impl StatusCell {
     }
 
     /// Notes an error for `last_error`; the text is a chain without row content.
-    pub fn failed(&self, text: impl Into<String>) {
+    pub(crate) fn failed(&self, text: impl Into<String>) {
         let error = LastError {
             text: text.into(),
             at: Timestamp::now(),
@@ -183,18 +183,8 @@ impl StatusCell {
         self.update(|status| status.last_error = Some(error));
     }
 
-    /// Notes what librdkafka says is wrong with the brokers.
-    pub fn broker(&self, error: impl Into<String>) {
-        let text = error.into();
-        self.update(|status| {
-            status.kafka.is_up = Some(false);
-            status.kafka.error = Some(text.clone());
-        });
-        self.failed(text);
-    }
-
     /// Notes that a broker answered.
-    pub fn broker_answers(&self) {
+    pub(crate) fn broker_answers(&self) {
         let kafka = &mut self.inside().status.kafka;
         kafka.is_up = Some(true);
         kafka.error = None;
@@ -216,12 +206,12 @@ impl StatusCell {
     }
 
     /// Says that the main loop turns; to be called at least every few seconds.
-    pub fn beat(&self) {
+    pub(crate) fn beat(&self) {
         self.inside().beat_at = lease::since_boot();
     }
 
     /// For how long the main loop has not turned.
-    pub fn silent_for(&self) -> Duration {
+    pub(crate) fn silent_for(&self) -> Duration {
         lease::since_boot().saturating_sub(self.inside().beat_at)
     }
 
@@ -241,7 +231,7 @@ impl Lease {
 }
 
 /// What is waited for, with what PostgreSQL says against it.
-pub fn because(reason: &str, error: Option<&str>) -> String {
+pub(crate) fn because(reason: &str, error: Option<&str>) -> String {
     match error {
         Some(error) => format!("{reason}: {error}"),
         None => reason.to_owned(),

@@ -16,7 +16,7 @@ use crate::text::chain;
 const EVERY: Duration = Duration::from_secs(5);
 
 /// Counts beside the supervisor until it is dropped; holds a connection only while no session counts.
-pub struct Counting(JoinHandle<()>);
+pub(crate) struct Counting(JoinHandle<()>);
 
 impl Drop for Counting {
     fn drop(&mut self) {
@@ -25,7 +25,7 @@ impl Drop for Counting {
 }
 
 impl Counting {
-    pub fn start(
+    pub(crate) fn start(
         source: SourceConfig,
         lease: watch::Receiver<LeaseState>,
         status: StatusCell,

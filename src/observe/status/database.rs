@@ -41,7 +41,7 @@ const SENT_SEQ: &str = "SELECT max(l.last_seq) FROM outboxd.ledger l JOIN outbox
     USING (outbox, generation) WHERE outbox = $1";
 
 /// Asks the database; `no_relay` says why it has to.
-pub async fn ask(source: &SourceConfig, no_relay: &str) -> Result<Status, StatusError> {
+pub(crate) async fn ask(source: &SourceConfig, no_relay: &str) -> Result<Status, StatusError> {
     let options = source.url.options().map_err(|source| StatusError::Url {
         no_relay: no_relay.to_owned(),
         source,

@@ -5,7 +5,7 @@ use crate::config::SourceConfig;
 use crate::postgres;
 
 /// What a server says that no other one does.
-pub const SYSTEM_IDENTIFIER: &str =
+pub(crate) const SYSTEM_IDENTIFIER: &str =
     "SELECT system_identifier::text FROM pg_catalog.pg_control_system()";
 
 /// Names the outbox of the relay that answers, where it is another one than this configuration's.

@@ -18,7 +18,7 @@ const FLUSH_MAX: Duration = Duration::from_millis(500);
 static DROPPED: AtomicU64 = AtomicU64::new(0);
 
 /// Lines that were dropped because the stream did not take them in time, since the process started.
-pub fn lines_dropped() -> u64 {
+pub(crate) fn lines_dropped() -> u64 {
     DROPPED.load(Ordering::Relaxed)
 }
 
@@ -30,7 +30,7 @@ enum Line {
 
 /// Writes what is queued when it is dropped, as far as the stream takes it within half a second.
 #[must_use = "the log's last lines are lost without it"]
-pub struct LogGuard(SyncSender<Line>);
+pub(crate) struct LogGuard(SyncSender<Line>);
 
 impl Drop for LogGuard {
     fn drop(&mut self) {

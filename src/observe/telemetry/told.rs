@@ -5,11 +5,11 @@ const KEPT: usize = 8;
 
 /// The reasons that were said since things went well.
 #[derive(Debug, Default)]
-pub struct Told(Vec<String>);
+pub(crate) struct Told(Vec<String>);
 
 impl Told {
     /// Whether a reason is to be said: not again while it lasts, nor while it and others take turns.
-    pub fn is_news(&mut self, reason: &str) -> bool {
+    pub(crate) fn is_news(&mut self, reason: &str) -> bool {
         if self.0.iter().any(|told| told == reason) {
             return false;
         }
@@ -21,7 +21,7 @@ impl Told {
     }
 
     /// Things went well: what comes again is said again.
-    pub fn forget(&mut self) {
+    pub(crate) fn forget(&mut self) {
         self.0.clear();
     }
 }

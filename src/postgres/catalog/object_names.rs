@@ -4,7 +4,7 @@
 const NAME_BYTES_MAX: usize = 63;
 
 /// A table's name for SQL, qualified and quoted.
-pub fn qualified(schema: &str, table: &str) -> String {
+pub(crate) fn qualified(schema: &str, table: &str) -> String {
     use postgres_protocol::escape::escape_identifier;
     format!("{}.{}", escape_identifier(schema), escape_identifier(table))
 }

@@ -29,7 +29,7 @@ pub enum WhyUnpublishable {
 
 /// What the relay does to rows that were sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub(crate) enum Change {
     Update,
     Delete,
 }
@@ -76,7 +76,7 @@ fn unpublishable_for(row: &Row, why: WhyUnpublishable) -> Unpublishable {
 }
 
 /// Why rows can't be changed, with the statement that mends it; nothing where they can.
-pub fn refusal(
+pub(crate) fn refusal(
     unpublishable: &[Unpublishable],
     change: Change,
     purpose: &str,

@@ -11,7 +11,7 @@ use postgres_protocol::escape::escape_identifier;
 
 /// The kinds of change that a publication of ours brings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operations {
+pub(crate) enum Operations {
     Inserts,
     /// A row's own transaction may change it before it commits.
     InsertsAndUpdates,
@@ -19,7 +19,7 @@ pub enum Operations {
 
 impl Operations {
     /// The value of `publish`.
-    pub fn sql(self) -> &'static str {
+    pub(crate) fn sql(self) -> &'static str {
         match self {
             Self::Inserts => "insert",
             Self::InsertsAndUpdates => "insert, update",
@@ -27,7 +27,7 @@ impl Operations {
     }
 
     /// What suits a table and a mark.
-    pub fn of(mark: Mark, table: &Table) -> Self {
+    pub(crate) fn of(mark: Mark, table: &Table) -> Self {
         match inserts_alone(mark, table) {
             Some(_) => Self::Inserts,
             None => Self::InsertsAndUpdates,
@@ -42,7 +42,7 @@ impl Operations {
 /// Why the stream brings rows as they were inserted, whatever their transactions make of them.
 ///
 /// An UPDATE of a published table without a replica identity fails: no application may meet that.
-pub fn inserts_alone(mark: Mark, table: &Table) -> Option<Incompatibility> {
+pub(crate) fn inserts_alone(mark: Mark, table: &Table) -> Option<Incompatibility> {
     let name = table.name();
     let text = |why: &str| {
         format!("a row that its own transaction changes is sent as it was inserted, for {why}")
@@ -69,7 +69,7 @@ pub fn inserts_alone(mark: Mark, table: &Table) -> Option<Incompatibility> {
 /// Makes the publication bring what suits the table, where it is this table's alone and the role may.
 ///
 /// Cancel-safe: yes.
-pub async fn adapt(
+pub(crate) async fn adapt(
     client: &Client,
     config: &Config,
     table: &Table,

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 /// A full transaction id, epoch included.
-pub type Xid = u64;
+pub(crate) type Xid = u64;
 
 /// A value of `pg_current_snapshot()`: transactions that were running when a statement began.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Snapshot {
+pub(crate) struct Snapshot {
     /// The first id that was not yet given out, or not yet known to have ended.
     next: Xid,
     running: BTreeSet<Xid>,
@@ -15,12 +15,13 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// A snapshot from its parts: the first unassigned id, and the running ones below it.
-    pub fn new(next: Xid, running: BTreeSet<Xid>) -> Self {
+    #[cfg(test)]
+    pub(crate) fn new(next: Xid, running: BTreeSet<Xid>) -> Self {
         Self { next, running }
     }
 
     /// Whether the rows of a top-level transaction were still invisible to the statement because it ran.
-    pub fn is_running(&self, xid: Xid) -> bool {
+    pub(crate) fn is_running(&self, xid: Xid) -> bool {
         xid >= self.next || self.running.contains(&xid)
     }
 }
@@ -47,7 +48,7 @@ impl std::str::FromStr for Snapshot {
 /// The text is not a snapshot such as `10:20:10,14`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a snapshot such as `10:20:10,14`")]
-pub struct ParseSnapshotError;
+pub(crate) struct ParseSnapshotError;
 
 #[cfg(test)]
 mod tests {

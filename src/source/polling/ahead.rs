@@ -23,7 +23,7 @@ use crate::state::hold::RowsAhead;
 ///
 /// `unsent` is the mark that tells unsent rows, where the numbers don't. At most one page, so that it fits in memory.
 /// Errors: the connection's end, or `NoOrder` for a table without `seq`.
-pub async fn read_ahead(
+pub(crate) async fn read_ahead(
     polling: &Polling,
     unsent: Option<UnsentMark>,
     numbers: &RangeSet,

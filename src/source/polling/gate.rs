@@ -24,7 +24,7 @@ const LONG: Duration = Duration::from_secs(1);
 
 /// How the server divides its WAL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WalGeometry {
+pub(crate) struct WalGeometry {
     pub page_bytes: u64,
     pub segment_bytes: u64,
 }
@@ -35,7 +35,7 @@ impl WalGeometry {
     /// The insert position at the very start of a page is given behind its header, which nobody flushes while the server is
     /// idle: it stands for the page's start. Every other one is taken as it is.
     /// Source: PostgreSQL, `XLogBytePosToRecPtr`, `SizeOfXLogShortPHD` (24) and `SizeOfXLogLongPHD` (40).
-    pub fn flushed_at(&self, insert: Lsn) -> Lsn {
+    pub(crate) fn flushed_at(&self, insert: Lsn) -> Lsn {
         let offset = insert.0 % self.page_bytes;
         let is_first_page = insert.0 % self.segment_bytes < self.page_bytes;
         let header = if is_first_page { 40 } else { 24 };

@@ -54,7 +54,7 @@ const QUERY: &str = "\
     FROM holder, instant";
 
 /// Reads the locks no more often than they may be read.
-pub struct Locks {
+pub(crate) struct Locks {
     table: u32,
     statement: Statement,
     /// When the last reading ended, and how long readings take.
@@ -65,7 +65,7 @@ pub struct Locks {
 }
 
 impl Locks {
-    pub async fn prepare(session: &SqlConnection, table: &str) -> Result<Self, PollError> {
+    pub(crate) async fn prepare(session: &SqlConnection, table: &str) -> Result<Self, PollError> {
         let oid = session
             .client
             .query_one("SELECT $1::text::regclass::oid", &[&table])
@@ -92,7 +92,7 @@ impl Locks {
         self.last.map_or(Duration::ZERO, |(_, cost)| cost)
     }
 
-    pub async fn read(&mut self, session: &SqlConnection) -> Result<LockReading, PollError> {
+    pub(crate) async fn read(&mut self, session: &SqlConnection) -> Result<LockReading, PollError> {
         let began = Instant::now();
         let rows = session.client.query(&self.statement, &[&self.table]).await;
         let rows = PollError::check(session, "read the locks", rows).await?;

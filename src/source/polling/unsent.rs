@@ -34,7 +34,7 @@ const PASS_MAX: Duration = Duration::from_secs(1);
 const CURSOR: &str = "outboxd_unsent";
 
 /// How unsent rows are told from sent ones, and how the relay answers.
-pub struct Unsent {
+pub(crate) struct Unsent {
     pub mark: UnsentMark,
     pub order: Ordering,
     /// Rows that stay unsent for good.
@@ -47,7 +47,7 @@ pub struct Unsent {
 
 /// Unsent rows that each turn reads again: so many more does it ask for.
 #[derive(Debug, Default)]
-pub struct InVain {
+pub(crate) struct InVain {
     /// They are held: the source hands them out no more.
     pub held: HashSet<RowId>,
     /// So many are owed a mark.
@@ -59,7 +59,7 @@ impl InVain {
         self.held.len() + self.owed
     }
 
-    pub fn holds(&self, row: &OutboxRow) -> bool {
+    pub(crate) fn holds(&self, row: &OutboxRow) -> bool {
         row.id.as_ref().is_some_and(|id| self.held.contains(id))
     }
 }
@@ -138,7 +138,7 @@ impl Statements {
 /// Errors: the connection's end, or `Untold` where rows stand whose order nothing tells.
 /// Ends without one when `stop` is cancelled or nobody takes batches.
 /// Cancel-safe: yes.
-pub async fn poll_unsent(
+pub(crate) async fn poll_unsent(
     polling: Polling,
     unsent: Unsent,
     batches: mpsc::Sender<Batch>,

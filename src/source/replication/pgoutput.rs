@@ -23,7 +23,7 @@ use crate::postgres::time::from_micros;
 use crate::row::{Layout, Lsn, OutboxRow};
 use cursor::Cursor;
 use tuple::{Tuple, TupleColumn};
-pub use update::{Update, key_hash};
+pub(crate) use update::{Update, key_hash};
 
 /// `bytea` in every PostgreSQL.
 const BYTEA_OID: u32 = 17;
@@ -172,7 +172,7 @@ impl Decoder {
     }
 
     /// Where the commit of the transaction stands that has begun and whose commit was not read yet.
-    pub fn open_transaction(&self) -> Option<Lsn> {
+    pub(crate) fn open_transaction(&self) -> Option<Lsn> {
         Some(self.open?.final_lsn)
     }
 

@@ -9,15 +9,15 @@ use crate::row::ranges::RangeSet;
 use crate::row::{Lsn, RowId};
 use crate::source::polling::PollError;
 
-pub mod gaps;
-pub mod unmarked;
+pub(crate) mod gaps;
+pub(crate) mod unmarked;
 
 use gaps::GapWatch;
 use unmarked::UnmarkedWatch;
 
 /// How far the stream has come, taken at one moment.
 #[derive(Clone, Debug)]
-pub struct Progress {
+pub(crate) struct Progress {
     /// The numbers that need no look-up: sent, skipped, rolled back, held or in flight.
     pub settled: RangeSet,
     /// The highest number that the stream has brought.
@@ -32,7 +32,7 @@ pub struct Progress {
 
 /// What a look found.
 #[derive(Clone, Debug, Default)]
-pub struct Judgement {
+pub(crate) struct Judgement {
     /// Numbers that no row will ever carry.
     pub rolled_back: RangeSet,
     /// Rows that stand in the table, and the stream has passed their commit without them.
@@ -41,29 +41,29 @@ pub struct Judgement {
 
 /// Rows that the stream missed: by number with the ledger, by id with marks in the rows.
 #[derive(Clone, Debug, Default)]
-pub struct Missed {
+pub(crate) struct Missed {
     pub numbers: RangeSet,
     pub ids: HashSet<RowId>,
 }
 
 impl Missed {
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.numbers.is_empty() && self.ids.is_empty()
     }
 
-    pub fn rows(&self) -> u64 {
+    pub(crate) fn rows(&self) -> u64 {
         self.numbers.len().saturating_add(self.ids.len() as u64)
     }
 
     /// The rows that are not in `other`.
-    pub fn difference(&self, other: &Self) -> Self {
+    pub(crate) fn difference(&self, other: &Self) -> Self {
         Self {
             numbers: self.numbers.difference(&other.numbers),
             ids: self.ids.difference(&other.ids).cloned().collect(),
         }
     }
 
-    pub fn extend(&mut self, other: &Self) {
+    pub(crate) fn extend(&mut self, other: &Self) {
         self.numbers.extend(&other.numbers);
         self.ids.extend(other.ids.iter().cloned());
     }
@@ -77,7 +77,7 @@ pub enum Watch {
 
 impl Watch {
     /// Looks once.
-    pub async fn look(&mut self, progress: &Progress) -> Result<Judgement, PollError> {
+    pub(crate) async fn look(&mut self, progress: &Progress) -> Result<Judgement, PollError> {
         match self {
             Self::Numbers(watch) => watch.look(progress).await,
             Self::Rows(watch) => watch.look(progress).await,
@@ -85,7 +85,7 @@ impl Watch {
     }
 
     /// Whether the next look needs the stream to have passed a position.
-    pub fn awaits_stream(&self) -> bool {
+    pub(crate) fn awaits_stream(&self) -> bool {
         match self {
             Self::Numbers(watch) => watch.awaits_stream(),
             Self::Rows(watch) => watch.awaits_stream(),
@@ -93,7 +93,7 @@ impl Watch {
     }
 
     /// Whether the connection has ended: nothing learned outlives it.
-    pub fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         match self {
             Self::Numbers(watch) => watch.session().client.is_closed(),
             Self::Rows(watch) => watch.session().client.is_closed(),

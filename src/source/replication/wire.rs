@@ -6,7 +6,7 @@
 //! Source: PostgreSQL 17, 53.4 Streaming Replication Protocol.
 
 #[cfg(any(test, fuzzing))]
-pub mod exercise;
+pub(crate) mod exercise;
 mod framing;
 mod handshake;
 mod oversize;
@@ -26,8 +26,8 @@ use handshake::Channel;
 use pace::{NEAR, Pace, WINDOW_BYTES, WINDOW_BYTES_MIN};
 
 pub(in crate::source::replication) use oversize::LEFT_OUT;
-pub use pace::ReadMode;
-pub use stream::{Frame, Reply, WalReader, WalWriter, finish};
+pub(crate) use pace::ReadMode;
+pub(crate) use stream::{Frame, Reply, WalReader, WalWriter, finish};
 
 /// How long a command may take that does not wait for other transactions.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(15);
@@ -56,22 +56,6 @@ pub struct SystemIdentity {
     /// The end of the flushed WAL.
     pub xlogpos: Lsn,
     pub database: Option<String>,
-}
-
-/// Whether a new slot exports the snapshot that its stream continues.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Snapshot {
-    Export,
-    Nothing,
-}
-
-/// A slot that was just created.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CreatedSlot {
-    /// Transactions that commit behind it are streamed.
-    pub consistent_point: Lsn,
-    /// For `SET TRANSACTION SNAPSHOT`; dies with the next command on this connection.
-    pub snapshot_name: Option<String>,
 }
 
 impl ReplicationConnection {
@@ -144,48 +128,11 @@ impl ReplicationConnection {
         })
     }
 
-    /// Creates a slot for pgoutput.
-    ///
-    /// It waits for every transaction that writes, in any database; after `patience` the command is
-    /// cancelled and no slot stays behind.
-    /// Errors: `Timeout` when patience ends; SQLSTATE 42710 when the slot exists.
-    pub async fn create_slot(
-        &mut self,
-        slot: &str,
-        snapshot: Snapshot,
-        patience: Duration,
-    ) -> Result<CreatedSlot, PostgresError> {
-        let snapshot = match snapshot {
-            Snapshot::Export => "EXPORT_SNAPSHOT",
-            Snapshot::Nothing => "NOEXPORT_SNAPSHOT",
-        };
-        // The words without parentheses are what 14 knows; 18 still takes them.
-        let slot = quote_identifier(slot);
-        let command = format!("CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput {snapshot}");
-        let row = self.row(&command, patience).await?;
-        let [_, Some(consistent_point), snapshot_name, ..] = &row[..] else {
-            return Err(unusable("CREATE_REPLICATION_SLOT"));
-        };
-        let consistent_point = consistent_point.parse();
-        Ok(CreatedSlot {
-            consistent_point: consistent_point.map_err(|_| unusable("CREATE_REPLICATION_SLOT"))?,
-            snapshot_name: snapshot_name.clone(),
-        })
-    }
-
-    /// Drops a slot that nobody reads.
-    ///
-    /// Errors: class `SlotInUse` while somebody reads it, `Missing` when it does not exist.
-    pub async fn drop_slot(&mut self, slot: &str) -> Result<(), PostgresError> {
-        let command = format!("DROP_REPLICATION_SLOT {}", quote_identifier(slot));
-        self.rows(&command, COMMAND_TIMEOUT).await.map(drop)
-    }
-
     /// Starts the stream at the slot's confirmed position; values longer than `value_bytes_max` may be left out of it.
     ///
     /// A missing publication is not noticed here but at the first change (18: skipped rows).
     /// Errors: class `SlotInUse`, `Missing`.
-    pub async fn start(
+    pub(crate) async fn start(
         mut self,
         slot: &str,
         publication: &str,

@@ -10,7 +10,7 @@ const KEPT_FOR: &str = "interval '30 days'";
 const ROWS_AT_ONCE: i64 = 1_000;
 
 /// Deletes history that is older than 30 days; the number of a discarded row is skipped from then on.
-pub async fn forget_history(client: &Client, token: &FencingToken) -> Result<(), MarkError> {
+pub(crate) async fn forget_history(client: &Client, token: &FencingToken) -> Result<(), MarkError> {
     let sql = format!(
         "WITH {LEASE}, gone AS (\
            DELETE FROM outboxd.kept WHERE id IN (\

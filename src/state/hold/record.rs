@@ -14,7 +14,7 @@ use crate::row::{Layout, LeftOut, OutboxRow};
 
 /// What is blocked.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum What {
+pub(crate) enum What {
     Aggregate {
         kind: Option<String>,
         id: Option<String>,
@@ -54,7 +54,7 @@ impl What {
 
 /// What one checkpoint adds to one entry of `outboxd.blocked`.
 #[derive(Clone, Debug)]
-pub struct HoldEntry {
+pub(crate) struct HoldEntry {
     pub what: What,
     pub held: RangeSet,
     pub row_seq: Option<i64>,
@@ -66,7 +66,7 @@ pub struct HoldEntry {
 
 /// One row to be kept whole.
 #[derive(Clone, Debug)]
-pub struct KeptRow {
+pub(crate) struct KeptRow {
     pub(crate) row: OutboxRow,
     /// A dead letter; else a held row.
     pub(crate) is_dead: bool,
@@ -77,7 +77,7 @@ pub struct KeptRow {
 
 /// Which held rows are kept whole, besides dead letters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CopyPolicy {
+pub(crate) enum CopyPolicy {
     /// All: nothing marks the table's rows, so they can't be told from the others; or they were kept before.
     All,
     /// Those that are not visible in the table: the stream brings rows that were deleted since, and some that are not
@@ -89,7 +89,7 @@ pub enum CopyPolicy {
 
 /// One checkpoint of rows that were put aside, ready to run.
 #[derive(Debug)]
-pub struct HoldCheckpoint {
+pub(crate) struct HoldCheckpoint {
     pub token: FencingToken,
     pub generation: i32,
     pub layout: Arc<Layout>,
@@ -102,7 +102,7 @@ pub struct HoldCheckpoint {
 
 impl KeptRow {
     /// A row that was put aside, with what is known of its hold.
-    pub fn new(aside: &HeldRow, row: OutboxRow, behind: Option<What>, held: &Held) -> Self {
+    pub(crate) fn new(aside: &HeldRow, row: OutboxRow, behind: Option<What>, held: &Held) -> Self {
         let (is_dead, reason, error) = match &aside.why {
             HoldReason::Dead { reason, error, .. } => (true, (*reason).to_owned(), error.clone()),
             HoldReason::Blocked(aggregate) | HoldReason::Published(aggregate) => {
@@ -147,7 +147,7 @@ impl KeptRow {
 
 impl HoldCheckpoint {
     /// Puts what errors say into other words: they may be ours, and the database of another encoding.
-    pub fn reword(&mut self, words: impl Fn(&str) -> String) {
+    pub(crate) fn reword(&mut self, words: impl Fn(&str) -> String) {
         let entries = self.entries.iter_mut().map(|entry| &mut entry.error);
         let kept = self.kept.iter_mut().map(|row| &mut row.error);
         for error in entries.chain(kept) {
@@ -158,7 +158,7 @@ impl HoldCheckpoint {
     /// Records the rows; all are recorded or it has to be run again. Returns the bytes of the held rows that are kept.
     ///
     /// Errors: `NotLeader` when the lease moved; after any other the outcome is unknown.
-    pub async fn run(&self, client: &Client) -> Result<u64, MarkError> {
+    pub(crate) async fn run(&self, client: &Client) -> Result<u64, MarkError> {
         let missing = match self.whole {
             CopyPolicy::Missing => self.missing(client).await?,
             CopyPolicy::All | CopyPolicy::None => HashSet::new(),

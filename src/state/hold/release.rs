@@ -14,7 +14,7 @@ use crate::row::{Layout, Lsn, Origin, RowId};
 
 /// One entry that was released.
 #[derive(Clone, Debug)]
-pub struct Released {
+pub(crate) struct Released {
     /// `retry`, `skip`, or `blocked` for a topic that can be written again.
     pub why: String,
     pub topic: Option<String>,
@@ -24,7 +24,7 @@ pub struct Released {
 }
 
 /// The rows at fault that somebody asked to skip.
-pub async fn to_skip(client: &Client, outbox: &str) -> Result<Vec<Delivered>, MarkError> {
+pub(crate) async fn to_skip(client: &Client, outbox: &str) -> Result<Vec<Delivered>, MarkError> {
     let sql = "SELECT row_seq, row_id FROM outboxd.blocked WHERE outbox = $1 AND state = 'skip'";
     let rows = client
         .query(sql, &[&outbox])
@@ -41,7 +41,7 @@ pub async fn to_skip(client: &Client, outbox: &str) -> Result<Vec<Delivered>, Ma
 }
 
 /// Keeps what was to be skipped and can't be marked as sent: a row that is unsent in the table is read again.
-pub async fn keep_unmarked(
+pub(crate) async fn keep_unmarked(
     client: &Client,
     token: &FencingToken,
     outcome: &MarkOutcome,
@@ -76,7 +76,7 @@ pub async fn keep_unmarked(
 /// `table` is where the rows stand, `None` where nothing is marked and all are kept whole. What stands in the table is
 /// read from there, for it may have been mended: closed segments are opened again, the table is to be read, and copies
 /// of its rows go. The followers of a dead letter are replayed with it. A relay without the lease releases nothing.
-pub async fn release(
+pub(crate) async fn release(
     client: &Client,
     token: &FencingToken,
     topics: &Topics,

@@ -16,7 +16,7 @@ const REPLAY_ROWS: i64 = 1_000;
 const REPLAY_BYTES: i64 = 16 << 20;
 
 /// Which rows are to be replayed, and in which order.
-pub struct Due<'a> {
+pub(crate) struct Due<'a> {
     pub outbox: &'a str,
     pub generation: i32,
     pub order: ReplayOrder,
@@ -24,7 +24,7 @@ pub struct Due<'a> {
 
 /// The order in which rows that were kept whole go out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReplayOrder {
+pub(crate) enum ReplayOrder {
     /// By `seq`, as what stands in the table: rows ahead of a dead letter may have died after it.
     ByNumber,
     /// As they were kept: all of them were, in order, or nothing tells it.
@@ -32,7 +32,7 @@ pub enum ReplayOrder {
 }
 
 /// The next rows to replay, with the numbers of their entries; the insert position bounds their commits.
-pub async fn to_replay(
+pub(crate) async fn to_replay(
     client: &Client,
     due: &Due<'_>,
     layout: &Layout,
@@ -93,28 +93,28 @@ impl Copies {
     }
 
     /// The entries of all of them.
-    pub fn entries(&self) -> &[i64] {
+    pub(crate) fn entries(&self) -> &[i64] {
         &self.entries
     }
 }
 
 /// Which copies were replayed and marked, however their sessions ended: they are not to be replayed again.
 #[derive(Debug, Default)]
-pub struct Replayed {
+pub(crate) struct Replayed {
     by_row: HashMap<(Option<i64>, RowId), i64>,
     marked: Vec<i64>,
 }
 
 impl Replayed {
     /// A session replays these.
-    pub fn begin(&mut self, copies: &Copies) {
+    pub(crate) fn begin(&mut self, copies: &Copies) {
         let copies = copies.by_row.iter();
         self.by_row
             .extend(copies.map(|(row, entry)| (row.clone(), *entry)));
     }
 
     /// Rows were marked, maybe by a session after the one that replayed them.
-    pub fn marked(&mut self, rows: &[Delivered]) {
+    pub(crate) fn marked(&mut self, rows: &[Delivered]) {
         if self.by_row.is_empty() {
             return;
         }
@@ -124,14 +124,14 @@ impl Replayed {
     }
 
     /// Takes the entries of what was marked.
-    pub fn take_marked(&mut self) -> Vec<i64> {
+    pub(crate) fn take_marked(&mut self) -> Vec<i64> {
         std::mem::take(&mut self.marked)
     }
 }
 
 /// Rows that stand in the table, by `seq`.
 #[derive(Debug, Default)]
-pub struct RowsAhead {
+pub(crate) struct RowsAhead {
     pub rows: Vec<OutboxRow>,
     /// There are more, above the last of these.
     pub is_cut: bool,
@@ -186,7 +186,7 @@ impl Content<'_> {
 }
 
 /// Takes rows out that were replayed and whose number the ledger holds: a crash came before they were taken out.
-pub async fn take_out_sent(client: &Client, token: &FencingToken) -> Result<u64, MarkError> {
+pub(crate) async fn take_out_sent(client: &Client, token: &FencingToken) -> Result<u64, MarkError> {
     let sql = format!(
         "WITH {LEASE} UPDATE outboxd.kept k SET state = 'replayed', at = clock_timestamp() FROM lease \
          WHERE k.outbox = $1 AND k.state = 'replay' AND EXISTS (\
@@ -199,7 +199,11 @@ pub async fn take_out_sent(client: &Client, token: &FencingToken) -> Result<u64,
 }
 
 /// Takes rows out that were replayed; those that were at fault again stay as they were recorded.
-pub async fn replayed(client: &Client, token: &FencingToken, ids: &[i64]) -> Result<(), MarkError> {
+pub(crate) async fn replayed(
+    client: &Client,
+    token: &FencingToken,
+    ids: &[i64],
+) -> Result<(), MarkError> {
     let sql = format!(
         "WITH {LEASE} UPDATE outboxd.kept k SET state = 'replayed', at = clock_timestamp() FROM lease \
          WHERE k.outbox = $1 AND k.id = ANY ($3) AND k.state = 'replay'"

@@ -10,21 +10,21 @@ use crate::mark::ledger::segment_sql;
 
 /// Who asks for something, and why.
 #[derive(Clone, Debug)]
-pub struct Asker {
+pub(crate) struct Asker {
     pub actor: String,
     pub note: Option<String>,
 }
 
 /// What is waited for: entries of `outboxd.blocked` by key, rows of `outboxd.kept` by number.
 #[derive(Clone, Debug, Default)]
-pub struct Requested {
+pub(crate) struct Requested {
     pub keys: Vec<String>,
     pub kept: Vec<i64>,
 }
 
 /// How it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub(crate) enum Answer {
     /// All was released, and nothing was at fault again as far as the wait went.
     Done,
     /// So many were at fault again; the first one's reason and error.
@@ -57,7 +57,7 @@ struct RequestProgress {
 /// Waits until the relay has done what was requested, at most 15 s.
 ///
 /// Cancel-safe: yes.
-pub async fn wait(
+pub(crate) async fn wait(
     client: &Client,
     outbox: &str,
     requested: &Requested,

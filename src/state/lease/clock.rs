@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 /// Time since the machine started, suspends included; comparable only within one machine.
-pub fn since_boot() -> Duration {
+pub(crate) fn since_boot() -> Duration {
     #[cfg(target_os = "linux")]
     let id = rustix::time::ClockId::Boottime;
     #[cfg(not(target_os = "linux"))]

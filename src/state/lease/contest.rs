@@ -8,14 +8,14 @@ use super::{LeaseRow, Life};
 
 /// What a row must still say when the lease is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Version {
+pub(crate) struct Version {
     pub epoch: i64,
     pub renewals: i64,
 }
 
 /// What a standby does after it has read the lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
+pub(crate) enum Decision {
     /// Somebody holds it; if nothing moves it is free in `free_in`.
     Wait { holder: String, free_in: Duration },
     /// It is free: take it if the row still says this; `None`: if there is still no row.
@@ -24,7 +24,7 @@ pub enum Decision {
 
 /// A relay that waits for the lease.
 #[derive(Debug, Default)]
-pub struct Standby {
+pub(crate) struct Standby {
     seen: Option<Seen>,
 }
 
@@ -41,7 +41,7 @@ impl Standby {
     /// The lease is free without a row, when it was released, when its owner's process is proven dead, or when
     /// this standby has itself read the row unchanged for the row's TTL over one connection. The holder sent its
     /// last renewal before our first read of it came back, so its own TTL is over by then.
-    pub fn observe(
+    pub(crate) fn observe(
         &mut self,
         now: Duration,
         row: Option<&LeaseRow>,
@@ -87,7 +87,7 @@ impl Standby {
 
 /// A relay that holds the lease.
 #[derive(Clone, Copy, Debug)]
-pub struct Holder {
+pub(crate) struct Holder {
     epoch: i64,
     ttl: Duration,
     renewed_at: Duration,
@@ -95,7 +95,7 @@ pub struct Holder {
 
 impl Holder {
     /// Begins to hold; `sent_at` is read before the statement that took the lease is sent.
-    pub fn new(epoch: i64, ttl: Duration, sent_at: Duration) -> Self {
+    pub(crate) fn new(epoch: i64, ttl: Duration, sent_at: Duration) -> Self {
         Self {
             epoch,
             ttl,
@@ -103,22 +103,23 @@ impl Holder {
         }
     }
 
-    pub fn epoch(&self) -> i64 {
+    pub(crate) fn epoch(&self) -> i64 {
         self.epoch
     }
 
     /// Notes a renewal that succeeded; `sent_at` is read before it is sent.
-    pub fn renewed(&mut self, sent_at: Duration) {
+    pub(crate) fn renewed(&mut self, sent_at: Duration) {
         self.renewed_at = self.renewed_at.max(sent_at);
     }
 
     /// From here on nothing may be published without another renewal.
-    pub fn valid_until(&self) -> Duration {
+    pub(crate) fn valid_until(&self) -> Duration {
         self.renewed_at.saturating_add(self.ttl)
     }
 
     /// Whether rows may be published at `now`.
-    pub fn may_publish(&self, now: Duration) -> bool {
+    #[cfg(test)]
+    pub(crate) fn may_publish(&self, now: Duration) -> bool {
         now < self.valid_until()
     }
 }

@@ -11,7 +11,7 @@ const UNKNOWN: &str = "-";
 
 /// What is known of the process that a lease names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Life {
+pub(crate) enum Life {
     /// It may live.
     Unknown,
     /// It ran on this machine, since this boot, and exists no more.
@@ -22,26 +22,26 @@ pub enum Life {
 ///
 /// A process reads another's start time shifted by its own time namespace, hence that one too.
 #[derive(Clone, Debug)]
-pub struct Owner {
+pub(crate) struct Owner {
     proc: PathBuf,
     text: String,
 }
 
 impl Owner {
     /// Names this process; each call gives another random part.
-    pub fn this_process() -> Self {
+    pub(crate) fn this_process() -> Self {
         Self::read(Path::new("/proc"), std::process::id())
     }
 
     /// The text that stands in the lease.
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.text
     }
 
     /// Says whether the process behind `other` is proven dead.
     ///
     /// Only for the same host, boot and namespaces, and only where `/proc` shows every process.
-    pub fn life_of(&self, other: &str) -> Life {
+    pub(crate) fn life_of(&self, other: &str) -> Life {
         let (Some(ours), Some(theirs)) = (Parts::read(&self.text), Parts::read(other)) else {
             return Life::Unknown;
         };
@@ -76,7 +76,7 @@ impl Owner {
 }
 
 /// An owner's text for people: its process and its machine; the text itself where it says neither.
-pub fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     match text.split('/').collect::<Vec<_>>()[..] {
         [host, _, _, pid, _, _] if host != UNKNOWN && !host.is_empty() => {
             format!("pid {pid} on {host}")

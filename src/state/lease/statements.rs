@@ -37,13 +37,16 @@ const AWAITED: &str = "SELECT pg_catalog.quote_literal(pg_catalog.current_settin
     AND usename = current_user AND clock_timestamp() - query_start > interval '2 s' LIMIT 1";
 
 /// The standbys, as the server's settings name them, that a commit of ours waits for; `None` where none waits.
-pub async fn awaited_standbys(session: &SqlConnection) -> Option<String> {
+pub(crate) async fn awaited_standbys(session: &SqlConnection) -> Option<String> {
     let rows = session.client.query_typed(AWAITED, &[]).await.ok()?;
     rows.first()?.try_get(0).ok()
 }
 
 /// Reads the lease of an outbox; `None` where it was never taken.
-pub async fn read(session: &SqlConnection, outbox: &str) -> Result<Option<LeaseRow>, LeaseError> {
+pub(crate) async fn read(
+    session: &SqlConnection,
+    outbox: &str,
+) -> Result<Option<LeaseRow>, LeaseError> {
     let answer = session
         .client
         .query_typed(READ, &[(&outbox, Type::TEXT)])
@@ -58,7 +61,7 @@ pub async fn read(session: &SqlConnection, outbox: &str) -> Result<Option<LeaseR
 }
 
 /// Takes the lease if it still is as `expected`, and returns the new epoch; `None` where somebody was faster.
-pub async fn take(
+pub(crate) async fn take(
     session: &SqlConnection,
     outbox: &str,
     owner: &str,
@@ -92,7 +95,7 @@ pub async fn take(
 /// Renews the lease.
 ///
 /// Errors: `LeaseError::Lost` where the row is not ours any more; the caller has stopped being the holder.
-pub async fn renew(
+pub(crate) async fn renew(
     session: &SqlConnection,
     outbox: &str,
     owner: &str,
@@ -120,7 +123,11 @@ pub async fn renew(
 /// Gives the lease back if `owner` holds it, under whichever epoch; the next one need not wait.
 ///
 /// An owner's text is unique to one keeper, so this also undoes a take whose answer nobody waited for.
-pub async fn release(session: &SqlConnection, outbox: &str, owner: &str) -> Result<(), LeaseError> {
+pub(crate) async fn release(
+    session: &SqlConnection,
+    outbox: &str,
+    owner: &str,
+) -> Result<(), LeaseError> {
     let parameters: [(&(dyn ToSql + Sync), Type); 2] =
         [(&outbox, Type::TEXT), (&owner, Type::TEXT)];
     match session.client.query_typed(RELEASE, &parameters).await {

@@ -7,7 +7,7 @@ use crate::state::rename::{self, Home};
 
 /// A slot that an outbox reads, as the state knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Claim {
+pub(crate) struct Claim {
     pub slot: String,
     /// `schema.table`
     pub outbox: String,
@@ -16,7 +16,7 @@ pub struct Claim {
 
 /// A slot of this server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SlotFact {
+pub(crate) struct SlotFact {
     pub name: String,
     /// `None` for a physical one.
     pub database: Option<String>,
@@ -26,7 +26,7 @@ pub struct SlotFact {
 
 /// A publication of this database.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PublicationFact {
+pub(crate) struct PublicationFact {
     pub name: String,
     /// It publishes this outbox, alone or among others.
     pub has_table: bool,
@@ -38,7 +38,7 @@ pub struct PublicationFact {
 
 /// All that is known of names that this outbox shares a space with.
 #[derive(Clone, Debug, Default)]
-pub struct Facts {
+pub(crate) struct Facts {
     pub database: String,
     /// `schema.table`, as the configuration names it.
     pub outbox: String,
@@ -159,50 +159,50 @@ impl Facts {
     }
 
     /// The slot of this name, in whatever database.
-    pub fn slot(&self, name: &str) -> Option<&SlotFact> {
+    pub(crate) fn slot(&self, name: &str) -> Option<&SlotFact> {
         self.slots.iter().find(|slot| slot.name == name)
     }
 
     /// Whether a slot of this name stands in this database.
-    pub fn has_slot(&self, name: &str) -> bool {
+    pub(crate) fn has_slot(&self, name: &str) -> bool {
         self.slot(name)
             .is_some_and(|slot| slot.database.as_ref() == Some(&self.database))
     }
 
-    pub fn publication(&self, name: &str) -> Option<&PublicationFact> {
+    pub(crate) fn publication(&self, name: &str) -> Option<&PublicationFact> {
         self.publications.iter().find(|one| one.name == name)
     }
 
     /// Whether `outboxd.slot` says that a slot is this outbox's.
-    pub fn has_noted(&self, slot: &str) -> bool {
+    pub(crate) fn has_noted(&self, slot: &str) -> bool {
         self.noted.iter().any(|one| one == slot)
     }
 
     /// The claims on a slot that are this outbox's.
-    pub fn ours(&self) -> impl Iterator<Item = &Claim> {
+    pub(crate) fn ours(&self) -> impl Iterator<Item = &Claim> {
         self.claims.iter().filter(|one| one.outbox == self.outbox)
     }
 
     /// Whether another slot of this outbox stands: one that another relay may read, where nothing is marked.
-    pub fn has_another_than(&self, slot: &str) -> bool {
+    pub(crate) fn has_another_than(&self, slot: &str) -> bool {
         self.ours()
             .any(|claim| claim.slot != slot && self.has_slot(&claim.slot))
     }
 
     /// Whether the state says that this outbox made the publication, or used it last.
-    pub fn has_claimed_publication(&self, name: &str) -> bool {
+    pub(crate) fn has_claimed_publication(&self, name: &str) -> bool {
         self.ours()
             .any(|claim| claim.publication.as_deref() == Some(name))
     }
 
     /// The other outboxes that a slot belongs to, each once.
-    pub fn other_readers(&self, slot: &str) -> Vec<&str> {
+    pub(crate) fn other_readers(&self, slot: &str) -> Vec<&str> {
         let others = self.claims.iter().filter(|one| one.slot == slot);
         self.each_once(others)
     }
 
     /// The other outboxes that a publication belongs to, each once.
-    pub fn other_publishers(&self, publication: &str) -> Vec<&str> {
+    pub(crate) fn other_publishers(&self, publication: &str) -> Vec<&str> {
         let is_named = |one: &&Claim| one.publication.as_deref() == Some(publication);
         self.each_once(self.claims.iter().filter(is_named))
     }

@@ -9,7 +9,7 @@ use crate::postgres::compatibility::Incompatibility;
 
 /// What tells the rows that were sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reading {
+pub(crate) enum Reading {
     /// The table, by its marks: another slot loses nothing.
     ByTable,
     /// The slot alone.
@@ -74,7 +74,7 @@ fn publication(facts: &Facts, table: &TableName, slot: &str) -> String {
 
 /// Whether a slot that nobody has claimed stands beside its twin: a publication of its name with this table
 /// alone, as `migrate` has always made both.
-pub fn is_made_for_us(facts: &Facts, slot: &str) -> bool {
+pub(crate) fn is_made_for_us(facts: &Facts, slot: &str) -> bool {
     let twin = facts.publication(slot);
     let is_twin = twin.is_some_and(|one| one.has_table && one.is_as_made && one.others.is_empty());
     is_twin && facts.other_readers(slot).is_empty() && facts.other_publishers(slot).is_empty()
@@ -179,7 +179,7 @@ pub(super) fn publication_refusal(
 
 /// Slots of this outbox that stand beside the one it reads, each with what is to be said of it and the statement that
 /// drops it; an outbox that is polled reads none, `""`.
-pub fn leftovers(facts: &Facts, slot: &str) -> Vec<Incompatibility> {
+pub(crate) fn leftovers(facts: &Facts, slot: &str) -> Vec<Incompatibility> {
     let mut left: Vec<&SlotFact> = Vec::new();
     for claim in facts.ours().filter(|claim| claim.slot != slot) {
         let is_shared = !facts.other_readers(&claim.slot).is_empty();
@@ -204,7 +204,7 @@ pub fn leftovers(facts: &Facts, slot: &str) -> Vec<Incompatibility> {
 }
 
 /// The statement that drops a slot.
-pub fn drop_statement(slot: &str) -> String {
+pub(crate) fn drop_statement(slot: &str) -> String {
     format!(
         "SELECT pg_drop_replication_slot({});",
         escape_literal(slot).trim_start()

@@ -44,7 +44,7 @@ pub(super) struct Tending<'a> {
 
 /// What became of the partitions.
 #[derive(Debug, Default)]
-pub struct Tended {
+pub(crate) struct Tended {
     /// The rows of a partition that was dropped.
     pub rows: Option<u64>,
     /// Rows that the ledger does not have, in a partition that was attached again.

@@ -20,7 +20,7 @@ const REST_FACTOR: u32 = 9;
 const REST_MIN: Duration = Duration::from_millis(5);
 
 /// The numbers that a removal may touch.
-pub struct Scope<'a> {
+pub(crate) struct Scope<'a> {
     /// Of which it is known what became of them.
     pub settled: &'a RangeSet,
     /// Of these, the ones whose rows stay, whatever their age.
@@ -72,7 +72,7 @@ impl Scope<'_> {
 
 /// What is to be done next.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
+pub(crate) enum Step {
     /// Ask how far the table goes, from this number on.
     Bounds(i64),
     /// Remove what is old enough of these.
@@ -81,7 +81,7 @@ pub enum Step {
 
 /// Goes over the table from its lowest row up to the first ones that are not old enough, again and again.
 #[derive(Debug)]
-pub struct Pass {
+pub(crate) struct Pass {
     /// Numbers without a row, for good.
     done: RangeSet,
     /// What was settled when the table was asked how far it goes.
@@ -104,7 +104,7 @@ impl Default for Pass {
 
 impl Pass {
     /// What is to be done next; nothing where this pass is over.
-    pub fn next(&mut self, scope: &Scope<'_>) -> Option<Step> {
+    pub(crate) fn next(&mut self, scope: &Scope<'_>) -> Option<Step> {
         let Some(bounds) = self.bounds.clone() else {
             let lowest = scope.take(&self.done, NUMBERS, 1).first()?;
             self.asked = scope.settled.clone();
@@ -122,7 +122,7 @@ impl Pass {
     }
 
     /// Takes how far the table goes: what was settled below its lowest row has none. Its highest row stays.
-    pub fn took_bounds(&mut self, bounds: Option<(i64, i64)>) -> Passing {
+    pub(crate) fn took_bounds(&mut self, bounds: Option<(i64, i64)>) -> Passing {
         let asked = self.asked.take();
         let Some((first, last)) = bounds else {
             return Passing::Over;
@@ -135,7 +135,12 @@ impl Pass {
     }
 
     /// Takes what became of a batch.
-    pub fn took(&mut self, batch: &RangeSet, removed: &Removed, elapsed: Duration) -> Passing {
+    pub(crate) fn took(
+        &mut self,
+        batch: &RangeSet,
+        removed: &Removed,
+        elapsed: Duration,
+    ) -> Passing {
         self.done.extend(&batch.difference(&removed.left));
         self.width = match elapsed {
             quick if quick < QUICK => (self.width * 2).min(WIDTH_MAX),
@@ -157,32 +162,32 @@ impl Pass {
     }
 
     /// A batch could not be removed: the next one is smaller, and another pass tries this one again.
-    pub fn failed(&mut self) {
+    pub(crate) fn failed(&mut self) {
         self.width = (self.width / 4).max(WIDTH_MIN);
         self.bounds = None;
         self.asked.take();
     }
 
     /// Forgets which numbers have no row: some may have got one.
-    pub fn forget(&mut self) {
+    pub(crate) fn forget(&mut self) {
         self.done.take();
     }
 }
 
 /// Whether a pass goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Passing {
+pub(crate) enum Passing {
     On,
     Over,
 }
 
 /// How long retention rests after a batch that took so long.
-pub fn rest(elapsed: Duration) -> Duration {
+pub(crate) fn rest(elapsed: Duration) -> Duration {
     (elapsed * REST_FACTOR).max(REST_MIN)
 }
 
 /// How long retention rests between two passes over a table whose rows are kept so long.
-pub fn between_passes(keep: Duration) -> Duration {
+pub(crate) fn between_passes(keep: Duration) -> Duration {
     (keep / 10).clamp(Duration::from_secs(1), Duration::from_secs(60))
 }
 

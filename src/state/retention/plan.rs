@@ -3,13 +3,13 @@
 use crate::row::ranges::RangeSet;
 
 /// So many empty partitions stand ahead of the newest number.
-pub const AHEAD: i64 = 4;
+pub(crate) const AHEAD: i64 = 4;
 /// Made at once.
 const MADE_MAX: usize = 4;
 
 /// One partition, but for the default one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Partition {
+pub(crate) struct Partition {
     /// Qualified and quoted, ready for SQL.
     pub name: String,
     pub bounds: Bounds,
@@ -17,14 +17,14 @@ pub struct Partition {
 
 /// From the first number, which is in, up to the last one, which is not; without a first number it begins anywhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Bounds {
+pub(crate) struct Bounds {
     pub from: Option<i64>,
     pub to: i64,
 }
 
 impl Bounds {
     /// Reads what PostgreSQL prints, such as `FOR VALUES FROM ('1') TO ('5')`; nothing for the default partition.
-    pub fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let (from, to) = text
             .strip_prefix("FOR VALUES FROM (")?
             .strip_suffix(')')?
@@ -41,7 +41,7 @@ impl Bounds {
     }
 
     /// The same for SQL.
-    pub fn sql(self) -> String {
+    pub(crate) fn sql(self) -> String {
         let from = match self.from {
             None => "MINVALUE".to_owned(),
             Some(from) => format!("'{from}'"),
@@ -50,7 +50,7 @@ impl Bounds {
     }
 
     /// Its numbers; `first` is the lowest that the sequence gives.
-    pub fn numbers(self, first: i64) -> std::ops::RangeInclusive<i64> {
+    pub(crate) fn numbers(self, first: i64) -> std::ops::RangeInclusive<i64> {
         self.from.map_or(first, |from| from.max(first))..=self.to.saturating_sub(1)
     }
 }
@@ -59,7 +59,7 @@ impl Bounds {
 ///
 /// All are as wide as the last one. Where that was passed already, rows stand in the default partition: the next one begins
 /// above what is being written.
-pub fn to_make(partitions: &[Partition], newest: i64) -> Vec<Bounds> {
+pub(crate) fn to_make(partitions: &[Partition], newest: i64) -> Vec<Bounds> {
     let Some(last) = partitions
         .iter()
         .map(|one| one.bounds)
@@ -94,7 +94,11 @@ pub fn to_make(partitions: &[Partition], newest: i64) -> Vec<Bounds> {
 }
 
 /// Whether every number of a partition is settled and none of them spared, and the table's highest row stands above it.
-pub fn may_go(numbers: std::ops::RangeInclusive<i64>, removable: &RangeSet, highest: i64) -> bool {
+pub(crate) fn may_go(
+    numbers: std::ops::RangeInclusive<i64>,
+    removable: &RangeSet,
+    highest: i64,
+) -> bool {
     *numbers.end() < highest && removable.gaps(numbers).next().is_none()
 }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// Rows as the planner estimates them, from the last VACUUM or ANALYZE and the size now; before the first one as the
 /// server counted them. Reads no row.
 /// Source: PostgreSQL, `pg_class.reltuples`, 14.1 "Using EXPLAIN" and `estimate_rel_size`.
-pub async fn table_size(
+pub(crate) async fn table_size(
     client: &Client,
     table: &str,
 ) -> Result<Option<TableSize>, tokio_postgres::Error> {
@@ -34,7 +34,7 @@ const KEPT: &str = "
 
 /// Estimates of what an outbox table holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TableSize {
+pub(crate) struct TableSize {
     pub rows: u64,
     /// Indexes, and values that are stored out of line, included.
     pub bytes: u64,

@@ -82,7 +82,7 @@ pub enum MigrateError {
 
 impl MigrateError {
     /// What a person can do about it.
-    pub fn hint(&self) -> Option<String> {
+    pub(crate) fn hint(&self) -> Option<String> {
         match self {
             Self::NotAdoptable { remedy, .. }
             | Self::NotOurs { remedy, .. }
@@ -129,7 +129,7 @@ impl MigrateError {
 
 impl MigrateError {
     /// A policy of row security would hide rows from this role.
-    pub fn is_of_policies(&self) -> bool {
+    pub(crate) fn is_of_policies(&self) -> bool {
         matches!(self, Self::Look(error) if error.is_of_policies())
     }
 }

@@ -18,29 +18,29 @@ pub struct Update {
 
 impl Update {
     /// The columns of the replica identity.
-    pub fn keys(&self) -> &[usize] {
+    pub(crate) fn keys(&self) -> &[usize] {
         &self.keys
     }
 
     /// The hash of the key that the row had.
-    pub fn key_hash(&self) -> u64 {
+    pub(crate) fn key_hash(&self) -> u64 {
         key_hash(self.before(), &self.keys)
     }
 
     /// Whether the row is the one that was changed.
-    pub fn concerns(&self, row: &OutboxRow) -> bool {
+    pub(crate) fn concerns(&self, row: &OutboxRow) -> bool {
         let before = self.before();
         let is_same = |key: &usize| before.field(*key) == row.field(*key);
         !self.keys.is_empty() && self.keys.iter().all(is_same)
     }
 
     /// The number that the row has now.
-    pub fn seq(&self) -> Option<i64> {
+    pub(crate) fn seq(&self) -> Option<i64> {
         self.new.seq
     }
 
     /// What the row is now.
-    pub fn applied_to(self, row: &OutboxRow, layout: &Layout) -> OutboxRow {
+    pub(crate) fn applied_to(self, row: &OutboxRow, layout: &Layout) -> OutboxRow {
         if self.unchanged.is_empty() {
             return self.new;
         }
@@ -53,7 +53,7 @@ impl Update {
 }
 
 /// The hash of a row's key.
-pub fn key_hash(row: &OutboxRow, keys: &[usize]) -> u64 {
+pub(crate) fn key_hash(row: &OutboxRow, keys: &[usize]) -> u64 {
     let mut hasher = DefaultHasher::new();
     for key in keys {
         row.field(*key).hash(&mut hasher);

@@ -28,7 +28,7 @@ pub struct GapWatch {
 
 impl GapWatch {
     /// Prepares for one table; `first` is the lowest number of its sequence.
-    pub async fn prepare(
+    pub(crate) async fn prepare(
         session: SqlConnection,
         layout: &Layout,
         first: i64,

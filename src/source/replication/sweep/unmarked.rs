@@ -32,7 +32,7 @@ pub struct UnmarkedWatch {
 
 impl UnmarkedWatch {
     /// Prepares for one table and the column that orders its rows.
-    pub fn prepare(
+    pub(crate) fn prepare(
         session: SqlConnection,
         layout: &Layout,
         mark: Mark,
@@ -131,7 +131,7 @@ impl UnmarkedWatch {
     }
 
     /// Whether a held row can be told by its number; without numbers nothing is judged while rows are held.
-    pub fn has_numbers(&self) -> bool {
+    pub(crate) fn has_numbers(&self) -> bool {
         self.has_numbers
     }
 

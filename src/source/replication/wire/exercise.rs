@@ -14,7 +14,7 @@ use crate::row::{Column, Layout, Lsn};
 use crate::source::replication::pgoutput::{Change, Decoder, Described, Needed};
 use crate::source::replication::wire::Frame;
 
-pub const OUTBOX_OID: u32 = 70_000;
+pub(crate) const OUTBOX_OID: u32 = 70_000;
 /// What is left out of a long insert.
 const VALUE_BYTES_MAX: usize = 1 << 20;
 /// What one read brings.
@@ -25,7 +25,7 @@ const BYTES_BEFORE: usize = 256 << 10;
 /// Reads the bytes as the start-up reads them, and again as the stream does.
 ///
 /// Panics where more memory is taken than for what has arrived, and where a reader does.
-pub fn read(bytes: &[u8]) {
+pub(crate) fn read(bytes: &[u8]) {
     let mut arrived = Arrived::new();
     read_all(&mut arrived, bytes, |message| {
         understand(message);
@@ -55,7 +55,7 @@ fn read_stream(bytes: &[u8], mut take: impl FnMut(Change)) {
 }
 
 /// An outbox whose catalog was read at position 1,000.
-pub fn outbox() -> Described {
+pub(crate) fn outbox() -> Described {
     let columns = [
         ("id", "uuid"),
         ("aggregatetype", "text"),

@@ -39,7 +39,7 @@ pub(super) const NEAR: Duration = Duration::from_millis(5);
 
 /// What the reader is after.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ReadMode {
+pub(crate) enum ReadMode {
     /// Each row as soon as it is there.
     #[default]
     Prompt,

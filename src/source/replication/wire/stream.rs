@@ -35,7 +35,7 @@ const LEAVE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// What the server sends while it streams.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Frame {
+pub(crate) enum Frame {
     /// One message of the output plugin. `start` is 0/0 for descriptions of relations; `sent_at` is by the server's clock.
     Wal {
         start: Lsn,
@@ -51,13 +51,13 @@ pub enum Frame {
 
 /// Whether the server is asked for a keepalive at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reply {
+pub(crate) enum Reply {
     Requested,
     NotRequested,
 }
 
 /// The receiving side of the stream.
-pub struct WalReader {
+pub(crate) struct WalReader {
     reader: FrameReader,
     received: Lsn,
     read_at: Instant,
@@ -83,7 +83,7 @@ impl WalReader {
     }
 
     /// Takes the next frame that has been read whole, `None` when [`WalReader::fill`] must read more.
-    pub fn try_next(&mut self) -> Result<Option<Frame>, PostgresError> {
+    pub(crate) fn try_next(&mut self) -> Result<Option<Frame>, PostgresError> {
         while let Some(message) = self.reader.try_message()? {
             if let Some(frame) = frame(message)? {
                 if let Frame::Wal { end, .. } | Frame::Keepalive { end, .. } = &frame {
@@ -100,7 +100,7 @@ impl WalReader {
     /// Blocks its thread for as long as [`Pace`] says: while a driver waits for the socket, each message wakes it.
     /// Errors: `Closed` or `Lost` when the connection has ended.
     /// Cancel-safe: yes.
-    pub async fn fill(&mut self) -> Result<(), PostgresError> {
+    pub(crate) async fn fill(&mut self) -> Result<(), PostgresError> {
         std::thread::sleep(self.wait.saturating_sub(self.read_at.elapsed()));
         self.wait = Duration::ZERO;
         let fill = self.reader.fill().await?;
@@ -117,26 +117,26 @@ impl WalReader {
     /// Lets the next read wait until then where nobody needs it earlier: what comes is read at once, not message by message.
     ///
     /// For as long as the server can go on sending, a few milliseconds.
-    pub fn gather_until(&mut self, at: Instant) {
+    pub(crate) fn gather_until(&mut self, at: Instant) {
         if self.read_mode == ReadMode::Prompt && !self.has_more {
             self.wait = self.wait.max(at.saturating_duration_since(self.read_at));
         }
     }
 
     /// Whether the next read waits so long that nothing should wait for it.
-    pub fn is_resting(&self) -> bool {
+    pub(crate) fn is_resting(&self) -> bool {
         self.wait >= REST_MIN
     }
 
     /// Says what the next reads are after.
-    pub fn set_read_mode(&mut self, read_mode: ReadMode) {
+    pub(crate) fn set_read_mode(&mut self, read_mode: ReadMode) {
         self.read_mode = read_mode;
     }
 
     /// Waits for the next frame.
     ///
     /// Cancel-safe: yes.
-    pub async fn next(&mut self) -> Result<Frame, PostgresError> {
+    pub(crate) async fn next(&mut self) -> Result<Frame, PostgresError> {
         loop {
             if let Some(frame) = self.try_next()? {
                 return Ok(frame);
@@ -146,18 +146,18 @@ impl WalReader {
     }
 
     /// The largest position received: the `write` of a status update.
-    pub fn received(&self) -> Lsn {
+    pub(crate) fn received(&self) -> Lsn {
         self.received
     }
 
     /// When the server was last heard.
-    pub fn read_at(&self) -> Instant {
+    pub(crate) fn read_at(&self) -> Instant {
         self.read_at
     }
 }
 
 /// The sending side of the stream.
-pub struct WalWriter {
+pub(crate) struct WalWriter {
     writer: Writer,
     flush: Lsn,
 }
@@ -173,7 +173,7 @@ impl WalWriter {
     /// Tells the server how far we are; `flush` moves `confirmed_flush_lsn`, never backwards.
     ///
     /// Cancel-safe: yes; the rest of a message goes out before the next one.
-    pub async fn status_update(
+    pub(crate) async fn status_update(
         &mut self,
         write: Lsn,
         flush: Lsn,
@@ -193,7 +193,7 @@ impl WalWriter {
 /// the connection (14 of 15 times). Here the server's CopyDone proves that it has read the status; what it
 /// still streams is discarded and will be sent again.
 /// Errors: `Timeout` when the proof did not come within `patience`.
-pub async fn finish(
+pub(crate) async fn finish(
     mut reader: WalReader,
     mut writer: WalWriter,
     flush: Lsn,
