@@ -105,6 +105,8 @@ pub struct Outbox {
     pub writer: Writer,
     pub relay: Option<Relay>,
     reader: TopicReader,
+    /// Rows that can't be marked were asked to be tried again, and so they are sent again.
+    pub sends_again: bool,
 }
 
 async fn play(case: &Case, servers: &mut Servers) -> Outcome {

@@ -44,6 +44,7 @@ impl Outbox {
             writer,
             relay: None,
             reader: kafka.reader(&[&names[0], &names[1]]),
+            sends_again: false,
         })
     }
 
@@ -164,8 +165,9 @@ impl Outbox {
             topic_of: &|kind| config.topic_of(kind),
         };
         let mut verdict = judge::judge(&self.writer.events, &log);
-        if self.case.pair.mark == "none" && self.case.is_cut() {
-            // Without marks the position is all that is known, and it may not have arrived.
+        // Without marks the position is all that is known, and it may not have arrived.
+        let is_position_all = self.case.pair.mark == "none" && self.case.is_cut();
+        if is_position_all || self.sends_again {
             verdict = verdict.but_repeated();
         }
         match is_halted {
