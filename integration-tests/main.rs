@@ -3,6 +3,7 @@
 //! `make servers` fetches the servers first. Tests run in parallel: each has a database and topics of its own,
 //! and those that hurt a server start a private one.
 #![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used)]
 
 mod harness;
 

@@ -1,5 +1,6 @@
 //! What `make faults` and `make soak` run: the fault matrix as a program, without libtest.
 #![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used)]
 
 mod harness;
 mod matrix;

@@ -275,6 +275,10 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one select names all that a session waits for"
+    )]
     async fn until_end(&mut self) -> End {
         let mut topics = interval(TOPICS_EVERY);
         let mut report = interval(Duration::from_secs(1));

@@ -18,6 +18,42 @@ pub const PASSWORD: &str = "kafka-hush";
 pub const ROTATED: &str = "rotated";
 pub const REVOKED: &str = "revoked";
 
+/// What the broker asks of whom, whoever reaches it.
+const SETTINGS: &[(&str, &str)] = &[
+    // As Azure Event Hubs does, which is reached in the same way.
+    ("socket.request.max.bytes", "1046528"),
+    (
+        "authorizer.class.name",
+        "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+    ),
+    ("super.users", "User:ANONYMOUS"),
+    ("allow.everyone.if.no.acl.found", "true"),
+    ("ssl.keystore.type", "PEM"),
+    ("ssl.truststore.type", "PEM"),
+    ("listener.name.mutual.ssl.client.auth", "required"),
+    (
+        "listener.name.sasl.sasl.enabled.mechanisms",
+        "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER",
+    ),
+    (
+        "listener.name.sasl.scram-sha-256.sasl.jaas.config",
+        SCRAM_LOGIN,
+    ),
+    (
+        "listener.name.sasl.scram-sha-512.sasl.jaas.config",
+        SCRAM_LOGIN,
+    ),
+    (
+        "listener.name.sasl.oauthbearer.sasl.jaas.config",
+        "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub=\"broker\";",
+    ),
+    // A connection proves again every 3 s who it is: a revoked password shows.
+    (
+        "listener.name.sasl.scram-sha-512.connections.max.reauth.ms",
+        "3000",
+    ),
+];
+
 pub struct Secured {
     pub kafka: Kafka,
     pub authority: Identity,
@@ -40,6 +76,17 @@ impl Secured {
         let store = broker.key_pem() + &broker.certificate_pem();
         let store = secret("broker.pem", &store);
         let (sasl_port, mutual_port) = (workspace::free_port(), workspace::free_port());
+        let text = |path: &Path| path.to_str().expect("a path in UTF-8").to_owned();
+        let login = format!(
+            "org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}=\"{PASSWORD}\";"
+        );
+        let (store, authorities) = (text(&store), text(&ca));
+        let mut settings = SETTINGS.to_vec();
+        settings.extend([
+            ("ssl.keystore.location", store.as_str()),
+            ("ssl.truststore.location", &authorities),
+            ("listener.name.sasl.plain.sasl.jaas.config", &login),
+        ]);
         let kafka = Kafka::start_listening(
             &[
                 Listener {
@@ -59,48 +106,7 @@ impl Secured {
                 scram("SCRAM-SHA-256", ROTATED),
                 scram("SCRAM-SHA-512", REVOKED),
             ],
-            &[
-                // As Azure Event Hubs does, which is reached in the same way.
-                ("socket.request.max.bytes", "1046528"),
-                (
-                    "authorizer.class.name",
-                    "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-                ),
-                ("super.users", "User:ANONYMOUS"),
-                ("allow.everyone.if.no.acl.found", "true"),
-                ("ssl.keystore.type", "PEM"),
-                ("ssl.keystore.location", store.to_str().unwrap()),
-                ("ssl.truststore.type", "PEM"),
-                ("ssl.truststore.location", ca.to_str().unwrap()),
-                ("listener.name.mutual.ssl.client.auth", "required"),
-                (
-                    "listener.name.sasl.sasl.enabled.mechanisms",
-                    "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER",
-                ),
-                (
-                    "listener.name.sasl.plain.sasl.jaas.config",
-                    &format!(
-                        "org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}=\"{PASSWORD}\";"
-                    ),
-                ),
-                (
-                    "listener.name.sasl.scram-sha-256.sasl.jaas.config",
-                    SCRAM_LOGIN,
-                ),
-                (
-                    "listener.name.sasl.scram-sha-512.sasl.jaas.config",
-                    SCRAM_LOGIN,
-                ),
-                (
-                    "listener.name.sasl.oauthbearer.sasl.jaas.config",
-                    "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub=\"broker\";",
-                ),
-                // A connection proves again every 3 s who it is: a revoked password shows.
-                (
-                    "listener.name.sasl.scram-sha-512.connections.max.reauth.ms",
-                    "3000",
-                ),
-            ],
+            &settings,
         );
         Self {
             kafka,

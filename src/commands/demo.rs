@@ -171,33 +171,10 @@ async fn play(
     scratch: &Scratch,
     broker: &Broker,
 ) -> Result<Report, DemoError> {
-    let sql = |action| move |source| DemoError::Sql { action, source };
     let mut progress = Progress::new();
     progress.step(&format!("starting PostgreSQL from {}", bin.display()));
     let server = Server::start(bin, scratch, &[]).await?;
-    let client = server.connect("postgres").await.map_err(sql("connect"))?;
-    client
-        .batch_execute("CREATE DATABASE demo")
-        .await
-        .map_err(sql("create a database"))?;
-    let mut client = server.connect("demo").await.map_err(sql("connect"))?;
-    let relay = Relay::configure(options, &server, broker, scratch.path())?;
-    progress.step("outboxd migrate: table, publication, slot and the relay's own tables");
-    relay.migrate().await?;
-    load::prepare(&client)
-        .await
-        .map_err(sql("create the shop's tables"))?;
-    let load = Load::open_shop(&mut client)
-        .await
-        .map_err(sql("place the first order"))?;
-    let reader = TopicReader::start(broker)?;
-    let mut stage = Stage {
-        relay,
-        load,
-        reader,
-        progress,
-        kills_max: options.kills,
-    };
+    let (client, mut stage) = set_the_stage(options, &server, scratch, broker, progress).await?;
     stage.relay.start()?;
     stage
         .progress
@@ -225,7 +202,7 @@ async fn play(
     let seen = reader.finish().await?;
     let truth = load::truth(&client)
         .await
-        .map_err(sql("read what was committed"))?;
+        .map_err(failed_to("read what was committed"))?;
     let tally = load.tally();
     let steady = latency(&seen, &tally, started_at, &relay.kills);
     let overall = latency(&seen, &tally, started_at, &[]);
@@ -244,6 +221,40 @@ async fn play(
         eprintln!("the relay's log ends with:\n{}", relay.log_tail());
     }
     Ok(report)
+}
+
+/// Makes database, table and relay, and places the first order.
+async fn set_the_stage(
+    options: &DemoOptions,
+    server: &Server,
+    scratch: &Scratch,
+    broker: &Broker,
+    mut progress: Progress,
+) -> Result<(tokio_postgres::Client, Stage), DemoError> {
+    let client = server.connect("postgres").await;
+    let client = client.map_err(failed_to("connect"))?;
+    let created = client.batch_execute("CREATE DATABASE demo").await;
+    created.map_err(failed_to("create a database"))?;
+    let client = server.connect("demo").await;
+    let mut client = client.map_err(failed_to("connect"))?;
+    let relay = Relay::configure(options, server, broker, scratch.path())?;
+    progress.step("outboxd migrate: table, publication, slot and the relay's own tables");
+    relay.migrate().await?;
+    let prepared = load::prepare(&client).await;
+    prepared.map_err(failed_to("create the shop's tables"))?;
+    let load = Load::open_shop(&mut client).await;
+    let stage = Stage {
+        relay,
+        load: load.map_err(failed_to("place the first order"))?,
+        reader: TopicReader::start(broker)?,
+        progress,
+        kills_max: options.kills,
+    };
+    Ok((client, stage))
+}
+
+fn failed_to(action: &'static str) -> impl FnOnce(tokio_postgres::Error) -> DemoError {
+    move |source| DemoError::Sql { action, source }
 }
 
 /// The parts that play while orders are written.

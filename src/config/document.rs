@@ -185,80 +185,82 @@ mod tests {
         }
     }
 
+    const SYNTAX_ERRORS: &[(&str, &str)] = &[
+        (
+            "a = 1\na = 2",
+            "o.toml:2:1: not valid TOML: this key or section stands twice",
+        ),
+        (
+            "[a]\n[a]",
+            "o.toml:2:1: not valid TOML: this key or section stands twice",
+        ),
+        (
+            "\n[a\nb = 1",
+            "o.toml:2:3: not valid TOML: a section must look like",
+        ),
+        (
+            "b = hello",
+            "o.toml:1:5: not valid TOML: a text must stand in double quotes",
+        ),
+        (
+            "b = \"hello",
+            "o.toml:1:11: not valid TOML: this text has no closing quote",
+        ),
+        (
+            "b = \"C:\\secrets\"",
+            "o.toml:1:10: not valid TOML: a backslash must be written twice",
+        ),
+        (
+            "b = 'hello",
+            "o.toml:1:11: not valid TOML: this text has no closing quote",
+        ),
+        (
+            "b = [1, 2",
+            "o.toml:1:10: not valid TOML: a list must look like",
+        ),
+        (
+            "b 1",
+            "o.toml:1:3: not valid TOML: a name must be followed by `=`",
+        ),
+        (
+            "b = {a = 1",
+            "o.toml:1:11: not valid TOML: a table in one line",
+        ),
+        (
+            "b =",
+            "o.toml:1:4: not valid TOML: a line must look like name = value, a text in double quotes",
+        ),
+        (
+            "a = 1\na.b = 2",
+            "o.toml:2:1: not valid TOML: this name is a value",
+        ),
+        ("b = 100ms", "o.toml:1:8: not valid TOML: "),
+        (
+            "source:\n  url: x",
+            "o.toml:1:7: not valid TOML: this looks like YAML; write TOML",
+        ),
+        (
+            "# mine\n---\nsource:",
+            "o.toml:2:4: not valid TOML: this looks like YAML; write TOML",
+        ),
+        (
+            "{\"source\": {}}",
+            "o.toml:1:1: not valid TOML: this looks like JSON; write TOML",
+        ),
+        (
+            "export OUTBOXD_SOURCE__URL=x",
+            "o.toml:1:8: not valid TOML: this looks like a file of variables; set them in the environment",
+        ),
+        (
+            "<config/>",
+            "o.toml:1:1: not valid TOML: this looks like XML; write TOML",
+        ),
+    ];
+
     #[test]
     fn a_syntax_error_names_line_and_column_in_our_words() {
         let start = |text: &str| syntax(text);
-        for (text, expected) in [
-            (
-                "a = 1\na = 2",
-                "o.toml:2:1: not valid TOML: this key or section stands twice",
-            ),
-            (
-                "[a]\n[a]",
-                "o.toml:2:1: not valid TOML: this key or section stands twice",
-            ),
-            (
-                "\n[a\nb = 1",
-                "o.toml:2:3: not valid TOML: a section must look like",
-            ),
-            (
-                "b = hello",
-                "o.toml:1:5: not valid TOML: a text must stand in double quotes",
-            ),
-            (
-                "b = \"hello",
-                "o.toml:1:11: not valid TOML: this text has no closing quote",
-            ),
-            (
-                "b = \"C:\\secrets\"",
-                "o.toml:1:10: not valid TOML: a backslash must be written twice",
-            ),
-            (
-                "b = 'hello",
-                "o.toml:1:11: not valid TOML: this text has no closing quote",
-            ),
-            (
-                "b = [1, 2",
-                "o.toml:1:10: not valid TOML: a list must look like",
-            ),
-            (
-                "b 1",
-                "o.toml:1:3: not valid TOML: a name must be followed by `=`",
-            ),
-            (
-                "b = {a = 1",
-                "o.toml:1:11: not valid TOML: a table in one line",
-            ),
-            (
-                "b =",
-                "o.toml:1:4: not valid TOML: a line must look like name = value, a text in double quotes",
-            ),
-            (
-                "a = 1\na.b = 2",
-                "o.toml:2:1: not valid TOML: this name is a value",
-            ),
-            ("b = 100ms", "o.toml:1:8: not valid TOML: "),
-            (
-                "source:\n  url: x",
-                "o.toml:1:7: not valid TOML: this looks like YAML; write TOML",
-            ),
-            (
-                "# mine\n---\nsource:",
-                "o.toml:2:4: not valid TOML: this looks like YAML; write TOML",
-            ),
-            (
-                "{\"source\": {}}",
-                "o.toml:1:1: not valid TOML: this looks like JSON; write TOML",
-            ),
-            (
-                "export OUTBOXD_SOURCE__URL=x",
-                "o.toml:1:8: not valid TOML: this looks like a file of variables; set them in the environment",
-            ),
-            (
-                "<config/>",
-                "o.toml:1:1: not valid TOML: this looks like XML; write TOML",
-            ),
-        ] {
+        for (text, expected) in SYNTAX_ERRORS {
             let error = start(text);
             assert!(error.starts_with(expected), "{text:?}: {error}");
         }

@@ -24,16 +24,9 @@ const WAL_ALARMS: [WalAlarm; 3] = [WalAlarm::None, WalAlarm::Warning, WalAlarm::
 
 /// Every metric of one relay.
 pub struct Metrics {
+    rows: RowCounters,
     registry: Registry,
-    read_rows: IntCounter,
-    published_rows: IntCounter,
-    published_bytes: IntCounter,
-    marked_rows: IntCounter,
-    repeated_rows: IntCounter,
-    missed_rows: IntCounter,
-    removed_rows: IntCounter,
     slots_lost: IntCounter,
-    held_rows_total: IntCounter,
     blocked_aggregates_total: IntCounterVec,
     sessions: IntCounterVec,
     log_lines_dropped: IntCounter,
@@ -50,21 +43,63 @@ struct Gauges {
     lease_epoch: Gauge,
     in_flight_rows: Gauge,
     in_flight_bytes: Gauge,
-    lag_rows: Gauge,
-    lag_bytes: Gauge,
-    lag_seconds: Gauge,
-    oldest_unsent_age_seconds: Gauge,
     held_rows: GaugeVec,
     held_aggregates: GaugeVec,
     dead_letters: Gauge,
     table_rows: Gauge,
     table_bytes: Gauge,
-    holes_open: Gauge,
-    publication_drift: Gauge,
-    slot_retained_bytes: Gauge,
-    wal_budget_bytes: Gauge,
-    wal_alarm: GaugeVec,
-    sent_seq: Gauge,
+    slot: SlotGauges,
+    lag: LagGauges,
+}
+
+/// Counters of rows on their way.
+#[derive(Debug)]
+struct RowCounters {
+    read: IntCounter,
+    published: IntCounter,
+    published_bytes: IntCounter,
+    marked: IntCounter,
+    repeated: IntCounter,
+    missed: IntCounter,
+    removed: IntCounter,
+    held: IntCounter,
+}
+
+impl RowCounters {
+    fn new(registry: &Registry) -> Self {
+        let counter = |name, help| counter(registry, name, help);
+        Self {
+            read: counter(
+                "outboxd_read_rows_total",
+                "Rows that came from the source, repeated ones included.",
+            ),
+            published: counter(
+                "outboxd_published_rows_total",
+                "Rows that a broker acknowledged.",
+            ),
+            published_bytes: counter(
+                "outboxd_published_bytes_total",
+                "Bytes of the keys and values that a broker acknowledged.",
+            ),
+            marked: counter("outboxd_marked_rows_total", "Rows recorded as sent."),
+            repeated: counter(
+                "outboxd_repeated_rows_total",
+                "Rows that the source sent again and that were skipped: in flight or marked already.",
+            ),
+            missed: counter(
+                "outboxd_missed_rows_total",
+                "Rows that the stream passed without bringing them: found in the table and published from there.",
+            ),
+            removed: counter(
+                "outboxd_removed_rows_total",
+                "Sent rows that retention removed from the table.",
+            ),
+            held: counter(
+                "outboxd_held_rows_total",
+                "Rows that were held back because of their topic or an earlier row of their aggregate.",
+            ),
+        }
+    }
 }
 
 impl Default for Metrics {
@@ -89,59 +124,27 @@ impl Metrics {
         build
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1.0);
-        let counter = |name, help| {
-            let opened = IntCounter::new(name, help);
-            add(&registry, opened.expect("the name is valid"))
-        };
-        let counters = |name, help, label| {
-            let opened = IntCounterVec::new(Opts::new(name, help), &[label]);
-            add(&registry, opened.expect("the name is valid"))
-        };
         Self {
-            read_rows: counter(
-                "outboxd_read_rows_total",
-                "Rows that came from the source, repeated ones included.",
-            ),
-            published_rows: counter(
-                "outboxd_published_rows_total",
-                "Rows that a broker acknowledged.",
-            ),
-            published_bytes: counter(
-                "outboxd_published_bytes_total",
-                "Bytes of the keys and values that a broker acknowledged.",
-            ),
-            marked_rows: counter("outboxd_marked_rows_total", "Rows recorded as sent."),
-            repeated_rows: counter(
-                "outboxd_repeated_rows_total",
-                "Rows that the source sent again and that were skipped: in flight or marked already.",
-            ),
-            missed_rows: counter(
-                "outboxd_missed_rows_total",
-                "Rows that the stream passed without bringing them: found in the table and published from there.",
-            ),
-            removed_rows: counter(
-                "outboxd_removed_rows_total",
-                "Sent rows that retention removed from the table.",
-            ),
+            rows: RowCounters::new(&registry),
             slots_lost: counter(
+                &registry,
                 "outboxd_slots_lost_total",
                 "Times that the slot was gone or invalid and the table was read instead.",
             ),
-            held_rows_total: counter(
-                "outboxd_held_rows_total",
-                "Rows that were held back because of their topic or an earlier row of their aggregate.",
-            ),
             blocked_aggregates_total: counters(
+                &registry,
                 "outboxd_blocked_aggregates_total",
                 "Aggregates that were blocked by a row at fault.",
                 "reason",
             ),
             sessions: counters(
+                &registry,
                 "outboxd_sessions_total",
                 "Sessions that ended, by the reason.",
                 "reason",
             ),
             log_lines_dropped: counter(
+                &registry,
                 "outboxd_log_lines_dropped_total",
                 "Log lines that nobody took from the pipe in time.",
             ),
@@ -161,12 +164,12 @@ impl Metrics {
     }
 
     pub(crate) fn read(&self, rows: usize) {
-        self.read_rows.inc_by(rows as u64);
+        self.rows.read.inc_by(rows as u64);
     }
 
     pub(crate) fn delivered(&self, delivered: &Deliveries) {
-        self.published_rows.inc_by(delivered.tickets.len() as u64);
-        self.published_bytes.inc_by(delivered.bytes);
+        self.rows.published.inc_by(delivered.tickets.len() as u64);
+        self.rows.published_bytes.inc_by(delivered.bytes);
     }
 
     /// Notes how long what was handed over together took until all of it was acknowledged.
@@ -176,21 +179,21 @@ impl Metrics {
 
     /// Notes a checkpoint: its rows, and how long it took.
     pub(crate) fn marked(&self, rows: usize, elapsed: Duration) {
-        self.marked_rows.inc_by(rows as u64);
+        self.rows.marked.inc_by(rows as u64);
         self.checkpoint_seconds.observe(elapsed.as_secs_f64());
     }
 
     pub(crate) fn repeated(&self, rows: usize) {
-        self.repeated_rows.inc_by(rows as u64);
+        self.rows.repeated.inc_by(rows as u64);
     }
 
     pub(crate) fn missed(&self, rows: usize) {
-        self.missed_rows.inc_by(rows as u64);
+        self.rows.missed.inc_by(rows as u64);
     }
 
     /// Notes rows that retention removed.
     pub(crate) fn removed(&self, rows: u64) {
-        self.removed_rows.inc_by(rows);
+        self.rows.removed.inc_by(rows);
     }
 
     /// Notes a slot that was lost and is made anew.
@@ -199,7 +202,7 @@ impl Metrics {
     }
 
     pub(crate) fn held(&self) {
-        self.held_rows_total.inc();
+        self.rows.held.inc();
     }
 
     /// Notes a blocked aggregate; `reason` is one of a fixed set.
@@ -227,13 +230,97 @@ impl Metrics {
     }
 }
 
+fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    let opened = IntCounter::new(name, help);
+    add(registry, opened.expect("the name is valid"))
+}
+
+fn counters(registry: &Registry, name: &str, help: &str, label: &str) -> IntCounterVec {
+    let opened = IntCounterVec::new(Opts::new(name, help), &[label]);
+    add(registry, opened.expect("the name is valid"))
+}
+
+/// What is set from the report of the slot and its WAL.
+struct SlotGauges {
+    publication_drift: Gauge,
+    slot_retained_bytes: Gauge,
+    wal_budget_bytes: Gauge,
+    wal_alarm: GaugeVec,
+}
+
+impl SlotGauges {
+    fn new(registry: &Registry) -> Self {
+        let gauge = |name, help| gauge(registry, name, help);
+        Self {
+            publication_drift: gauge(
+                "outboxd_publication_drift",
+                "Reasons why the publication does not bring every row.",
+            ),
+            slot_retained_bytes: gauge(
+                "outboxd_slot_retained_bytes",
+                "WAL that the slot keeps on the server.",
+            ),
+            wal_budget_bytes: gauge(
+                "outboxd_wal_budget_bytes",
+                "WAL that the slot may keep before it is an alarm.",
+            ),
+            wal_alarm: gauges(
+                registry,
+                "outboxd_wal_alarm",
+                "1 for the alarm about the WAL that the slot keeps.",
+                "alarm",
+            ),
+        }
+    }
+}
+
+/// What is set from the report of the rows that were not sent.
+struct LagGauges {
+    lag_rows: Gauge,
+    lag_bytes: Gauge,
+    lag_seconds: Gauge,
+    oldest_unsent_age_seconds: Gauge,
+    holes_open: Gauge,
+    sent_seq: Gauge,
+}
+
+impl LagGauges {
+    fn new(registry: &Registry) -> Self {
+        let gauge = |name, help| gauge(registry, name, help);
+        Self {
+            lag_rows: gauge("outboxd_lag_rows", "Rows in the table that were not sent."),
+            lag_bytes: gauge(
+                "outboxd_lag_bytes",
+                "WAL behind which the confirmed position is.",
+            ),
+            lag_seconds: gauge(
+                "outboxd_lag_seconds",
+                "Age of the oldest row that is neither sent nor held.",
+            ),
+            oldest_unsent_age_seconds: gauge(
+                "outboxd_oldest_unsent_age_seconds",
+                "Age of the oldest row that was not sent, held ones included.",
+            ),
+            holes_open: gauge(
+                "outboxd_holes_open",
+                "Ranges of numbers whose rows may still appear.",
+            ),
+            sent_seq: gauge("outboxd_sent_seq", "The highest number that was sent."),
+        }
+    }
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> Gauge {
+    let opened = Gauge::new(name, help);
+    add(registry, opened.expect("the name is valid"))
+}
+
 impl Gauges {
     fn new(registry: &Registry) -> Self {
-        let gauge = |name, help| {
-            let opened = Gauge::new(name, help);
-            add(registry, opened.expect("the name is valid"))
-        };
+        let gauge = |name, help| gauge(registry, name, help);
         Self {
+            lag: LagGauges::new(registry),
+            slot: SlotGauges::new(registry),
             role: gauges(
                 registry,
                 "outboxd_role",
@@ -248,19 +335,6 @@ impl Gauges {
             ),
             in_flight_rows: gauge("outboxd_in_flight_rows", "Rows read and not yet marked."),
             in_flight_bytes: gauge("outboxd_in_flight_bytes", "Bytes of these rows."),
-            lag_rows: gauge("outboxd_lag_rows", "Rows in the table that were not sent."),
-            lag_bytes: gauge(
-                "outboxd_lag_bytes",
-                "WAL behind which the confirmed position is.",
-            ),
-            lag_seconds: gauge(
-                "outboxd_lag_seconds",
-                "Age of the oldest row that is neither sent nor held.",
-            ),
-            oldest_unsent_age_seconds: gauge(
-                "outboxd_oldest_unsent_age_seconds",
-                "Age of the oldest row that was not sent, held ones included.",
-            ),
             held_rows: gauges(
                 registry,
                 "outboxd_held_rows",
@@ -285,29 +359,6 @@ impl Gauges {
                 "outboxd_table_bytes",
                 "Bytes of the outbox table, its indexes included.",
             ),
-            holes_open: gauge(
-                "outboxd_holes_open",
-                "Ranges of numbers whose rows may still appear.",
-            ),
-            publication_drift: gauge(
-                "outboxd_publication_drift",
-                "Reasons why the publication does not bring every row.",
-            ),
-            slot_retained_bytes: gauge(
-                "outboxd_slot_retained_bytes",
-                "WAL that the slot keeps on the server.",
-            ),
-            wal_budget_bytes: gauge(
-                "outboxd_wal_budget_bytes",
-                "WAL that the slot may keep before it is an alarm.",
-            ),
-            wal_alarm: gauges(
-                registry,
-                "outboxd_wal_alarm",
-                "1 for the alarm about the WAL that the slot keeps.",
-                "alarm",
-            ),
-            sent_seq: gauge("outboxd_sent_seq", "The highest number that was sent."),
         }
     }
 
@@ -326,33 +377,36 @@ impl Gauges {
         self.in_flight_rows.set(status.in_flight.rows as f64);
         self.in_flight_bytes.set(status.in_flight.bytes as f64);
         let number = |number: Option<u64>| known(number.map(|number| number as f64));
-        self.lag_rows.set(number(status.lag.rows));
-        self.lag_bytes.set(number(status.lag.bytes));
-        self.lag_seconds.set(known(status.lag.seconds));
+        self.lag.lag_rows.set(number(status.lag.rows));
+        self.lag.lag_bytes.set(number(status.lag.bytes));
+        self.lag.lag_seconds.set(known(status.lag.seconds));
         let age = status.oldest_unsent_age_seconds;
         // Where rows are counted and there is none, nothing is old.
         let none = (status.lag.rows == Some(0)).then_some(0.0);
-        self.oldest_unsent_age_seconds.set(known(age.or(none)));
+        self.lag.oldest_unsent_age_seconds.set(known(age.or(none)));
         self.table_rows
             .set(number(status.table_size.map(|kept| kept.rows)));
         self.table_bytes
             .set(number(status.table_size.map(|kept| kept.bytes)));
-        self.holes_open.set(number(status.holes_open));
-        self.publication_drift.set(status.drift.len() as f64);
-        self.slot_retained_bytes
+        self.lag.holes_open.set(number(status.holes_open));
+        self.slot.publication_drift.set(status.drift.len() as f64);
+        self.slot
+            .slot_retained_bytes
             .set(number(status.slot_retained_bytes));
-        self.wal_budget_bytes
+        self.slot
+            .wal_budget_bytes
             .set(number(status.wal_budget.map(|budget| budget.bytes)));
         for alarm in WAL_ALARMS {
             let is_on = status
                 .wal_budget
                 .is_some_and(|budget| budget.alarm == alarm);
-            self.wal_alarm
+            self.slot
+                .wal_alarm
                 .with_label_values(&[alarm.name()])
                 .set(f64::from(u8::from(is_on)));
         }
         let seq = status.position.sent_seq.map(|seq| seq as f64);
-        self.sent_seq.set(known(seq));
+        self.lag.sent_seq.set(known(seq));
         self.set_held(status);
     }
 

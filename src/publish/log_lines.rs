@@ -83,77 +83,78 @@ mod tests {
     use super::*;
 
     /// Lines as they came, from a real broker unless it says otherwise.
+    const LINES: &[(&str, &str, Option<Event>)] = &[
+        (
+            "FAIL",
+            "[thrd:127.0.0.1:39192/1]: 127.0.0.1:39192/1: Disconnected: connection closed by peer: receive 0 after \
+             POLLIN (after 84ms in state UP, 1 identical error(s) suppressed) (_TRANSPORT): identical to last error",
+            Some(Event::Closed),
+        ),
+        (
+            "FAIL",
+            "sasl_ssl://[::1]:9093/1: Send failed: Broken pipe (after 5ms in state UP) (_TRANSPORT)",
+            Some(Event::Closed),
+        ),
+        (
+            "FAIL",
+            "[thrd:[::1]:9093/1]: [::1]:9093/1: 1 request(s) timed out: disconnect (after 10004ms in state UP) (_TIMED_OUT)",
+            Some(Event::Failed),
+        ),
+        (
+            "FAIL",
+            "[thrd:a:1/1]: a:1/1: Connection max idle time exceeded (180003ms since last activity) (after 190120ms in state UP) \
+             (_TRANSPORT)",
+            Some(Event::Failed),
+        ),
+        (
+            "FAIL",
+            "[thrd:a:1/1]: a:1/1: Connect to ipv4#127.0.0.1:1 failed: Connection refused (after 0ms in state CONNECT) \
+             (_TRANSPORT)",
+            Some(Event::Failed),
+        ),
+        (
+            "FAIL",
+            "[thrd:a:1/bootstrap]: a:1/bootstrap: Decommissioning this broker (after 4ms in state UP) (_DESTROY_BROKER)",
+            None,
+        ),
+        (
+            "REQERR",
+            "[thrd:127.0.0.1:39192/1]: 127.0.0.1:39192/1: ProduceRequest failed: Local: Broker transport failure: \
+             explicit actions Refresh,MsgPossiblyPersisted",
+            Some(Event::Lost),
+        ),
+        (
+            "REQERR",
+            "[thrd:a:1/1]: a:1/1: ProduceRequest failed: Broker: Not enough in-sync replicas: actions Retry",
+            Some(Event::TooFewReplicas),
+        ),
+        (
+            "REQERR",
+            "[thrd:a:1/1]: a:1/1: ProduceRequest failed: Broker: Message size too large: actions Permanent",
+            Some(Event::Answered),
+        ),
+        (
+            "REQERR",
+            "[thrd:a:1/1]: a:1/1: ProduceRequest failed: Local: Timed out: explicit actions Retry",
+            None,
+        ),
+        (
+            "REQERR",
+            "[thrd:a:1/1]: a:1/1: MetadataRequest failed: Local: Broker transport failure: actions Retry",
+            None,
+        ),
+        (
+            "STATE",
+            "[thrd:a:1/1]: a:1/1: Broker changed state UP -> DOWN",
+            None,
+        ),
+        ("FAIL", "", None),
+    ];
+
     #[test]
     fn lines_of_librdkafka_are_read() {
-        let broker = 1;
-        let line = |event| Some(Line { broker, event });
-        for (facility, text, expected) in [
-            (
-                "FAIL",
-                "[thrd:127.0.0.1:39192/1]: 127.0.0.1:39192/1: Disconnected: connection closed by peer: receive 0 after \
-                 POLLIN (after 84ms in state UP, 1 identical error(s) suppressed) (_TRANSPORT): identical to last error",
-                line(Event::Closed),
-            ),
-            (
-                "FAIL",
-                "sasl_ssl://[::1]:9093/1: Send failed: Broken pipe (after 5ms in state UP) (_TRANSPORT)",
-                line(Event::Closed),
-            ),
-            (
-                "FAIL",
-                "[thrd:[::1]:9093/1]: [::1]:9093/1: 1 request(s) timed out: disconnect (after 10004ms in state UP) (_TIMED_OUT)",
-                line(Event::Failed),
-            ),
-            (
-                "FAIL",
-                "[thrd:a:1/1]: a:1/1: Connection max idle time exceeded (180003ms since last activity) (after 190120ms in state UP) \
-                 (_TRANSPORT)",
-                line(Event::Failed),
-            ),
-            (
-                "FAIL",
-                "[thrd:a:1/1]: a:1/1: Connect to ipv4#127.0.0.1:1 failed: Connection refused (after 0ms in state CONNECT) \
-                 (_TRANSPORT)",
-                line(Event::Failed),
-            ),
-            (
-                "FAIL",
-                "[thrd:a:1/bootstrap]: a:1/bootstrap: Decommissioning this broker (after 4ms in state UP) (_DESTROY_BROKER)",
-                None,
-            ),
-            (
-                "REQERR",
-                "[thrd:127.0.0.1:39192/1]: 127.0.0.1:39192/1: ProduceRequest failed: Local: Broker transport failure: \
-                 explicit actions Refresh,MsgPossiblyPersisted",
-                line(Event::Lost),
-            ),
-            (
-                "REQERR",
-                "[thrd:a:1/1]: a:1/1: ProduceRequest failed: Broker: Not enough in-sync replicas: actions Retry",
-                line(Event::TooFewReplicas),
-            ),
-            (
-                "REQERR",
-                "[thrd:a:1/1]: a:1/1: ProduceRequest failed: Broker: Message size too large: actions Permanent",
-                line(Event::Answered),
-            ),
-            (
-                "REQERR",
-                "[thrd:a:1/1]: a:1/1: ProduceRequest failed: Local: Timed out: explicit actions Retry",
-                None,
-            ),
-            (
-                "REQERR",
-                "[thrd:a:1/1]: a:1/1: MetadataRequest failed: Local: Broker transport failure: actions Retry",
-                None,
-            ),
-            (
-                "STATE",
-                "[thrd:a:1/1]: a:1/1: Broker changed state UP -> DOWN",
-                None,
-            ),
-            ("FAIL", "", None),
-        ] {
+        for (facility, text, event) in LINES {
+            let expected = event.map(|event| Line { broker: 1, event });
             assert_eq!(read(facility, text), expected, "{text}");
         }
     }

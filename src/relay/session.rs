@@ -39,6 +39,7 @@ use crate::state::names::{self, NamesError};
 use crate::state::rename::{self, RenameError};
 use crate::state::schema::{self, Creates, MigrateError, Step};
 use crate::state::{OutboxState, StateError, StateTable};
+use identity_check::KnownOutbox;
 pub use slot::Decoding;
 
 /// Why a session could not be opened.
@@ -265,26 +266,7 @@ impl SessionBuilder<'_> {
             outbox: lease_key(&self.config.source),
             epoch: self.epoch,
         };
-        // The right server first: nothing is recorded, made or dropped on another one.
-        let state = states.load().await?;
-        let mut known = self.check_identity(&sql, &states, &table, state).await?;
-        self.record_carry_over(&states, &token).await?;
-        known.state = states.load().await?;
-        self.change_mark(&table, &states, &token, &known.state)
-            .await?;
-        self.prepare_slot(&sql, &states, &known.state).await?;
-        self.leave_to_the_table(&sql, &states).await?;
-        // A slot that was made on an empty table leaves nothing to read from it.
-        known.state = states.load().await?;
-        self.check_publication(&sql, &table).await?;
-        if known.state.start.is_none() {
-            self.decide_start(&sql, &states, &table).await?;
-            known.state = states.load().await?;
-        }
-        self.carry_over.numbers = Numbers::AsKnown;
-        if self.release(&sql, &table, &token).await? {
-            known.state = states.load().await?;
-        }
+        let known = self.settle_state(&sql, &states, &table, &token).await?;
         let generation = known.state.generation;
         hold::take_out_sent(&sql.client, &token).await?;
         let recorded = hold::load(&sql.client, &token.outbox, generation).await?;
@@ -321,6 +303,37 @@ impl SessionBuilder<'_> {
             lease,
             stop,
         })
+    }
+
+    /// Brings what is recorded of the outbox up to date: whose numbers they are, the mark, the slot, where it starts, what is
+    /// released.
+    async fn settle_state(
+        &mut self,
+        sql: &postgres::SqlConnection,
+        states: &StateTable<'_>,
+        table: &Table,
+        token: &FencingToken,
+    ) -> Result<KnownOutbox, OpenError> {
+        // The right server first: nothing is recorded, made or dropped on another one.
+        let state = states.load().await?;
+        let mut known = self.check_identity(sql, states, table, state).await?;
+        self.record_carry_over(states, token).await?;
+        known.state = states.load().await?;
+        self.change_mark(table, states, token, &known.state).await?;
+        self.prepare_slot(sql, states, &known.state).await?;
+        self.leave_to_the_table(sql, states).await?;
+        // A slot that was made on an empty table leaves nothing to read from it.
+        known.state = states.load().await?;
+        self.check_publication(sql, table).await?;
+        if known.state.start.is_none() {
+            self.decide_start(sql, states, table).await?;
+            known.state = states.load().await?;
+        }
+        self.carry_over.numbers = Numbers::AsKnown;
+        if self.release(sql, table, token).await? {
+            known.state = states.load().await?;
+        }
+        Ok(known)
     }
 
     /// Shows which server it is; what the role may not ask is not known.

@@ -217,6 +217,10 @@ impl World {
         }
     }
 
+    #[expect(
+        clippy::too_many_lines,
+        reason = "it follows the opening of a session step by step"
+    )]
     fn open(&mut self, relay: usize, token: FencingToken) {
         self.record_carry_over(relay);
         self.leave_to_the_table(relay);

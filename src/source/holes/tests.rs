@@ -273,6 +273,22 @@ fn finds_published_behind_new_rows_are_out_of_order() {
     assert!(verdict.out_of_order > 0, "{verdict:?}");
 }
 
+struct Found {
+    rows: RangeSet,
+    rolled_back: RangeSet,
+}
+
+/// Reads the locks and looks holes up, while writers go on in between.
+fn look_up(holes: &mut Holes, server: &mut Server, rng: &mut Rng, passed: Lsn) -> Found {
+    let reading = server.read_locks(rng);
+    let plan = holes.plan(&reading, Arrivals::Rows, passed);
+    server.run(rng, 4);
+    let standing = server.rows.keys().copied();
+    let rows: RangeSet = standing.filter(|&seq| plan.look_up.contains(seq)).collect();
+    let rolled_back = holes.answer(&plan, &rows);
+    Found { rows, rolled_back }
+}
+
 /// A stream that lags behind the commits and loses some rows; the holes come from what it brought.
 fn streamed(seed: u64, needs_stream: bool) -> (usize, usize) {
     let mut rng = Rng::with_seed(seed);
@@ -317,17 +333,9 @@ fn streamed(seed: u64, needs_stream: bool) -> (usize, usize) {
             holes.note(brought.gaps(top + 1..=last).collect());
         }
         holes.forget(&brought);
-        let reading = server.read_locks(&mut rng);
-        let plan = holes.plan(&reading, Arrivals::Rows, Lsn(passed));
-        server.run(&mut rng, 4);
-        let found: RangeSet = server
-            .rows
-            .keys()
-            .copied()
-            .filter(|&seq| plan.look_up.contains(seq))
-            .collect();
-        rolled_back.extend(&holes.answer(&plan, &found));
-        finds.extend(&found);
+        let found = look_up(&mut holes, &mut server, &mut rng, Lsn(passed));
+        rolled_back.extend(&found.rolled_back);
+        finds.extend(&found.rows);
     }
     let not_lost = finds.difference(&lost).len();
     let wrongly_dead = server

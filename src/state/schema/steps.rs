@@ -338,30 +338,15 @@ fn is_order_told(names: &Names, existing: &ExistingObjects) -> bool {
 }
 
 fn grants(names: &Names, existing: &ExistingObjects, values: &Values, steps: &mut Vec<Step>) {
-    let relay = names.relay_role();
-    let has_seq = existing
-        .table
-        .as_ref()
-        .is_none_or(|table| table.sequence().is_some());
-    let is_made = |part: Part| {
-        steps
-            .iter()
-            .any(|step| step.part == part && step.state == StepState::Needed)
-    };
-    let (state_made, view_made) = (is_made(Part::State), is_made(Part::View));
     let may = existing.relay.role_exists || names.relay_role.is_some() || existing.may_create_role;
     // Without a server nothing is known of the roles: the script creates the group.
     let is_script = existing.server_version == 0;
-    let Grants {
-        reads,
-        reads_sequence,
-        updates_sent_at,
-        deletes,
-        state,
-        status,
-        ..
-    } = existing.relay;
-    let mut push = |fragment: &str, what: String, is_needed: bool| {
+    for Right {
+        fragment,
+        what,
+        is_needed,
+    } in rights(names, existing, steps)
+    {
         let state = match needed(is_needed) {
             StepState::Needed if !may && !is_script => StepState::Skipped(
                 "this role may not create roles: `outboxd migrate --relay-role NAME` grants to one that is there",
@@ -374,81 +359,104 @@ fn grants(names: &Names, existing: &ExistingObjects, values: &Values, steps: &mu
             sql: values.render(GRANTS, fragment),
             state,
         });
-    };
-    if names.relay_role.is_none() {
-        push(
-            "relay role",
-            format!("group role `{RELAY_ROLE}`"),
-            !existing.relay.role_exists,
-        );
     }
-    push(
-        "relay",
-        format!("right of `{relay}` to read the table"),
-        !reads,
-    );
-    let is_unseen = match &existing.table {
+    if let Some(role) = &names.application_role {
+        application_grants(role, existing, values, steps);
+    }
+}
+
+/// A right of the relay's role, and the fragment that grants it.
+struct Right {
+    fragment: &'static str,
+    what: String,
+    is_needed: bool,
+}
+
+/// What the relay's role needs, in order.
+fn rights(names: &Names, existing: &ExistingObjects, steps: &[Step]) -> Vec<Right> {
+    let relay = names.relay_role();
+    let is_made = |part: Part| {
+        let mut steps = steps.iter();
+        steps.any(|step| step.part == part && step.state == StepState::Needed)
+    };
+    let Grants {
+        reads,
+        updates_sent_at,
+        deletes,
+        state,
+        status,
+        ..
+    } = existing.relay;
+    let mut rights = Vec::new();
+    let mut push = |fragment, what: &str, is_needed| {
+        rights.push(Right {
+            fragment,
+            what: format!("right of `{relay}` to {what}"),
+            is_needed,
+        });
+    };
+    push("relay", "read the table", !reads);
+    if let Some((fragment, is_needed)) = sequence_right(names, existing) {
+        push(fragment, "read the sequence", is_needed);
+    }
+    if names.mark == Mark::SentAt {
+        push("relay sent_at", "set `sent_at`", !updates_sent_at);
+    }
+    if names.removes || names.mark == Mark::Delete {
+        push("relay delete", "delete rows that were sent", !deletes);
+    }
+    let (state_made, view_made) = (is_made(Part::State), is_made(Part::View));
+    push("relay state", "keep its state", state_made || !state);
+    push("relay status", "read the status view", view_made || !status);
+    if names.relay_role.is_none() {
+        let group = Right {
+            fragment: "relay role",
+            what: format!("group role `{RELAY_ROLE}`"),
+            is_needed: !existing.relay.role_exists,
+        };
+        rights.insert(0, group);
+    }
+    rights
+}
+
+/// The fragment that lets the relay's role read the sequence, and whether it is needed; nothing where there is none.
+fn sequence_right(names: &Names, existing: &ExistingObjects) -> Option<(&'static str, bool)> {
+    let table = existing.table.as_ref();
+    let is_unseen = match table {
         None => !names.columns.is_empty(),
         // It is foreseen.
         Some(table) => names.mark == Mark::Ledger && table.layout.seq.is_none(),
     };
     if is_unseen {
-        if names.mark == Mark::Ledger || names.columns.of("seq") != "seq" {
-            push(
-                "relay sequence of a column",
-                format!("right of `{relay}` to read the sequence"),
-                true,
-            );
-        }
-    } else if has_seq {
-        push(
-            "relay sequence",
-            format!("right of `{relay}` to read the sequence"),
-            !reads_sequence,
-        );
+        let is_used = names.mark == Mark::Ledger || names.columns.of("seq") != "seq";
+        return is_used.then_some(("relay sequence of a column", true));
     }
-    if names.mark == Mark::SentAt {
-        push(
-            "relay sent_at",
-            format!("right of `{relay}` to set `sent_at`"),
-            !updates_sent_at,
-        );
-    }
-    if names.removes || names.mark == Mark::Delete {
-        push(
-            "relay delete",
-            format!("right of `{relay}` to delete rows that were sent"),
-            !deletes,
-        );
-    }
-    push(
-        "relay state",
-        format!("right of `{relay}` to keep its state"),
-        state_made || !state,
-    );
-    push(
-        "relay status",
-        format!("right of `{relay}` to read the status view"),
-        view_made || !status,
-    );
-    if let Some(role) = &names.application_role {
-        steps.push(Step {
-            part: Part::Grant,
-            description: format!("right of `{role}` to insert rows"),
-            sql: values.render(GRANTS, "application"),
-            state: needed(!existing.application.inserts),
-        });
-        let function = steps.iter().find(|step| step.part == Part::Function);
-        if let Some(function) = function {
-            let is_made = function.state == StepState::Needed;
-            steps.push(Step {
-                part: Part::Grant,
-                description: format!("right of `{role}` to call the function"),
-                sql: values.render(GRANTS, "application function"),
-                state: needed(is_made || !existing.application.executes),
-            });
-        }
-    }
+    let has_seq = table.is_none_or(|table| table.sequence().is_some());
+    has_seq.then_some(("relay sequence", !existing.relay.reads_sequence))
+}
+
+fn application_grants(
+    role: &str,
+    existing: &ExistingObjects,
+    values: &Values,
+    steps: &mut Vec<Step>,
+) {
+    steps.push(Step {
+        part: Part::Grant,
+        description: format!("right of `{role}` to insert rows"),
+        sql: values.render(GRANTS, "application"),
+        state: needed(!existing.application.inserts),
+    });
+    let function = steps.iter().find(|step| step.part == Part::Function);
+    let Some(is_made) = function.map(|function| function.state == StepState::Needed) else {
+        return;
+    };
+    steps.push(Step {
+        part: Part::Grant,
+        description: format!("right of `{role}` to call the function"),
+        sql: values.render(GRANTS, "application function"),
+        state: needed(is_made || !existing.application.executes),
+    });
 }
 
 #[cfg(test)]
