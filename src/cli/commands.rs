@@ -92,7 +92,7 @@ fn stop_on_signals(stop: &CancellationToken) -> std::io::Result<()> {
     // The handler stays when its stream is dropped.
     let _ = signal(SignalKind::hangup())?;
     // A log that is as large as its file may be loses lines, and ends nobody: `ulimit -f`.
-    let _ = signal(SignalKind::from_raw(libc::SIGXFSZ))?;
+    let _ = signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let stop = stop.clone();

@@ -2,7 +2,7 @@
 //!
 //! Owns the TOML syntax and its errors. Knows no key.
 
-use toml_edit::{ImDocument, Item, Key, TableLike, Value};
+use toml_edit::{Document, Item, Key, TableLike, Value};
 
 use super::environment::{flatten, is_property};
 use super::settings::{Assignment, Setting};
@@ -12,14 +12,16 @@ use super::{ConfigError, Origin};
 ///
 /// Errors: the first place that is not TOML, in our words: the parser's would quote the line.
 pub(super) fn entries(file: &str, text: &str) -> Result<Vec<Assignment>, ConfigError> {
-    let document = ImDocument::parse(text).map_err(|error| {
+    let document = Document::parse(text).map_err(|error| {
         let offset = error.span().map_or(text.len(), |span| span.start);
         let (line, column) = place(text, offset);
         ConfigError::Syntax {
             file: file.to_owned(),
             line,
             column,
-            problem: other_format(text).unwrap_or_else(|| wording(error.message())),
+            problem: other_format(text)
+                .or_else(|| lacks_value(text, offset))
+                .unwrap_or_else(|| wording(error.message())),
         }
     })?;
     let mut walk = Walk {
@@ -121,6 +123,20 @@ fn other_format(text: &str) -> Option<&'static str> {
     None
 }
 
+/// Where nothing stands in the place of a value the parser asks for quotes.
+fn lacks_value(text: &str, offset: usize) -> Option<&'static str> {
+    let rest = text.get(offset..).unwrap_or_default();
+    let is_missing =
+        rest.trim_start_matches([' ', '\t']).starts_with('\n') || rest.trim().is_empty();
+    let is_value = text
+        .get(..offset)
+        .unwrap_or_default()
+        .trim_end()
+        .ends_with('=');
+    (is_missing && is_value)
+        .then_some("a line must look like name = value, a text in double quotes")
+}
+
 /// Our words for the parser's message, which may quote the file.
 fn wording(message: &str) -> &'static str {
     const WORDS: &[(&str, &str)] = &[
@@ -133,13 +149,12 @@ fn wording(message: &str) -> &'static str {
             "this name is a value further up and can't be a section too",
         ),
         (
-            "invalid table header",
+            "unclosed table",
             "a section must look like [source.polling]",
         ),
         ("must be quoted", "a text must stand in double quotes"),
-        ("invalid string", "a text must stand in double quotes"),
         (
-            "escape sequence",
+            "escaped value",
             "a backslash must be written twice, or the text put into single quotes",
         ),
         (
@@ -147,7 +162,7 @@ fn wording(message: &str) -> &'static str {
             "this text has no closing quote, or a backslash that must be written twice",
         ),
         ("literal string", "this text has no closing quote"),
-        ("invalid array", "a list must look like [\"a\", \"b\"]"),
+        ("unclosed array", "a list must look like [\"a\", \"b\"]"),
         (
             "inline table",
             "a table in one line must look like { create = true }",
@@ -192,7 +207,7 @@ mod tests {
         ),
         (
             "[a]\n[a]",
-            "o.toml:2:1: not valid TOML: this key or section stands twice",
+            "o.toml:2:2: not valid TOML: this key or section stands twice",
         ),
         (
             "\n[a\nb = 1",
@@ -208,7 +223,7 @@ mod tests {
         ),
         (
             "b = \"C:\\secrets\"",
-            "o.toml:1:10: not valid TOML: a backslash must be written twice",
+            "o.toml:1:9: not valid TOML: a backslash must be written twice",
         ),
         (
             "b = 'hello",
@@ -234,10 +249,13 @@ mod tests {
             "a = 1\na.b = 2",
             "o.toml:2:1: not valid TOML: this name is a value",
         ),
-        ("b = 100ms", "o.toml:1:8: not valid TOML: "),
+        (
+            "b = 100ms",
+            "o.toml:1:5: not valid TOML: a text must stand in double quotes",
+        ),
         (
             "source:\n  url: x",
-            "o.toml:1:7: not valid TOML: this looks like YAML; write TOML",
+            "o.toml:1:8: not valid TOML: this looks like YAML; write TOML",
         ),
         (
             "# mine\n---\nsource:",
@@ -253,7 +271,7 @@ mod tests {
         ),
         (
             "<config/>",
-            "o.toml:1:1: not valid TOML: this looks like XML; write TOML",
+            "o.toml:1:10: not valid TOML: this looks like XML; write TOML",
         ),
     ];
 

@@ -316,7 +316,7 @@ mod tests {
         ]);
         let names = mapped(&[("id", "a \"b\""), ("aggregatetype", "kind")]);
         let text = mapping(&columns, &names);
-        let parsed: toml_edit::ImDocument<String> = toml_edit::ImDocument::parse(text).unwrap();
+        let parsed: toml_edit::Document<String> = toml_edit::Document::parse(text).unwrap();
         let columns = &parsed["source"]["columns"];
         assert_eq!(columns["id"].as_str(), Some("a \"b\""));
         assert_eq!(columns["aggregatetype"].as_str(), Some("kind"));

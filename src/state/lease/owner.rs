@@ -157,7 +157,9 @@ fn start_ticks(proc: &Path, pid: u32) -> io::Result<Option<u64>> {
         Ok(stat) => stat,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         // The process ended between open and read.
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {
+            return Ok(None);
+        }
         Err(error) => return Err(error),
     };
     // The name in parentheses may hold anything, parentheses too.
