@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// The wings, from the ground up: each may import from those before it only.
 const FLOORS: [&str; 15] = [
-    "text", "row", "config", "kafka", "encode", "postgres", "core", "mark", "publish", "state",
+    "text", "row", "config", "encode", "kafka", "postgres", "core", "mark", "publish", "state",
     "source", "observe", "relay", "commands", "cli",
 ];
 /// Lines of a file of Rust.

@@ -3,6 +3,7 @@
 //! Owns the values that the guarantees stand on. Never prints the value of a property.
 
 mod files;
+pub(crate) mod native;
 mod stranger;
 
 pub(crate) use files::ClientFiles;

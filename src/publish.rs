@@ -4,13 +4,10 @@
 //! come out as events. A session never repairs itself: the first failed report ends it, and the
 //! supervisor starts the next one.
 
-mod bootstrap;
 mod clocks;
 mod cut_off;
 mod fault;
 mod first_ack_gate;
-mod handles;
-mod inquiry;
 mod lanes;
 mod log_lines;
 mod metadata;

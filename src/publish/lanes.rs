@@ -10,10 +10,10 @@ use rdkafka::producer::{BaseProducer, Producer, PurgeConfig};
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::Outgoing;
-use super::handles::Handles;
 use super::reports::{Broker, Harvest, Reports};
 use crate::core::SmallBatches;
 use crate::kafka::KafkaError;
+use crate::kafka::native::Handles;
 
 pub(super) struct Lanes {
     usual: Lane,
@@ -93,7 +93,8 @@ impl Lanes {
             Some(small) if self.topics.contains_key(&outgoing.record.topic) => small,
             _ => &mut self.usual,
         };
-        lane.handles.send(&lane.producer, outgoing)
+        lane.handles
+            .send(&lane.producer, outgoing.ticket, &outgoing.record)
     }
 
     /// Serves every event that waits, and takes what the callbacks brought.

@@ -14,13 +14,13 @@ use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::{debug, info};
 
-use super::bootstrap;
-use super::inquiry::{
-    CreationRefusal, Found, Inquiry, Partitions, Reply, Wanted, answering_broker,
-};
 use super::reports::{Broker, Reports};
 use super::{PublisherEvent, TopicPartition, TopicState};
 use crate::config::{KafkaConfig, TopicsConfig};
+use crate::kafka::native;
+use crate::kafka::native::{
+    CreationRefusal, Found, Inquiry, Partitions, Reply, Wanted, answering_broker,
+};
 use crate::kafka::{self, KafkaError};
 
 /// How long one question waits for a broker; Kafka may be 2 s away.
@@ -362,7 +362,7 @@ impl LookUps {
             Err(code) => {
                 self.unanswered(Some(code));
                 // It may know no broker any more, as `bootstrap.rs` tells.
-                bootstrap::add_brokers(asker.client.client(), &self.kafka.brokers.join(","));
+                native::add_brokers(asker.client.client(), &self.kafka.brokers.join(","));
                 if self.connect < CONNECT_MAX {
                     self.connect = CONNECT_MAX.min(self.connect * 2);
                     self.client = Some(asker);

@@ -18,9 +18,10 @@ use super::lanes::Lanes;
 use super::log_lines::{Event, Line};
 use super::reports::{Broker, Failure, Harvest};
 use super::trials::{InFlight, Trials};
-use super::{Fault, Outgoing, PublisherEvent, SessionEnd, Ticket, bootstrap, fault};
+use super::{Fault, Outgoing, PublisherEvent, SessionEnd, Ticket, fault};
 use crate::core::SmallBatches;
 use crate::kafka::KafkaError;
+use crate::kafka::native;
 
 /// Records handed to librdkafka between two polls.
 const FEED_MAX: usize = 1_000;
@@ -194,7 +195,7 @@ impl ProducerThread {
             let answer = client.fetch_metadata(Some(&topic), REFRESH_MAX);
             debug!(%topic, error = ?answer.as_ref().err(), "asked for leaders");
             if answer.is_err() {
-                bootstrap::add_brokers(client, &servers);
+                native::add_brokers(client, &servers);
             }
             is_refreshing.store(false, Ordering::Relaxed);
         };

@@ -11,10 +11,10 @@ use tracing::debug;
 
 use super::Cutting;
 use super::cut_off::Stand;
-use super::inquiry::{Inquiry, Reply, answering_broker};
 use super::log_lines::Event;
 use super::reports::{Broker, Reports};
 use crate::config::KafkaConfig;
+use crate::kafka::native::{Inquiry, Reply, answering_broker};
 use crate::kafka::{self, KafkaError};
 
 /// From one question to the next.

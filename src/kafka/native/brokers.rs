@@ -1,9 +1,7 @@
-//! Leads a client that knows no broker any more back to the ones of `bootstrap.servers`: with `handles` and `inquiry`, the only
-//! unsafe code here.
+//! Leads a client that knows no broker any more back to the ones of `bootstrap.servers`.
 //!
 //! While its brokers are fenced, a KRaft cluster answers that it has none; librdkafka then drops those that it knew, and
 //! asks nobody ever again (its issue 5301, open; seen with 2.12.1 and a broker that was frozen for 20 s).
-#![allow(unsafe_code)]
 
 use std::ffi::CString;
 
@@ -11,7 +9,7 @@ use rdkafka::bindings::rd_kafka_brokers_add;
 use rdkafka::client::{Client, ClientContext};
 
 /// Adds the brokers of a comma-separated list; a connected client loses nothing by it.
-pub(super) fn add_brokers<C: ClientContext>(client: &Client<C>, brokers: &str) {
+pub(crate) fn add_brokers<C: ClientContext>(client: &Client<C>, brokers: &str) {
     let Ok(brokers) = CString::new(brokers) else {
         return;
     };

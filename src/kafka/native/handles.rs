@@ -1,8 +1,7 @@
-//! Hands records to librdkafka by its handle of their topic: with `bootstrap` and `inquiry`, the only unsafe code here.
+//! Hands records to librdkafka by its handle of their topic.
 //!
 //! By name, as the binding does it, librdkafka looks through the list of all its topics, under the lock that its threads
 //! share: with 1,000 topics that was half of the time of the thread that hands over.
-#![allow(unsafe_code)]
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
@@ -14,18 +13,16 @@ use rdkafka::bindings::{
     rd_kafka_headers_t, rd_kafka_last_error, rd_kafka_producev, rd_kafka_resp_err_t,
     rd_kafka_topic_destroy, rd_kafka_topic_new, rd_kafka_topic_t, rd_kafka_vtype_t,
 };
-use rdkafka::producer::{BaseProducer, Producer};
+use rdkafka::producer::{BaseProducer, Producer, ProducerContext};
 use rdkafka::types::RDKafkaErrorCode;
 
-use super::Outgoing;
-use super::reports::Reports;
-use crate::encode::Header;
+use crate::encode::{Header, Record};
 
 /// The topics that records went to, for one producer.
 ///
 /// To be dropped before the producer, which waits for its handles.
 #[derive(Default)]
-pub(super) struct Handles {
+pub(crate) struct Handles {
     topics: HashMap<Arc<str>, Handle>,
     /// The topic of the last record.
     last: Option<(Arc<str>, NonNull<rd_kafka_topic_t>)>,
@@ -46,18 +43,20 @@ impl Drop for Handle {
 
 impl Handles {
     /// Hands one record to librdkafka, which copies it.
-    pub(super) fn send(
+    ///
+    /// `opaque` comes back with the delivery report.
+    pub(crate) fn send<C: ProducerContext>(
         &mut self,
-        producer: &BaseProducer<Reports>,
-        outgoing: &Outgoing,
+        producer: &BaseProducer<C>,
+        opaque: u64,
+        record: &Record,
     ) -> Result<(), RDKafkaErrorCode> {
-        let Outgoing { ticket, record, .. } = outgoing;
         let topic = self.topic(producer, &record.topic)?;
         let headers = headers(&record.headers);
         let (key, key_bytes) = parts(record.key.as_deref());
         let (value, value_bytes) = parts(record.value.as_deref());
-        // The supported platforms have 64 bits; a ticket never exceeds the rows of one process.
-        let opaque = *ticket as usize as *mut c_void;
+        // The supported platforms have 64 bits.
+        let opaque = opaque as usize as *mut c_void;
         // SAFETY: producer and topic live; each tag is followed by values of the types that librdkafka reads for it; key and
         // value outlive the call, which copies them; the headers are ours until it succeeds. The delivery report reads the
         // opaque as the number that it is.
@@ -92,13 +91,13 @@ impl Handles {
     }
 
     /// The topic of the last record.
-    pub(super) fn last_topic(&self) -> Option<&Arc<str>> {
+    pub(crate) fn last_topic(&self) -> Option<&Arc<str>> {
         self.last.as_ref().map(|(name, _)| name)
     }
 
-    fn topic(
+    fn topic<C: ProducerContext>(
         &mut self,
-        producer: &BaseProducer<Reports>,
+        producer: &BaseProducer<C>,
         name: &Arc<str>,
     ) -> Result<NonNull<rd_kafka_topic_t>, RDKafkaErrorCode> {
         if let Some((last, topic)) = &self.last
@@ -120,7 +119,10 @@ impl Handles {
     }
 }
 
-fn open(producer: &BaseProducer<Reports>, name: &str) -> Result<Handle, RDKafkaErrorCode> {
+fn open<C: ProducerContext>(
+    producer: &BaseProducer<C>,
+    name: &str,
+) -> Result<Handle, RDKafkaErrorCode> {
     let name = CString::new(name).map_err(|_| RDKafkaErrorCode::InvalidTopic)?;
     // SAFETY: the producer lives, and librdkafka copies the name. The error is this thread's last one.
     unsafe {

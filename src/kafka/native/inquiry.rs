@@ -1,8 +1,6 @@
-//! Asks for many topics, or creates them, by one request that nobody waits for: with `bootstrap` and `handles`, the only
-//! unsafe code here.
+//! Asks for many topics, or creates them, by one request that nobody waits for.
 //!
 //! The binding asks for one topic or for all of a cluster, and drops the broker's words about what it did not create.
-#![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::ptr::{self, NonNull};
@@ -15,41 +13,41 @@ use rdkafka::types::RDKafkaErrorCode;
 
 /// Topics to be created.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Wanted<'a> {
-    pub(super) topics: &'a [Arc<str>],
+pub(crate) struct Wanted<'a> {
+    pub(crate) topics: &'a [Arc<str>],
     /// -1 is the broker's own count, here and of replicas.
-    pub(super) partitions: i32,
-    pub(super) replication_factor: i32,
+    pub(crate) partitions: i32,
+    pub(crate) replication_factor: i32,
     /// Brokers only say whether they would.
-    pub(super) is_trial: bool,
+    pub(crate) is_trial: bool,
 }
 
 /// What a broker said of one topic.
 #[derive(Debug)]
-pub(super) struct Found {
-    pub(super) topic: String,
-    pub(super) partitions: Result<Partitions, RDKafkaErrorCode>,
+pub(crate) struct Found {
+    pub(crate) topic: String,
+    pub(crate) partitions: Result<Partitions, RDKafkaErrorCode>,
 }
 
 /// The partitions of a topic.
 #[derive(Debug, Default)]
-pub(super) struct Partitions {
-    pub(super) count: usize,
+pub(crate) struct Partitions {
+    pub(crate) count: usize,
     /// Those that nobody leads.
-    pub(super) leaderless: Vec<u32>,
+    pub(crate) leaderless: Vec<u32>,
 }
 
 /// Why a topic was not created, with the broker's own words.
 #[derive(Debug)]
-pub(super) struct CreationRefusal {
-    pub(super) topic: String,
-    pub(super) code: RDKafkaErrorCode,
-    pub(super) words: String,
+pub(crate) struct CreationRefusal {
+    pub(crate) topic: String,
+    pub(crate) code: RDKafkaErrorCode,
+    pub(crate) words: String,
 }
 
 /// What came back.
 #[derive(Debug)]
-pub(super) enum Reply {
+pub(crate) enum Reply {
     Found(Vec<Found>),
     /// All were created but these.
     Created(Vec<CreationRefusal>),
@@ -60,7 +58,7 @@ pub(super) enum Reply {
 /// One question on its way.
 ///
 /// To be dropped before the client, which the queue belongs to.
-pub(super) struct Inquiry {
+pub(crate) struct Inquiry {
     queue: NonNull<rd_kafka_queue_t>,
 }
 
@@ -94,7 +92,7 @@ impl Drop for Event {
 /// The number of a broker that answers, or of one that it names.
 ///
 /// Librdkafka would ask the controller, which some clusters do not name.
-pub(super) fn answering_broker<C: ClientContext>(
+pub(crate) fn answering_broker<C: ClientContext>(
     client: &Client<C>,
     limit: Duration,
 ) -> Result<i32, RDKafkaErrorCode> {
@@ -130,7 +128,7 @@ fn milliseconds(limit: Duration) -> c_int {
 
 impl Inquiry {
     /// Asks what this broker knows of these topics, each named once; the answer comes within the limit.
-    pub(super) fn describe<C: ClientContext>(
+    pub(crate) fn describe<C: ClientContext>(
         client: &Client<C>,
         broker: i32,
         topics: &[Arc<str>],
@@ -154,7 +152,7 @@ impl Inquiry {
     }
 
     /// Asks for topics to be created; the answer comes within the limit.
-    pub(super) fn create<C: ClientContext>(
+    pub(crate) fn create<C: ClientContext>(
         client: &Client<C>,
         wanted: &Wanted<'_>,
         limit: Duration,
@@ -221,7 +219,7 @@ impl Inquiry {
     }
 
     /// Waits so long for the answer.
-    pub(super) fn wait(&self, limit: Duration) -> Option<Reply> {
+    pub(crate) fn wait(&self, limit: Duration) -> Option<Reply> {
         let limit_ms = milliseconds(limit);
         // SAFETY: the queue lives, and the event is ours.
         let event = unsafe { rd_kafka_queue_poll(self.queue.as_ptr(), limit_ms) };
@@ -231,7 +229,7 @@ impl Inquiry {
 
 impl CreationRefusal {
     /// What the broker said, or what its code means where it said nothing.
-    pub(super) fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         match self.words.is_empty() {
             true => self.code.to_string(),
             false => self.words.clone(),

@@ -1,0 +1,12 @@
+//! What the binding of librdkafka does not offer: all unsafe code of this crate.
+#![allow(unsafe_code)]
+
+mod brokers;
+mod handles;
+mod inquiry;
+
+pub(crate) use brokers::add_brokers;
+pub(crate) use handles::Handles;
+pub(crate) use inquiry::{
+    CreationRefusal, Found, Inquiry, Partitions, Reply, Wanted, answering_broker,
+};
