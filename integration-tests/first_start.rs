@@ -10,7 +10,7 @@ use crate::orders::{ARRIVAL, Orders, wait_for_reason, wait_for_status};
 /// Debezium's outbox as its documentation has it, without numbers.
 const FIVE_COLUMNS: &str = "CREATE TABLE outbox (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), \
     aggregatetype varchar(255) NOT NULL, aggregateid varchar(255) NOT NULL, type varchar(255) NOT NULL, payload jsonb)";
-const UNTOLD: &str = "nothing tells the order";
+const UNTOLD: &str = "no column gives their order";
 
 async fn bare(mode: &str, mark: &str, table: &str) -> Orders {
     let postgres = Postgres::shared(USUAL).await;

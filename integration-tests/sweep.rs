@@ -11,7 +11,7 @@ use crate::harness::relay::{Relay, said};
 use crate::harness::{wait_until, workspace};
 use crate::orders::{ARRIVAL, Orders, wait_for_reason, wait_for_status};
 
-const MISSED: &str = "committed rows without bringing them";
+const MISSED: &str = "committed rows were missing from the replication stream";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_a_publication_left_out_are_published_in_order_whatever_the_mark() {
@@ -187,7 +187,7 @@ async fn a_slot_that_is_gone_is_made_anew_and_the_table_is_read() {
         drop_slot(&orders, DropOf::Active).await;
         ids.extend(orders.insert(5).await);
         orders.wait_for(&ids).await;
-        relay.wait_for_log("the slot is lost", ARRIVAL).await;
+        relay.wait_for_log("replication slot lost", ARRIVAL).await;
         assert_eq!(relay.metric("outboxd_slots_lost_total").await, Some(1.0));
         ids.extend(orders.insert(5).await);
         orders.wait_for(&ids).await;

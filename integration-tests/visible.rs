@@ -57,7 +57,7 @@ async fn a_lease_that_can_not_be_renewed_is_said_by_a_relay_that_reads_on() {
     relay
         .wait_for_log("the lease is renewed again", ARRIVAL)
         .await;
-    let suspended = relay.log().matches("publishing is suspended").count();
+    let suspended = relay.log().matches("publishing paused").count();
     assert_eq!(suspended, 1);
 }
 

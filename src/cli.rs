@@ -35,31 +35,31 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Publish committed rows until told to stop.
+    /// Publish committed rows until SIGTERM.
     ///
-    /// Neither PostgreSQL nor Kafka has to be there at the start: outboxd waits for both and says so on
-    /// `admin.listen` (/status, /metrics, /readyz, /livez). SIGTERM drains what is in flight and exits with 0.
+    /// Starts even when PostgreSQL or Kafka is down: it retries with backoff up to 15 s and says what it is waiting for on
+    /// `admin.listen` (/status, /metrics, /readyz, /livez). SIGTERM finishes the rows in flight and exits with 0.
     Run(Common),
-    /// Say what is missing before `run`, with the SQL or setting that mends it.
+    /// Report what is missing before `run`, and the SQL or setting that fixes it.
     ///
-    /// Validates the file, connects to PostgreSQL and Kafka and changes nothing. Names everything that is missing, in the order
-    /// in which it is done, and exits with 1 when something is.
+    /// Validates the file, connects to PostgreSQL and Kafka, and changes nothing. Reports everything that is missing, in the
+    /// order in which to fix it, and exits with 1 if anything is.
     Check(Check),
     /// Create what a relay needs: outbox table, state, publication, slot, grants.
     ///
-    /// Can be run again at any time; says what it creates and what stands already.
+    /// Can be run again at any time; prints what it creates and what already exists.
     Migrate(Migrate),
-    /// Say what the relay is doing: role, position, lag, held rows, last error.
+    /// Show what the relay is doing: role, position, lag, waiting rows, last error.
     ///
-    /// Asks the relay on `admin.listen` and, where nobody answers, the database, and says which.
+    /// Asks the relay on `admin.listen`. If no relay answers, asks the database. The output says which of them answered.
     Status(Report),
-    /// Look at what is blocked, retry it or give it up.
+    /// List, retry or skip blocked aggregates and paused topics.
     #[command(subcommand)]
     Blocked(blocked::Blocked),
-    /// Look at dead letters, replay or discard them.
+    /// List, replay or discard dead letters.
     #[command(subcommand)]
     DeadLetters(letters::DeadLetters),
-    /// Look at or remove the replication slot.
+    /// Show or drop the replication slot.
     #[command(subcommand)]
     Slot(Slot),
     /// Kill the relay under load and count what the broker holds: nothing to install or configure.
@@ -70,8 +70,8 @@ enum Command {
 struct Common {
     /// The configuration: one file for one database; config/outboxd.toml explains every key.
     ///
-    /// Default: the file that the variable OUTBOXD_CONFIG names, else /etc/outboxd/outboxd.toml. Variables such as
-    /// OUTBOXD_SOURCE__URL_FILE go over keys of the file (here `source.url_file`).
+    /// Default: the file named by the variable OUTBOXD_CONFIG, otherwise /etc/outboxd/outboxd.toml. Environment variables
+    /// override the file: OUTBOXD_SOURCE__URL_FILE overrides `source.url_file`.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -89,7 +89,7 @@ struct Report {
 struct Check {
     #[command(flatten)]
     report: Report,
-    /// Print one SQL script for psql that mends all that SQL can mend, each part with who runs it.
+    /// Print one SQL script for psql that fixes everything SQL can fix; each part says which role runs it.
     #[arg(long, conflicts_with = "json")]
     script: bool,
 }
@@ -116,11 +116,11 @@ impl Check {
 struct Migrate {
     #[command(flatten)]
     common: Common,
-    /// Print the SQL for a database that has nothing yet, and connect to nothing.
+    /// Print the SQL for an empty database without connecting to one.
     #[arg(long)]
     print: bool,
-    /// The role that outboxd connects with; it gets the grants a relay needs. Without it a group `outboxd_relay` is made,
-    /// which takes the right to create roles.
+    /// The role that outboxd connects with; it gets the grants a relay needs. Without this option a group `outboxd_relay` is
+    /// created, which needs the right to create roles.
     #[arg(long, value_name = "ROLE")]
     relay_role: Option<String>,
     /// The role of the application; it gets INSERT on the outbox and nothing else.
@@ -129,7 +129,7 @@ struct Migrate {
     /// Create the outbox as a table partitioned by ranges of `seq`: retention drops whole partitions.
     #[arg(long)]
     partitioned: bool,
-    /// How many numbers a partition takes.
+    /// How many numbers each partition holds.
     #[arg(long, value_name = "ROWS", default_value_t = 1_000_000, requires = "partitioned", value_parser = clap::value_parser!(i64).range(100..))]
     partition_rows: i64,
     /// Take the table's numbers as they are now, after a restore or an upgrade that halted the relay.

@@ -198,7 +198,7 @@ pub(crate) fn create_command(kafka: &KafkaConfig, topic: &str) -> String {
 }
 
 /// What helps where brokers refuse to create a topic.
-pub(crate) const NOT_CREATED: &str = "mend what the brokers say: the topic's name by `route.topic`, `kafka.topics.partitions` \
+pub(crate) const NOT_CREATED: &str = "fix what the brokers say: the topic's name by `route.topic`, `kafka.topics.partitions` \
     and `kafka.topics.replication_factor`, or the right to create topics";
 
 /// The command that lets a principal write a topic, for a person to type.

@@ -76,7 +76,7 @@ const CLAIMS: [Claim; 41] = [
         found: |found| found.ratio("one-row", POLLING, RECEIVE_TCP),
     },
     Claim {
-        what: "catching up from the table beside `pg_recvlogical` over TCP, one-row transactions",
+        what: "reading rows that existed before the slot beside `pg_recvlogical` over TCP, one-row transactions",
         bound: Bound::AtLeast(4.0, TIMES),
         found: |found| found.ratio("one-row", CATCH_UP, RECEIVE_TCP),
     },
@@ -96,7 +96,7 @@ const CLAIMS: [Claim; 41] = [
         found: |found| found.ratio("one-row", POLLING, DEBEZIUM),
     },
     Claim {
-        what: "catching up from the table beside Debezium Server, one-row transactions",
+        what: "reading rows that existed before the slot beside Debezium Server, one-row transactions",
         bound: Bound::AtLeast(5.0, TIMES),
         found: |found| found.ratio("one-row", CATCH_UP, DEBEZIUM),
     },
@@ -141,7 +141,7 @@ const CLAIMS: [Claim; 41] = [
         found: |found| found.drained("one-row", POLLING, drain::CPU),
     },
     Claim {
-        what: "CPU by catching up from the table",
+        what: "CPU by reading rows that existed before the slot",
         bound: Bound::AtMost(2.0, MICROS),
         found: |found| found.drained("one-row", CATCH_UP, drain::CPU),
     },

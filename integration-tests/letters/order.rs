@@ -51,7 +51,7 @@ async fn released_together(pair: Pair) {
     execute(&operator, request).await;
     scene.create_topic(&config.topic_of("invoice"), &[]).await;
     relay
-        .wait_for_log("a held topic can be written again", SOON)
+        .wait_for_log("a paused topic can be written again", SOON)
         .await;
     write_invoice(client, 31..=40).await;
     execute(&operator, "COMMIT").await;

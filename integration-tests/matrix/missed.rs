@@ -129,8 +129,8 @@ pub async fn publication_changed(scene: &Scene) {
 
 /// What the relay logs of a gap, however it found it.
 const ANNOUNCED: [&str; 3] = [
-    "committed rows without bringing them",
-    "the publication keeps rows from the stream",
+    "committed rows were missing from the replication stream",
+    "the publication does not include all rows",
     "the stream cannot be decoded",
 ];
 

@@ -194,10 +194,10 @@ async fn away(outbox: &mut Outbox) -> Step {
 async fn retry(outbox: &mut Outbox) -> Step {
     let asked = outbox.config.outboxd(&["blocked", "retry", "--all"]);
     let told = crate::harness::relay::said(&asked);
-    let is_unsendable = told.contains("at fault again (unreadable)")
+    let is_unsendable = told.contains("still rejected (unreadable)")
         && check::warns(&outbox.config, "such a row blocks its aggregate")?;
     // The cause stands: such rows are sent again, as the documentation of `retry` says, and refused again.
-    let is_unmarkable = told.contains("at fault again (mark)")
+    let is_unmarkable = told.contains("still rejected (mark)")
         && check::warns(&outbox.config, "and blocks its aggregate")?;
     if !asked.status.success() && !is_unsendable && !is_unmarkable {
         return Err(told);

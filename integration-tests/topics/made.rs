@@ -52,7 +52,7 @@ async fn a_topic_that_the_brokers_do_not_create_is_said_once_with_their_words_an
     let held = &status["held_topics"][0];
     let (reason, command) = (held["reason"].to_string(), held["command"].to_string());
     assert!(reason.contains("collides with existing topic"), "{reason}");
-    assert!(command.contains("mend what the brokers say"), "{command}");
+    assert!(command.contains("fix what the brokers say"), "{command}");
     tokio::time::sleep(Duration::from_secs(12)).await;
     let told = relay.log().matches("topic can't be written").count();
     assert_eq!(told, 1, "{}", relay.log());

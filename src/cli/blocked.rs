@@ -1,4 +1,4 @@
-//! `outboxd blocked`: what is held back, and its release.
+//! `outboxd blocked`: blocked aggregates and paused topics, and how they go on.
 
 use clap::{Args, Subcommand};
 
@@ -14,22 +14,22 @@ use crate::text::paste::shell_word;
 pub(super) enum Blocked {
     /// List what is blocked: what, since when, how many rows wait, and why.
     List(List),
-    /// Say everything of one entry: the row at fault, the statement that shows it, what mends it.
+    /// Show one entry: the rejected row, the statement that selects it, and how to fix it.
     Show(Show),
-    /// Publish the row at fault and what waits behind it.
+    /// Publish the rejected row and the rows that wait behind it.
     ///
-    /// First mend what was wrong: correct the row in the table (as the table's owner), the topic or the configuration.
-    /// The rows are read from the table again, in order. Where the followers became dead letters, those are replayed.
+    /// First fix the cause: correct the row in the table (as the table's owner), the topic or the configuration. The rows
+    /// are read from the table again, in order. If the rows behind it became dead letters, those are replayed.
     ///
-    /// Exits with 1 when it is blocked again, 75 when the relay has not taken the request after 15 s; without a running
-    /// relay the request is kept for the next one.
+    /// Exits with 1 if it is rejected again, and with 75 if the relay has not taken the request after 15 s. If no relay is
+    /// running, the request is kept for the next one.
     ///
     /// Example: UPDATE outbox SET headers = NULL WHERE id = '…'; then
     /// outboxd blocked retry 1f0c9a2e --note 'headers removed' --config outboxd.toml
     Retry(Retry),
-    /// Give the row at fault up for ever and publish what waits behind it.
+    /// Discard the rejected row permanently and publish the rows that wait behind it.
     ///
-    /// The row is never published; that you decided so, when and why, is kept, for 30 days at least.
+    /// The row is never published. Who decided that, when and why is kept for at least 30 days.
     ///
     /// Example: outboxd blocked skip 1f0c9a2e --yes --note 'sent by hand, ticket 4711' --config outboxd.toml
     Skip(Skip),
@@ -42,7 +42,7 @@ pub(super) struct List {
     /// Print JSON for programs.
     #[arg(long)]
     json: bool,
-    /// What was released too, as far back as it is kept.
+    /// Include entries that were resumed, as far back as they are kept.
     #[arg(long)]
     all: bool,
 }

@@ -13,21 +13,21 @@ use crate::text::paste::shell_word;
 pub(super) enum DeadLetters {
     /// List the dead letters: number, aggregate, row, since when, and why.
     List(List),
-    /// Say everything of one letter; what its row contains only with --content.
+    /// Show one letter; the contents of its row only with --content.
     Show(Show),
     /// Publish letters again: the same row, with the same id, key and headers.
     ///
-    /// With `faults.after_dead_letter = "follow"` all letters of an aggregate go out together, in order, and the aggregate
-    /// goes on behind them; a later one alone is refused. What is still at fault becomes a dead letter again.
+    /// With `faults.after_dead_letter = "follow"` all letters of an aggregate are published together, in order, and then the
+    /// rows behind them; you can't replay a later one alone. A row that is still rejected becomes a dead letter again.
     ///
-    /// Exits with 1 when a letter is at fault again, 75 when the relay has not taken the request after 15 s; without a running
-    /// relay the request is kept for the next one.
+    /// Exits with 1 if a row is still rejected, and with 75 if the relay has not taken the request after 15 s. If no relay
+    /// is running, the request is kept for the next one.
     ///
     /// Example: outboxd dead-letters replay --aggregate order 4711 --note 'topic allowed' --config outboxd.toml
     Replay(Replay),
-    /// Give letters up for ever.
+    /// Discard letters permanently.
     ///
-    /// They are never published; that you decided so, when and why, is kept, for 30 days at least.
+    /// They are never published. Who decided that, when and why is kept for at least 30 days.
     ///
     /// Example: outboxd dead-letters discard 12 13 --yes --note 'test data' --config outboxd.toml
     Discard(Discard),
@@ -40,7 +40,7 @@ pub(super) struct List {
     /// Print JSON for programs.
     #[arg(long)]
     json: bool,
-    /// Those too that were replayed or discarded, as far back as they are kept.
+    /// Include letters that were replayed or discarded, as far back as they are kept.
     #[arg(long)]
     all: bool,
 }

@@ -99,7 +99,7 @@ fn told(asking: &Asking, count: usize, answer: &Answer) -> ExitStatus {
             error,
         } => (
             "again",
-            format!("{count} at fault again ({reason}): {error}"),
+            format!("{count} still rejected ({reason}): {error}"),
             ExitStatus::Failed,
         ),
         Answer::NoRelay => (

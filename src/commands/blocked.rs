@@ -90,7 +90,7 @@ pub(crate) enum BlockedError {
     NotFound(String),
     #[error("`{id}` is the beginning of several ids: {}", keys.join(", "))]
     Ambiguous { id: String, keys: Vec<String> },
-    #[error("{0} is a topic: its rows are not at fault and can't be skipped")]
+    #[error("{0} is a topic: its rows were not rejected and can't be skipped")]
     IsTopic(String),
     #[error("{0} was released already")]
     IsReleased(String),

@@ -138,7 +138,7 @@ impl fmt::Display for Report {
         );
         write!(
             f,
-            "{} looked at, {missing} missing, {warnings} warnings",
+            "{} checks, {missing} failed, {warnings} warnings",
             self.findings.len()
         )
     }
@@ -259,7 +259,7 @@ mod tests {
         assert_eq!(
             report.to_string(),
             "ok       wal_level: logical\nwarning  mark: rows are deleted\nmissing  slot: lost\n           \
-             SELECT 1;\n           SELECT 2;\n3 looked at, 1 missing, 1 warnings"
+             SELECT 1;\n           SELECT 2;\n3 checks, 1 failed, 1 warnings"
         );
     }
 }

@@ -333,7 +333,7 @@ pub(super) fn allow(patterns: &[String]) -> Result<(), Problem> {
     })
 }
 
-/// Refuses a template that no pattern can ever match: every row would be at fault.
+/// Refuses a template that no pattern can ever match: every row would be rejected.
 pub(super) fn topic_is_allowed(template: &str, allow: &[String]) -> Result<(), Problem> {
     let Ok(template) = template_pieces(template) else {
         return Ok(());
@@ -349,7 +349,7 @@ pub(super) fn topic_is_allowed(template: &str, allow: &[String]) -> Result<(), P
         return Ok(());
     }
     Err(Problem::new(
-        "can never be a topic that `route.allow` lets through: every row would be at fault",
+        "can never be a topic that `route.allow` lets through: every row would be rejected",
         "add its pattern to `route.allow`",
     ))
 }

@@ -155,7 +155,7 @@ const BROKEN: &[(&str, &str)] = &[
     ("[log]\nformat = \"jsn\"", "error: o.toml:6: `log.format` = \"jsn\" is none of \"human\", \"json\"; did you mean \"json\"?"),
     ("[log]\nlevel = \"inof\"", "error: o.toml:6: `log.level` = \"inof\" is no level; write error, warn, info, debug or trace"),
     ("[log.level]\nx = 1", "error: o.toml:5: `log.level` is not a text; write it in double quotes"),
-    ("[route]\ntopic = \"orders.${type}\"", "error: o.toml:6: `route.topic` can never be a topic that `route.allow` lets through: every row would be at fault; add its pattern to `route.allow`"),
+    ("[route]\ntopic = \"orders.${type}\"", "error: o.toml:6: `route.topic` can never be a topic that `route.allow` lets through: every row would be rejected; add its pattern to `route.allow`"),
     ("[route]\ntopic = \"outbox.event.${type\"", "error: o.toml:6: `route.topic` = \"outbox.event.${type\" has a `${` without its `}`; write ${column}"),
     ("[route]\ntopic = \"outbox.event/${type}\"", "error: o.toml:6: `route.topic` = \"outbox.event/${type}\" holds '/', which no topic may; use letters"),
     ("[route]\nallow = [\n\"outbox/*\"]", "error: o.toml:6: `route.allow` holds \"outbox/*\", which matches no topic; use letters"),

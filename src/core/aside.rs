@@ -22,7 +22,7 @@ impl Core {
             return Offer::Halt(format!("row {} can't be published: {error}", row.id));
         }
         if !self.breaker.admits(row.aggregate) {
-            let text = "so many aggregates are at fault that this looks like an outage";
+            let text = "so many aggregates have a rejected row that this looks like an outage";
             return Offer::Halt(format!("{text}; the last one by row {}: {error}", row.id));
         }
         if self.held.is_full() {

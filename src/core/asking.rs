@@ -117,7 +117,7 @@ impl Core {
         self.asking = Asking::default();
     }
 
-    /// Takes what was found out about a topic; `true` when a held topic can be written again.
+    /// Takes what was found out about a topic; `true` when a paused topic can be written again.
     pub fn topic(&mut self, topic: &Arc<str>, state: &TopicState) -> bool {
         self.asking.heard();
         self.held.topics.learn(topic, state)

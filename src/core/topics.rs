@@ -238,8 +238,8 @@ impl Topics {
         rows: u64,
     ) {
         if !self.topics.contains_key(name) {
-            let reason = "so many topics can't be written, or nobody has said yet whether they can, that their rows \
-                          are held together";
+            let reason = "so many topics can't be written, or nobody has said yet whether they can, that they \
+                          are paused together";
             let hold = TopicHold {
                 reason: reason.to_owned(),
                 is_refused: false,

@@ -88,7 +88,7 @@ impl RowCounters {
             ),
             missed: counter(
                 "outboxd_missed_rows_total",
-                "Rows that the stream passed without bringing them: found in the table and published from there.",
+                "Committed rows that were missing from the replication stream: found in the table and published from there.",
             ),
             removed: counter(
                 "outboxd_removed_rows_total",
@@ -96,7 +96,7 @@ impl RowCounters {
             ),
             held: counter(
                 "outboxd_held_rows_total",
-                "Rows that were held back because of their topic or an earlier row of their aggregate.",
+                "Rows that had to wait because their topic is paused or their aggregate is blocked.",
             ),
         }
     }
@@ -134,7 +134,7 @@ impl Metrics {
             blocked_aggregates_total: counters(
                 &registry,
                 "outboxd_blocked_aggregates_total",
-                "Aggregates that were blocked by a row at fault.",
+                "Aggregates that were blocked by a rejected row.",
                 "reason",
             ),
             sessions: counters(
@@ -146,7 +146,7 @@ impl Metrics {
             log_lines_dropped: counter(
                 &registry,
                 "outboxd_log_lines_dropped_total",
-                "Log lines that nobody took from the pipe in time.",
+                "Log lines that were dropped because the pipe was full.",
             ),
             delivery_seconds: histogram(
                 &registry,
@@ -254,7 +254,7 @@ impl SlotGauges {
         Self {
             publication_drift: gauge(
                 "outboxd_publication_drift",
-                "Reasons why the publication does not bring every row.",
+                "Reasons why the publication does not include all rows.",
             ),
             slot_retained_bytes: gauge(
                 "outboxd_slot_retained_bytes",
@@ -295,11 +295,11 @@ impl LagGauges {
             ),
             lag_seconds: gauge(
                 "outboxd_lag_seconds",
-                "Age of the oldest row that is neither sent nor held.",
+                "Age of the oldest row that was not sent and does not wait for a blocked aggregate or a paused topic.",
             ),
             oldest_unsent_age_seconds: gauge(
                 "outboxd_oldest_unsent_age_seconds",
-                "Age of the oldest row that was not sent, held ones included.",
+                "Age of the oldest row that was not sent, rows of blocked aggregates and paused topics included.",
             ),
             holes_open: gauge(
                 "outboxd_holes_open",
@@ -338,7 +338,7 @@ impl Gauges {
             held_rows: gauges(
                 registry,
                 "outboxd_held_rows",
-                "Rows held back now.",
+                "Rows that wait now for a blocked aggregate or a paused topic.",
                 "reason",
             ),
             held_aggregates: gauges(

@@ -147,7 +147,7 @@ pub(crate) struct Lag {
     pub rows_at_least: bool,
     /// WAL between the confirmed position and the server's, other tables' included.
     pub bytes: Option<u64>,
-    /// Age of the oldest row that is neither sent nor held.
+    /// Age of the oldest row that was not sent and does not wait for a blocked aggregate or a paused topic.
     pub seconds: Option<f64>,
     /// When it was known last, where nobody could count since.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -60,7 +60,7 @@ pub(crate) fn untold(mark: Mark, table: &Table, start: Option<Start>) -> Incompa
 pub(crate) fn start_remedy(mode: Mode, order: Order<'_>) -> &'static str {
     match (mode, order) {
         (Mode::Replication, Order::Untold) => {
-            "set source.start = \"now\" to skip them: nothing tells the order in which \"all\" would publish them"
+            "set source.start = \"now\" to skip them: no column gives the order in which \"all\" would publish them"
         }
         _ => {
             "source.start = \"all\" publishes them, source.start = \"now\" only what is committed from now on"
@@ -70,7 +70,7 @@ pub(crate) fn start_remedy(mode: Mode, order: Order<'_>) -> &'static str {
 
 /// What [`untold`] begins with.
 pub(crate) const UNTOLD: &str =
-    "rows stand in the table that the stream may not bring, and nothing tells the order";
+    "rows are in the table that the stream may not contain, and no column gives their order";
 
 const MODES: [Mode; 2] = [Mode::Replication, Mode::Polling];
 const MARKS: [Mark; 4] = [Mark::Ledger, Mark::SentAt, Mark::Delete, Mark::None];
@@ -194,7 +194,7 @@ impl Refusals {
                 format!("name one of: {}", column_names(table)),
             ),
             _ if mode == Mode::Polling && is_untold => self.add(
-                "its numbers tell no order, and no column says in which order unsent rows go",
+                "its numbers give no order, and no other column gives the order of unsent rows",
                 "set source.order_column to a column that grows, such as \"created_at\"",
             ),
             Some(_) | None => {}

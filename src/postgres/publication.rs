@@ -205,7 +205,7 @@ impl<'a> Words<'a> {
                 self.again(),
             ),
             Generated::Stored if version >= 180_000 => (
-                format!("column `{column}` is generated, and publication `{name}` does not bring it"),
+                format!("column `{column}` is generated, and publication `{name}` does not publish it"),
                 format!(
                     "ALTER PUBLICATION {quoted} SET (publish_generated_columns = stored); -- {polling}"
                 ),
@@ -282,7 +282,7 @@ impl<'a> Words<'a> {
         if let Some(filter) = &found.filter {
             note(
                 format!(
-                    "publication `{name}` has a row filter on `{shown}`, {filter}: the stream does not bring other rows"
+                    "publication `{name}` has a row filter on `{shown}`, {filter}: other rows are not in the stream"
                 ),
                 self.again(),
                 false,

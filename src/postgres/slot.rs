@@ -94,7 +94,7 @@ pub enum SlotError {
     #[error("slot `{name}` is being read by {reader}; stop it first")]
     Active { name: String, reader: SlotReader },
     #[error(
-        "dropping slot `{name}` gives up what it holds for the relay; repeat with `--yes`: `outboxd slot drop --yes`"
+        "dropping slot `{name}` discards the changes that it keeps for the relay; repeat with `--yes`: `outboxd slot drop --yes`"
     )]
     NotConfirmed { name: String },
     #[error("cannot {action} slot `{name}`")]

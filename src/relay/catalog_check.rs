@@ -116,13 +116,13 @@ impl Run<'_> {
             if before.iter().all(|told| !told.starts_with(&text)) {
                 error!(
                     reason = text,
-                    remedy, "the publication keeps rows from the stream"
+                    remedy, "the publication does not include all rows"
                 );
                 self.relay.status.failed(text);
             }
         }
         if !before.is_empty() && self.relay.drift.is_empty() {
-            info!("the publication brings every row again");
+            info!("the publication includes all rows again");
         }
         let drift = self.relay.drift.clone();
         self.relay.status.update(|status| status.drift = drift);

@@ -245,7 +245,7 @@ impl Run<'_> {
         (held > HELD_IDS_MAX).then(|| {
             End::Halt(format!(
                 "polling reads all unsent rows with every turn, and more than {HELD_IDS_MAX} of them are held; \
-                 `outboxd blocked list` shows what they wait for: mend it, retry or skip it"
+                 `outboxd blocked list` shows what they wait for: fix it, then retry or skip it"
             ))
         })
     }

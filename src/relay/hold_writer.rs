@@ -156,7 +156,7 @@ impl Run<'_> {
                 if self.session.sql.client.is_closed() {
                     return Some(End::Mark(failure));
                 }
-                warn!(error = %chain(&failure), "could not record what is blocked; trying again");
+                warn!(error = %chain(&failure), "could not record blocked rows; trying again");
                 self.hold_writer.again_at = Some(Instant::now() + MARK_AGAIN_AFTER);
                 None
             }
@@ -172,7 +172,7 @@ impl Run<'_> {
         let (kept, most) = (self.hold_writer.kept_bytes >> 20, KEPT_BYTES_MAX >> 20);
         Some(End::Halt(format!(
             "copies of held rows take {kept} MiB in `outboxd.kept`, more than {most} MiB; `outboxd blocked list` shows \
-             what they wait for: mend it, retry or skip it"
+             what they wait for: fix it, then retry or skip it"
         )))
     }
 

@@ -129,7 +129,7 @@ impl Run<'_> {
         self.relay
             .status
             .update(|status| status.dead_letters = Some(requests.dead_letters));
-        let reason = "a release or a replay was asked for";
+        let reason = "a release or a replay was requested";
         requests.is_asked_for.then(|| self.released(reason))
     }
 
@@ -208,7 +208,7 @@ impl Run<'_> {
     /// What a session does that reads the table before the stream.
     fn catching_up(&self) -> &'static str {
         match (&self.session.phase, self.feed.caught_up()) {
-            (Phase::CatchUp, false) => "catching up from the table",
+            (Phase::CatchUp, false) => "reading rows that existed before the slot",
             (Phase::CatchUp, true) => {
                 "the table is read, and the slot moves behind it as far as no older transaction is open"
             }

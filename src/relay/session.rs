@@ -47,7 +47,7 @@ pub use slot::Decoding;
 pub enum OpenError {
     #[error("cannot use the connection URL")]
     Url(#[source] crate::config::ConfigError),
-    #[error("cannot use PostgreSQL for {purpose}")]
+    #[error("cannot connect to PostgreSQL ({purpose})")]
     Postgres {
         purpose: &'static str,
         #[source]

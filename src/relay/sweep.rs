@@ -168,10 +168,10 @@ impl Run<'_> {
             .missed(usize::try_from(rows).unwrap_or(usize::MAX));
         let text = match self.relay.config.source.mode {
             Mode::Replication => format!(
-                "the stream passed {rows} committed rows without bringing them: they are read from the table"
+                "{rows} committed rows were missing from the replication stream: they are read from the table"
             ),
             Mode::Polling => {
-                format!("{rows} committed rows were passed over: the table is read again")
+                format!("{rows} committed rows were missed: the table is read again")
             }
         };
         error!(rows, first_seq = news.numbers.first(), "{text}");

@@ -39,7 +39,7 @@ impl Run<'_> {
         let is_due = self.relay.core.pass_turn_of_topics();
         self.ask_questions();
         self.look_at_asking();
-        is_due.then(|| self.released("topics of held rows can be written by now"))
+        is_due.then(|| self.released("paused topics can be written by now"))
     }
 
     /// Rows that wait for an answer for long, while Kafka answers, let those behind them pass.
@@ -91,7 +91,7 @@ impl Run<'_> {
         self.note_leaderless();
         self.announce_others(among_others);
         self.ask_questions();
-        is_due.then(|| self.released("a held topic can be written again"))
+        is_due.then(|| self.released("a paused topic can be written again"))
     }
 
     /// Takes one answer; `true` when rows that waited for it can go out.
@@ -110,7 +110,7 @@ impl Run<'_> {
         let is_due = self.relay.learn(topic, state);
         match state {
             TopicState::Available { .. } if was_held => {
-                info!(%topic, "a held topic can be written again");
+                info!(%topic, "a paused topic can be written again");
             }
             TopicState::Available { partitions } => {
                 info!(%topic, partitions, "publishing to topic");
@@ -159,7 +159,7 @@ impl Run<'_> {
         let topics = self.relay.core.held().topics_among_others();
         if before == 0 && topics > 0 {
             warn!(
-                "so many topics can't be written that the rows of further ones are held together; `/status` counts them"
+                "so many topics can't be written that further ones are paused together; `/status` counts them"
             );
         }
     }
@@ -174,7 +174,7 @@ impl Relay {
                 %topic,
                 reason = hold.reason,
                 remedy,
-                "topic can't be written: its rows are held, all others flow"
+                "topic can't be written: it is paused, all others flow"
             );
         }
     }
@@ -230,7 +230,7 @@ impl Relay {
         }
         self.core.topic(name, &TopicState::Leaderless);
         self.leaderless_since.get_or_insert_with(Instant::now);
-        warn!(partition = %name, "the partition has no leader: its rows are held, all others flow");
+        warn!(partition = %name, "the partition has no leader: it is paused, all others flow");
     }
 
     /// A partition has been without a leader for longer than an election takes, and rows in flight have waited for long.

@@ -13,7 +13,7 @@ impl Blocked {
                      are right; outboxd asks again every minute and continues by itself"
                 }
                 "refused" => {
-                    "give the relay the right to write the topic, or mend what the brokers say; outboxd tries again \
+                    "give the relay the right to write the topic, or fix what the brokers say; outboxd tries again \
                      by itself every 30 s"
                 }
                 _ => {
@@ -50,14 +50,14 @@ pub(crate) fn of_letter(reason: &str) -> &'static str {
              a new row that they take and discard this one"
         }
         "follows" => {
-            "mend the first dead letter of its aggregate and replay that one: what follows it goes out with it"
+            "fix the first dead letter of its aggregate and replay that one: what follows it goes out with it"
         }
         "null_id" | "header_reserved" | "headers_invalid" | "unreadable" | "no_column" => {
             "a replay sends this very copy and fails again: insert a new row with what was wrong corrected, and discard \
              this one"
         }
         _ => {
-            "mend what the reason says outside the row, and replay; else insert a new row and discard this one"
+            "fix what the reason says outside the row, and replay; else insert a new row and discard this one"
         }
     }
 }
@@ -90,8 +90,8 @@ pub(crate) fn of_reason(reason: &str) -> &'static str {
         }
         "no_column" => "the row came while the table lacked a column: correct the row",
         "follows" => {
-            "mend the first dead letter of its aggregate; what follows it is replayed with it"
+            "fix the first dead letter of its aggregate; what follows it is replayed with it"
         }
-        _ => "mend what the reason says",
+        _ => "fix what the reason says",
     }
 }

@@ -185,7 +185,7 @@ fn untold(config: &Config) -> Finding {
     let template = &config.route.topic;
     Finding::ok(
         "topic",
-        format!("`{template}`: no row tells one yet; {missing}"),
+        format!("`{template}`: no row names one yet; {missing}"),
     )
 }
 

@@ -75,7 +75,7 @@ fn judge(encoder: &Encoder, topics: BTreeSet<String>, report: &mut Report) -> Ve
         report.push(Finding::missing(
             "route",
             format!("{count} of the topics that the newest rows go to: {why}"),
-            "extend `route.allow`, or change `route.topic`; until then such rows are at fault",
+            "extend `route.allow`, or change `route.topic`; until then such rows are rejected",
         ));
     }
     reachable

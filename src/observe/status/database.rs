@@ -138,7 +138,7 @@ async fn read_lease(
         status.role = Role::Leader;
         format!("a relay holds the lease, renewed {age} ago")
     } else {
-        format!("no relay holds the lease, the last one until {age} ago")
+        format!("no relay is running; the last one stopped {age} ago")
     };
     status.lease = Some(Lease {
         holder,

@@ -117,23 +117,23 @@ fn write_held(f: &mut fmt::Formatter<'_>, status: &Status) -> fmt::Result {
     for held in &status.held {
         let (rows, kind) = (held.rows, &held.aggregate_type);
         let (id, reason) = (&held.event_id, &held.reason);
-        let text = format_args!("{rows} rows of one {kind} from event {id} on: {reason}");
-        line(f, "held", text)?;
+        let text = format_args!("{rows} rows, aggregate type {kind}, first event {id}: {reason}");
+        line(f, "blocked", text)?;
     }
     for held in &status.held_topics {
         let (topic, rows, reason) = (&held.topic, held.rows, &held.reason);
         line(
             f,
-            "held topic",
+            "paused topic",
             format_args!("{topic}, {rows} rows: {reason}"),
         )?;
         if let Some(command) = &held.command {
-            line(f, "", format_args!("to end it: {command}"))?;
+            line(f, "", format_args!("to resume it: {command}"))?;
         }
     }
     if let count @ 1.. = status.held_topics_left_out {
         let text = format_args!("{count} more can't be written");
-        line(f, "held topics", text)?;
+        line(f, "paused topics", text)?;
     }
     Ok(())
 }

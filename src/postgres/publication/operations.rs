@@ -98,7 +98,7 @@ pub(crate) async fn adapt(
     {
         Ok(()) => info!(
             publication = name,
-            operations, "the publication brings what suits the table"
+            operations, "the publication now publishes what suits the table"
         ),
         Err(error) if error.class() == Class::Permission && wanted.brings_updates() => {
             debug!(
@@ -110,7 +110,7 @@ pub(crate) async fn adapt(
             publication = name,
             error = crate::text::chain(&error),
             remedy = sql,
-            "cannot change what the publication brings"
+            "cannot change which operations the publication publishes"
         ),
     }
     Ok(())

@@ -73,7 +73,7 @@ impl SessionBuilder<'_> {
             }
             IdentityVerdict::NewGeneration { why } => Some(why),
             IdentityVerdict::Same if is_reused && !can_move => {
-                Some("the stream brought a sent number again".to_owned())
+                Some("the stream contains a sent number again".to_owned())
             }
             IdentityVerdict::Same => None,
         };

@@ -288,7 +288,8 @@ impl SessionBuilder<'_> {
         states.set_caught_up(false).await?;
         error!(
             slot = name,
-            reason, "the slot is lost: a new one is made and the table is read"
+            reason,
+            "replication slot lost: creating a new one, republishing unsent rows from the table"
         );
         Ok(OpenError::SlotLost { reason })
     }

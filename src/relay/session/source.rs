@@ -46,7 +46,7 @@ impl SessionBuilder<'_> {
         if !is_streamed {
             return Ok((source, Phase::Steady));
         }
-        info!("catching up from the table");
+        info!("reading rows that existed before the slot");
         Ok((source, Phase::CatchUp))
     }
 

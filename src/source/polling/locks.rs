@@ -138,7 +138,8 @@ impl Locks {
             let numbers = holes.len();
             warn!(
                 transactions,
-                numbers, "numbers wait for a prepared transaction that nobody ends"
+                numbers,
+                "rows wait for a prepared transaction that was never committed or rolled back"
             );
             self.warned_at = Some(Instant::now());
         }

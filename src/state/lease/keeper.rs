@@ -331,7 +331,10 @@ impl Keeper {
     fn failed(&mut self, error: &LeaseError, server: Server) {
         let error = chain(error);
         if self.noise.error_is_news(&error) {
-            warn!(outbox = self.outbox, error, "cannot reach the lease");
+            warn!(
+                outbox = self.outbox,
+                error, "lost contact with PostgreSQL: cannot renew the lease"
+            );
         }
         self.state.send_if_modified(|state| {
             let changed = state.server != server || state.last_error.as_ref() != Some(&error);

@@ -51,7 +51,7 @@ fn tell_begin(times: Option<u64>) {
     if let Some(times) = times {
         warn!(
             times,
-            "the lease was not renewed for a ttl; publishing is suspended"
+            "publishing paused: the lease was not renewed for `lease.ttl`"
         );
     }
 }

@@ -323,7 +323,7 @@ fn slot(names: &Names, existing: &ExistingObjects, values: &Values) -> Vec<Step>
         !existing.has_slot,
     ));
     if !existing.has_slot && !is_order_told(names, existing) {
-        let description = "a look whether rows stand that the new slot does not bring".to_owned();
+        let description = "a check for rows that the new slot does not contain".to_owned();
         steps.push(step(description, "nothing before", true));
     }
     steps
