@@ -1,4 +1,4 @@
-//!
+//! Where rows come from: one contract for the stream of a slot and for polling.
 //! Rows come in batches over a bounded channel, in the order in which they are to be published;
 //! positions go back.
 
@@ -87,25 +87,49 @@ pub enum SourceError {
     Ended,
 }
 
-/// A running source: its task, the rows that come from it and the positions that go back.
+/// A running source: its task, the rows that come from it, and what goes back to it.
 ///
 /// Dropping it ends the task without the final acknowledgement.
 #[derive(Debug)]
 pub struct Source {
-    kind: Kind,
+    ends: Ends,
     batches: mpsc::Receiver<Batch>,
+    stop: CancellationToken,
+    /// `None` once its end was told.
+    task: Option<Task>,
+}
+
+/// What the relay and a source of this kind say to each other besides the rows.
+#[derive(Debug)]
+enum Ends {
+    Stream(StreamEnds),
+    /// The table by `seq`, in the place of a slot that follows what is confirmed.
+    AheadOfSlot(SlotEnds),
+    Unsent(UnsentEnds),
+    /// The table by `seq`, or rows that were read before: nothing.
+    Plain,
+}
+
+#[derive(Debug)]
+struct StreamEnds {
     confirm: watch::Sender<Lsn>,
     server: watch::Receiver<Lsn>,
-    /// Where the slot stands that is moved behind the rows; `None` where none is.
-    moved: Option<watch::Receiver<Option<SlotPosition>>>,
+    asked: Arc<Notify>,
+}
+
+#[derive(Debug)]
+struct SlotEnds {
+    confirm: watch::Sender<Lsn>,
+    /// Where the slot stands, once it was looked at.
+    moved: watch::Receiver<Option<SlotPosition>>,
+}
+
+#[derive(Debug)]
+struct UnsentEnds {
     in_vain: watch::Sender<InVain>,
     /// Batches with rows that were read, and how many of them are marked or held.
     taken: u64,
     resolved: watch::Sender<u64>,
-    asked: Arc<Notify>,
-    stop: CancellationToken,
-    /// `None` once its end was told.
-    task: Option<Task>,
 }
 
 /// What hands out the rows; ends where it is dropped.
@@ -123,13 +147,6 @@ async fn failure(task: &mut Task) -> SourceError {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Stream,
-    Numbers,
-    Unsent,
-}
-
 impl Source {
     /// Starts to stream from the slot; values above `value_bytes_max` may be left out of their rows.
     pub async fn stream(
@@ -138,15 +155,16 @@ impl Source {
         outbox: Described,
         value_bytes_max: usize,
     ) -> Result<Self, SourceError> {
-        let (source, batches, stop) = Self::polled();
-        let confirmed = source.confirm.subscribe();
+        let channel = Channel::new();
+        let (confirm, confirmed) = watch::channel(Lsn(0));
         let (told, server) = watch::channel(Lsn(0));
+        let asked = Arc::new(Notify::new());
         let ends = replication::Ends {
-            batches,
+            batches: channel.sender.clone(),
             confirm: confirmed,
             server: told,
-            asked: Arc::clone(&source.asked),
-            stop,
+            asked: Arc::clone(&asked),
+            stop: channel.stop.clone(),
         };
         let subscription = Subscription {
             options: options.clone(),
@@ -155,30 +173,30 @@ impl Source {
             outbox,
             value_bytes_max,
         };
-        Ok(Self {
-            kind: Kind::Stream,
+        let task = subscription.start(ends).await?;
+        let ends = StreamEnds {
+            confirm,
             server,
-            task: Some(subscription.start(ends).await?),
-            ..source
-        })
+            asked,
+        };
+        Ok(channel.source(Ends::Stream(ends), task))
     }
 
     /// Starts to read the table by `seq`: new rows and the holes between them.
     pub fn by_seq(polling: Polling, known: Known) -> Self {
-        let (ends, batches, stop) = Self::polled();
+        let channel = Channel::new();
+        let (batches, stop) = (channel.sender.clone(), channel.stop.clone());
         let task = polling::poll_by_seq(polling, known, batches, stop);
-        Self {
-            kind: Kind::Numbers,
-            task: Some(spawn(async move { Ok(task.await?) })),
-            ..ends
-        }
+        channel.source(Ends::Plain, spawn(async move { Ok(task.await?) }))
     }
 
     /// Starts to read the table by `seq` in the place of the slot, which follows what is confirmed.
     pub fn ahead_of_slot(polling: Polling, known: Known, advancer: SlotAdvancer) -> Self {
-        let (ends, batches, stop) = Self::polled();
+        let channel = Channel::new();
+        let (batches, stop) = (channel.sender.clone(), channel.stop.clone());
+        let (confirm, confirmed) = watch::channel(Lsn(0));
         let (told, moved) = watch::channel(None);
-        let moving = advancer.run(ends.confirm.subscribe(), told);
+        let moving = advancer.run(confirmed, told);
         let polling = polling::poll_by_seq(polling, known, batches, stop);
         let task = async move {
             tokio::select! {
@@ -186,16 +204,14 @@ impl Source {
                 moved = moving => match moved? {},
             }
         };
-        Self {
-            moved: Some(moved),
-            task: Some(spawn(task)),
-            ..ends
-        }
+        let ends = SlotEnds { confirm, moved };
+        channel.source(Ends::AheadOfSlot(ends), spawn(task))
     }
 
     /// Hands out rows that were read before, and has then caught up.
     pub fn given(rows: Vec<OutboxRow>) -> Self {
-        let (ends, batches, stop) = Self::polled();
+        let channel = Channel::new();
+        let (batches, stop) = (channel.sender.clone(), channel.stop.clone());
         let task = async move {
             let batch = Batch {
                 rows,
@@ -207,10 +223,7 @@ impl Source {
             stop.cancelled().await;
             Ok(())
         };
-        Self {
-            task: Some(spawn(task)),
-            ..ends
-        }
+        channel.source(Ends::Plain, spawn(task))
     }
 
     /// Starts to read the rows of a table that are not marked, turn by turn.
@@ -222,55 +235,32 @@ impl Source {
         order: Ordering,
         skipped: Option<Skipped>,
     ) -> Self {
-        let (ends, batches, stop) = Self::polled();
-        let (in_vain, resolved) = (ends.in_vain.subscribe(), ends.resolved.subscribe());
-        let task = polling::poll_unsent(
-            polling,
-            Unsent {
-                mark,
-                order,
-                skipped,
-                in_vain,
-                resolved,
-            },
-            batches,
-            stop,
-        );
-        Self {
-            kind: Kind::Unsent,
-            task: Some(spawn(async move { Ok(task.await?) })),
-            ..ends
-        }
-    }
-
-    /// The relay's ends of a source without a stream.
-    fn polled() -> (Self, mpsc::Sender<Batch>, CancellationToken) {
-        let (batches, receiver) = mpsc::channel(BATCHES_WAITING);
-        let stop = CancellationToken::new();
-        let ends = Self {
-            kind: Kind::Numbers,
-            batches: receiver,
-            confirm: watch::Sender::new(Lsn(0)),
-            server: watch::Sender::new(Lsn(0)).subscribe(),
-            moved: None,
+        let channel = Channel::new();
+        let (batches, stop) = (channel.sender.clone(), channel.stop.clone());
+        let ends = UnsentEnds {
             in_vain: watch::Sender::default(),
             taken: 0,
             resolved: watch::Sender::new(0),
-            asked: Arc::new(Notify::new()),
-            stop: stop.clone(),
-            task: None,
         };
-        (ends, batches, stop)
+        let unsent = Unsent {
+            mark,
+            order,
+            skipped,
+            in_vain: ends.in_vain.subscribe(),
+            resolved: ends.resolved.subscribe(),
+        };
+        let task = polling::poll_unsent(polling, unsent, batches, stop);
+        channel.source(Ends::Unsent(ends), spawn(async move { Ok(task.await?) }))
     }
 
     /// Whether the rows come from the slot and may be repetitions of what was marked.
     pub fn is_stream(&self) -> bool {
-        self.kind == Kind::Stream
+        matches!(self.ends, Ends::Stream(_))
     }
 
     /// Whether held rows are handed out again with each turn.
     pub fn repeats_held_rows(&self) -> bool {
-        self.kind == Kind::Unsent
+        matches!(self.ends, Ends::Unsent(_))
     }
 
     /// Waits for the next batch.
@@ -279,7 +269,9 @@ impl Source {
     /// Cancel-safe: yes.
     pub async fn read(&mut self) -> Result<Batch, SourceError> {
         if let Some(batch) = self.batches.recv().await {
-            self.taken += u64::from(!batch.rows.is_empty());
+            if let Ends::Unsent(ends) = &mut self.ends {
+                ends.taken += u64::from(!batch.rows.is_empty());
+            }
             return Ok(batch);
         }
         let Some(task) = &mut self.task else {
@@ -290,9 +282,14 @@ impl Source {
         Err(failure)
     }
 
-    /// Confirms a position to the server; it never goes back.
+    /// Confirms a position to the server, where a slot waits for it; it never goes back.
     pub fn confirm(&self, lsn: Lsn) {
-        self.confirm.send_if_modified(|confirmed| {
+        let (Ends::Stream(StreamEnds { confirm, .. })
+        | Ends::AheadOfSlot(SlotEnds { confirm, .. })) = &self.ends
+        else {
+            return;
+        };
+        confirm.send_if_modified(|confirmed| {
             let is_newer = lsn > *confirmed;
             if is_newer {
                 *confirmed = lsn;
@@ -303,57 +300,71 @@ impl Source {
 
     /// Asks the server how far the stream has come: an idle one says nothing by itself.
     pub fn ask_position(&self) {
-        self.asked.notify_one();
+        if let Ends::Stream(ends) = &self.ends {
+            ends.asked.notify_one();
+        }
     }
 
     /// Tells a source that waits for it that everything it handed over is marked or held.
     pub fn resolved(&self) {
-        self.resolved.send_if_modified(|resolved| {
-            let is_news = *resolved != self.taken;
-            *resolved = self.taken;
-            is_news
-        });
+        if let Ends::Unsent(ends) = &self.ends {
+            ends.resolved.send_if_modified(|resolved| {
+                let is_news = *resolved != ends.taken;
+                *resolved = ends.taken;
+                is_news
+            });
+        }
     }
 
     /// Whether it reads on only when everything it handed over is marked or held.
     pub fn is_waiting(&self) -> bool {
-        self.kind == Kind::Unsent && *self.resolved.borrow() != self.taken
+        matches!(&self.ends, Ends::Unsent(ends) if *ends.resolved.borrow() != ends.taken)
     }
 
     /// Tells a source of unsent rows that this one is held; returns how many are.
     pub fn hold(&self, id: &RowId) -> usize {
-        self.in_vain.send_modify(|rows| {
+        let Ends::Unsent(ends) = &self.ends else {
+            return 0;
+        };
+        ends.in_vain.send_modify(|rows| {
             rows.held.insert(id.clone());
         });
-        self.in_vain.borrow().held.len()
+        ends.in_vain.borrow().held.len()
     }
 
     /// Whether a source of unsent rows was told that this one is held.
     pub fn holds(&self, row: &OutboxRow) -> bool {
-        self.in_vain.borrow().holds(row)
+        matches!(&self.ends, Ends::Unsent(ends) if ends.in_vain.borrow().holds(row))
     }
 
     /// Tells a source of unsent rows how many wait for nothing but their mark.
     pub fn owe(&self, rows: usize) {
-        self.in_vain.send_modify(|in_vain| in_vain.owed = rows);
+        if let Ends::Unsent(ends) = &self.ends {
+            ends.in_vain.send_modify(|in_vain| in_vain.owed = rows);
+        }
     }
 
     /// The position of the server's write-ahead log, as far as it has told.
     pub fn server_lsn(&self) -> Lsn {
-        let moved = self.moved.as_ref().and_then(|moved| *moved.borrow());
-        moved.map_or(*self.server.borrow(), |position| position.server)
+        match &self.ends {
+            Ends::Stream(ends) => *ends.server.borrow(),
+            Ends::AheadOfSlot(ends) => ends.position().map_or(Lsn(0), |position| position.server),
+            Ends::Unsent(_) | Ends::Plain => Lsn(0),
+        }
     }
 
     /// How far the slot lags in whose place the table is read, in bytes of WAL, once it was looked at.
     pub fn slot_lag_bytes(&self) -> Option<u64> {
-        let position = *self.moved.as_ref()?.borrow();
-        position.map(SlotPosition::lag_bytes)
+        match &self.ends {
+            Ends::AheadOfSlot(ends) => ends.position().map(SlotPosition::lag_bytes),
+            Ends::Stream(_) | Ends::Unsent(_) | Ends::Plain => None,
+        }
     }
 
     /// Whether a stream may take over: no slot has to be moved first.
     pub fn has_moved_slot(&self) -> bool {
         let is_near = |lag_bytes| lag_bytes <= LAG_BYTES_MAX;
-        self.moved.is_none() || self.slot_lag_bytes().is_some_and(is_near)
+        !matches!(self.ends, Ends::AheadOfSlot(_)) || self.slot_lag_bytes().is_some_and(is_near)
     }
 
     /// Ends the source in order, where PostgreSQL answers in time: the server has read the last confirmation, and the slot
@@ -367,6 +378,40 @@ impl Source {
         };
         if tokio::time::timeout(within, &mut task).await.is_err() {
             task.abort();
+        }
+    }
+}
+
+impl SlotEnds {
+    fn position(&self) -> Option<SlotPosition> {
+        *self.moved.borrow()
+    }
+}
+
+/// The channel between a source that is being started and the relay.
+struct Channel {
+    sender: mpsc::Sender<Batch>,
+    batches: mpsc::Receiver<Batch>,
+    stop: CancellationToken,
+}
+
+impl Channel {
+    fn new() -> Self {
+        let (sender, batches) = mpsc::channel(BATCHES_WAITING);
+        let stop = CancellationToken::new();
+        Self {
+            sender,
+            batches,
+            stop,
+        }
+    }
+
+    fn source(self, ends: Ends, task: Task) -> Source {
+        Source {
+            ends,
+            batches: self.batches,
+            stop: self.stop,
+            task: Some(task),
         }
     }
 }
