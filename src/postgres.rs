@@ -9,6 +9,7 @@ pub mod compatibility;
 mod encoding;
 mod error;
 mod guard;
+mod incompatibility;
 pub(crate) mod obstacles;
 pub(crate) mod publication;
 pub(crate) mod slot;

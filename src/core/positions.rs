@@ -21,6 +21,10 @@ impl Positions {
     ///
     /// Boundaries between the same two rows are one.
     pub(super) fn push(&mut self, ticket: Ticket, lsn: Lsn) {
+        debug_assert!(
+            self.boundaries.back().is_none_or(|last| last.0 <= ticket),
+            "boundaries come in the order of their tickets"
+        );
         self.passed = self.passed.max(Some(lsn));
         match self.boundaries.back_mut() {
             Some(last) if last.0 == ticket => last.1 = last.1.max(lsn),

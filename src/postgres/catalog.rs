@@ -2,6 +2,7 @@
 //!
 //! Reads catalogs only, as whatever role is connected. Never reads a row and never changes anything.
 
+mod attribute;
 mod columns;
 mod object_names;
 pub(crate) mod published;
@@ -225,11 +226,11 @@ pub async fn inspect(
     };
     let kind = table_kind(&class, schema, table)?;
     let oid: u32 = class.get("oid");
-    let attributes = client.query(columns::ATTRIBUTES, &[&oid]).await;
-    let attributes: Vec<columns::Attribute> = attributes
+    let attributes = client.query(attribute::ATTRIBUTES, &[&oid]).await;
+    let attributes: Vec<attribute::Attribute> = attributes
         .map_err(catalog)?
         .iter()
-        .map(columns::Attribute::read)
+        .map(attribute::Attribute::read)
         .collect();
     let layout = columns::layout(schema, table, &attributes, names)?;
     let seq = match layout.seq {
@@ -311,7 +312,7 @@ fn leaf(row: &Row) -> Leaf {
 async fn seq_facts(
     client: &Client,
     oid: u32,
-    column: &columns::Attribute,
+    column: &attribute::Attribute,
 ) -> Result<SeqFacts, tokio_postgres::Error> {
     let owned = client.query_opt(SEQUENCE, &[&oid, &column.number]).await?;
     let index = client.query_one(SEQ_INDEX, &[&oid, &column.number]).await?;

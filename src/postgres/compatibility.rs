@@ -5,12 +5,7 @@ use crate::postgres::catalog::published::{self, Change};
 use crate::postgres::catalog::{SeqFacts, SeqIndex, Table, TableKind, seq_orders, seq_trusted};
 use postgres_protocol::escape::escape_identifier;
 
-/// Why a table does not allow a mode and a mark.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Incompatibility {
-    pub text: String,
-    pub remedy: String,
-}
+pub use crate::postgres::incompatibility::Incompatibility;
 
 /// What orders the rows that stand in the table, where they are read from there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

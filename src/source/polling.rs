@@ -8,6 +8,7 @@ mod apart;
 mod gate;
 pub(in crate::source) mod locks;
 pub(in crate::source) mod look_up;
+mod raw_column;
 mod rows;
 mod shape;
 pub(in crate::source) mod statement;

@@ -4,7 +4,7 @@
 use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::{Client, Row};
 
-use crate::postgres::compatibility::Incompatibility;
+use crate::postgres::incompatibility::Incompatibility;
 
 /// One publication that one table with rows can't satisfy.
 #[derive(Clone, Debug, PartialEq, Eq)]

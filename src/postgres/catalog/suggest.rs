@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::columns::{Attribute, Wanted};
+use super::attribute::{Attribute, Wanted};
 use crate::row::columns::{ColumnNames, OURS, is_mandatory};
 
 /// How other tables call what outboxd reads, the likeliest first, in small letters and digits alone: those of open-outbox,

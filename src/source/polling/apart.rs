@@ -8,7 +8,7 @@ use bytes::{BufMut, BytesMut};
 use postgres_protocol::escape::escape_identifier;
 
 use super::PollError;
-use super::rows::RawColumn;
+use super::raw_column::RawColumn;
 use crate::postgres::catalog::select_those;
 use crate::postgres::{Class, SqlConnection};
 use crate::row::{Column, Field, Layout, Lsn, Origin, OutboxRow};

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use bytes::{BufMut, BytesMut};
 use futures_util::TryStreamExt;
-use tokio_postgres::types::{FromSql, Type};
 use tokio_postgres::{Row, RowStream};
 
+use super::raw_column::RawColumn;
 use super::{PollError, apart};
 use crate::postgres::SqlConnection;
 use crate::postgres::catalog::Selection;
@@ -41,23 +41,6 @@ pub(super) struct RowReader {
     value_bytes_max: usize,
     chunk: BytesMut,
     row_bytes: usize,
-}
-
-/// A column's bytes, whatever its type.
-pub(super) struct RawColumn<'a>(pub(super) Option<&'a [u8]>);
-
-impl<'a> FromSql<'a> for RawColumn<'a> {
-    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        Ok(Self(Some(raw)))
-    }
-
-    fn from_sql_null(_: &Type) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        Ok(Self(None))
-    }
-
-    fn accepts(_: &Type) -> bool {
-        true
-    }
 }
 
 /// Which version was read, where the statement asked for its `xmin` behind all else.
