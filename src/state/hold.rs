@@ -3,6 +3,7 @@
 //! A row that is put aside is settled once it is recorded here (docs/design.md, "What is put aside"). Every statement that writes checks the
 //! lease's epoch, and recording a row twice is harmless.
 
+mod entry;
 mod history;
 mod record;
 mod release;
@@ -15,8 +16,9 @@ use std::sync::Arc;
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
+pub(crate) use entry::{HoldEntry, KeptRow, What};
 pub(crate) use history::forget_history;
-pub(crate) use record::{CopyPolicy, HoldCheckpoint, HoldEntry, KeptRow, What};
+pub(crate) use record::{CopyPolicy, HoldCheckpoint};
 pub(crate) use release::{keep_unmarked, release, to_skip};
 pub(crate) use replay::merge;
 pub(crate) use replay::{

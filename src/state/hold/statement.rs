@@ -2,7 +2,7 @@
 
 use tokio_postgres::types::ToSql;
 
-use super::record::{HoldEntry, KeptRow, What};
+use super::entry::{HoldEntry, KeptRow, What};
 use super::{ENTRY_KEY, kept_key};
 use crate::core::Followers;
 use crate::mark::FencingToken;
