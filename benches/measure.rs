@@ -36,6 +36,8 @@ mod plan;
 mod process;
 #[path = "measure/publishing.rs"]
 mod publishing;
+#[path = "measure/rates.rs"]
+mod rates;
 #[path = "measure/relay.rs"]
 mod relay;
 #[path = "measure/report.rs"]
@@ -89,6 +91,7 @@ async fn measure() -> anyhow::Result<()> {
             Part::Drain => sections.extend(stand.measure_drains().await?),
             Part::Marks => sections.push(stand.measure_marks().await?),
             Part::Latency => sections.push(stand.measure_latency().await?),
+            Part::Rates => sections.push(stand.measure_rates().await?),
             Part::Commits => sections.push(stand.measure_commits().await?),
             Part::Idle => sections.push(stand.measure_idle().await?),
             Part::Kept => sections.push(stand.measure_kept().await?),

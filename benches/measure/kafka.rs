@@ -77,8 +77,20 @@ impl Kafka {
         let broker = Broker::outside(&self.servers, BTreeMap::new(), PARTITIONS).await?;
         let topics = match types {
             1 => Topics::one(broker),
-            _ => Topics::of_types(broker, types).await?,
+            _ => Topics::of_types(broker, types, 1).await?,
         };
+        self.served(topics).await
+    }
+
+    /// A topic for each of so many aggregate types, with as many partitions as that of one type has.
+    pub async fn wide_topics(&self, types: u32) -> anyhow::Result<Topics> {
+        let broker = Broker::outside(&self.servers, BTreeMap::new(), PARTITIONS).await?;
+        let topics = Topics::of_types(broker, types, PARTITIONS).await?;
+        self.served(topics).await
+    }
+
+    /// Waits until every partition is served.
+    async fn served(&self, topics: Topics) -> anyhow::Result<Topics> {
         let deadline = Instant::now() + TOPICS_MAX;
         // A consumer that has asked too early remembers for minutes that there is no such topic.
         while let Err(error) = records(&topics.client.create()?, &topics) {
@@ -139,7 +151,12 @@ impl Topics {
         Self { broker, partitions }
     }
 
-    async fn of_types(broker: Broker, types: u32) -> anyhow::Result<Self> {
+    /// Each of them, with the number of its partitions.
+    pub fn all(&self) -> &[(String, i32)] {
+        &self.partitions
+    }
+
+    async fn of_types(broker: Broker, types: u32, partitions: i32) -> anyhow::Result<Self> {
         let name = |number| {
             let aggregate_type = format!("type-{number}");
             broker.template.replace("${aggregatetype}", &aggregate_type)
@@ -147,13 +164,13 @@ impl Topics {
         let names: Vec<String> = (0..types).map(name).collect();
         let (admin, options) = admin(&broker)?;
         for names in names.chunks(TOPICS_AT_ONCE) {
-            let topic = |name| NewTopic::new(name, 1, TopicReplication::Fixed(-1));
+            let topic = |name| NewTopic::new(name, partitions, TopicReplication::Fixed(-1));
             let topics: Vec<_> = names.iter().map(|name| topic(name.as_str())).collect();
             for created in admin.create_topics(&topics, &options).await? {
                 created.map_err(|(topic, code)| anyhow::anyhow!("`{topic}`: {code}"))?;
             }
         }
-        let partitions = names.into_iter().map(|name| (name, 1)).collect();
+        let partitions = names.into_iter().map(|name| (name, partitions)).collect();
         Ok(Self { broker, partitions })
     }
 

@@ -115,10 +115,10 @@ impl Stand {
             None => Writer::connect(relay).await?.publishing(relay, &topic)?,
         };
         let first = writer.insert(0, Instant::now()).await?;
-        wait_for(&reader, &mut process, &[first]).await?;
+        await_rows(&reader, &mut process, &[first]).await?;
         let counted = self.plan.watched.unwrap_or(COUNTED_USUALLY);
         let written = writer.write(rate, warm_up + counted).await?;
-        wait_for(&reader, &mut process, &written).await?;
+        await_rows(&reader, &mut process, &written).await?;
         if let Some((process, _)) = process {
             process.stop()?;
         }
@@ -145,7 +145,8 @@ impl Stand {
     }
 }
 
-async fn wait_for(
+/// Waits until all of these rows have arrived.
+pub async fn await_rows(
     reader: &TopicReader,
     process: &mut Option<(Process, PathBuf)>,
     rows: &[Written],
@@ -164,7 +165,7 @@ async fn wait_for(
 }
 
 /// The 50th, 99th and 99.9th percentile by nearest rank, and the largest, in milliseconds.
-fn percentiles(mut latencies: Vec<Duration>) -> [f64; 4] {
+pub fn percentiles(mut latencies: Vec<Duration>) -> [f64; 4] {
     latencies.sort_unstable();
     let rank = |permille: usize| (latencies.len() * permille).div_ceil(1_000).max(1) - 1;
     [500, 990, 999, 1_000].map(|permille| {

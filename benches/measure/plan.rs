@@ -15,6 +15,8 @@ pub enum Part {
     Drain,
     Marks,
     Latency,
+    /// Ten to thousands of rows a second: with `FULL=1`.
+    Rates,
     Commits,
     Idle,
     /// New rows on top of many: with `FULL=1`.
@@ -24,10 +26,11 @@ pub enum Part {
 }
 
 impl Part {
-    const ALL: [(&'static str, Self); 7] = [
+    const ALL: [(&'static str, Self); 8] = [
         ("drain", Self::Drain),
         ("marks", Self::Marks),
         ("latency", Self::Latency),
+        ("rates", Self::Rates),
         ("commits", Self::Commits),
         ("idle", Self::Idle),
         ("kept", Self::Kept),
@@ -104,7 +107,7 @@ fn parts(names: Option<&str>, is_full: bool) -> anyhow::Result<Vec<Part>> {
     let is_soaked = variable("SOAK").is_some();
     let Some(names) = names else {
         let is_wanted = |part: &Part| match part {
-            Part::Kept => is_full,
+            Part::Kept | Part::Rates => is_full,
             Part::Soak => is_soaked,
             _ => true,
         };

@@ -18,7 +18,7 @@ use crate::relay::Relay;
 /// Commits wait for the disk in each of these at once.
 const CONNECTIONS: usize = 16;
 const INSERT: &str = "INSERT INTO public.outbox (id, aggregatetype, aggregateid, type, payload)
-    VALUES ($1, 'order', $2, 'OrderPlaced', json_build_object('version', 1, 'note', repeat('x', 125)))";
+    VALUES ($1, $3, $2, 'OrderPlaced', json_build_object('version', 1, 'note', repeat('x', 125)))";
 
 /// As long as what INSERT writes.
 const PAYLOAD: &[u8; 153] = &[b'x'; 153];
@@ -34,6 +34,8 @@ pub struct Written {
 #[derive(Clone)]
 pub struct Writer {
     connections: Arc<Vec<(Client, Statement)>>,
+    /// Aggregate types, each with a topic.
+    types: u32,
     publisher: Option<Publisher>,
 }
 
@@ -54,8 +56,14 @@ impl Writer {
         }
         Ok(Self {
             connections: Arc::new(connections),
+            types: 1,
             publisher: None,
         })
+    }
+
+    /// Writes rows of so many aggregate types.
+    pub fn of_types(self, types: u32) -> Self {
+        Self { types, ..self }
     }
 
     /// Publishes each row itself, by a producer with the relay's properties.
@@ -100,7 +108,11 @@ impl Writer {
         let (client, insert) = &self.connections[row % self.connections.len()];
         let id = Uuid::new_v4();
         let aggregate = format!("o-{}", fastrand::u32(..1000));
-        client.execute(insert, &[&id, &aggregate]).await?;
+        let kind = match self.types {
+            1 => "order".to_owned(),
+            types => format!("type-{}", row % types as usize),
+        };
+        client.execute(insert, &[&id, &aggregate, &kind]).await?;
         let committed_at = Instant::now();
         if let Some(publisher) = &self.publisher {
             publisher.publish(id, &aggregate)?;

@@ -41,7 +41,13 @@ pub struct TopicReader {
 impl TopicReader {
     /// Starts to read the broker's topic.
     pub fn start(broker: &Broker) -> Result<Self, DemoError> {
-        let consumer = assigned(broker).map_err(|source| DemoError::Broker {
+        let topic = (broker.topic.clone(), broker.partitions);
+        Self::start_on(broker, &[topic])
+    }
+
+    /// Starts to read these topics, each with the number of its partitions.
+    pub fn start_on(broker: &Broker, topics: &[(String, i32)]) -> Result<Self, DemoError> {
+        let consumer = assigned(broker, topics).map_err(|source| DemoError::Broker {
             action: "read the topic",
             brokers: broker.servers.clone(),
             source,
@@ -55,8 +61,7 @@ impl TopicReader {
         };
         let follower = Follower {
             consumer,
-            topic: broker.topic.clone(),
-            partitions: broker.partitions,
+            topics: topics.to_vec(),
             seen: reader.seen.clone(),
             is_last: reader.is_last.clone(),
             is_stopped: reader.is_stopped.clone(),
@@ -106,16 +111,19 @@ impl Drop for TopicReader {
     }
 }
 
+/// The place of a topic, and one of its partitions.
+type Partition = (usize, i32);
+
 /// The reader's thread.
 struct Follower {
     consumer: BaseConsumer,
-    topic: String,
-    partitions: i32,
+    /// Each with the number of its partitions.
+    topics: Vec<(String, i32)>,
     seen: Arc<Mutex<Seen>>,
     is_last: Arc<AtomicBool>,
     is_stopped: Arc<AtomicBool>,
-    /// The offset that comes next in each partition.
-    next: HashMap<i32, i64>,
+    /// The offset that comes next in each partition, by the topic's place.
+    next: HashMap<Partition, i64>,
 }
 
 impl Follower {
@@ -140,14 +148,17 @@ impl Follower {
         Ok(())
     }
 
-    fn ends(&self) -> Result<Vec<(i32, i64)>, KafkaError> {
-        let end = |partition| {
-            let watermarks =
-                self.consumer
-                    .fetch_watermarks(&self.topic, partition, LAST_READ_MAX)?;
-            Ok((partition, watermarks.1))
-        };
-        (0..self.partitions).map(end).collect()
+    fn ends(&self) -> Result<Vec<(Partition, i64)>, KafkaError> {
+        let mut ends = Vec::new();
+        for (place, (topic, partitions)) in self.topics.iter().enumerate() {
+            for partition in 0..*partitions {
+                let watermarks = self
+                    .consumer
+                    .fetch_watermarks(topic, partition, LAST_READ_MAX)?;
+                ends.push(((place, partition), watermarks.1));
+            }
+        }
+        Ok(ends)
     }
 
     /// Takes one record, if one comes in time; librdkafka repeats what failed by itself.
@@ -156,7 +167,12 @@ impl Follower {
             return;
         };
         let now = Instant::now();
-        self.next.insert(message.partition(), message.offset() + 1);
+        let place = self
+            .topics
+            .iter()
+            .position(|(topic, _)| topic == message.topic());
+        let partition = (place.unwrap_or_default(), message.partition());
+        self.next.insert(partition, message.offset() + 1);
         let held = held(&message);
         let mut seen = locked(&self.seen);
         seen.arrived_at = Some(now);
@@ -172,7 +188,7 @@ fn locked(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
     seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn assigned(broker: &Broker) -> Result<BaseConsumer, KafkaError> {
+fn assigned(broker: &Broker, topics: &[(String, i32)]) -> Result<BaseConsumer, KafkaError> {
     let mut client = broker.client.clone();
     let consumer: BaseConsumer = client
         .set("group.id", format!("{}-reader", broker.topic))
@@ -181,8 +197,10 @@ fn assigned(broker: &Broker) -> Result<BaseConsumer, KafkaError> {
         .set("fetch.wait.max.ms", broker.fetch_wait_ms.to_string())
         .create()?;
     let mut partitions = TopicPartitionList::new();
-    for partition in 0..broker.partitions {
-        partitions.add_partition_offset(&broker.topic, partition, Offset::Beginning)?;
+    for (topic, count) in topics {
+        for partition in 0..*count {
+            partitions.add_partition_offset(topic, partition, Offset::Beginning)?;
+        }
     }
     consumer.assign(&partitions)?;
     Ok(consumer)
