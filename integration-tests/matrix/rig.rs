@@ -42,10 +42,10 @@ impl Pair {
         self.0 == "replication"
     }
 
-    /// Without marks a lost connection repeats what went out of the transaction that was open.
+    /// Without marks a lost connection repeats what its batch held, and what went out of the transaction that was open.
     pub fn repeated_by_cuts(self, cuts: usize) -> usize {
         match self.1 {
-            "none" => cuts * TRANSACTION_ROWS,
+            "none" => cuts * (WINDOW_ROWS + TRANSACTION_ROWS),
             _ => 0,
         }
     }

@@ -99,6 +99,8 @@ struct Turns {
     handed_over: u64,
     /// The turn before was a full page, of this look.
     has_backlog: Option<Look>,
+    /// Pages come so fast that the server does not give up a transaction in which nothing is asked meanwhile.
+    is_near: bool,
     /// The last row of the turn before, where there was more behind it.
     cut_off_at: Option<RowId>,
     /// Nothing was said of having caught up since rows were left in the table.
@@ -201,6 +203,7 @@ impl Turns {
             handed_over: 0,
             has_backlog: None,
             cut_off_at: None,
+            is_near: false,
             is_behind: true,
         })
     }
@@ -218,7 +221,7 @@ impl Turns {
             };
             let began = Instant::now();
             let next = self.page(look, batches).await?;
-            self.has_backlog = (next == Next::AtOnce).then_some(look);
+            self.has_backlog = (next == Next::AtOnce && self.is_near).then_some(look);
             if let (Some(unskipped), None, Look::AtAll) =
                 (&mut self.unskipped, self.has_backlog, look)
             {
@@ -299,8 +302,10 @@ impl Turns {
         let limit = self.batch_rows.saturating_add(in_vain);
         let limit_rows = i64::try_from(limit).unwrap_or(i64::MAX);
         let statement = self.statements.of(look);
+        let began = Instant::now();
         let stream = stream(&self.session, statement, [&limit_rows]).await?;
         let mut page = self.read(stream).await?;
+        self.is_near = began.elapsed() < PASS_MAX / 2;
         if let Some(stuck) = page.stuck.take() {
             self.read_apart(stuck, look, &mut page).await?;
         }
