@@ -1,6 +1,6 @@
 //! `make shapes`: every shape in every mode with every mark, and what came of each.
 //!
-//! Settings come as environment variables: `SHAPE=text` (a part of its name), `MODE`, `MARK`, `JOBS=4` (cases at a
+//! Settings come as environment variables: `SHAPE=text` (a part of its name, or several with `|` between them), `MODE`, `MARK`, `JOBS=4` (cases at a
 //! time), `FRESH=1`.
 
 use std::collections::VecDeque;
@@ -56,7 +56,7 @@ impl Run {
         let (shape, mode, mark) = (setting("SHAPE"), setting("MODE"), setting("MARK"));
         let mut cases = cases();
         cases.retain(|case| {
-            case.shape.name.contains(&shape)
+            shape.split('|').any(|part| case.shape.name.contains(part))
                 && case.pair.mode.contains(&mode)
                 && case.pair.mark.contains(&mark)
         });
