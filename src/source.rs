@@ -92,7 +92,7 @@ pub enum SourceError {
 /// Dropping it ends the task without the final acknowledgement.
 #[derive(Debug)]
 pub struct Source {
-    kind: Kind,
+    kind: SourceKind,
     batches: mpsc::Receiver<Batch>,
     confirm: watch::Sender<Lsn>,
     server: watch::Receiver<Lsn>,
@@ -123,11 +123,27 @@ async fn failure(task: &mut Task) -> SourceError {
     }
 }
 
+/// Where the rows of a source come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub enum SourceKind {
+    /// The slot.
     Stream,
+    /// The table, by number; or what was read before.
     Numbers,
+    /// The table, by the mark that is missing.
     Unsent,
+}
+
+impl SourceKind {
+    /// Whether the rows may be repetitions of what was marked.
+    pub fn is_stream(self) -> bool {
+        self == Self::Stream
+    }
+
+    /// Whether held rows are handed out again with each turn.
+    pub fn repeats_held_rows(self) -> bool {
+        self == Self::Unsent
+    }
 }
 
 impl Source {
@@ -156,7 +172,7 @@ impl Source {
             value_bytes_max,
         };
         Ok(Self {
-            kind: Kind::Stream,
+            kind: SourceKind::Stream,
             server,
             task: Some(subscription.start(ends).await?),
             ..source
@@ -168,7 +184,7 @@ impl Source {
         let (ends, batches, stop) = Self::polled();
         let task = polling::poll_by_seq(polling, known, batches, stop);
         Self {
-            kind: Kind::Numbers,
+            kind: SourceKind::Numbers,
             task: Some(spawn(async move { Ok(task.await?) })),
             ..ends
         }
@@ -237,7 +253,7 @@ impl Source {
             stop,
         );
         Self {
-            kind: Kind::Unsent,
+            kind: SourceKind::Unsent,
             task: Some(spawn(async move { Ok(task.await?) })),
             ..ends
         }
@@ -248,7 +264,7 @@ impl Source {
         let (batches, receiver) = mpsc::channel(BATCHES_WAITING);
         let stop = CancellationToken::new();
         let ends = Self {
-            kind: Kind::Numbers,
+            kind: SourceKind::Numbers,
             batches: receiver,
             confirm: watch::Sender::new(Lsn(0)),
             server: watch::Sender::new(Lsn(0)).subscribe(),
@@ -263,14 +279,13 @@ impl Source {
         (ends, batches, stop)
     }
 
-    /// Whether the rows come from the slot and may be repetitions of what was marked.
-    pub fn is_stream(&self) -> bool {
-        self.kind == Kind::Stream
+    pub fn kind(&self) -> SourceKind {
+        self.kind
     }
 
-    /// Whether held rows are handed out again with each turn.
-    pub fn repeats_held_rows(&self) -> bool {
-        self.kind == Kind::Unsent
+    /// Whether the rows come from the slot and may be repetitions of what was marked.
+    pub fn is_stream(&self) -> bool {
+        self.kind.is_stream()
     }
 
     /// Waits for the next batch.
@@ -315,17 +330,11 @@ impl Source {
         });
     }
 
-    /// Whether it reads on only when everything it handed over is marked or held.
-    pub fn is_waiting(&self) -> bool {
-        self.kind == Kind::Unsent && *self.resolved.borrow() != self.taken
-    }
-
-    /// Tells a source of unsent rows that this one is held; returns how many are.
-    pub fn hold(&self, id: &RowId) -> usize {
+    /// Tells a source of unsent rows that this one is held.
+    pub fn hold(&self, id: RowId) {
         self.in_vain.send_modify(|rows| {
-            rows.held.insert(id.clone());
+            rows.held.insert(id);
         });
-        self.in_vain.borrow().held.len()
     }
 
     /// Whether a source of unsent rows was told that this one is held.

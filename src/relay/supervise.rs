@@ -178,14 +178,14 @@ impl Supervisor {
         if let Err(failure) = self.relay.start_producer() {
             return without_producer(failure);
         }
-        let (started_at, delivered_before) = (Instant::now(), self.relay.delivered_rows);
-        let held_before = self.relay.core.held().rows();
+        let (started_at, delivered_before) = (Instant::now(), self.relay.memory().delivered_rows);
+        let held_before = self.relay.memory().core.held().rows();
         let end = self.relay.run(session).await;
         self.is_drained = matches!(end, End::Stopped);
         let is_good = started_at.elapsed() >= GOOD_AFTER
-            || self.relay.delivered_rows > delivered_before
-            || self.relay.core.held().rows() > held_before;
-        if self.relay.delivered_rows > delivered_before {
+            || self.relay.memory().delivered_rows > delivered_before
+            || self.relay.memory().core.held().rows() > held_before;
+        if self.relay.memory().delivered_rows > delivered_before {
             self.told.forget();
         }
         if is_good {
@@ -223,7 +223,14 @@ impl Supervisor {
             lease,
             epoch,
             carry_over: &mut self.carry_over,
-            topics: self.relay.core.held().to_release().cloned().collect(),
+            topics: self
+                .relay
+                .memory()
+                .core
+                .held()
+                .to_release()
+                .cloned()
+                .collect(),
             decoding: self.decoding,
             history: self.relay.history(),
             status: self.status.clone(),

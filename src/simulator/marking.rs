@@ -12,7 +12,7 @@ use crate::core::{Delivered, HeldRow};
 use crate::mark::FencingToken;
 use crate::mark::ledger::Checkpoint;
 use crate::relay::Phase;
-use crate::relay::hold_writer::{record, whole};
+use crate::relay::machine::holds::{record, whole};
 use crate::state::hold::{CopyPolicy, HoldCheckpoint};
 
 /// A mark under way.

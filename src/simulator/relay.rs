@@ -12,7 +12,7 @@ use super::session::{End, Session};
 use super::world::{World, tell};
 use crate::core::{Core, Delivered, Faults, ReleaseOn, Window};
 use crate::core::{SessionEnd, Ticket};
-use crate::relay::ReadBefore;
+use crate::relay::machine::read_before::ReadBefore;
 use crate::relay::session::CatchUp;
 use crate::row::ranges::RangeSet;
 use crate::state::hold::Replayed;
