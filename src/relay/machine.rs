@@ -3,19 +3,19 @@
 //! Owns every decision between the source and the marks. Does no I/O, reads no clock, awaits nothing: `relay.rs` carries
 //! its effects out, and so does the simulator.
 
-pub(crate) mod batch_cursor;
+mod batch_cursor;
 mod effect;
 mod end;
 mod feed;
 mod handed_over;
-pub(crate) mod holds;
+mod holds;
 mod input;
 mod maintenance;
 mod marking;
 mod memory;
 mod owing;
-pub(crate) mod paid;
-pub(crate) mod read_before;
+mod paid;
+mod read_before;
 mod removal;
 mod stall_detector;
 mod succession;

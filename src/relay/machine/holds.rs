@@ -179,7 +179,7 @@ impl Machine {
 }
 
 /// Which held rows are kept whole by a source of this kind.
-pub(crate) fn whole(mark: Mark, is_stream: bool) -> CopyPolicy {
+fn whole(mark: Mark, is_stream: bool) -> CopyPolicy {
     match (mark, is_stream) {
         (Mark::None, _) => CopyPolicy::All,
         (_, true) => CopyPolicy::Missing,
@@ -188,7 +188,7 @@ pub(crate) fn whole(mark: Mark, is_stream: bool) -> CopyPolicy {
 }
 
 /// Writes down what becomes of rows that were put aside: the entries that hold them, and what is kept whole.
-pub(crate) fn record(
+fn record(
     mut keep: HoldCheckpoint,
     asides: &[HeldRow],
     rows: &HashMap<Ticket, OutboxRow>,
