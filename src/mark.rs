@@ -17,8 +17,9 @@ use crate::postgres::catalog::Table;
 use crate::row::{Lsn, OutboxRow};
 use evidence::Record;
 use ledger::Ledger;
-use rows::RowMarks;
-pub use rows::{Owed, load as load_marked};
+#[cfg(test)]
+pub(crate) use rows::Recording;
+pub use rows::{Owed, RowMarks, RowStatement, load as load_marked};
 
 /// What a mark could not do.
 #[derive(Debug, thiserror::Error)]
@@ -127,7 +128,7 @@ impl MarkOutcome {
 #[derive(Debug)]
 pub enum Statement {
     Ledger(ledger::Checkpoint),
-    Rows(rows::RowStatement),
+    Rows(RowStatement),
 }
 
 impl Statement {

@@ -1,93 +1,72 @@
-//! One session: rows go down from the source to the producer, reports come back, marks and
-//! confirmations follow. Executes what the core says and decides nothing about order.
+//! One relay: it gives each session's machine what happened, carries out what that decides, and keeps what it remembers
+//! between two of them. Decides nothing itself.
 
-pub(crate) mod batch_cursor;
+mod arrival;
 mod between_sessions;
 mod catalog_check;
-mod end;
-mod feed;
-mod handed_over;
-pub(crate) mod hold_writer;
+mod clock;
+mod effects;
 mod lag;
-mod marking;
-mod metadata_refresh;
+mod leave;
+pub(crate) mod machine;
 mod outage;
-pub(crate) mod paid;
 mod producer;
-mod read_before;
-mod removal;
 mod report;
 pub mod session;
-mod stall_detector;
 pub mod supervise;
-mod sweep;
-mod topics;
 pub mod wal_watch;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
 
-use crate::config::{Config, KafkaConfig};
-use crate::core::{Core, Faults, Recorded, Window};
-use crate::core::{Cutting, SmallBatches, Ticket, TopicPartition};
-use crate::encode::{Encoder, Record, Rejection};
-use crate::mark::{FencingToken, MarkError, Marks, Owed};
+use crate::config::{Config, Mark};
+use crate::core::{Core, Faults, Recorded, ReleaseOn, Window};
+use crate::encode::Encoder;
+use crate::mark::{FencingToken, Marks, Owed};
 use crate::observe::metrics::Metrics;
-use crate::observe::status::StatusCell;
+use crate::observe::status::{State, StatusCell, Timestamp};
 use crate::postgres;
 use crate::publish::PublisherEvent;
-use crate::row::{Layout, OutboxRow};
+use crate::row::Layout;
 use crate::source::Source;
 use crate::source::replication::sweep::Watch;
 use crate::state::OutboxState;
-use crate::state::hold::{Replayed, Requests};
 use crate::state::identity::ServerHistory;
 use crate::state::lease::LeaseState;
 use crate::state::retention::Retention;
-use batch_cursor::BatchCursor;
+use crate::state::retention::pass::between_passes;
 use catalog_check::{CatalogCheck, catalog_check_every};
-pub use end::{End, Phase};
-use handed_over::HandedOver;
-use hold_writer::HoldWriter;
-use marking::{Failing, Finding, Marking, Owing, finished, joined};
+use clock::Clock;
+use effects::Tasks;
+use machine::{
+    Connection, Effect, Found, Input, LeaseInSight, Looks, Machine, Memory, Moment, Partitioner,
+    RemovalTerms, Terms,
+};
+pub use machine::{End, Phase};
 use outage::Outages;
-use producer::{Producer, Successor};
-pub(crate) use read_before::ReadBefore;
-use removal::Removal;
-use stall_detector::StallDetector;
-use sweep::{Reread, Sweep};
+use producer::Producers;
 
 /// How often the core is asked which topics are to be asked for.
 const TOPICS_EVERY: Duration = Duration::from_secs(2);
 /// How often the ledger is compacted and complete segments are audited.
 const MAINTAIN_EVERY: Duration = Duration::from_secs(60);
+/// How often the holes that the stream leaves are looked at, unless sweeps come more often.
+const HOLES_EVERY: Duration = Duration::from_secs(5);
 
 /// What outlives a session: the rows in flight and the producer that carries them.
 pub struct Relay {
-    pub core: Core,
+    /// With the machine while a session runs.
+    memory: Option<Memory>,
+    producers: Producers,
     pub metrics: Arc<Metrics>,
     pub status: StatusCell,
-    /// Rows that Kafka acknowledged.
-    pub delivered_rows: u64,
-    producer: Option<Producer>,
-    /// The row that the producer has said nothing of for long.
-    silent: Option<Ticket>,
-    /// Since when a partition has no leader, until its rows in flight are given up.
-    leaderless_since: Option<Instant>,
-    /// What the catch-up read where nothing is marked, for the stream brings some of it again.
-    read_before: ReadBefore,
-    replayed: Replayed,
+    clock: Clock,
     /// Set once we were asked to stop.
     stop_by: Option<Instant>,
-    /// The rows for which the table was read last.
-    reread: Reread,
     /// How far the server's history was seen; a session that is opened on less of it is refused.
     history: Option<ServerHistory>,
     /// The generation of the numbers in flight.
@@ -95,15 +74,6 @@ pub struct Relay {
     /// What the publication keeps from the stream.
     drift: Vec<String>,
     outages: Outages,
-    stalls: StallDetector,
-    /// How Kafka is reached, with what was learned of its topics.
-    kafka: KafkaConfig,
-    /// What the last producer said of a broker.
-    cutting: Option<Cutting>,
-    /// Topics that take no larger batches.
-    small_batches: SmallBatches,
-    /// Of the topics that were found.
-    partitions: HashMap<Arc<str>, usize>,
     config: Arc<Config>,
 }
 
@@ -135,39 +105,21 @@ pub struct Session {
 
 impl Relay {
     pub fn new(config: Arc<Config>, metrics: Arc<Metrics>, status: StatusCell) -> Self {
-        let window = Window {
-            rows_max: config.limits.in_flight_rows_max,
-            bytes_max: config.limits.in_flight_bytes_max,
-        };
-        let settling = match config.source.mark {
-            crate::config::Mark::None => crate::core::ReleaseOn::OnConfirmation,
-            _ => crate::core::ReleaseOn::OnMark,
-        };
-        let faults = Faults {
-            policy: config.faults.policy,
-            halt_share: config.faults.halt_share,
+        let partitioner = match config.kafka.allow_partitioner {
+            true => Partitioner::Configured,
+            false => Partitioner::Murmur2,
         };
         Self {
-            core: Core::new(window, settling, faults),
+            memory: Some(Memory::new(core(&config), partitioner, metrics.clone())),
+            producers: Producers::new(config.kafka.clone()),
             metrics,
             status,
-            delivered_rows: 0,
-            producer: None,
-            silent: None,
-            leaderless_since: None,
-            read_before: ReadBefore::default(),
-            replayed: Replayed::default(),
+            clock: Clock::start(),
             stop_by: None,
-            reread: Reread::default(),
             history: None,
             generation: None,
             drift: Vec::new(),
             outages: Outages::default(),
-            stalls: StallDetector::default(),
-            kafka: config.kafka.clone(),
-            cutting: None,
-            small_batches: SmallBatches::new(),
-            partitions: HashMap::new(),
             config,
         }
     }
@@ -177,295 +129,280 @@ impl Relay {
         self.config = config;
     }
 
-    /// Takes the entries of the copies that were replayed and marked, however their session ended.
-    pub fn take_replayed(&mut self) -> Vec<i64> {
-        self.replayed.take_marked()
+    /// What is in flight, between two sessions.
+    pub(crate) fn memory(&self) -> &Memory {
+        self.memory
+            .as_ref()
+            .expect("a session gives back what it took")
+    }
+
+    fn memory_mut(&mut self) -> &mut Memory {
+        self.memory
+            .as_mut()
+            .expect("a session gives back what it took")
     }
 
     /// Runs one session until it ends.
     ///
     /// Cancel-safe: no.
-    pub async fn run(&mut self, mut session: Session) -> End {
-        let recorded = std::mem::take(&mut session.recorded);
-        if let Phase::Replay(copies) = &session.phase {
-            self.replayed.begin(copies);
-        }
-        let hold_writer = HoldWriter::new(recorded.kept_bytes);
-        self.core.restore(recorded);
-        let owing = Owing::new(std::mem::take(&mut session.owed));
-        let shutdown_notices = session.lease.borrow().shutdown_notices;
-        let sweep_every = self.config.source.replication.sweep;
-        let removal = Removal::new(self.config.source.retention);
-        let mut run = Run {
-            relay: self,
-            feed: BatchCursor::default(),
-            marking: None,
-            owing,
-            failing: None,
-            hold_writer,
-            mark_again_at: None,
-            last_mark_at: Instant::now(),
-            unmarked_since: None,
-            delivered_before: 0,
-            drain_until: None,
-            maintenance: None,
-            sweep: Sweep::new(sweep_every),
-            removal,
-            catalog_check: None,
-            top: i64::MIN,
-            lag_question: None,
-            requests: None,
-            successor: None,
-            leaderless: Vec::new(),
-            has_lost_leader: false,
-            shutdown_notices,
-            handed_over: HandedOver::default(),
-            ticks: 0,
-            asking: HashMap::new(),
-            waits_for_answer: None,
-            session,
-        };
-        run.note_leaderless();
+    pub async fn run(&mut self, session: Session) -> End {
+        let mut run = self.begin(session);
         let end = run.until_end_or_overdue().await;
         run.leave(&end).await;
         end
     }
+
+    fn begin(&mut self, session: Session) -> Run<'_> {
+        let source = &self.config.source;
+        let removal = source.retention.zip(session.retention.as_ref());
+        let terms = Terms {
+            mark: source.mark,
+            mode: source.mode,
+            phase: session.phase,
+            source: session.source.kind(),
+            order_is_told: session.order_is_told,
+            layout: session.layout,
+            generation: session.state.generation,
+            token: session.token,
+            shutdown_notices: session.lease.borrow().shutdown_notices,
+            sweep_every: source.replication.sweep,
+            looks: session.watch.as_ref().map(looks),
+            removal: removal.map(|(keep, retention)| RemovalTerms {
+                every: between_passes(keep),
+                has_partitions: retention.has_partitions(),
+            }),
+        };
+        let found = Found {
+            marks: session.marks,
+            recorded: session.recorded,
+            owed: session.owed,
+        };
+        let memory = self
+            .memory
+            .take()
+            .expect("a session gives back what it took");
+        let delivered_before = memory.delivered_rows;
+        Run {
+            machine: Machine::begin(memory, terms, found, self.clock.now()),
+            relay: self,
+            source: session.source,
+            watch: session.watch,
+            retention: session.retention,
+            state: session.state,
+            encoder: session.encoder,
+            sql: session.sql,
+            lease: session.lease,
+            stop: session.stop,
+            tasks: Tasks::default(),
+            catalog_check: None,
+            effects: Vec::new(),
+            delivered_before,
+            ticks: 0,
+        }
+    }
 }
 
-/// The state of one running session.
+fn core(config: &Config) -> Core {
+    let window = Window {
+        rows_max: config.limits.in_flight_rows_max,
+        bytes_max: config.limits.in_flight_bytes_max,
+    };
+    let settling = match config.source.mark {
+        Mark::None => ReleaseOn::OnConfirmation,
+        Mark::Ledger | Mark::SentAt | Mark::Delete => ReleaseOn::OnMark,
+    };
+    let faults = Faults {
+        policy: config.faults.policy,
+        halt_share: config.faults.halt_share,
+    };
+    Core::new(window, settling, faults)
+}
+
+fn looks(watch: &Watch) -> Looks {
+    match watch {
+        Watch::Numbers(_) => Looks::ByNumber,
+        Watch::Rows(watch) => Looks::ByMark {
+            has_numbers: watch.has_numbers(),
+        },
+    }
+}
+
+/// One running session: its machine, and what carries its effects out.
 struct Run<'a> {
     relay: &'a mut Relay,
-    session: Session,
-    feed: BatchCursor<Result<Record, Rejection>>,
-    marking: Option<Marking>,
-    owing: Owing,
-    /// Since when no mark succeeds, and why.
-    failing: Option<Failing>,
-    hold_writer: HoldWriter,
-    mark_again_at: Option<Instant>,
-    last_mark_at: Instant,
-    unmarked_since: Option<Instant>,
+    machine: Machine,
+    source: Source,
+    watch: Option<Watch>,
+    retention: Option<Retention>,
+    state: OutboxState,
+    encoder: Encoder,
+    sql: Arc<postgres::SqlConnection>,
+    lease: watch::Receiver<LeaseState>,
+    stop: CancellationToken,
+    tasks: Tasks,
+    catalog_check: Option<CatalogCheck>,
+    /// What the machine wants to be done; kept for its room.
+    effects: Vec<Effect>,
     /// What had been acknowledged a tick ago.
     delivered_before: u64,
-    /// Set while we stop: everything in flight is settled until then.
-    drain_until: Option<Instant>,
-    maintenance: Option<JoinHandle<Result<Vec<Finding>, MarkError>>>,
-    sweep: Sweep,
-    removal: Removal,
-    catalog_check: Option<CatalogCheck>,
-    /// The highest number that the stream has brought.
-    top: i64,
-    lag_question: Option<JoinHandle<()>>,
-    /// Whether somebody asked for a release or a replay.
-    requests: Option<JoinHandle<Result<Requests, MarkError>>>,
-    /// How often PostgreSQL had said that it stops when the session began.
-    shutdown_notices: u64,
-    /// Waits for the producer to finish what is in flight.
-    successor: Option<Successor>,
-    /// Partitions whose rows are held.
-    leaderless: Vec<TopicPartition>,
-    /// A partition has lost its leader, and rows in flight wait.
-    has_lost_leader: bool,
-    handed_over: HandedOver,
+    /// Seconds that were reported.
     ticks: u32,
-    /// Rows that wait to hear whether their topic can be written, and the records they are to become.
-    asking: HashMap<Ticket, (OutboxRow, Record)>,
-    /// The first of them, and since when it is.
-    waits_for_answer: Option<(Ticket, Instant)>,
+}
+
+/// What is done again and again.
+struct Timers {
+    topics: Interval,
+    report: Interval,
+    maintain: Interval,
+    look: Interval,
+    catalog: Interval,
+}
+
+impl Timers {
+    fn start(config: &Config) -> Self {
+        let every = |period| {
+            let mut timer = interval(period);
+            timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            timer
+        };
+        Self {
+            topics: every(TOPICS_EVERY),
+            report: every(Duration::from_secs(1)),
+            maintain: every(MAINTAIN_EVERY),
+            look: every(HOLES_EVERY.min(config.source.replication.sweep)),
+            catalog: every(catalog_check_every(config)),
+        }
+    }
 }
 
 impl Run<'_> {
-    #[expect(
-        clippy::too_many_lines,
-        reason = "one select names all that a session waits for"
-    )]
     async fn until_end(&mut self) -> End {
-        let mut topics = interval(TOPICS_EVERY);
-        let mut report = interval(Duration::from_secs(1));
-        let mut maintain = interval(MAINTAIN_EVERY);
-        let mut look = interval(self.sweep.look_every());
-        let mut catalog = interval(catalog_check_every(&self.relay.config));
-        for timer in [
-            &mut topics,
-            &mut report,
-            &mut maintain,
-            &mut look,
-            &mut catalog,
-        ] {
-            timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        }
+        let mut timers = Timers::start(&self.relay.config);
+        let mut input = Input::TimePassed;
         loop {
-            if let Some(end) = self.succeed().await {
-                return end;
-            }
-            if let Some(end) = self.turn() {
-                return end;
-            }
-            let (mark_at, wants_batch) = (self.mark_due_at(), self.wants_batch());
-            let Some(producer) = self.relay.producer.as_mut() else {
-                return End::Producer("the producer did not start".to_owned());
+            let end = match input {
+                Input::SecondPassed(on) => self.pass_second(on).await,
+                input => self.take(input).await,
             };
-            // Reports first: they make room; the source last: it fills it.
-            tokio::select! {
-                biased;
-                () = self.session.stop.cancelled(), if self.drain_until.is_none() => self.drain(),
-                changed = self.session.lease.changed() => {
-                    if changed.is_err() {
-                        return End::Deposed;
-                    }
-                }
-                event = producer.events.recv() => {
-                    if let Some(end) = self.take_event(event) {
-                        return end;
-                    }
-                }
-                result = finished(&mut self.marking) => {
-                    if let Some(end) = self.take_mark(result) {
-                        return end;
-                    }
-                }
-                result = self.hold_writer.finished() => {
-                    if let Some(end) = self.take_keep(result) {
-                        return end;
-                    }
-                }
-                () = sleep_until(mark_at.unwrap_or_else(far)), if mark_at.is_some() => {}
-                result = joined(&mut self.maintenance) => {
-                    if let Some(end) = self.take_maintenance(result) {
-                        return end;
-                    }
-                }
-                attempt = self.removal.next() => {
-                    if let Some(end) = self.take_removed(attempt) {
-                        return end;
-                    }
-                }
-                judged = joined(&mut self.sweep.judging) => {
-                    if let Some(end) = self.take_judgement(judged) {
-                        return end;
-                    }
-                }
-                findings = joined(&mut self.catalog_check) => {
-                    if let Some(end) = self.take_findings(findings) {
-                        return end;
-                    }
-                }
-                asked = joined(&mut self.requests) => {
-                    if let Some(end) = self.take_requests(asked) {
-                        return end;
-                    }
-                }
-                _ = maintain.tick() => self.maintain(),
-                _ = look.tick() => self.look_for_missed(),
-                _ = catalog.tick() => self.check_catalog(),
-                _ = topics.tick() => {
-                    if let Some(end) = self.ask_for_topics() {
-                        return end;
-                    }
-                }
-                _ = report.tick() => {
-                    self.report();
-                    self.renew_producer();
-                }
-                batch = self.session.source.read(), if wants_batch => {
-                    if let Some(end) = self.take_batch(batch).await {
-                        return end;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Does what can be done without waiting; tells when the session is over.
-    fn turn(&mut self) -> Option<End> {
-        let lease = self.session.lease.borrow();
-        if lease.epoch() != Some(self.session.token.epoch) {
-            return Some(End::Deposed);
-        }
-        if lease.shutdown_notices != self.shutdown_notices {
-            return Some(End::PostgresStops);
-        }
-        let may_publish = lease.may_publish(self.session.token.epoch);
-        drop(lease);
-        if may_publish && self.successor.is_none() {
-            // In a drain too: what went out behind a row that asks waits for it.
-            let mut end = self.feed_answered();
-            if end.is_none() && self.feeds() {
-                end = self.too_much_is_kept().or_else(|| self.feed_rows());
-            }
-            if end.is_some() {
+            if let Some(end) = end {
                 return end;
             }
-        }
-        self.settle()
-    }
-
-    /// Marks and confirms what came back; tells when a drain is over.
-    fn settle(&mut self) -> Option<End> {
-        self.start_mark();
-        self.start_keep();
-        self.confirm();
-        let is_settled = self.is_settled();
-        // A row that still waits for its topic is not to be read again.
-        if is_settled && self.feed.is_empty() && self.relay.core.asking() == 0 {
-            self.session.source.resolved();
-        }
-        let deadline = self.drain_until?;
-        let is_owed = !self.owing.is_empty() && !self.session.marks.remembers_what_is_owed();
-        if is_settled && !is_owed && !self.is_within_transaction() {
-            return Some(End::Stopped);
-        }
-        if Instant::now() < deadline {
-            return None;
-        }
-        warn!(
-            rows = self.relay.core.rows(),
-            "`shutdown.grace` is over and not everything is settled: rows may be sent again"
-        );
-        Some(End::Stopped)
-    }
-
-    fn confirm(&self) {
-        if let Some(lsn) = self.relay.core.confirmable() {
-            self.session.source.confirm(lsn);
-        }
-    }
-
-    fn is_settled(&self) -> bool {
-        let core = &self.relay.core;
-        // Where nothing is marked what went out behind a row that waits for an answer would be sent again.
-        let is_answered = core.asking() == 0 || !matches!(self.session.marks, Marks::None);
-        let is_idle = self.marking.is_none() && self.hold_writer.is_idle() && is_answered;
-        is_idle && core.sent() == 0 && core.unmarked() == 0 && core.aside() == 0
-    }
-
-    fn drain(&mut self) {
-        info!(rows = self.relay.core.rows(), "draining");
-        self.relay
-            .status
-            .state(crate::observe::status::State::Draining, "asked to stop");
-        self.drain_until = Some(self.relay.stop_by());
-    }
-
-    fn take_event(&mut self, event: Option<PublisherEvent>) -> Option<End> {
-        match event {
-            Some(PublisherEvent::Delivered(delivered)) => {
-                self.relay.acknowledged(&delivered);
-                self.note_unmarked();
-                self.observe_delivery(&delivered.tickets);
-                self.delay_successor();
-                None
+            if self.relay.producers.working().is_none() {
+                return End::Producer("the producer did not start".to_owned());
             }
-            Some(PublisherEvent::Topics(answers)) => self.take_topics(&answers),
+            input = self.next(&mut timers).await;
+        }
+    }
+
+    /// Waits until something happens.
+    async fn next(&mut self, timers: &mut Timers) -> Input {
+        let wakes_at = self.machine.wakes_at();
+        let wakes_at = wakes_at.map(|reading| self.relay.clock.instant(reading));
+        let wants_batch = self.machine.wants_batch(self.source.has_moved_slot());
+        let tasks = &mut self.tasks;
+        // Reports first: they make room; the source last: it fills it.
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled(), if !self.machine.is_draining() => self.stop_asked(),
+            changed = self.lease.changed() => match changed {
+                Ok(()) => Input::TimePassed,
+                Err(_) => Input::LeaseGone,
+            },
+            event = self.relay.producers.next_event() => self.told(event),
+            result = joined(&mut tasks.marking) => Input::Marked(result, self.connection()),
+            result = joined(&mut tasks.recording) => Input::Recorded(result, self.connection()),
+            () = sleep_until(wakes_at.unwrap_or_else(far)), if wakes_at.is_some() => Input::TimePassed,
+            result = joined(&mut tasks.maintenance) => {
+                Input::Maintained(result, self.connection())
+            }
+            (retention, removal) = joined(&mut tasks.removing) => {
+                self.retention = Some(retention);
+                Input::Removed(removal)
+            }
+            (watch, look) = joined(&mut tasks.looking) => {
+                self.watch = Some(watch);
+                Input::Looked(look)
+            }
+            findings = joined(&mut self.catalog_check) => self.take_findings(findings),
+            answer = joined(&mut tasks.requests) => self.take_requests(answer),
+            _ = timers.maintain.tick() => Input::MaintenanceDue,
+            _ = timers.look.tick() => Input::LookDue,
+            _ = timers.catalog.tick() => {
+                self.check_catalog();
+                Input::TimePassed
+            }
+            _ = timers.topics.tick() => Input::TopicsDue,
+            _ = timers.report.tick() => Input::SecondPassed(Timestamp::now()),
+            batch = self.source.read(), if wants_batch => self.arrived(batch).await,
+        }
+    }
+
+    /// Lets the machine decide about what happened.
+    fn decide(&mut self, input: Input) {
+        let epoch = self.machine.terms().token.epoch;
+        let lease = self.lease.borrow();
+        let lease = LeaseInSight {
+            epoch: lease.epoch(),
+            may_publish: lease.may_publish(epoch),
+            shutdown_notices: lease.shutdown_notices,
+        };
+        let encoder = &self.encoder;
+        let moment = Moment {
+            now: self.relay.clock.now(),
+            lease,
+            has_moved_slot: self.source.has_moved_slot(),
+            is_unanswered: self.machine.has_successor() && self.relay.producers.is_unanswered(),
+            encode: &|row| encoder.encode(row),
+        };
+        self.machine.handle(input, &moment, &mut self.effects);
+    }
+
+    fn stop_asked(&mut self) -> Input {
+        self.relay.status.state(State::Draining, "asked to stop");
+        let until = self.relay.stop_by();
+        Input::StopAsked {
+            until: self.relay.clock.reading(until),
+        }
+    }
+
+    fn told(&mut self, event: Option<PublisherEvent>) -> Input {
+        match event {
+            Some(PublisherEvent::Delivered(delivered)) => Input::Delivered(delivered),
+            Some(PublisherEvent::Topics(answers)) => Input::TopicsAnswered(answers),
             Some(PublisherEvent::Ended(end)) => {
-                Some(End::Producer(self.relay.producer_ended(&end)))
+                self.relay.producers.note_end(&end);
+                Input::ProducerEnded(Some(end))
             }
             None => {
-                self.relay.producer = None;
-                Some(End::Producer("the producer's thread ended".to_owned()))
+                self.relay.producers.lose();
+                Input::ProducerEnded(None)
             }
         }
     }
+
+    fn connection(&self) -> Connection {
+        match self.sql.client.is_closed() {
+            true => Connection::Closed,
+            false => Connection::Open,
+        }
+    }
+}
+
+/// Waits for the running task; for ever while none runs.
+///
+/// Cancel-safe: yes.
+async fn joined<T, H>(task: &mut Option<H>) -> T
+where
+    H: Future<Output = Result<T, tokio::task::JoinError>> + Unpin,
+{
+    let Some(running) = task else {
+        return std::future::pending().await;
+    };
+    let result = running
+        .await
+        .expect("a task neither panics nor is aborted while it is awaited");
+    *task = None;
+    result
 }
 
 fn far() -> Instant {

@@ -147,6 +147,29 @@ async fn failure(task: &mut Task) -> SourceError {
     }
 }
 
+/// Where the rows of a source come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SourceKind {
+    /// The slot.
+    Stream,
+    /// The table, by number; or what was read before.
+    Numbers,
+    /// The table, by the mark that is missing.
+    Unsent,
+}
+
+impl SourceKind {
+    /// Whether the rows may be repetitions of what was marked.
+    pub(crate) fn is_stream(self) -> bool {
+        self == Self::Stream
+    }
+
+    /// Whether held rows are handed out again with each turn.
+    pub(crate) fn repeats_held_rows(self) -> bool {
+        self == Self::Unsent
+    }
+}
+
 impl Source {
     /// Starts to stream from the slot; values above `value_bytes_max` may be left out of their rows.
     pub async fn stream(
@@ -253,14 +276,18 @@ impl Source {
         channel.source(Ends::Unsent(ends), spawn(async move { Ok(task.await?) }))
     }
 
-    /// Whether the rows come from the slot and may be repetitions of what was marked.
-    pub fn is_stream(&self) -> bool {
-        matches!(self.ends, Ends::Stream(_))
+    /// Where its rows come from.
+    pub(crate) fn kind(&self) -> SourceKind {
+        match &self.ends {
+            Ends::Stream(_) => SourceKind::Stream,
+            Ends::Unsent(_) => SourceKind::Unsent,
+            Ends::AheadOfSlot(_) | Ends::Plain => SourceKind::Numbers,
+        }
     }
 
-    /// Whether held rows are handed out again with each turn.
-    pub fn repeats_held_rows(&self) -> bool {
-        matches!(self.ends, Ends::Unsent(_))
+    /// Whether the rows come from the slot and may be repetitions of what was marked.
+    pub(crate) fn is_stream(&self) -> bool {
+        self.kind().is_stream()
     }
 
     /// Waits for the next batch.
@@ -316,20 +343,13 @@ impl Source {
         }
     }
 
-    /// Whether it reads on only when everything it handed over is marked or held.
-    pub fn is_waiting(&self) -> bool {
-        matches!(&self.ends, Ends::Unsent(ends) if *ends.resolved.borrow() != ends.taken)
-    }
-
-    /// Tells a source of unsent rows that this one is held; returns how many are.
-    pub fn hold(&self, id: &RowId) -> usize {
-        let Ends::Unsent(ends) = &self.ends else {
-            return 0;
-        };
-        ends.in_vain.send_modify(|rows| {
-            rows.held.insert(id.clone());
-        });
-        ends.in_vain.borrow().held.len()
+    /// Tells a source of unsent rows that this one is held.
+    pub fn hold(&self, id: RowId) {
+        if let Ends::Unsent(ends) = &self.ends {
+            ends.in_vain.send_modify(|rows| {
+                rows.held.insert(id);
+            });
+        }
     }
 
     /// Whether a source of unsent rows was told that this one is held.

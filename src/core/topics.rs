@@ -42,6 +42,21 @@ pub struct Questions {
     pub watched: Vec<Arc<str>>,
 }
 
+impl Questions {
+    pub fn is_empty(&self) -> bool {
+        self.usual.is_empty() && self.urgent.is_empty() && self.watched.is_empty()
+    }
+}
+
+impl From<Vec<Arc<str>>> for Questions {
+    fn from(usual: Vec<Arc<str>>) -> Self {
+        Self {
+            usual,
+            ..Self::default()
+        }
+    }
+}
+
 #[derive(Debug)]
 enum Topic {
     Asked {

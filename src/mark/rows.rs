@@ -20,7 +20,8 @@ use crate::core::Delivered;
 use crate::postgres::catalog::Table;
 use crate::row::{Lsn, OutboxRow};
 pub use record::{Owed, load};
-use sql::{Batch, Recording, Sql};
+pub(crate) use sql::Recording;
+use sql::{Batch, Sql};
 pub use statement::RowStatement;
 
 /// The statements that mark single rows of one table.
@@ -61,12 +62,12 @@ impl RowMarks {
         client: &Client,
         rows: &[OutboxRow],
     ) -> Result<Vec<bool>, MarkError> {
-        let Some(Replays { below, record }) = &self.stream else {
+        let Some((record, below)) = self.recorded() else {
             return Ok(vec![false; rows.len()]);
         };
         let mut settled: Vec<_> = rows.iter().map(|row| record.has(row)).collect();
         let asked: Vec<_> = (0..rows.len())
-            .filter(|place| !settled[*place] && rows[*place].lsn <= *below)
+            .filter(|place| !settled[*place] && rows[*place].lsn <= below)
             .collect();
         let asked_rows: Vec<_> = asked
             .iter()
@@ -84,6 +85,12 @@ impl RowMarks {
             settled[place] = key.is_some_and(|key| sent.contains(key.as_str()));
         }
         Ok(settled)
+    }
+
+    /// What is recorded beside a stream, and up to where a row that it brings may have been marked.
+    pub(crate) fn recorded(&self) -> Option<(&Record, Lsn)> {
+        let replays = self.stream.as_ref()?;
+        Some((&replays.record, replays.below))
     }
 
     /// Whether a mark outlives the process that could not make it.

@@ -5,14 +5,13 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{info, warn};
 
-use super::producer::next_event;
-use super::sweep::Reread;
-use super::{Phase, ReadBefore, Relay, Session};
-use crate::publish::{Deliveries, PublisherEvent};
+use super::machine::{Effect, LEADERLESS_DRAIN_MAX, Memory, SILENCE_UNANSWERED_MAX};
+use super::{Phase, Relay, Session};
+use crate::observe::status::Timestamp;
+use crate::publish::{PublishError, PublisherEvent};
 use crate::row::Lsn;
-use crate::state::hold::Replayed;
 use crate::state::identity::ServerHistory;
 use crate::state::lease::LeaseState;
 
@@ -22,25 +21,38 @@ const FAREWELL_MAX: Duration = Duration::from_secs(1);
 const FAREWELL_MIN: Duration = Duration::from_millis(250);
 
 impl Relay {
+    /// Starts the producer if none lives.
+    pub fn start_producer(&mut self) -> Result<(), PublishError> {
+        self.producers.start(&self.config)
+    }
+
+    /// Ends the producer within the deadline and settles what it still delivers.
+    ///
+    /// Rows that it did not deliver are dropped: a source hands them out again.
+    pub async fn end_producer(&mut self, deadline: Duration) {
+        let Some((delivered, end)) = self.producers.end(deadline).await else {
+            return;
+        };
+        for delivered in &delivered {
+            self.memory_mut().acknowledged(delivered);
+        }
+        self.at_rest(|memory, effects| memory.producer_ended(&end, effects));
+    }
+
     /// Drops everything in flight: another relay publishes from now on.
     pub async fn depose(&mut self) {
         self.end_producer(Duration::ZERO).await;
-        self.core.forget_all();
-        self.read_before = ReadBefore::default();
-        self.reread = Reread::default();
-        self.replayed = Replayed::default();
+        self.memory_mut().forget_all();
     }
 
     /// Rows that Kafka has, or gets, and that a mark is owed for: what a stop between two sessions would send again.
     pub fn owes_marks(&self) -> bool {
-        self.core.sent() + self.core.unmarked() > 0
+        self.memory().owes_marks()
     }
 
-    /// Takes and counts rows that a broker acknowledged, whether a session is open or not.
-    pub(super) fn acknowledged(&mut self, delivered: &Deliveries) {
-        self.core.delivered(&delivered.tickets);
-        self.delivered_rows += delivered.tickets.len() as u64;
-        self.metrics.delivered(delivered);
+    /// Takes the entries of the copies that were replayed and marked, however their session ended.
+    pub fn take_replayed(&mut self) -> Vec<i64> {
+        self.memory_mut().replayed.take_marked()
     }
 
     /// When a stop that was asked for is to be over.
@@ -73,7 +85,7 @@ impl Relay {
         }
         if session.phase == Phase::CatchUp {
             // What an earlier reading of the table did not bring to Kafka may be gone by now: the stream brings it.
-            self.read_before = ReadBefore::default();
+            self.memory_mut().read_table_anew();
         }
         self.generation = Some(generation);
         self.saw(session.history.clone());
@@ -110,7 +122,7 @@ impl Relay {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = sleep_until(until) => return,
-                event = next_event(&mut self.producer) => {
+                event = self.producers.next_event() => {
                     self.take_at_rest(event);
                 }
             }
@@ -128,7 +140,7 @@ impl Relay {
         stop: &CancellationToken,
     ) {
         let epoch = lease.borrow().epoch();
-        while self.core.is_stuck() {
+        while self.memory().core.is_stuck() {
             self.status.beat();
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -137,18 +149,18 @@ impl Relay {
                         return;
                     }
                 }
-                event = next_event(&mut self.producer) => {
+                event = self.producers.next_event() => {
                     if self.take_at_rest(event) {
-                        self.give_up_leaderless().await;
+                        self.memory_mut().give_up_leaderless();
+                        self.end_producer(LEADERLESS_DRAIN_MAX).await;
                     }
                 }
                 () = tokio::time::sleep(Duration::from_secs(1)) => {
                     self.look_at_waits();
-                    self.ask_if_silent();
                     self.end_outdated_producer().await;
                 }
             }
-            if self.producer.is_none() {
+            if self.producers.working().is_none() {
                 return;
             }
         }
@@ -157,16 +169,50 @@ impl Relay {
     /// Takes what the producer tells; `true` when rows wait for a leader for too long.
     fn take_at_rest(&mut self, event: Option<PublisherEvent>) -> bool {
         match event {
-            Some(PublisherEvent::Delivered(delivered)) => self.acknowledged(&delivered),
+            Some(PublisherEvent::Delivered(delivered)) => {
+                self.memory_mut().acknowledged(&delivered);
+            }
             Some(PublisherEvent::Topics(answers)) => {
-                return self.take_topics_at_rest(&answers);
+                let now = self.clock.now();
+                return self.at_rest(|memory, effects| memory.take_topics(&answers, now, effects));
             }
             Some(PublisherEvent::Ended(end)) => {
-                let error = self.producer_ended(&end);
+                self.producers.note_end(&end);
+                let error = self.at_rest(|memory, effects| memory.producer_ended(&end, effects));
                 warn!(error, "the producer ended");
             }
-            None => self.producer = None,
+            None => self.producers.lose(),
         }
         false
+    }
+
+    /// Looks at what is in flight, and asks for the topic of a row that has waited for long; about once a second.
+    fn look_at_waits(&mut self) {
+        let now = self.clock.now();
+        self.at_rest(|memory, effects| {
+            memory.look_at_waits(now, Timestamp::now());
+            memory.ask_if_silent(effects);
+        });
+        let seen = self.memory().in_sight();
+        self.show_broker(seen);
+    }
+
+    /// Gives up a producer that waits for a broker, such as with secrets that are no longer the right ones.
+    async fn end_outdated_producer(&mut self) {
+        if let Some(why) = self.producers.outdated() {
+            info!("{why}; the producer starts anew");
+            self.end_producer(SILENCE_UNANSWERED_MAX).await;
+        }
+    }
+
+    /// Lets the memory take something while no session runs, and does what follows from it.
+    fn at_rest<T>(&mut self, take: impl FnOnce(&mut Memory, &mut Vec<Effect>) -> T) -> T {
+        let mut effects = Vec::new();
+        let taken = take(self.memory_mut(), &mut effects);
+        for effect in effects {
+            // Whatever is not Kafka's has to wait for a session.
+            self.tell_kafka(effect);
+        }
+        taken
     }
 }

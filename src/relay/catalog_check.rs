@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::JoinHandle;
 use tokio_postgres::Client;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, error, info};
 
-use super::{End, Run};
+use super::Run;
+use super::machine::Input;
 use crate::config::{Config, Mark, Mode};
 use crate::postgres::PostgresError;
 use crate::postgres::catalog::{self, InspectError};
@@ -52,7 +53,7 @@ enum Removing {
     Nothing,
 }
 
-pub(super) type CatalogCheck = JoinHandle<Result<Findings, CatalogCheckError>>;
+pub(super) type CatalogCheck = AbortOnDropHandle<Result<Findings, CatalogCheckError>>;
 
 /// How often a catalog check is made.
 pub(super) fn catalog_check_every(config: &Config) -> Duration {
@@ -65,32 +66,29 @@ impl Run<'_> {
         if self.catalog_check.is_some() {
             return;
         }
-        let (sql, config) = (self.session.sql.clone(), self.relay.config.clone());
-        let layout = Arc::clone(&self.session.layout);
-        let removing = match self.session.retention {
+        let (sql, config) = (self.sql.clone(), self.relay.config.clone());
+        let layout = Arc::clone(&self.machine.terms().layout);
+        let removing = match self.machine.terms().removal {
             Some(_) => Removing::Rows,
             None => Removing::Nothing,
         };
         let catalog_check = async move { look(&sql.client, &config, &layout, removing).await };
-        self.catalog_check = Some(tokio::spawn(catalog_check));
+        self.catalog_check = Some(AbortOnDropHandle::new(tokio::spawn(catalog_check)));
     }
 
     /// Ends the session when the table is another one: its opening decides what that means.
-    pub(super) fn take_findings(
-        &mut self,
-        findings: Result<Findings, CatalogCheckError>,
-    ) -> Option<End> {
+    pub(super) fn take_findings(&mut self, findings: Result<Findings, CatalogCheckError>) -> Input {
         let findings = match findings {
             Ok(findings) => findings,
             Err(CatalogCheckError::Inspect(failure @ InspectError::NotFound { .. })) => {
-                return Some(End::Moved(chain(&failure)));
+                return Input::TableMoved(chain(&failure));
             }
             Err(failure) => {
                 debug!(
                     error = chain(&failure),
                     "could not look at table and publication"
                 );
-                return None;
+                return Input::TimePassed;
             }
         };
         self.relay.saw(findings.history);
@@ -102,7 +100,7 @@ impl Run<'_> {
         self.relay
             .status
             .update(|status| status.unread_slots = unread);
-        findings.moved.map(End::Moved)
+        findings.moved.map_or(Input::TimePassed, Input::TableMoved)
     }
 
     fn show_drift(&mut self, drift: Vec<Drift>) {

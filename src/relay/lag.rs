@@ -25,19 +25,22 @@ impl Run<'_> {
 
     /// Asks the table, beside everything else, what was not sent yet.
     pub(super) fn ask_for_lag(&mut self) {
-        let is_asking = self.lag_question.as_ref();
+        let is_asking = self.tasks.lag_question.as_ref();
         if !self.is_turn_of_lag() || is_asking.is_some_and(|task| !task.is_finished()) {
             return;
         }
-        let (sql, status) = (Arc::clone(&self.session.sql), self.relay.status.clone());
-        let (layout, outbox) = (&self.session.layout, &self.session.token.outbox);
+        let (sql, status) = (Arc::clone(&self.sql), self.relay.status.clone());
+        let (layout, outbox) = (
+            &self.machine.terms().layout,
+            &self.machine.terms().token.outbox,
+        );
         let mark = self.relay.config.source.mark;
         let Some(question) = Question::new(mark, layout, outbox, Some(&self.known())) else {
             return;
         };
         let is_turn_of_kept = self.ticks.is_multiple_of(KEPT_EVERY_TICKS);
         let kept_in = is_turn_of_kept.then(|| layout.sql_name());
-        self.lag_question = Some(tokio::spawn(async move {
+        self.tasks.lag_question = Some(tokio::spawn(async move {
             let asked = async {
                 status.measured(question.ask(&sql.client).await?);
                 if let Some(table) = kept_in {
@@ -54,11 +57,11 @@ impl Run<'_> {
 
     /// What the database would count although it is sent.
     fn known(&self) -> Known {
-        let rows: Vec<_> = self.relay.core.acknowledged().collect();
+        let rows: Vec<_> = self.machine.memory().core.acknowledged().collect();
         let (acknowledged_rows, acknowledged) =
             (rows.len() as u64, rows.into_iter().flatten().collect());
         Known {
-            accounted: match &self.session.marks {
+            accounted: match self.machine.marks() {
                 Marks::Ledger(ledger) => Some(ledger.accounted().union(&acknowledged)),
                 Marks::Rows(_) | Marks::None => None,
             },

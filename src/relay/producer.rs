@@ -1,29 +1,16 @@
-//! The relay's producer: its start and its end, and how a new one takes over from an outdated one, which read old
-//! secrets for example, without a row twice.
+//! The relay's producer: its start and its end, and the one that takes over from it.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::time::Instant;
-use tracing::{info, warn};
 
-use super::{End, Relay, Run};
-use crate::config::{KafkaConfig, LimitsConfig};
-use crate::core::SessionEnd;
-use crate::kafka::ClientFiles;
-use crate::publish::{Known, PublishError, Publisher, PublisherEvent};
-use crate::text::chain;
+use crate::config::{Config, KafkaConfig};
+use crate::core::{Cutting, SessionEnd, SmallBatches};
+use crate::kafka::{ClientFiles, in_plain_words};
+use crate::publish::{Deliveries, Known, PublishError, Publisher, PublisherEvent};
 
-/// How long an outdated producer may be silent before what it has in flight is given up: an acknowledgement
-/// that takes longer than `socket.timeout.ms`, 10 s, can't arrive at all.
-const SILENCE_MAX: Duration = Duration::from_secs(15);
-/// The same while no broker answers it: most likely they refuse the old secrets.
-const SILENCE_UNANSWERED_MAX: Duration = Duration::from_secs(5);
-
-/// How long rows of other partitions may take to be acknowledged once those of a lost one are given up.
-const LEADERLESS_DRAIN_MAX: Duration = Duration::from_secs(1);
+const TOO_FEW_REPLICAS: &str = "NotEnoughReplicas: fewer replicas are in sync than `min.insync.replicas` of the topic asks for";
 
 /// A producer and what it tells.
 pub(super) struct Producer {
@@ -31,160 +18,94 @@ pub(super) struct Producer {
     pub(super) events: UnboundedReceiver<PublisherEvent>,
 }
 
-impl Producer {
-    fn start(
-        kafka: &KafkaConfig,
-        limits: &LimitsConfig,
-        known: Known,
-    ) -> Result<Self, PublishError> {
-        let (publisher, events) = Publisher::start_knowing(kafka, limits, known)?;
-        Ok(Self { publisher, events })
-    }
+/// The producers of one relay: the one that works, the one that waits, and what was learned for the next.
+pub(super) struct Producers {
+    working: Option<Producer>,
+    successor: Option<Producer>,
+    /// How Kafka is reached, with what was learned of its topics.
+    kafka: KafkaConfig,
+    /// What the last producer said of a broker.
+    cutting: Option<Cutting>,
+    /// Topics that take no larger batches.
+    small_batches: SmallBatches,
 }
 
-/// A producer that takes over.
-pub(super) struct Successor {
-    producer: Producer,
-    why: &'static str,
-    /// When it was started, or the one before it delivered last.
-    waits_since: Instant,
-}
-
-impl Run<'_> {
-    /// Starts a new producer when the old one is outdated, such as by a file with secrets that has changed.
-    ///
-    /// The old one stays when none can be started: the file may be half written.
-    pub(super) fn renew_producer(&mut self) {
-        let Some(why) = self.relay.outdated().filter(|_| self.successor.is_none()) else {
-            return;
-        };
-        let files = ClientFiles::of(&self.relay.kafka);
-        self.start_successor(why);
-        if let (Some(producer), None) = (&mut self.relay.producer, &self.successor) {
-            producer.publisher.keep(files);
-        }
-    }
-
-    /// Starts a producer that takes over when nothing is in flight; nothing new is sent until then.
-    pub(super) fn start_successor(&mut self, why: &'static str) {
-        if self.successor.is_some() || self.drain_until.is_some() {
-            return;
-        }
-        let known = Known {
+impl Producers {
+    pub(super) fn new(kafka: KafkaConfig) -> Self {
+        Self {
+            working: None,
+            successor: None,
+            kafka,
             cutting: None,
-            small_batches: self.relay.small_batches.clone(),
-        };
-        match Producer::start(&self.relay.kafka, &self.relay.config.limits, known) {
-            Ok(producer) => {
-                let rows = self.relay.core.sent();
-                info!(
-                    rows,
-                    "{why}; a new producer takes over when nothing is in flight"
-                );
-                let waits_since = Instant::now();
-                self.successor = Some(Successor {
-                    producer,
-                    why,
-                    waits_since,
-                });
-            }
-            Err(failure) => {
-                let error = chain(&failure);
-                warn!(
-                    error,
-                    "{why} and no new producer starts; the old one goes on"
-                );
-                self.relay.status.failed(error);
-            }
+            small_batches: SmallBatches::new(),
         }
     }
 
-    /// The old producer is not silent.
-    pub(super) fn delay_successor(&mut self) {
-        if let Some(successor) = &mut self.successor {
-            successor.waits_since = Instant::now();
-        }
+    pub(super) fn working(&self) -> Option<&Publisher> {
+        self.working.as_ref().map(|producer| &producer.publisher)
     }
 
-    /// Lets the new producer take over once nothing is in flight.
-    ///
-    /// What the old one can't finish is given up, and the session ends: the source hands it out again.
-    pub(super) async fn succeed(&mut self) -> Option<End> {
-        if std::mem::take(&mut self.has_lost_leader) {
-            self.relay.give_up_leaderless().await;
-            let reason = "a partition has lost its leader, and its rows stand before others";
-            return Some(End::Producer(reason.to_owned()));
-        }
-        let successor = self.successor.as_ref()?;
-        let producer = self.relay.producer.as_ref()?;
-        if self.relay.core.sent() > 0 {
-            let is_unanswered = producer.publisher.broker_error().borrow().is_some();
-            let limit = match is_unanswered {
-                true => SILENCE_UNANSWERED_MAX,
-                false => SILENCE_MAX,
-            };
-            if successor.waits_since.elapsed() < limit {
-                return None;
-            }
-            let why = successor.why;
-            self.relay.end_producer(Duration::ZERO).await;
-            let reason = format!("{why}, and the old producer did not finish the rows in flight");
-            return Some(End::Producer(reason));
-        }
-        let successor = self.successor.take()?;
-        self.relay.producer = Some(successor.producer);
-        self.relay.core.ask_again();
-        self.ask_questions();
-        info!("the new producer has taken over");
-        None
-    }
-}
-
-impl Relay {
-    /// Starts the producer if none lives.
-    pub fn start_producer(&mut self) -> Result<(), PublishError> {
-        if self.producer.is_none() {
-            let limits = &self.config.limits;
-            let known = Known {
-                cutting: self.cutting.take(),
-                small_batches: self.small_batches.clone(),
-            };
-            self.producer = Some(Producer::start(&self.kafka, limits, known)?);
+    /// Starts a producer if none lives.
+    pub(super) fn start(&mut self, config: &Arc<Config>) -> Result<(), PublishError> {
+        if self.working.is_none() {
+            let cutting = self.cutting.take();
+            self.working = Some(self.next(config, cutting)?);
         }
         Ok(())
     }
 
-    /// Ends the producer within the deadline and settles what it still delivers.
-    ///
-    /// Rows that it did not deliver are dropped: a source hands them out again.
-    pub async fn end_producer(&mut self, deadline: Duration) {
-        let Some(mut producer) = self.producer.take() else {
-            return;
+    /// Starts one that waits beside the one that works.
+    pub(super) fn start_successor(&mut self, config: &Arc<Config>) -> Result<(), PublishError> {
+        self.successor = Some(self.next(config, None)?);
+        Ok(())
+    }
+
+    fn next(
+        &self,
+        config: &Arc<Config>,
+        cutting: Option<Cutting>,
+    ) -> Result<Producer, PublishError> {
+        let small_batches = self.small_batches.clone();
+        let known = Known {
+            cutting,
+            small_batches,
         };
+        let (publisher, events) = Publisher::start_knowing(&self.kafka, &config.limits, known)?;
+        Ok(Producer { publisher, events })
+    }
+
+    /// The one that waits works from now on.
+    pub(super) fn take_over(&mut self) {
+        if let Some(successor) = self.successor.take() {
+            self.working = Some(successor);
+        }
+    }
+
+    /// Nothing is to wait any more: the session is over.
+    pub(super) fn drop_successor(&mut self) {
+        self.successor = None;
+    }
+
+    /// Ends the producer within the deadline; gives what it still delivered, and its end.
+    pub(super) async fn end(
+        &mut self,
+        deadline: Duration,
+    ) -> Option<(Vec<Deliveries>, SessionEnd)> {
+        let mut producer = self.working.take()?;
         let end = producer.publisher.end(deadline).await;
+        let mut delivered = Vec::new();
         while let Ok(event) = producer.events.try_recv() {
-            if let PublisherEvent::Delivered(delivered) = event {
-                self.acknowledged(&delivered);
+            if let PublisherEvent::Delivered(deliveries) = event {
+                delivered.push(deliveries);
             }
         }
-        self.producer_ended(&end);
+        self.note_end(&end);
+        Some((delivered, end))
     }
 
-    /// Gives up the rows in flight of partitions without a leader; those of others have a moment.
-    pub(super) async fn give_up_leaderless(&mut self) {
-        // Held from now on, they are given up once.
-        self.leaderless_since = None;
-        self.end_producer(LEADERLESS_DRAIN_MAX).await;
-    }
-
-    /// Draws the conclusions from a producer's end, and gives its reason.
-    pub(super) fn producer_ended(&mut self, end: &SessionEnd) -> String {
-        self.producer = None;
-        let held: HashSet<_> = self.held_names().collect();
-        self.core.producer_ended(end);
-        for topic in self.held_names().filter(|topic| !held.contains(topic)) {
-            self.announce_hold(&topic);
-        }
+    /// It has ended by itself: what it learned is for the next one.
+    pub(super) fn note_end(&mut self, end: &SessionEnd) {
+        self.working = None;
         self.cutting.clone_from(&end.cutting);
         let small = end.small_batches.iter();
         let small = small.map(|(topic, bytes)| (topic.clone(), *bytes));
@@ -193,38 +114,54 @@ impl Relay {
             let property = "batch.size".to_owned();
             self.kafka.properties.insert(property, bytes.to_string());
         }
-        match self.core.stubborn() {
-            Some(id) => format!(
-                "{}; event {id} draws it again and again, also when sent alone",
-                end.reason
-            ),
-            None => end.reason.clone(),
+    }
+
+    /// Its thread is gone.
+    pub(super) fn lose(&mut self) {
+        self.working = None;
+    }
+
+    /// Why the producer goes on with what is not right any more.
+    pub(super) fn outdated(&self) -> Option<&'static str> {
+        self.working()?.outdated()
+    }
+
+    /// The files behind Kafka's secrets as they are now.
+    pub(super) fn files(&self) -> ClientFiles {
+        ClientFiles::of(&self.kafka)
+    }
+
+    /// Lets the producer go on with what it has read of these files.
+    pub(super) fn keep(&mut self, files: ClientFiles) {
+        if let Some(producer) = &mut self.working {
+            producer.publisher.keep(files);
         }
     }
 
-    fn held_names(&self) -> impl Iterator<Item = Arc<str>> {
-        self.core.held().topics().map(|(topic, _)| topic.clone())
+    /// Whether a broker can't be reached or does not answer.
+    pub(super) fn is_unanswered(&self) -> bool {
+        self.working()
+            .is_some_and(|publisher| publisher.broker_error().borrow().is_some())
     }
 
-    /// Gives up a producer that waits for a broker, such as with secrets that are no longer the right ones.
-    pub(super) async fn end_outdated_producer(&mut self) {
-        if let Some(why) = self.outdated() {
-            info!("{why}; the producer starts anew");
-            self.end_producer(SILENCE_UNANSWERED_MAX).await;
+    /// What a broker says against records that are sent again and again.
+    pub(super) fn refusal(&self) -> Option<String> {
+        let lacks = self.working()?.lacks_replicas();
+        lacks.then(|| TOO_FEW_REPLICAS.to_owned())
+    }
+
+    pub(super) fn broker_error(&self) -> Option<String> {
+        let said = self.working()?.broker_error().borrow().clone();
+        said.map(|said| in_plain_words(&said))
+    }
+
+    /// Waits for what the producer tells; for ever while there is none.
+    ///
+    /// Cancel-safe: yes.
+    pub(super) async fn next_event(&mut self) -> Option<PublisherEvent> {
+        match &mut self.working {
+            Some(producer) => producer.events.recv().await,
+            None => std::future::pending().await,
         }
-    }
-
-    fn outdated(&self) -> Option<&'static str> {
-        self.producer.as_ref()?.publisher.outdated()
-    }
-}
-
-/// Waits for what the producer tells; for ever while there is none.
-///
-/// Cancel-safe: yes.
-pub(super) async fn next_event(producer: &mut Option<Producer>) -> Option<PublisherEvent> {
-    match producer {
-        Some(producer) => producer.events.recv().await,
-        None => std::future::pending().await,
     }
 }

@@ -3,6 +3,7 @@
 //! Runs only under the lease, and the lease comes before the slot (docs/design.md, "Lease before slot").
 
 mod background;
+mod carry_over;
 mod first_start;
 mod identity_check;
 mod mark_change;
@@ -39,6 +40,7 @@ use crate::state::names::{self, NamesError};
 use crate::state::rename::{self, RenameError};
 use crate::state::schema::{self, Creates, MigrateError, Step};
 use crate::state::{OutboxState, StateError, StateTable};
+pub use carry_over::{CarryOver, CatchUp, Numbers};
 use identity_check::KnownOutbox;
 pub use slot::Decoding;
 
@@ -123,37 +125,6 @@ fn refused(error: MigrateError) -> OpenError {
         },
         _ => error.into(),
     }
-}
-
-/// What is still to be recorded of reading the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CatchUp {
-    /// Nothing: the recorded state says whether it is needed.
-    AsRecorded,
-    /// Rows that the stream will not bring stand in the table: it is to be read.
-    Demanded,
-    /// It was read.
-    Done,
-}
-
-/// What the last session leaves to the next one, which records it.
-#[derive(Debug)]
-pub struct CarryOver {
-    pub catch_up: CatchUp,
-    /// The entries that the last session replayed.
-    pub replayed: Vec<i64>,
-    pub numbers: Numbers,
-    /// The commit of a transaction that the slot can't send, or a position up to which the rows were polled: once the
-    /// table was read, the slot moves behind it.
-    pub undecodable_commit_lsn: Option<Lsn>,
-}
-
-/// What the last session learned of the numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Numbers {
-    AsKnown,
-    /// The stream brought a sent number with a commit that the ledger does not cover.
-    Reused,
 }
 
 /// What a session is opened with.

@@ -1,6 +1,6 @@
 //! Leadership, then a session, then a verdict, then a pause: the only retry loop.
 
-mod verdict;
+pub(crate) mod verdict;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -16,14 +16,10 @@ use crate::observe::metrics::Metrics;
 use crate::observe::status::{Counting, OPENING, State, StatusCell};
 use crate::observe::telemetry::Told;
 use crate::publish::PublishError;
-use crate::relay::session::{
-    self, CarryOver, CatchUp, Decoding, Numbers, OpenError, SessionBuilder,
-};
+use crate::relay::session::{self, CarryOver, Decoding, OpenError, SessionBuilder};
 use crate::relay::wal_watch::WalWatch;
 use crate::relay::{End, Relay};
 use crate::row::Lsn;
-use crate::source::SourceError;
-use crate::source::replication::ReplicationError;
 use crate::state::lease::{LeaseKeeper, LeaseState, RELEASE_MAX, Role, lease_key, lease_key_of};
 use crate::text::chain;
 use verdict::{NextStep, label, lacks_publication, reason, verdict};
@@ -75,7 +71,7 @@ pub struct Supervisor {
 }
 
 /// How an attempt at a session went.
-enum Attempt {
+pub(crate) enum Attempt {
     Ended(End),
     NotOpened(OpenError),
     /// A file behind the producer's secrets can't be used.
@@ -100,12 +96,7 @@ impl Supervisor {
             counting: None,
             epoch: None,
             former: None,
-            carry_over: CarryOver {
-                catch_up: CatchUp::AsRecorded,
-                replayed: Vec::new(),
-                numbers: Numbers::AsKnown,
-                undecodable_commit_lsn: None,
-            },
+            carry_over: CarryOver::nothing(),
             decoding: Decoding::Possible,
             attempts: 0,
             told: Told::default(),
@@ -178,14 +169,14 @@ impl Supervisor {
         if let Err(failure) = self.relay.start_producer() {
             return without_producer(failure);
         }
-        let (started_at, delivered_before) = (Instant::now(), self.relay.delivered_rows);
-        let held_before = self.relay.core.held().rows();
+        let (started_at, delivered_before) = (Instant::now(), self.relay.memory().delivered_rows);
+        let held_before = self.relay.memory().core.held().rows();
         let end = self.relay.run(session).await;
         self.is_drained = matches!(end, End::Stopped);
         let is_good = started_at.elapsed() >= GOOD_AFTER
-            || self.relay.delivered_rows > delivered_before
-            || self.relay.core.held().rows() > held_before;
-        if self.relay.delivered_rows > delivered_before {
+            || self.relay.memory().delivered_rows > delivered_before
+            || self.relay.memory().core.held().rows() > held_before;
+        if self.relay.memory().delivered_rows > delivered_before {
             self.told.forget();
         }
         if is_good {
@@ -213,9 +204,7 @@ impl Supervisor {
         {
             // Somebody else published in between: what we still had in flight is theirs.
             self.relay.depose().await;
-            self.carry_over.catch_up = CatchUp::AsRecorded;
-            self.carry_over.replayed.clear();
-            self.carry_over.undecodable_commit_lsn = None;
+            self.carry_over.forget();
         }
         let mut opening = SessionBuilder {
             config: &self.config,
@@ -223,7 +212,14 @@ impl Supervisor {
             lease,
             epoch,
             carry_over: &mut self.carry_over,
-            topics: self.relay.core.held().to_release().cloned().collect(),
+            topics: self
+                .relay
+                .memory()
+                .core
+                .held()
+                .to_release()
+                .cloned()
+                .collect(),
             decoding: self.decoding,
             history: self.relay.history(),
             status: self.status.clone(),
@@ -293,21 +289,13 @@ impl Supervisor {
     fn follow(&mut self, attempt: &Attempt) {
         self.carry_over.replayed.extend(self.relay.take_replayed());
         match attempt {
-            Attempt::Ended(End::CaughtUp) => self.carry_over.catch_up = CatchUp::Done,
-            Attempt::Ended(End::Replayed(ids)) => self.carry_over.replayed.extend(ids),
-            // Where nothing is marked the table cannot say what is missing: only the stream can be read again.
-            Attempt::Ended(End::Reread(_)) if self.config.source.mark == Mark::None => {}
-            Attempt::Ended(End::Reread(_)) => self.carry_over.catch_up = CatchUp::Demanded,
-            Attempt::Ended(End::Source(SourceError::Replication(
-                ReplicationError::CannotSend { commit_lsn, .. },
-            ))) if self.config.source.mark != Mark::None => {
-                warn!(%commit_lsn, "the slot cannot send a transaction: the table is read instead");
-                self.carry_over.catch_up = CatchUp::Demanded;
-                self.carry_over.undecodable_commit_lsn = Some(*commit_lsn);
-            }
-            Attempt::Ended(End::Renumbered(_)) => self.carry_over.numbers = Numbers::Reused,
-            Attempt::Ended(End::Source(failure)) if lacks_publication(failure) => {
-                self.decoding = Decoding::MissingPublication;
+            Attempt::Ended(end) => {
+                self.carry_over.follow(end, self.config.source.mark);
+                if let End::Source(failure) = end
+                    && lacks_publication(failure)
+                {
+                    self.decoding = Decoding::MissingPublication;
+                }
             }
             Attempt::NotOpened(OpenError::SlotLost { reason }) => {
                 self.decoding = Decoding::Possible;

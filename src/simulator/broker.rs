@@ -26,7 +26,8 @@ pub struct Producer {
 /// What became of one request.
 pub enum Answer {
     Appended(Vec<Event>),
-    Refused(Vec<(Ticket, Fault)>),
+    /// With the row that is the only one to be refused, and at fault.
+    Refused(Vec<(Ticket, Fault)>, Option<u32>),
 }
 
 /// The brokers.
@@ -82,7 +83,7 @@ impl Broker {
         if self.denied[partition / 2] {
             let refused = batch.iter().map(|record| record.ticket);
             let refused = refused.map(|ticket| (ticket, Fault::Topic("denied".to_owned())));
-            return Some((*id, Answer::Refused(refused.collect())));
+            return Some((*id, Answer::Refused(refused.collect(), None)));
         }
         let is_bad = |record: &Outgoing| {
             record.event.flaw == Flaw::Refused && !self.mended.contains(&record.event.id)
@@ -92,8 +93,14 @@ impl Broker {
             let refused = batch
                 .iter()
                 .filter(|record| !names_the_row || is_bad(record));
+            let refused: Vec<_> = refused.collect();
+            let alone = match refused.as_slice() {
+                [record] => Some(record.event.id),
+                _ => None,
+            };
+            let refused = refused.iter();
             let refused = refused.map(|record| (record.ticket, Fault::Row("refused".to_owned())));
-            return Some((*id, Answer::Refused(refused.collect())));
+            return Some((*id, Answer::Refused(refused.collect(), alone)));
         }
         producer.unreported[partition].extend(&batch);
         let events = batch.iter().map(|record| record.event).collect();

@@ -61,13 +61,6 @@ pub struct Kept {
     row: Option<OutboxRow>,
 }
 
-/// What a statement of the relay said.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reply {
-    Done,
-    NotLeader,
-}
-
 /// The logical replication slot.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Slot {

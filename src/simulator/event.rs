@@ -5,13 +5,16 @@ use std::sync::{Arc, LazyLock};
 use bytes::Bytes;
 
 use super::server::AGGREGATES;
-use crate::core::Delivered;
-use crate::encode::{Rejection, RejectionReason};
+use crate::core::{Delivered, partition_of};
+use crate::encode::{Record, Rejection, RejectionReason};
+use crate::postgres::catalog::{ReplicaIdentity, Table, TableKind};
 use crate::row::ranges::RangeSet;
 use crate::row::{Column, Field, Layout, Lsn, Origin, OutboxRow};
 
 /// Partitions of all topics together: one for each aggregate, and one for rows without.
 pub const PARTITIONS: usize = AGGREGATES + 1;
+/// Partitions of one topic.
+pub const TOPIC_PARTITIONS: u32 = 2;
 const NAMES: [&str; PARTITIONS] = ["a0", "a1", "a2", "free"];
 const FIELDS: usize = 4;
 
@@ -68,6 +71,18 @@ static LAYOUT: LazyLock<Arc<Layout>> = LazyLock::new(|| {
     })
 });
 
+/// The keys of the aggregates' records; each of a topic's goes to a partition of its own.
+static KEYS: LazyLock<[Bytes; AGGREGATES]> = LazyLock::new(|| {
+    std::array::from_fn(|aggregate| {
+        let keys = (0_u32..).map(|number| Bytes::from(format!("{}-{number}", NAMES[aggregate])));
+        let mut keys = keys.filter(|key| {
+            let record = record(aggregate, Some(key.clone()), Bytes::new());
+            partition_of(&record, TOPIC_PARTITIONS) == Some(aggregate as u32 % TOPIC_PARTITIONS)
+        });
+        keys.next().expect("keys are many")
+    })
+});
+
 static TOPICS: LazyLock<[Arc<str>; 2]> = LazyLock::new(|| ["orders".into(), "bills".into()]);
 
 /// The table's columns.
@@ -116,18 +131,76 @@ impl Event {
         }
         OutboxRow::new(&LAYOUT, Lsn(lsn), Bytes::from(bytes), Box::new(fields))
     }
+}
 
-    /// Its topic, or why there is none.
-    pub fn encoded(&self, is_mended: bool) -> Result<Arc<str>, Rejection> {
-        if self.flaw == Flaw::Rejected && !is_mended {
-            return Err(Rejection {
-                reason: RejectionReason::TopicInvalid,
-                text: "flawed".to_owned(),
-            });
-        }
-        Ok(topic(self.partition()).clone())
+fn record(partition: usize, key: Option<Bytes>, value: Bytes) -> Record {
+    Record {
+        topic: topic(partition).clone(),
+        key,
+        value: Some(value),
+        headers: Vec::new(),
     }
 }
+
+/// The record that a row is to become, or why it can't; of an event that a crash lost nothing but its number is known.
+pub fn encoded(
+    row: &OutboxRow,
+    event: Option<Event>,
+    is_mended: bool,
+) -> Result<Record, Rejection> {
+    if !is_mended && event.is_some_and(|event| event.flaw == Flaw::Rejected) {
+        return Err(Rejection {
+            reason: RejectionReason::TopicInvalid,
+            text: "flawed".to_owned(),
+        });
+    }
+    let value = u64::from(id_of(row)) << 32 | u64::from(version_of(row));
+    let value = Bytes::copy_from_slice(&value.to_be_bytes());
+    let partition = event.map_or(0, |event| event.partition());
+    let key = event.and_then(|event| event.aggregate);
+    Ok(record(
+        partition,
+        key.map(|aggregate| KEYS[aggregate].clone()),
+        value,
+    ))
+}
+
+/// The event that a record stands for, and its version.
+pub fn event_of(record: &Record) -> (u32, u32) {
+    let value = record.value.as_deref().unwrap_or_default();
+    let value = value
+        .first_chunk()
+        .map_or(0, |bytes| u64::from_be_bytes(*bytes));
+    ((value >> 32) as u32, value as u32)
+}
+
+/// The text of an aggregate's type and id, by its partition.
+pub fn text_of(partition: usize) -> &'static str {
+    NAMES[partition]
+}
+
+/// What the catalog says of the table.
+pub static TABLE: LazyLock<Table> = LazyLock::new(|| Table {
+    oid: 1,
+    read_at: Lsn(0),
+    shape: String::new(),
+    layout: Layout::clone(&LAYOUT),
+    kind: TableKind::Ordinary,
+    owner: String::new(),
+    column_xids: Vec::new(),
+    leaves: Vec::new(),
+    before_insert_triggers: Vec::new(),
+    subscriptions: Vec::new(),
+    row_security: false,
+    update_rules: Vec::new(),
+    delete_rules: Vec::new(),
+    is_born_sent: false,
+    id_is_unique: true,
+    replica_identity: ReplicaIdentity::Default,
+    has_primary_key: true,
+    unpublishable: Vec::new(),
+    seq: None,
+});
 
 /// Which version of its event a row shows.
 pub fn version_of(row: &OutboxRow) -> u32 {

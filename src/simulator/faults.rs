@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use super::database::{Blocked, BlockedState, Kept, KeptState, Slot};
-use super::marking::LateWork;
 use super::schedule::Mode;
 use super::session::Loss;
 use super::world::{TTL, World, tell};
 use crate::config::FaultPolicy;
+use crate::mark::Statement;
 use crate::state::hold::What;
 
 impl World {
@@ -239,9 +239,9 @@ impl World {
     pub fn execute_late(&mut self) {
         if let Some(late) = self.late.pop() {
             tell!(self, "a late statement is executed");
-            match late.0 {
-                LateWork::Ledger(checkpoint) => drop(self.execute_mark(&checkpoint)),
-                LateWork::Rows(mark) => drop(self.mark_rows(&mark, &mark.rows)),
+            match &*late {
+                Statement::Ledger(checkpoint) => drop(self.execute_mark(checkpoint)),
+                Statement::Rows(mark) => drop(self.mark_rows(mark, &mark.rows)),
             }
         }
     }

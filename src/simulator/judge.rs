@@ -177,6 +177,18 @@ impl Judge {
         self.put_aside.insert(id);
     }
 
+    pub fn put_aside_numbers(&mut self, numbers: &RangeSet) {
+        let ids = self.ids_of(numbers);
+        self.put_aside.extend(ids);
+    }
+
+    /// The rows that carry these numbers.
+    pub fn ids_of(&self, numbers: &RangeSet) -> Vec<u32> {
+        let numbers = numbers.ranges().flatten();
+        let ids = numbers.filter_map(|seq| self.by_seq.get(&seq));
+        ids.copied().collect()
+    }
+
     /// S3 for a mark in a row, which hides every change that was not sent.
     pub fn marked_row(&mut self, event: &Event, was_polled: bool) {
         match self.log.get(&event.id) {
@@ -336,11 +348,7 @@ impl Judge {
 
     /// What is called missed was kept from the stream.
     pub fn called_missed(&mut self, numbers: &RangeSet, server: &Server) -> Vec<u32> {
-        let ids = numbers
-            .ranges()
-            .flatten()
-            .filter_map(|seq| self.by_seq.get(&seq));
-        let ids: Vec<u32> = ids.copied().collect();
+        let ids = self.ids_of(numbers);
         let is_changed = |id| {
             server
                 .rows

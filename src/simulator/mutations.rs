@@ -1,7 +1,13 @@
-//! Defects that are planted on purpose, to show that the judge sees them: the simulated loop does wrong around the real core.
+//! Defects that are planted on purpose, to show that the judge sees them: at the seam of the machine an input is forged or
+//! an effect dropped, doubled or put out of order, or the world around it does wrong.
+
+use std::sync::Arc;
 
 use super::schedule::{Kind, Schedule};
 use crate::config::{FaultPolicy, Mark};
+use crate::mark::{Recording, Statement};
+use crate::publish::Outgoing;
+use crate::row::Lsn;
 
 /// What the loop of a relay gets wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +57,24 @@ pub enum Mutation {
     FailedMarkIsPassing,
     /// A stop that meets no session leaves what Kafka acknowledged without its mark.
     StopUnsettled,
+    /// A session does not hear that its lease ran out, nor that it is another relay's.
+    LeaseUnheard,
+    /// Reports of a producer are not heard.
+    ReportLost,
+    /// Records are handed over twice.
+    PublishedTwice,
+    /// Two records change places on their way to the producer.
+    PublishedOutOfOrder,
+    /// What was put aside counts as recorded when its statement is sent.
+    HeldBeforeRecord,
+    /// Rows of a batch are not compared with what is recorded.
+    LookUpForgotten,
+    /// A source of unsent rows is told too early that its rows are marked.
+    ResolvedTooEarly,
+    /// A mark that has to wait is heard of as made.
+    OwedUnheard,
+    /// A mark that was refused is heard of as made.
+    RefusalUnheard,
 }
 
 impl Mutation {
@@ -68,14 +92,46 @@ impl Mutation {
             | Self::PassedIsResolved
             | Self::FailedMarkIsPassing
             | Self::MarkHitsAnotherVersion => setting.marks_rows(),
+            Self::ResolvedTooEarly | Self::OwedUnheard => setting.marks_rows(),
+            Self::RefusalUnheard => setting.habits.unmarkable > 0,
+            Self::LeaseUnheard => setting.relays > 1,
             Self::SlotTaken => has(Kind::Neighbour),
             _ => true,
+        }
+    }
+
+    /// Plants the defect in records that are handed over.
+    pub fn forge_outgoing(self, outgoing: &mut Vec<Outgoing>) {
+        match self {
+            Self::PublishedTwice => {
+                let again = outgoing.last().map(|last| Outgoing {
+                    ticket: last.ticket,
+                    record: last.record.clone(),
+                    partition: last.partition,
+                });
+                outgoing.extend(again);
+            }
+            Self::PublishedOutOfOrder if outgoing.len() > 1 => outgoing.reverse(),
+            _ => {}
+        }
+    }
+
+    /// Plants the defect in a statement that marks.
+    pub fn forge_statement(self, statement: &mut Arc<Statement>, passed: Option<Lsn>) {
+        let Some(Statement::Rows(statement)) = Arc::get_mut(statement) else {
+            return;
+        };
+        if let Recording::Marks(resolved) = &mut statement.recording {
+            match self {
+                Self::PassedIsResolved => *resolved = passed.unwrap_or_default(),
+                _ => statement.recording = Recording::Nothing,
+            }
         }
     }
 }
 
 /// Every planted defect.
-pub const ALL: [Mutation; 22] = [
+pub const ALL: [Mutation; 31] = [
     Mutation::ConfirmBeforeMark,
     Mutation::ConfirmCommitLsn,
     Mutation::KeepaliveTooEarly,
@@ -98,4 +154,13 @@ pub const ALL: [Mutation; 22] = [
     Mutation::SlotTaken,
     Mutation::FailedMarkIsPassing,
     Mutation::StopUnsettled,
+    Mutation::LeaseUnheard,
+    Mutation::ReportLost,
+    Mutation::PublishedTwice,
+    Mutation::PublishedOutOfOrder,
+    Mutation::HeldBeforeRecord,
+    Mutation::LookUpForgotten,
+    Mutation::ResolvedTooEarly,
+    Mutation::OwedUnheard,
+    Mutation::RefusalUnheard,
 ];

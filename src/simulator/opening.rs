@@ -5,6 +5,7 @@ use super::schedule::Mode;
 use super::world::{World, tell};
 use crate::config::Mark;
 use crate::relay::session::CatchUp;
+use crate::row::Lsn;
 
 impl World {
     /// The relay halts on the slot of another outbox, until somebody names another one for it.
@@ -22,15 +23,22 @@ impl World {
         }
         if self.relays[relay].mode == Mode::Polling {
             self.database.was_polled = true;
-        } else if self.relays[relay].undecodable.is_none() && self.database.was_polled {
+        } else if self.relays[relay]
+            .carry_over
+            .undecodable_commit_lsn
+            .is_none()
+            && self.database.was_polled
+        {
             self.database.caught_up = false;
-            self.relays[relay].undecodable = Some(self.server.wal);
+            let position = Lsn(self.server.wal);
+            self.relays[relay].carry_over.undecodable_commit_lsn = Some(position);
         }
     }
 
     /// The slot moves behind what was read from the table in its place.
     pub fn pass(&mut self, relay: usize) {
-        let Some(position) = self.relays[relay].undecodable.take() else {
+        let undecodable = &mut self.relays[relay].carry_over.undecodable_commit_lsn;
+        let Some(Lsn(position)) = undecodable.take() else {
             return;
         };
         self.server.flush();
@@ -67,15 +75,15 @@ impl World {
     }
 
     pub fn record_carry_over(&mut self, relay: usize) {
-        let process = &mut self.relays[relay];
-        self.database.replayed(&process.replayed);
-        process.replayed.clear();
-        match process.catch_up {
+        let carry_over = &mut self.relays[relay].carry_over;
+        self.database.replayed(&carry_over.replayed);
+        carry_over.replayed.clear();
+        match carry_over.catch_up {
             CatchUp::AsRecorded => return,
             CatchUp::Demanded => self.database.caught_up = false,
             CatchUp::Done => self.database.caught_up = true,
         }
-        process.catch_up = CatchUp::AsRecorded;
+        carry_over.catch_up = CatchUp::AsRecorded;
         self.wrote();
     }
 

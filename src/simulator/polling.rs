@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use super::database::Slot;
 use super::mutations::Mutation;
-use super::session::{End, Source};
+use super::session::Source;
 use super::world::{World, tell};
 use crate::config::CatchUpFrom;
 use crate::mark::ledger::Ledger;
@@ -64,8 +64,8 @@ impl Turns {
 }
 
 impl World {
-    /// One turn; it ends the session when the server is lost in it, or the highest row is another one.
-    pub fn poll(&mut self, relay: usize) -> Option<End> {
+    /// One turn; nothing when the server is lost in it, or the highest row is another one.
+    pub fn poll(&mut self, relay: usize) -> Option<()> {
         let session = self.relays[relay].session.as_ref()?;
         let Source::Numbers(turns) = &session.source else {
             return None;
@@ -73,9 +73,7 @@ impl World {
         let mut turns = turns.clone();
         let position = self.look_at_writers(&mut turns);
         let limit = self.rng.usize(1..=5);
-        let Some((new, is_full)) = self.read_new(&mut turns, limit) else {
-            return Some(End::Lost);
-        };
+        let (new, is_full) = self.read_new(&mut turns, limit)?;
         turns.note(&new);
         let passed = position.filter(|_| !is_full);
         if passed.is_some() {
@@ -92,7 +90,7 @@ impl World {
         self.write(2);
         let is_in_time = new.is_empty() && found.is_empty() || self.pass_gate(lsn);
         if !is_in_time {
-            return Some(End::Lost);
+            return None;
         }
         let mut numbers: RangeSet = new.iter().map(|(seq, _)| *seq).collect();
         numbers.extend(&found);
@@ -116,7 +114,7 @@ impl World {
         let session = self.relays[relay].session.as_mut()?;
         session.batches.push_back(batch);
         session.source = Source::Numbers(turns);
-        None
+        Some(())
     }
 
     /// The position before which every commit is visible to what is read next.
@@ -152,20 +150,18 @@ impl World {
         self.setting.catch_up == CatchUpFrom::Table && self.database.slot.is_none_or(is_far)
     }
 
-    /// The slot follows what may be confirmed, unless somebody reads it.
-    pub fn move_slot(&mut self, relay: usize) -> Option<End> {
+    /// The slot follows what may be confirmed, unless somebody reads it; nothing where it is gone.
+    pub fn move_slot(&mut self, relay: usize) -> Option<()> {
         let session = self.relays[relay].session.as_ref()?;
         let lsn = session.confirm;
         // Else what was held when it was confirmed may have been released since.
         let is_strict = lsn > session.confirmed_before && self.database.holds_lease(&session.token);
-        let Some(slot) = &mut self.database.slot else {
-            return Some(End::Lost);
-        };
+        let slot = self.database.slot.as_mut()?;
         if slot.is_foreign {
-            return Some(End::Lost);
+            return None;
         }
         if slot.reader.is_some() || lsn <= slot.confirmed {
-            return None;
+            return Some(());
         }
         slot.confirmed = lsn;
         tell!(self, "relay {relay} moves the slot to {lsn}");
@@ -175,7 +171,7 @@ impl World {
                 .judge
                 .confirmed(lsn, &self.server, &self.database, self.setting.mark),
         }
-        None
+        Some(())
     }
 
     fn read_new(&mut self, turns: &mut Turns, limit: usize) -> Option<(Vec<(i64, u32)>, bool)> {

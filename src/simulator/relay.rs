@@ -1,23 +1,29 @@
 //! One relay process of the simulation: what outlives its sessions, and what it does when it is scheduled.
 
 use std::collections::{HashSet, VecDeque};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use super::event::topic;
 use super::lease::{Contender, Part, Statement, execute};
 use super::mutations::Mutation;
 use super::polling::Turns;
 use super::schedule::{Mode, Setting};
-use super::session::{End, Session};
+use super::seam::delivered;
+use super::session::Session;
 use super::world::{World, tell};
-use crate::core::{Core, Delivered, Faults, ReleaseOn, Window};
-use crate::core::{SessionEnd, Ticket};
-use crate::relay::ReadBefore;
-use crate::relay::session::CatchUp;
-use crate::row::ranges::RangeSet;
-use crate::state::hold::Replayed;
+use crate::core::{Core, Faults, ReleaseOn, SessionEnd, Ticket, Window};
+use crate::observe::metrics::Metrics;
+use crate::publish::Deliveries;
+use crate::relay::machine::{Effect, Input, Memory, Partitioner};
+use crate::relay::session::CarryOver;
+use crate::source::SourceError;
 use crate::state::lease::Standby;
-use std::sync::Arc;
+
+/// How long a relay that is asked to stop may take.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// Counts for all worlds together; nobody looks.
+static METRICS: LazyLock<Arc<Metrics>> = LazyLock::new(|| Arc::new(Metrics::new()));
 
 /// What a producer tells its relay.
 pub enum Told {
@@ -30,23 +36,21 @@ pub enum Told {
 /// One process.
 pub struct Process {
     pub keeper: Contender,
-    pub core: Core,
+    /// With the session's machine while there is one.
+    pub memory: Option<Memory>,
     pub producer: Option<u64>,
+    /// A producer that waits to take over.
+    pub successor: Option<u64>,
     pub told: VecDeque<Told>,
     pub session: Option<Session>,
     pub epoch: Option<i64>,
-    pub catch_up: CatchUp,
-    pub replayed: Vec<i64>,
-    pub replaying: Replayed,
+    pub carry_over: CarryOver,
     /// What the last session was replaying when it ended.
     pub left_replaying: Vec<i64>,
-    pub read_before: ReadBefore,
-    /// Once the table was read, the slot moves behind this position: what it holds before was polled.
-    pub undecodable: Option<u64>,
     /// The last session ended with nothing in flight but what is recorded as owed.
     pub left_in_order: bool,
-    /// Rows for which the table was read again.
-    pub reread: RangeSet,
+    /// What a look has just called missed.
+    pub called_missed: Vec<u32>,
     /// Rows that were found missed, by their ids.
     pub found: HashSet<u32>,
     pub mode: Mode,
@@ -62,19 +66,20 @@ impl Process {
     pub fn new(number: usize, ttl: Duration, setting: &Setting) -> Self {
         Self {
             keeper: Contender::new(number as u64 + 1, ttl),
-            core: core(setting),
+            memory: Some(Memory::new(
+                core(setting),
+                Partitioner::Murmur2,
+                METRICS.clone(),
+            )),
             producer: None,
+            successor: None,
             told: VecDeque::new(),
             session: None,
             epoch: None,
-            catch_up: CatchUp::AsRecorded,
-            replayed: Vec::new(),
-            replaying: Replayed::default(),
+            carry_over: CarryOver::nothing(),
             left_replaying: Vec::new(),
-            read_before: ReadBefore::default(),
-            undecodable: None,
             left_in_order: false,
-            reread: RangeSet::new(),
+            called_missed: Vec::new(),
             found: HashSet::new(),
             mode: setting.mode,
             next_mode: setting.mode,
@@ -94,15 +99,26 @@ impl Process {
         (self.keeper, self.mode, self.next_mode) = (keeper, mode, mode);
     }
 
-    /// The relay has heard that rows are marked; of copies it remembers it beyond the session.
-    pub fn marked(&mut self, rows: &[Delivered]) {
-        self.core.marked(rows);
-        self.replaying.marked(rows);
+    /// What is remembered, whether a session runs or not.
+    pub fn memory(&self) -> &Memory {
+        match &self.session {
+            Some(session) => session.machine.memory(),
+            None => self.memory.as_ref().expect("a session gives it back"),
+        }
+    }
+
+    pub fn core(&self) -> &Core {
+        &self.memory().core
+    }
+
+    /// What is remembered between two sessions.
+    pub fn memory_mut(&mut self) -> &mut Memory {
+        self.memory.as_mut().expect("a session gives it back")
     }
 
     /// The entries that are being replayed, or were and that is not recorded.
     pub fn replays(&self) -> Vec<i64> {
-        let mut ids = self.replayed.clone();
+        let mut ids = self.carry_over.replayed.clone();
         match &self.session {
             Some(session) => ids.extend(session.replays()),
             None => ids.extend(&self.left_replaying),
@@ -110,16 +126,9 @@ impl Process {
         ids
     }
 
-    /// Takes what may be confirmed into what is confirmed next.
-    pub fn advance_confirm(&mut self) {
-        if let (Some(session), Some(lsn)) = (&mut self.session, self.core.confirmable()) {
-            session.confirm = session.confirm.max(lsn.0);
-        }
-    }
-
     pub fn is_idle(&self) -> bool {
         !self.is_stopping
-            && self.core.is_settled()
+            && self.core().is_settled()
             && self.told.is_empty()
             && self.session.as_ref().is_none_or(Session::is_steady)
     }
@@ -162,130 +171,86 @@ impl World {
         }
     }
 
-    /// One thing that the loop of a session wakes up for, then its turn.
+    /// One thing that the loop of a session wakes up for.
     fn act(&mut self, relay: usize) {
-        let end = match self.rng.u8(..22) {
+        if self.relays[relay].is_stopping {
+            self.ask_session_to_stop(relay);
+        }
+        match self.rng.u8(..22) {
             0..=4 => self.read_source(relay),
             5..=9 => self.take_batch(relay),
             10..=12 => self.take_told(relay),
             13..=15 => self.advance_mark(relay),
-            16 | 17 => self.advance_keep(relay),
+            16 | 17 => self.advance_record(relay),
             18 => self.deliver_status(relay),
-            19 if self.setting.marks_rows() => self.look_for_unmarked(relay),
-            19 => self.look_for_missed(relay),
-            20 => self.maintain(relay),
-            _ => self.ask_around(relay),
+            19 => self.look(relay),
+            20 => self.give(relay, Input::MaintenanceDue),
+            _ => self.tick(relay),
+        }
+        self.notice_loss(relay);
+        self.wake(relay);
+    }
+
+    fn ask_session_to_stop(&mut self, relay: usize) {
+        let until = self.now + GRACE;
+        let Some(session) = &mut self.relays[relay].session else {
+            return;
         };
-        let end = end
-            .or_else(|| self.lost(relay))
-            .or_else(|| self.turn(relay));
-        if let Some(end) = end {
-            self.end_session(relay, end);
+        if session.stop_until.is_none() {
+            session.stop_until = Some(until);
+            self.give(relay, Input::StopAsked { until });
         }
-    }
-
-    /// Does what can be done without waiting.
-    fn turn(&mut self, relay: usize) -> Option<End> {
-        let now = self.now;
-        let process = &self.relays[relay];
-        let session = process.session.as_ref()?;
-        if process.keeper.epoch() != Some(session.token.epoch) {
-            return Some(End::Deposed);
-        }
-        if process.keeper.publishes(now) {
-            self.feed_answered(relay);
-            if self.relays[relay].session.as_ref()?.feeds()
-                && let Some(end) = self.feed_rows(relay)
-            {
-                return Some(end);
-            }
-        }
-        self.settle(relay)
-    }
-
-    fn settle(&mut self, relay: usize) -> Option<End> {
-        self.start_mark(relay);
-        self.start_keep(relay);
-        self.relays[relay].advance_confirm();
-        let process = &mut self.relays[relay];
-        let session = process.session.as_mut()?;
-        session.is_draining |= process.is_stopping;
-        let core = &process.core;
-        let marks = &self.database.marks;
-        let is_remembered = |row: &Delivered| row.seq.is_some_and(|seq| marks.owes(seq));
-        // Rows of the transaction are still to be read, or have gone out behind one that asks for its topic.
-        let is_whole = self.mutation == Mutation::StopWithinTransaction
-            || !session.is_within_transaction() && (core.asking() == 0 || self.setting.has_marks());
-        let is_settled = is_whole
-            && !session.has_statement()
-            && core.sent() == 0
-            && core.unmarked() == 0
-            && core.aside() == 0
-            && session.owing.iter().all(is_remembered);
-        if !session.is_draining {
-            return None;
-        }
-        session.is_out_of_grace = !is_settled && self.rng.u8(..60) == 0;
-        (is_settled || session.is_out_of_grace).then_some(End::Stopped)
     }
 
     /// A connection that ended is noticed sooner or later.
-    fn lost(&mut self, relay: usize) -> Option<End> {
-        let is_lost = self.relays[relay].session.as_ref()?.lost.is_some();
-        (is_lost && self.rng.bool()).then_some(End::Lost)
+    fn notice_loss(&mut self, relay: usize) {
+        let session = self.relays[relay].session.as_ref();
+        if session.is_some_and(|session| session.lost.is_some()) && self.rng.bool() {
+            self.give(relay, Input::SourceEnded(SourceError::Ended));
+        }
     }
 
-    fn take_told(&mut self, relay: usize) -> Option<End> {
-        let told = self.relays[relay].told.pop_front()?;
+    /// What is due is done, and the lease is looked at.
+    fn wake(&mut self, relay: usize) {
+        let process = &self.relays[relay];
+        let Some(session) = &process.session else {
+            return;
+        };
+        let is_due = session.machine.wakes_at().is_some_and(|at| at <= self.now);
+        let is_deposed = process.keeper.epoch() != Some(session.token.epoch);
+        if is_due || is_deposed {
+            self.give(relay, Input::TimePassed);
+        }
+    }
+
+    fn tick(&mut self, relay: usize) {
+        let input = match self.rng.bool() {
+            true => Input::TopicsDue,
+            false => Input::SecondPassed(self.wall_clock()),
+        };
+        self.give(relay, input);
+    }
+
+    fn take_told(&mut self, relay: usize) {
+        let Some(told) = self.relays[relay].told.pop_front() else {
+            return;
+        };
         match told {
             Told::Delivered(tickets) => {
                 tell!(self, "relay {relay} takes the reports of {tickets:?}");
-                self.delivered(relay, &tickets);
-                None
+                self.give(relay, delivered(tickets));
             }
-            Told::Ended(end) => {
-                self.relays[relay].core.producer_ended(&end);
-                Some(End::Producer)
-            }
+            Told::Ended(end) => self.give(relay, Input::ProducerEnded(Some(end))),
             Told::Asked(topic) => {
                 if self.broker.is_down {
                     self.relays[relay].told.push_back(Told::Asked(topic));
-                    return None;
+                    return;
                 }
-                let state = self.topic_state(&topic);
-                tell!(self, "relay {relay} hears that {topic} is {state:?}");
-                let core = &mut self.relays[relay].core;
-                // That a topic can't be seen for a moment is the producer's to wait for.
-                let is_due = !core.held().is_available(&topic) && core.topic(&topic, &state);
-                is_due.then_some(End::Reread)
+                let answers = self.topic_states(&topic);
+                tell!(self, "relay {relay} hears {answers:?}");
+                self.give(relay, Input::TopicsAnswered(answers));
             }
         }
-    }
-
-    pub fn delivered(&mut self, relay: usize, tickets: &[Ticket]) {
-        let core = &mut self.relays[relay].core;
-        match (self.mutation, tickets.iter().max()) {
-            (Mutation::SettleOutOfOrder, Some(last)) => {
-                core.delivered(&(0..=*last).collect::<Vec<_>>());
-            }
-            _ => {
-                core.delivered(tickets);
-            }
-        }
-    }
-
-    /// Asks for held topics, and whether somebody asked for a release or a replay.
-    fn ask_around(&mut self, relay: usize) -> Option<End> {
-        let process = &mut self.relays[relay];
-        for index in [0, 2] {
-            if process.core.held().topic_hold(topic(index)).is_some() && process.told.len() < 8 {
-                process.told.push_back(Told::Asked(topic(index).clone()));
-            }
-        }
-        let is_due = process.core.pass_turn_of_topics();
-        let is_replay = process.session.as_ref()?.is_replay();
-        let is_asked = !is_replay && self.database.is_asked_for();
-        (is_asked || is_due).then_some(End::Reread)
     }
 
     /// Ends a process in order, and begins another one.
@@ -293,8 +258,8 @@ impl World {
     /// What is in flight is marked in one more session, unless the grace period is over.
     fn stop(&mut self, relay: usize) {
         let process = &self.relays[relay];
-        let is_in_flight = process.core.sent() + process.core.unmarked() > 0;
-        let is_owed = is_in_flight && !process.left_in_order || !process.replayed.is_empty();
+        let is_in_flight = process.memory().owes_marks() && !process.left_in_order;
+        let is_owed = is_in_flight || !process.carry_over.replayed.is_empty();
         let is_in_time = self.rng.u8(..60) > 0;
         let settles = self.mutation != Mutation::StopUnsettled;
         if self.setting.has_marks() && is_owed && is_in_time && settles {
@@ -322,26 +287,54 @@ impl World {
 
     /// Ends the producer at once and settles what it still reports.
     pub fn end_producer(&mut self, relay: usize) {
-        let Some(producer) = self.relays[relay].producer.take() else {
+        let most = self.rng.usize(..12);
+        let Some(reports) = self.last_reports(relay, most) else {
             return;
         };
-        let most = self.rng.usize(..12);
-        let tickets = self.broker.report(producer, &mut self.rng, most);
+        let memory = self.relays[relay].memory_mut();
+        reports
+            .iter()
+            .for_each(|reports| memory.acknowledged(reports));
+        memory.producer_ended(&nothing_failed(), &mut Vec::new());
+    }
+
+    /// Ends the producer; what it still reports, and what it has reported.
+    pub fn last_reports(&mut self, relay: usize, most: usize) -> Option<Vec<Deliveries>> {
+        let producer = self.relays[relay].producer.take()?;
+        let last = self.broker.report(producer, &mut self.rng, most);
+        let told = self.relays[relay].told.drain(..);
+        let tickets = told.filter_map(|told| match told {
+            Told::Delivered(tickets) => Some(tickets),
+            Told::Ended(_) | Told::Asked(_) => None,
+        });
+        let tickets = tickets.chain([last]);
+        let reports = tickets.map(|tickets| Deliveries { tickets, bytes: 0 });
+        let reports = reports.collect();
+        self.end_in_broker(producer);
+        Some(reports)
+    }
+
+    /// Settles what Kafka says between two sessions.
+    pub fn rest(&mut self, relay: usize) {
         while let Some(told) = self.relays[relay].told.pop_front() {
-            if let Told::Delivered(tickets) = told {
-                self.delivered(relay, &tickets);
+            let now = self.now;
+            let answers = match &told {
+                Told::Asked(topic) => self.topic_states(topic),
+                Told::Delivered(_) | Told::Ended(_) => Vec::new(),
+            };
+            let memory = self.relays[relay].memory_mut();
+            let mut effects: Vec<Effect> = Vec::new();
+            match told {
+                Told::Delivered(tickets) => memory.acknowledged(&Deliveries { tickets, bytes: 0 }),
+                Told::Ended(end) => drop(memory.producer_ended(&end, &mut effects)),
+                Told::Asked(_) => {
+                    if memory.take_topics(&answers, now, &mut effects) {
+                        memory.give_up_leaderless();
+                        self.end_producer(relay);
+                    }
+                }
             }
         }
-        self.delivered(relay, &tickets);
-        self.end_in_broker(producer);
-        let end = SessionEnd {
-            failed: Vec::new(),
-            reason: String::new(),
-            batch_bytes_max: None,
-            small_batches: Default::default(),
-            cutting: None,
-        };
-        self.relays[relay].core.producer_ended(&end);
     }
 
     /// Drops everything in flight: another relay publishes from now on.
@@ -349,9 +342,18 @@ impl World {
         self.grant_in_flight(relay);
         self.end_producer(relay);
         let process = &mut self.relays[relay];
-        process.core.forget_all();
-        process.read_before = ReadBefore::default();
-        process.reread = RangeSet::new();
+        process.memory_mut().forget_all();
         process.found.clear();
+    }
+}
+
+/// The end of a producer that was asked to end.
+pub fn nothing_failed() -> SessionEnd {
+    SessionEnd {
+        failed: Vec::new(),
+        reason: String::new(),
+        batch_bytes_max: None,
+        small_batches: Default::default(),
+        cutting: None,
     }
 }

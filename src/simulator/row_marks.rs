@@ -1,45 +1,20 @@
 //! Marks in the rows themselves: a statement that finds its rows or not, and the look that follows.
 
-use std::sync::Arc;
-
-use super::database::Reply;
-use super::event::{Event, Flaw, id_of, layout, seq_and_id, seqs_of};
+use super::event::{Event, Flaw, id_of, seq_and_id, seqs_of, text_of};
 use super::mutations::Mutation;
+use super::seam::not_leader;
 use super::world::{World, tell};
 use crate::config::Mark;
-use crate::core::{Delivered, RowFacts};
-use crate::mark::FencingToken;
+use crate::core::Delivered;
 use crate::mark::evidence::{Snapshot, Unmarked, judge};
-use crate::row::{Lsn, Origin, OutboxRow};
+use crate::mark::{MarkError, MarkOutcome, Recording, RefusedMark, RowMarks, RowStatement};
+use crate::row::{Origin, OutboxRow};
 
-/// One `UPDATE` or `DELETE`.
-pub struct RowMark {
-    pub token: FencingToken,
-    pub rows: Vec<Delivered>,
-    /// What is recorded beside: the marks, and this position; nothing where no stream brings the rows again.
-    pub resolved: Option<Lsn>,
-    pub finds: Finds,
-}
-
-/// Which version of a row a statement finds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Finds {
-    Any,
-    AsRead,
-}
-
-impl Finds {
-    fn finds(self, event: &Event, row: &Delivered) -> bool {
-        match (self, row.origin) {
-            (Self::AsRead, Origin::Table { xmin }) => event.xid == xmin,
-            _ => true,
-        }
-    }
-}
+type Reply = Result<MarkOutcome, MarkError>;
 
 /// How far the mark of some rows has come.
+#[derive(Default)]
 pub struct RowMarking {
-    statement: Arc<RowMark>,
     next: Next,
     /// Rows that stood unsent after the first statement.
     stood: Vec<Delivered>,
@@ -51,69 +26,22 @@ pub struct RowMarking {
 }
 
 /// Its next statement.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Next {
+    #[default]
     Mark,
     Look,
     MarkAgain,
     Judge,
 }
 
-impl RowMarking {
-    pub fn new(statement: RowMark) -> Self {
-        Self {
-            statement: Arc::new(statement),
-            next: Next::Mark,
-            stood: Vec::new(),
-            locked: Vec::new(),
-            waiting: Vec::new(),
-            refused: Vec::new(),
-        }
-    }
-
-    pub fn statement(&self) -> Arc<RowMark> {
-        self.statement.clone()
-    }
-
-    /// The rows that can't be marked.
-    pub fn take_refused(&mut self) -> Vec<Delivered> {
-        std::mem::take(&mut self.refused)
-    }
-
-    /// The rows whose mark is to be tried again.
-    pub fn take_waiting(&mut self) -> Vec<Delivered> {
-        let mut waiting = std::mem::take(&mut self.waiting);
-        waiting.append(&mut self.locked);
-        waiting
-    }
-}
-
 impl World {
-    /// The statement that marks these rows.
-    pub fn row_mark(&self, relay: usize, rows: &[Delivered], is_again: bool) -> Option<RowMark> {
-        let process = &self.relays[relay];
-        let session = process.session.as_ref()?;
-        let resolved = match self.mutation {
-            Mutation::PassedIsResolved => process.core.passed(),
-            _ => process.core.confirmable(),
-        };
-        let finds = match self.mutation {
-            Mutation::MarkHitsAnotherVersion => Finds::Any,
-            _ => Finds::AsRead,
-        };
-        let is_recorded =
-            session.record.is_some() && !is_again && self.mutation != Mutation::MarkUnrecorded;
-        Some(RowMark {
-            token: session.token.clone(),
-            rows: rows.to_vec(),
-            resolved: is_recorded.then(|| resolved.unwrap_or_default()),
-            finds,
-        })
-    }
-
     /// One statement of a mark: it marks, or looks what became of rows that were not found.
-    pub fn advance_rows(&mut self, marking: &mut RowMarking) -> Option<Reply> {
-        let statement = marking.statement();
+    pub fn advance_rows(
+        &mut self,
+        statement: &RowStatement,
+        marking: &mut RowMarking,
+    ) -> Option<Reply> {
         match marking.next {
             Next::Mark => {
                 if self.mutation == Mutation::FailedMarkIsPassing
@@ -123,14 +51,15 @@ impl World {
                 }
                 let rows = self.leave_locked(&statement.rows, &mut marking.locked);
                 let rows = self.leave_failing(rows, &mut marking.refused);
-                let Some(marked) = self.mark_rows(&statement, &rows) else {
-                    return Some(Reply::NotLeader);
+                let Some(marked) = self.mark_rows(statement, &rows) else {
+                    return Some(Err(not_leader()));
                 };
                 marking.next = Next::Look;
-                (marked == statement.rows.len()).then_some(Reply::Done)
+                let is_complete = marked == statement.rows.len();
+                is_complete.then(|| self.heard(MarkOutcome::default()))
             }
             Next::Look => {
-                let stands = |row: &&Delivered| self.stands(&statement, row);
+                let stands = |row: &&Delivered| self.stands(row);
                 marking.stood = statement.rows.iter().filter(stands).cloned().collect();
                 marking.next = match marking.stood.is_empty() {
                     true => Next::Judge,
@@ -142,12 +71,12 @@ impl World {
                 let rows = self.leave_locked(&marking.stood.clone(), &mut marking.locked);
                 let rows = self.leave_failing(rows, &mut marking.refused);
                 marking.next = Next::Judge;
-                match self.mark_rows(&statement, &rows) {
+                match self.mark_rows(statement, &rows) {
                     Some(_) => None,
-                    None => Some(Reply::NotLeader),
+                    None => Some(Err(not_leader())),
                 }
             }
-            Next::Judge => self.judge_rows(marking),
+            Next::Judge => self.judge_rows(statement, marking),
         }
     }
 
@@ -187,21 +116,31 @@ impl World {
         (is_of_mark && !self.broker.mended.contains(&id)).then_some(flaw)
     }
 
-    fn stands(&self, statement: &RowMark, row: &Delivered) -> bool {
+    /// Whether a statement finds this version of the row.
+    fn finds(&self, event: &Event, row: &Delivered) -> bool {
+        match row.origin {
+            Origin::Table { xmin } if self.mutation != Mutation::MarkHitsAnotherVersion => {
+                event.xid == xmin
+            }
+            _ => true,
+        }
+    }
+
+    fn stands(&self, row: &Delivered) -> bool {
         let (seq, id) = seq_and_id(row);
         let standing = self.server.unsent(seq, id);
-        standing.is_some_and(|event| statement.finds.finds(event, row))
+        standing.is_some_and(|event| self.finds(event, row))
     }
 
     /// Marks what it finds, all in one; says how many, or nothing where the lease is another's.
-    pub fn mark_rows(&mut self, statement: &RowMark, rows: &[Delivered]) -> Option<usize> {
+    pub fn mark_rows(&mut self, statement: &RowStatement, rows: &[Delivered]) -> Option<usize> {
         if !self.may_write(&statement.token) {
             return None;
         }
         self.judge.sync(&self.server);
         let is_found = |row: &&Delivered| {
             let (seq, id) = seq_and_id(row);
-            self.stands(statement, row) && self.resists(seq, id).is_none()
+            self.stands(row) && self.resists(seq, id).is_none()
         };
         let found: Vec<Delivered> = rows.iter().filter(is_found).cloned().collect();
         for row in &found {
@@ -216,7 +155,7 @@ impl World {
             }
         }
         tell!(self, "marked {:?} of {:?}", seqs_of(&found), seqs_of(rows));
-        if let Some(resolved) = statement.resolved {
+        if let Recording::Marks(resolved) = statement.recording {
             self.database.marks.note(&found, &[], resolved);
         }
         self.database.marks.paid(&found);
@@ -225,15 +164,14 @@ impl World {
     }
 
     /// What became of the rows, by one look.
-    fn judge_rows(&mut self, marking: &mut RowMarking) -> Option<Reply> {
-        let statement = marking.statement();
+    fn judge_rows(&mut self, statement: &RowStatement, marking: &mut RowMarking) -> Option<Reply> {
         let snapshot = Snapshot::parse(&self.server.printed_snapshot())?;
         let mut gone = Vec::new();
         for row in &statement.rows {
             if marking.locked.contains(row) || marking.refused.contains(row) {
                 continue;
             }
-            let stands = self.stands(&statement, row);
+            let stands = self.stands(row);
             let became = match self.mutation {
                 Mutation::AbsenceIsEvidence if !stands => Unmarked::Gone,
                 _ => judge(row, stands, &snapshot),
@@ -262,71 +200,39 @@ impl World {
             self.judge.gone(seq_and_id(row).1, &self.server);
         }
         if !self.may_write(&statement.token) {
-            return Some(Reply::NotLeader);
+            return Some(Err(not_leader()));
         }
-        if let Some(resolved) = statement.resolved {
-            let owed = marking.waiting.iter().chain(&marking.locked);
-            let owed: Vec<_> = owed.cloned().collect();
-            self.database.marks.note(&gone, &owed, resolved);
+        let mut waiting = std::mem::take(&mut marking.waiting);
+        waiting.append(&mut marking.locked);
+        if let Recording::Marks(resolved) = statement.recording {
+            self.database.marks.note(&gone, &waiting, resolved);
         }
         self.database.marks.paid(&gone);
         self.wrote();
-        Some(Reply::Done)
+        let refused = std::mem::take(&mut marking.refused);
+        let refused = refused.iter().filter_map(|row| self.refusal(row)).collect();
+        Some(self.heard(MarkOutcome { waiting, refused }))
     }
 
-    /// The mark was heard of; what waits is owed.
-    pub fn take_row_mark(
-        &mut self,
-        relay: usize,
-        rows: &[Delivered],
-        marking: &mut RowMarking,
-        is_again: bool,
-    ) {
-        let (waiting, refused) = (marking.take_waiting(), marking.take_refused());
-        let process = &mut self.relays[relay];
-        let waits = |row: &Delivered| {
-            let same = |other: &Delivered| (other.ticket, &other.id) == (row.ticket, &row.id);
-            waiting.iter().chain(&refused).any(same)
-        };
-        let marked: Vec<_> = rows.iter().filter(|row| !waits(row)).cloned().collect();
-        process.marked(&marked);
-        process.core.mark_waits(&waiting);
-        if let Some(session) = &mut process.session {
-            session.owing.extend(waiting);
-            if is_again {
-                session.paid.add(&marked);
-            }
-        }
-        for row in &refused {
-            self.refuse(relay, row);
-        }
-    }
-
-    /// The aggregate of a row that was published and can't be marked is blocked.
-    fn refuse(&mut self, relay: usize, row: &Delivered) {
-        let (seq, id) = seq_and_id(row);
-        let Some(stub) = self.judge.event(id).map(|event| event.row(row.lsn.0)) else {
-            return;
-        };
-        tell!(self, "row {id}, number {seq}, can't be marked");
-        let aggregate = RowFacts::of(&layout(), &stub).aggregate;
-        let core = &mut self.relays[relay].core;
-        match core.refuse_mark(row, aggregate, "", "it can't be marked") {
-            Ok(ticket) => self.note_aside(relay, ticket, stub),
-            Err(reason) => self.judge.breaks("L1", reason),
-        }
+    /// What is told of a row that can't be marked; nothing of one that a crash lost.
+    fn refusal(&self, row: &Delivered) -> Option<RefusedMark> {
+        let event = self.judge.event(seq_and_id(row).1)?;
+        let aggregate = Some(text_of(event.partition()).to_owned());
+        Some(RefusedMark {
+            row: row.clone(),
+            error: "it can't be marked".to_owned(),
+            aggregate_type: aggregate.clone(),
+            aggregate_id: aggregate,
+        })
     }
 
     /// Whether a streamed row was marked by an earlier session, or settled.
-    pub fn was_marked(&self, relay: usize, row: &OutboxRow) -> bool {
-        let Some(session) = &self.relays[relay].session else {
-            return false;
-        };
-        let Some(record) = &session.record else {
+    pub fn was_marked(&self, marks: &RowMarks, row: &OutboxRow) -> bool {
+        let Some((record, below)) = marks.recorded() else {
             return false;
         };
         let (seq, id) = (row.seq.unwrap_or(0), id_of(row));
-        let is_replayed = row.lsn <= session.replayed_below;
+        let is_replayed = row.lsn <= below;
         if self.mutation == Mutation::AbsenceIsEvidence {
             return is_replayed && self.server.unsent(seq, id).is_none();
         }
@@ -336,5 +242,10 @@ impl World {
             .get(&seq)
             .is_some_and(|event| event.id == id);
         record.has(row) || is_replayed && stands && self.server.unsent(seq, id).is_none()
+    }
+
+    /// A row that nobody but the table could tell of is kept whole.
+    pub fn put_aside_whole(&mut self, row: &OutboxRow) {
+        self.judge.put_aside(id_of(row));
     }
 }

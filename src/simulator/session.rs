@@ -1,39 +1,37 @@
-//! Opening and ending the sessions of a relay.
+//! One session of a relay, and how it is opened.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::Arc;
+use std::collections::{HashSet, VecDeque};
+use std::time::Duration;
 
-use super::event::{Event, id_of};
-use super::marking::{HoldWriter, Late, Marking};
+use super::event::{Event, TABLE, id_of, layout};
+use super::marking::{Marking, Recording};
 use super::mutations::Mutation;
 use super::polling::Turns;
 use super::schedule::Mode;
 use super::stream::Walsender;
 use super::unsent::Pages;
 use super::world::{World, tell};
-use crate::config::{CatchUpFrom, Mark};
+use crate::config::{self, CatchUpFrom, Mark};
 use crate::core::Delivered;
-use crate::core::Ticket;
-use crate::encode::Rejection;
-use crate::mark::FencingToken;
-use crate::mark::evidence::Record;
 use crate::mark::ledger::Ledger;
-use crate::relay::batch_cursor::BatchCursor;
-use crate::relay::paid::Paid;
-use crate::relay::session::CatchUp;
-use crate::relay::{Phase, ReadBefore};
+use crate::mark::{FencingToken, Marks};
+use crate::relay::Phase;
+use crate::relay::machine::{Found, Input, Looks, Machine, Terms};
 use crate::row::ranges::RangeSet;
 use crate::row::{Lsn, OutboxRow};
-use crate::source::Batch;
 use crate::source::holes::{Holes, RollbackProof};
 use crate::source::polling::CaughtUp;
-use crate::state::hold::RowsAhead;
-use crate::state::hold::{ReplayOrder, Replayed, merge};
+use crate::source::replication::sweep::Progress;
+use crate::source::{Batch, SourceKind};
+use crate::state::hold::{ReplayOrder, RowsAhead, merge};
 
 /// Rows that one session replays.
 const REPLAY_ROWS: usize = 3;
 /// Rows of the table that one session hands out ahead of them.
 const ROWS_AHEAD: usize = 2;
+
+/// A missed row that a reread did not bring away is worth another one after ten times as long.
+const SWEEP_EVERY: Duration = Duration::from_millis(200);
 
 /// Who hands out rows.
 pub enum Source {
@@ -50,101 +48,70 @@ pub enum Loss {
     Server,
 }
 
-/// Why a session ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
-    Stopped,
-    Lost,
-    Producer,
-    Deposed,
-    Reread,
-    CaughtUp,
-    Replayed(Vec<i64>),
+impl Source {
+    fn kind(&self) -> SourceKind {
+        match self {
+            Self::Stream(_) => SourceKind::Stream,
+            Self::Numbers(_) | Self::Given => SourceKind::Numbers,
+            Self::Pages(_) => SourceKind::Unsent,
+        }
+    }
 }
 
-/// One session of one relay.
+/// One session of one relay: its machine, and the world's side of it.
 pub struct Session {
+    pub machine: Machine,
     pub token: FencingToken,
     pub connection: u64,
-    pub phase: Phase,
-    pub mark: Mark,
-    pub ledger: Option<Ledger>,
-    /// Marks in rows: what was marked beside the stream.
-    pub record: Option<Record>,
-    /// Up to here a streamed row may have been marked before.
-    pub replayed_below: Lsn,
-    /// Rows that were acknowledged and whose mark is to be tried again.
-    pub owing: Vec<Delivered>,
-    /// Those of them that are marked by now.
-    pub paid: Paid,
-    /// Held rows that come again with every page.
-    pub held: HashSet<u32>,
-    /// Rows that stood unsent, and the position behind them.
-    pub candidates: Option<(Vec<Event>, Lsn)>,
     pub source: Source,
     pub batches: VecDeque<Batch>,
-    pub cursor: BatchCursor<Result<Arc<str>, Rejection>>,
-    /// Rows that were put aside and are not recorded.
-    pub rows: HashMap<Ticket, OutboxRow>,
+    /// Everything that was handed out is marked or held, as the source was told.
+    pub is_resolved: bool,
+    /// Held rows that come again with every page, and how many wait for their mark.
+    pub held: HashSet<u32>,
+    pub owed: usize,
     pub marking: Option<Marking>,
-    pub hold_writer: Option<HoldWriter>,
+    pub recording: Option<Recording>,
+    /// A look that was asked for.
+    pub looking: Option<Progress>,
+    /// Rows that stood unsent, and the position behind them.
+    pub candidates: Option<(Vec<Event>, Lsn)>,
     pub holes: Holes,
     pub highest: i64,
-    pub top: i64,
     pub confirm: u64,
     /// What an earlier session found that could be confirmed.
     pub confirmed_before: u64,
-    pub is_draining: bool,
-    /// The drain ended with something in flight.
-    pub is_out_of_grace: bool,
+    /// When the grace period is over, once it was asked to stop.
+    pub stop_until: Option<Duration>,
     pub lost: Option<Loss>,
-    /// Dead numbers that no checkpoint covers.
+    /// Rolled-back numbers, as far as it was told of them.
     pub rolled_back: RangeSet,
-    /// Missed rows that are published while the stream goes on.
-    pub swept: VecDeque<OutboxRow>,
 }
 
 impl Session {
     pub fn has_statement(&self) -> bool {
-        self.marking.is_some() || self.hold_writer.is_some()
-    }
-
-    /// Rows that were acknowledged and whose mark was tried, also while it is tried again.
-    pub fn owed(&self) -> impl Iterator<Item = &Delivered> {
-        let again = self.marking.iter().filter(|marking| marking.is_again);
-        self.owing
-            .iter()
-            .chain(again.flat_map(|marking| &marking.rows))
+        self.marking.is_some() || self.recording.is_some()
     }
 
     pub fn is_stream(&self) -> bool {
         matches!(self.source, Source::Stream(_))
     }
 
-    /// Whether rows went out of a transaction that is not read to its end, and nothing marks them.
-    pub fn is_within_transaction(&self) -> bool {
-        self.mark == Mark::None && self.is_stream() && self.cursor.is_within_transaction()
-    }
-
-    /// Whether rows go out: all of them, or in a drain the rest of a transaction.
-    pub fn feeds(&self) -> bool {
-        !self.is_draining || self.is_within_transaction()
+    fn phase(&self) -> &Phase {
+        &self.machine.terms().phase
     }
 
     pub fn is_catch_up(&self) -> bool {
-        self.phase == Phase::CatchUp
+        *self.phase() == Phase::CatchUp
     }
 
     pub fn is_steady(&self) -> bool {
-        self.phase == Phase::Steady && self.cursor.is_empty() && !self.has_statement()
-    }
-
-    pub fn is_replay(&self) -> bool {
-        matches!(self.phase, Phase::Replay(_))
+        let is_fed = self.machine.wants_batch(true);
+        *self.phase() == Phase::Steady && is_fed && !self.has_statement()
     }
 
     pub fn replays(&self) -> &[i64] {
-        match &self.phase {
+        match self.phase() {
             Phase::Replay(copies) => copies.entries(),
             _ => &[],
         }
@@ -155,8 +122,8 @@ impl Session {
         if let Some(marking) = &mut self.marking {
             marking.is_answered = true;
         }
-        if let Some(keeping) = &mut self.hold_writer {
-            keeping.is_answered = true;
+        if let Some(recording) = &mut self.recording {
+            recording.is_answered = true;
         }
     }
 }
@@ -181,11 +148,7 @@ impl World {
         if self.relays[relay].epoch.replace(epoch) != Some(epoch) {
             self.depose(relay);
             self.grant_replay(relay);
-            let process = &mut self.relays[relay];
-            process.catch_up = CatchUp::AsRecorded;
-            process.undecodable = None;
-            process.replayed.clear();
-            process.replaying = Replayed::default();
+            self.relays[relay].carry_over.forget();
             for other in (0..self.relays.len()).filter(|other| *other != relay) {
                 self.grant_in_flight(other);
                 self.grant_replay(other);
@@ -201,22 +164,6 @@ impl World {
         self.open(relay, token);
     }
 
-    fn rest(&mut self, relay: usize) {
-        while let Some(told) = self.relays[relay].told.pop_front() {
-            match told {
-                super::relay::Told::Delivered(tickets) => self.delivered(relay, &tickets),
-                super::relay::Told::Ended(end) => self.relays[relay].core.producer_ended(&end),
-                super::relay::Told::Asked(topic) => {
-                    let state = self.topic_state(&topic);
-                    let core = &mut self.relays[relay].core;
-                    if !core.held().is_available(&topic) {
-                        core.topic(&topic, &state);
-                    }
-                }
-            }
-        }
-    }
-
     #[expect(
         clippy::too_many_lines,
         reason = "it follows the opening of a session step by step"
@@ -227,7 +174,7 @@ impl World {
         if self.relays[relay].mode == Mode::Stream && !self.prepare_slot() {
             return;
         }
-        let held = self.relays[relay].core.held();
+        let held = self.relays[relay].core().held();
         let mut topics: Vec<String> = held.to_release().map(ToString::to_string).collect();
         topics.sort_unstable();
         let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
@@ -266,47 +213,95 @@ impl World {
             "relay {relay} opens a session, epoch {}: {phase:?}",
             token.epoch
         );
-        let (record, owing) = self.database.marks.load();
-        let is_recorded = self.setting.marks_rows() && self.relays[relay].mode == Mode::Stream;
-        let record = is_recorded.then_some(record);
+        let (marks, owed) = self.marks(relay, ledger, &token);
+        let found = Found {
+            marks,
+            recorded,
+            owed,
+        };
+        let terms = self.terms(relay, &token, phase, source.kind());
+        let now = self.now;
         let process = &mut self.relays[relay];
         process.left_in_order = false;
-        if phase == Phase::CatchUp {
-            process.read_before = ReadBefore::default();
+        let Some(mut memory) = process.memory.take() else {
+            return;
+        };
+        if terms.phase == Phase::CatchUp {
+            memory.read_table_anew();
         }
-        process.core.restore(recorded);
+        let confirmed_before = memory.core.confirmable();
         if process.producer.is_none() {
             process.producer = Some(self.broker.start(relay));
         }
         process.session = Some(Session {
+            machine: Machine::begin(memory, terms, found, now),
             token,
             connection,
-            phase,
-            mark: self.setting.mark,
-            ledger,
-            record,
-            owing,
-            paid: Paid::default(),
-            replayed_below: Lsn(self.server.wal),
-            held: HashSet::new(),
-            candidates: None,
             source,
             batches: given.into_iter().collect(),
-            cursor: BatchCursor::default(),
-            rows: HashMap::new(),
+            is_resolved: true,
+            held: HashSet::new(),
+            owed: 0,
             marking: None,
-            hold_writer: None,
+            recording: None,
+            looking: None,
+            candidates: None,
             holes: Holes::new(RollbackProof::NeedsStream),
             highest: self.setting.first - 1,
-            top: 0,
             confirm: 0,
-            confirmed_before: process.core.confirmable().map_or(0, |lsn| lsn.0),
-            is_draining: process.is_stopping,
-            is_out_of_grace: false,
+            confirmed_before: confirmed_before.map_or(0, |lsn| lsn.0),
+            stop_until: None,
             lost: None,
             rolled_back: RangeSet::new(),
-            swept: VecDeque::new(),
         });
+        self.give(relay, Input::TimePassed);
+    }
+
+    fn terms(&self, relay: usize, token: &FencingToken, phase: Phase, source: SourceKind) -> Terms {
+        let looks = match self.setting.mark {
+            _ if !source.is_stream() => None,
+            Mark::None => None,
+            Mark::Ledger => Some(Looks::ByNumber),
+            Mark::SentAt | Mark::Delete => Some(Looks::ByMark { has_numbers: true }),
+        };
+        Terms {
+            mark: self.setting.mark,
+            mode: match self.relays[relay].mode {
+                Mode::Stream => config::Mode::Replication,
+                Mode::Polling => config::Mode::Polling,
+            },
+            phase,
+            source,
+            order_is_told: true,
+            layout: layout(),
+            generation: 1,
+            token: token.clone(),
+            shutdown_notices: 0,
+            sweep_every: SWEEP_EVERY,
+            looks,
+            removal: None,
+        }
+    }
+
+    /// How rows are marked, and those whose mark is owed.
+    fn marks(
+        &self,
+        relay: usize,
+        ledger: Option<Ledger>,
+        token: &FencingToken,
+    ) -> (Marks, Vec<Delivered>) {
+        let mark = self.setting.mark;
+        let (record, owed) = self.database.marks.load();
+        let marks = match (ledger, self.relays[relay].mode) {
+            (Some(ledger), _) => Marks::Ledger(ledger),
+            (None, _) if mark == Mark::None => Marks::None,
+            (None, Mode::Polling) => Marks::rows(mark, &TABLE, token.clone()),
+            (None, Mode::Stream) => {
+                let below = Lsn(self.server.wal);
+                Marks::rows_beside_a_stream(mark, &TABLE, token.clone(), record, below)
+            }
+        };
+        (marks, owed)
     }
 
     fn source(
@@ -339,7 +334,6 @@ impl World {
                 caught_up: true,
                 ..Batch::default()
             };
-            self.relays[relay].replaying.begin(&copies);
             return Some((Source::Given, Phase::Replay(copies), Some(batch)));
         }
         let is_stream = self.relays[relay].mode == Mode::Stream;
@@ -360,7 +354,10 @@ impl World {
             false => Phase::Steady,
         };
         if self.setting.marks_rows() {
-            let waits = self.relays[relay].undecodable.is_some();
+            let waits = self.relays[relay]
+                .carry_over
+                .undecodable_commit_lsn
+                .is_some();
             return Some((Source::Pages(Pages::new(waits)), phase, None));
         }
         let says = match is_stream && self.setting.catch_up == CatchUpFrom::Table {
@@ -405,84 +402,5 @@ impl World {
         }
         let is_cut = rows.len() == ROWS_AHEAD;
         Some(RowsAhead { rows, is_cut })
-    }
-
-    /// Ends a session, and draws the consequences that outlive it.
-    pub fn end_session(&mut self, relay: usize, end: End) {
-        tell!(self, "the session of relay {relay} ends: {end:?}");
-        self.finish_statements(relay);
-        self.leave_source(relay, &end);
-        let session = self.relays[relay].session.as_ref();
-        let is_out_of_grace = session.is_some_and(|session| session.is_out_of_grace);
-        let is_told = session.is_some_and(|s| s.is_stream() && s.lost.is_none());
-        if is_out_of_grace {
-            self.grant_in_flight(relay);
-            self.grant_replay(relay);
-        }
-        self.relays[relay].left_in_order = end == End::Stopped && !is_out_of_grace;
-        let is_in_order = end == End::Stopped && is_told && !is_out_of_grace;
-        if !self.setting.has_marks() && !is_in_order {
-            self.grant_without_marks(relay);
-            self.grant_replay(relay);
-        }
-        let Some(session) = self.relays[relay].session.take() else {
-            return;
-        };
-        self.relays[relay].left_replaying = session.replays().to_vec();
-        if let (Mutation::NumbersOutliveCrash, Source::Numbers(turns)) =
-            (self.mutation, session.source)
-            && session.lost == Some(Loss::Server)
-        {
-            self.relays[relay].learned = Some(turns);
-        }
-        let process = &mut self.relays[relay];
-        process.replayed.extend(process.replaying.take_marked());
-        match end {
-            End::Deposed => {
-                self.depose(relay);
-                return;
-            }
-            End::CaughtUp => self.relays[relay].catch_up = CatchUp::Done,
-            End::Replayed(ids) => self.relays[relay].replayed.extend(ids),
-            End::Reread if self.setting.has_marks() => {
-                self.relays[relay].catch_up = CatchUp::Demanded;
-            }
-            _ => {}
-        }
-        self.relays[relay].core.source_ended();
-    }
-
-    /// The last confirmation, which an end in order brings to the server.
-    fn leave_source(&mut self, relay: usize, end: &End) {
-        self.relays[relay].advance_confirm();
-        let Some(session) = &self.relays[relay].session else {
-            return;
-        };
-        let connection = session.connection;
-        let is_ordered = session.lost.is_none() && *end != End::Deposed;
-        if is_ordered && session.is_stream() {
-            self.confirm(relay);
-        }
-        if let Some(slot) = &mut self.database.slot
-            && slot.reader == Some(connection)
-        {
-            slot.reader = None;
-        }
-    }
-
-    /// The connection is gone; what it asked for may take effect all the same.
-    pub fn abandon_statements(&mut self, relay: usize) {
-        let Some(session) = &mut self.relays[relay].session else {
-            return;
-        };
-        if let Some(marking) = &mut session.marking
-            && !marking.is_answered
-        {
-            marking.is_answered = true;
-            self.late.push(Late(marking.work.late()));
-        }
-        if let Some(keeping) = &mut session.hold_writer {
-            keeping.is_answered = true;
-        }
     }
 }

@@ -3,10 +3,11 @@
 use super::event::Event;
 use super::mutations::Mutation;
 use super::server::Server;
-use super::session::{End, Source};
+use super::session::Source;
 use super::world::{World, tell};
+use crate::relay::machine::Input;
 use crate::row::Lsn;
-use crate::source::{Batch, Boundary};
+use crate::source::{Batch, Boundary, SourceError};
 
 /// Batches that wait for the relay.
 pub const BATCHES_WAITING: usize = 4;
@@ -67,23 +68,29 @@ impl Walsender {
 
 impl World {
     /// Reads from the source; what it hands over waits for the relay.
-    pub fn read_source(&mut self, relay: usize) -> Option<End> {
-        let session = self.relays[relay].session.as_ref()?;
-        if session.batches.len() >= BATCHES_WAITING || !session.feeds() {
-            return None;
+    pub fn read_source(&mut self, relay: usize) {
+        let Some(session) = &self.relays[relay].session else {
+            return;
+        };
+        if session.batches.len() >= BATCHES_WAITING {
+            return;
         }
-        if session.lost.is_some() {
-            return Some(End::Lost);
-        }
-        match session.source {
-            Source::Stream(_) => self.read_stream(relay),
-            Source::Numbers(_) => self.poll(relay),
-            Source::Pages(_) => self.read_page(relay),
-            Source::Given => None,
+        let failed = match session.source {
+            _ if session.lost.is_some() => true,
+            Source::Stream(_) => {
+                self.read_stream(relay);
+                false
+            }
+            Source::Numbers(_) => self.poll(relay).is_none(),
+            Source::Pages(_) => self.read_page(relay).is_none(),
+            Source::Given => false,
+        };
+        if failed {
+            self.give(relay, Input::SourceEnded(SourceError::Ended));
         }
     }
 
-    fn read_stream(&mut self, relay: usize) -> Option<End> {
+    fn read_stream(&mut self, relay: usize) -> Option<()> {
         let mut batch = Batch::default();
         let messages = self.rng.usize(1..8);
         for _ in 0..messages {
@@ -105,7 +112,7 @@ impl World {
                 Message::Keepalive(at) => {
                     walsender.told = at;
                     let is_open = walsender.has_open();
-                    self.keepalive(relay, &mut batch, at, is_open);
+                    self.keepalive(&mut batch, at, is_open);
                     break;
                 }
             }
@@ -124,37 +131,42 @@ impl World {
             .as_mut()?
             .batches
             .push_back(batch);
-        None
+        Some(())
     }
 
-    fn keepalive(&mut self, relay: usize, batch: &mut Batch, at: u64, is_open: bool) {
+    fn keepalive(&self, batch: &mut Batch, at: u64, is_open: bool) {
         if self.mutation == Mutation::KeepaliveTooEarly {
-            return self.relays[relay].core.boundary(Lsn(at));
-        }
-        if !is_open {
+            batch.boundary = Some(Boundary {
+                rows: 0,
+                lsn: Lsn(at),
+            });
+        } else if !is_open {
             boundary(batch, at);
         }
     }
 
     /// A status update reaches the server.
-    pub fn deliver_status(&mut self, relay: usize) -> Option<End> {
-        let session = self.relays[relay].session.as_ref()?;
-        if session.lost.is_some() {
-            return Some(End::Lost);
-        }
-        match session.is_stream() {
-            true => self.confirm(relay),
-            false if self.moves_slot(relay) => return self.move_slot(relay),
-            false => {}
-        }
-        None
-    }
-
-    pub fn confirm(&mut self, relay: usize) {
+    pub fn deliver_status(&mut self, relay: usize) {
         let Some(session) = &self.relays[relay].session else {
             return;
         };
-        let (lsn, connection) = (session.confirm, session.connection);
+        if session.lost.is_some() {
+            self.give(relay, Input::SourceEnded(SourceError::Ended));
+        } else if session.is_stream() {
+            self.confirm(relay);
+        } else if self.moves_slot(relay) && self.move_slot(relay).is_none() {
+            self.give(relay, Input::SourceEnded(SourceError::Ended));
+        }
+    }
+
+    fn confirm(&mut self, relay: usize) {
+        if let Some(session) = &self.relays[relay].session {
+            self.confirm_lsn(session.confirm, session.connection);
+        }
+    }
+
+    /// The server takes a position from the reader of its slot.
+    pub fn confirm_lsn(&mut self, lsn: u64, connection: u64) {
         let Some(slot) = &mut self.database.slot else {
             return;
         };
@@ -162,7 +174,7 @@ impl World {
             return;
         }
         slot.confirmed = lsn;
-        tell!(self, "relay {relay} confirms {lsn}");
+        tell!(self, "connection {connection} confirms {lsn}");
         self.judge
             .confirmed(lsn, &self.server, &self.database, self.setting.mark);
     }

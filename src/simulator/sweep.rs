@@ -2,39 +2,62 @@
 
 use super::event::Event;
 use super::mutations::Mutation;
-use super::session::End;
 use super::world::{World, tell};
+use crate::mark::Marks;
+use crate::relay::machine::{Input, Look};
 use crate::row::Lsn;
 use crate::row::ranges::RangeSet;
+use crate::source::Batch;
 use crate::source::holes::Arrivals;
+use crate::source::polling::PollError;
+use crate::source::replication::sweep::{Judgement, Missed, Progress};
 
 impl World {
-    /// One look of the hole watch, and what follows.
-    pub fn look_for_missed(&mut self, relay: usize) -> Option<End> {
-        let process = &self.relays[relay];
-        let session = process.session.as_ref()?;
-        let passed = process.core.passed()?;
-        if !session.is_stream() {
-            return None;
-        }
-        let ledger = session.ledger.as_ref()?;
-        let mut settled = process.core.numbers();
-        settled.extend(ledger.accounted());
-        let top = session.top.max(ledger.highest());
+    /// The look that was asked for, or another question.
+    pub fn look(&mut self, relay: usize) {
+        let Some(session) = &mut self.relays[relay].session else {
+            return;
+        };
+        let Some(progress) = session.looking.take() else {
+            return self.give(relay, Input::LookDue);
+        };
         if session.lost.is_some() {
-            return Some(End::Lost);
+            return self.looked(relay, Err(PollError::Unexpected("nothing")), true);
         }
+        let judgement = match session.machine.marks() {
+            Marks::Ledger(_) => self.look_at_holes(relay, &progress),
+            Marks::Rows(_) | Marks::None => self.look_for_unmarked(relay, &progress),
+        };
+        self.relays[relay].called_missed = self
+            .judge
+            .called_missed(&judgement.missed.numbers, &self.server);
+        self.looked(relay, Ok(judgement), false);
+    }
+
+    fn looked(&mut self, relay: usize, judgement: Result<Judgement, PollError>, is_closed: bool) {
+        let look = Look {
+            judgement,
+            is_closed,
+            awaits_stream: false,
+        };
+        self.give(relay, Input::Looked(look));
+    }
+
+    /// `GapWatch::look`.
+    fn look_at_holes(&mut self, relay: usize, progress: &Progress) -> Judgement {
+        let mut judgement = Judgement::default();
+        let Some(session) = &self.relays[relay].session else {
+            return judgement;
+        };
         let mut highest = session.highest;
         if self.rng.bool() {
             let last = self.server.rows.last_key_value();
             highest = last.map_or(self.setting.first - 1, |(seq, _)| *seq);
         }
-        let open: RangeSet = settled
-            .gaps(self.setting.first..=top.max(highest))
-            .collect();
+        let numbers = self.setting.first..=progress.top.max(highest);
+        let open: RangeSet = progress.settled.gaps(numbers).collect();
         let mut holes = session.holes.clone();
         holes.track(&open);
-        let (mut rolled_back, mut missed) = (RangeSet::new(), RangeSet::new());
         if !holes.is_empty() {
             self.write(3);
             let mut reading = self.read_locks();
@@ -42,7 +65,7 @@ impl World {
             reading.position = Lsn(self.server.wal);
             let passed = match self.mutation {
                 Mutation::DeadBeforePassage => Lsn(u64::MAX),
-                _ => passed,
+                _ => progress.passed,
             };
             let plan = holes.plan(&reading, Arrivals::Nothing, passed);
             self.write(3);
@@ -50,73 +73,59 @@ impl World {
                 Mutation::DeadBeforePassage => RangeSet::new(),
                 _ => self.look_up(&plan),
             };
-            rolled_back = holes.answer(&plan, &found);
-            missed = found.intersection(&plan.last);
+            judgement.rolled_back = holes.answer(&plan, &found);
+            judgement.missed.numbers = found.intersection(&plan.last);
         }
-        self.judge.rolled_back(&rolled_back, &self.server);
-        let session = self.relays[relay].session.as_mut()?;
-        (session.holes, session.highest) = (holes, highest);
-        if let Some(ledger) = &mut session.ledger {
-            ledger.note_rolled_back(&rolled_back);
-            session.rolled_back.extend(&rolled_back);
+        self.judge.rolled_back(&judgement.rolled_back, &self.server);
+        tell!(self, "relay {relay} looks at holes: {judgement:?}");
+        if let Some(session) = &mut self.relays[relay].session {
+            (session.holes, session.highest) = (holes, highest);
+            session.rolled_back.extend(&judgement.rolled_back);
         }
-        if !rolled_back.is_empty() || !missed.is_empty() {
-            tell!(
-                self,
-                "relay {relay} finds {rolled_back:?} rolled back and {missed:?} missed"
-            );
-        }
-        self.take_missed(relay, &missed)
+        judgement
     }
 
     /// `UnmarkedWatch::look`: rows that stand unsent, and those that still do when the stream has passed them.
-    pub fn look_for_unmarked(&mut self, relay: usize) -> Option<End> {
-        let process = &mut self.relays[relay];
-        let passed = process.core.passed()?;
-        let session = process.session.as_mut()?;
-        if !session.is_stream() {
-            return None;
-        }
-        if session.lost.is_some() {
-            return Some(End::Lost);
-        }
+    fn look_for_unmarked(&mut self, relay: usize, progress: &Progress) -> Judgement {
+        let mut judgement = Judgement::default();
+        let Some(session) = &mut self.relays[relay].session else {
+            return judgement;
+        };
         let Some((candidates, position)) = session.candidates.take() else {
             let standing = self.server.all_unsent().copied().collect();
             session.candidates = Some((standing, Lsn(self.server.wal)));
-            return None;
+            return judgement;
         };
-        if position > passed {
+        if position > progress.passed {
             session.candidates = Some((candidates, position));
-            return None;
+            return judgement;
         }
-        let mut settled = process.core.numbers();
-        settled.extend(&session.owed().filter_map(|row| row.seq).collect());
         self.write(3);
         let is_missed = |event: &&Event| {
             self.server.unsent(event.seq, event.id).is_some()
                 && !self.database.is_kept(event.id)
-                && !settled.contains(event.seq)
+                && !progress.settled.contains(event.seq)
         };
         let missed = candidates.iter().filter(is_missed).map(|event| event.seq);
-        let missed: RangeSet = missed.collect();
-        self.take_missed(relay, &missed)
+        judgement.missed = Missed {
+            numbers: missed.collect(),
+            ..Missed::default()
+        };
+        judgement
     }
 
-    fn take_missed(&mut self, relay: usize, missed: &RangeSet) -> Option<End> {
-        let news = missed.difference(&self.relays[relay].reread);
-        if news.is_empty() {
-            return None;
-        }
-        let found = self.judge.called_missed(&news, &self.server);
+    /// The defect of a sweep that goes on beside the stream.
+    pub fn sweep_without_hold(&mut self, relay: usize) {
         let process = &mut self.relays[relay];
-        process.found.extend(found);
-        process.reread.extend(&news);
-        if self.mutation != Mutation::SweepWithoutHold {
-            return Some(End::Reread);
-        }
-        let rows = news.ranges().flatten();
-        let rows = rows.filter_map(|seq| Some(self.server.rows.get(&seq)?.row(self.server.wal)));
-        process.session.as_mut()?.swept.extend(rows);
-        None
+        let Some(session) = &mut process.session else {
+            return;
+        };
+        let of_found = |event: &&Event| process.found.contains(&event.id);
+        let rows = self.server.rows.values().filter(of_found);
+        let rows = rows.map(|event| event.row(self.server.wal)).collect();
+        session.batches.push_front(Batch {
+            rows,
+            ..Batch::default()
+        });
     }
 }

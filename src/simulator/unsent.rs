@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::event::id_of;
-use super::session::{End, Source};
+use super::session::Source;
 use super::world::{World, tell};
 use crate::source::Batch;
 use crate::source::holes::VirtualTransaction;
@@ -26,18 +26,13 @@ impl Pages {
 }
 
 impl World {
-    /// Reads the next page once every row of the last one is marked or held.
-    pub fn read_page(&mut self, relay: usize) -> Option<End> {
-        let process = &self.relays[relay];
-        let session = process.session.as_ref()?;
-        let is_resolved = session.batches.is_empty()
-            && session.cursor.is_empty()
-            && process.core.is_settled()
-            && !session.has_statement();
-        if !is_resolved {
-            return None;
+    /// Reads the next page once every row of the last one is marked or held; nothing where the server was lost in it.
+    pub fn read_page(&mut self, relay: usize) -> Option<()> {
+        let session = self.relays[relay].session.as_ref()?;
+        if !session.batches.is_empty() || !session.is_resolved {
+            return Some(());
         }
-        let in_vain = session.held.len() + session.owing.len();
+        let in_vain = session.held.len() + session.owed;
         let limit = self.rng.usize(1..=5) + in_vain;
         let have_ended = self.look_at_page_writers(relay)?;
         let lsn = self.server.wal;
@@ -46,7 +41,7 @@ impl World {
         let rows: Vec<_> = rows.map(|event| event.paged(lsn)).collect();
         self.write(2);
         if !rows.is_empty() && !self.pass_gate(lsn) {
-            return Some(End::Lost);
+            return None;
         }
         tell!(
             self,
@@ -60,7 +55,7 @@ impl World {
             ..Batch::default()
         };
         session.batches.push_back(batch);
-        None
+        Some(())
     }
 
     /// Whether everybody has ended who wrote when polling began.

@@ -1,6 +1,7 @@
 //! The world of one schedule: server, database, brokers, relays and the judge; takes the steps of a schedule.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -9,13 +10,14 @@ use super::broker::{Answer, Broker};
 use super::database::{BlockedState, Database, Slot};
 use super::event::{Flaw, topic};
 use super::judge::Judge;
-use super::marking::Late;
 use super::mutations::Mutation;
 use super::relay::{Process, Told};
 use super::schedule::{Kind, Mode, Schedule, Setting, Step};
 use super::server::Server;
-use crate::config::CatchUpFrom;
+use crate::config::{CatchUpFrom, FaultPolicy};
 use crate::core::{SessionEnd, TopicState};
+use crate::mark::Statement;
+use crate::relay::machine::Effect;
 use crate::state::hold::What;
 
 pub const TTL: Duration = Duration::from_secs(4);
@@ -33,7 +35,10 @@ pub struct World {
     pub broker: Broker,
     pub relays: Vec<Process>,
     pub judge: Judge,
-    pub late: Vec<Late>,
+    /// Marks whose relays have given their connections up.
+    pub late: Vec<Arc<Statement>>,
+    /// Kept for its room.
+    pub effects: Vec<Effect>,
     /// Owners of the lease whose processes are proven dead.
     pub dead: Vec<String>,
     pub connections: u64,
@@ -65,6 +70,7 @@ impl World {
             relays: relays.collect(),
             judge: Judge::default(),
             late: Vec::new(),
+            effects: Vec::new(),
             dead: Vec::new(),
             connections: 0,
             trace,
@@ -170,8 +176,11 @@ impl World {
                         self.judge.appended(event, &self.server);
                     }
                 }
-                Answer::Refused(failed) => {
+                Answer::Refused(failed, row) => {
                     tell!(self, "refused {failed:?} of producer {producer}");
+                    if let Some(row) = row {
+                        self.excuse_dead(row);
+                    }
                     let owner = self.broker.producers[&producer].owner;
                     for partition in 0..super::event::PARTITIONS {
                         self.broker.purge_refused(producer, partition);
@@ -180,6 +189,16 @@ impl World {
                         self.fail_producer(owner, failed);
                     }
                 }
+            }
+        }
+    }
+
+    /// A row at fault becomes a dead letter, and its aggregate may go on.
+    pub fn excuse_dead(&mut self, id: u32) {
+        if self.setting.policy == FaultPolicy::Continue {
+            self.judge.excuse(id);
+            for process in &mut self.relays {
+                process.found.remove(&id);
             }
         }
     }
@@ -223,22 +242,26 @@ impl World {
     /// What was in flight at a relay that is no longer the leader may be repeated.
     pub fn grant_in_flight(&mut self, relay: usize) {
         let process = &self.relays[relay];
-        if process.core.is_empty() && process.session.is_none() {
+        if process.core().is_empty() && process.session.is_none() {
             return;
         }
-        // A row that is being replayed is in flight, and recorded as held as well.
-        let ids: Vec<u32> = process.core.ids_handed_over().collect();
-        ids.into_iter().for_each(|id| self.judge.grant(id));
-        if !self.setting.has_marks() {
-            self.grant_without_marks(relay);
-        }
+        let session = process.session.as_ref();
+        let catches_up = session.is_some_and(|session| session.is_catch_up());
+        self.grant_rows(relay, catches_up);
     }
 
-    pub fn grant_without_marks(&mut self, relay: usize) {
-        let catches_up = self.relays[relay]
-            .session
-            .as_ref()
-            .is_some_and(|session| session.is_catch_up());
+    /// What is in flight or being replayed may be repeated.
+    pub fn grant_rows(&mut self, relay: usize, catches_up: bool) {
+        // A row that is being replayed is in flight, and recorded as held as well.
+        let ids: Vec<u32> = self.relays[relay].core().ids_handed_over().collect();
+        ids.into_iter().for_each(|id| self.judge.grant(id));
+        if !self.setting.has_marks() {
+            self.grant_without_marks(catches_up);
+        }
+        self.grant_replay(relay);
+    }
+
+    pub fn grant_without_marks(&mut self, catches_up: bool) {
         let from = match self.database.slot {
             Some(slot) if !catches_up && self.database.caught_up => slot.confirmed,
             _ => 0,
@@ -276,7 +299,12 @@ impl World {
         });
     }
 
-    pub fn topic_state(&self, name: &str) -> TopicState {
+    /// What the brokers say of a topic.
+    pub fn topic_states(&self, name: &Arc<str>) -> Vec<(Arc<str>, TopicState)> {
+        vec![(name.clone(), self.topic_state(name))]
+    }
+
+    fn topic_state(&self, name: &str) -> TopicState {
         let denied = (0..2).find(|index| **topic(index * 2) == *name);
         match denied.is_some_and(|index| self.broker.denied[index]) {
             true => TopicState::Denied,
@@ -355,7 +383,6 @@ impl World {
             self.wrote();
             self.now += Duration::from_millis(if round % 16 == 0 { 5_000 } else { 40 });
             for relay in 0..self.relays.len() {
-                self.relays[relay].reread = Default::default();
                 self.work(relay, 6);
                 self.handle_request();
                 self.handle_request();

@@ -31,7 +31,7 @@ pub(super) struct Sql {
 
 /// What a statement writes into `outboxd.marked`.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Recording {
+pub(crate) enum Recording {
     Nothing,
     /// The rows that it marks, and the position that may be confirmed.
     Marks(Lsn),

@@ -27,10 +27,10 @@ const LOCK_FAILURE: u32 = 8;
 /// One `UPDATE` or `DELETE` of rows.
 #[derive(Debug)]
 pub struct RowStatement {
-    pub(super) token: FencingToken,
+    pub(crate) token: FencingToken,
     pub(super) sql: Arc<Sql>,
-    pub(super) rows: Vec<Delivered>,
-    pub(super) recording: Recording,
+    pub(crate) rows: Vec<Delivered>,
+    pub(crate) recording: Recording,
     /// Whether the session has looked at rows that it marked: what a trigger does after a statement, no statement tells.
     pub(super) was_looked_at: Arc<AtomicBool>,
 }

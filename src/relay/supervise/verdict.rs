@@ -14,7 +14,7 @@ use crate::text::chain;
 
 /// What the supervisor does after a session ended or could not be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum NextStep {
+pub(crate) enum NextStep {
     Stop,
     /// Open the next session at once.
     Again,
@@ -28,7 +28,7 @@ pub(super) enum NextStep {
     Halt,
 }
 
-pub(super) fn verdict(attempt: &Attempt, mark: Mark) -> NextStep {
+pub(crate) fn verdict(attempt: &Attempt, mark: Mark) -> NextStep {
     match attempt {
         Attempt::NoProducer(_) => NextStep::Retry,
         Attempt::Ended(end) => match end {
@@ -125,7 +125,7 @@ fn of_class(class: Class) -> NextStep {
     }
 }
 
-pub(super) fn reason(attempt: &Attempt) -> String {
+pub(crate) fn reason(attempt: &Attempt) -> String {
     match attempt {
         Attempt::NoProducer(failure) => chain(failure),
         Attempt::NotOpened(failure) => chain(failure),

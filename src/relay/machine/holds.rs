@@ -1,17 +1,16 @@
 //! Recording rows that were put aside: one statement at a time, beside the marks.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::task::JoinHandle;
-use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::marking::MARK_AGAIN_AFTER;
-use super::{End, Phase, Run};
+use super::{Connection, Effect, End, Machine, Phase};
 use crate::config::Mark;
-use crate::core::Ticket;
-use crate::core::{Delivered, Followers, Held, HeldRow, HoldReason};
-use crate::mark::{MarkError, Marks};
+use crate::core::{Delivered, Followers, Held, HeldRow, HoldReason, Ticket};
+use crate::mark::{MarkError, Marks, Statement};
 use crate::row::ranges::RangeSet;
 use crate::row::{Layout, OutboxRow, RowId};
 use crate::state::hold::{CopyPolicy, HoldCheckpoint, HoldEntry, KeptRow, What};
@@ -22,34 +21,36 @@ use crate::text::chain;
 const KEPT_BYTES_MAX: u64 = 256 << 20;
 
 /// Rows that were put aside in this session and are not recorded yet.
-#[derive(Default)]
 pub(super) struct HoldWriter {
     rows: HashMap<Ticket, OutboxRow>,
-    running: Option<Running>,
-    again_at: Option<Instant>,
+    state: State,
+    again_at: Option<Duration>,
     /// What the copies of held rows take.
     kept_bytes: u64,
 }
 
-struct Running {
-    asides: Vec<HeldRow>,
-    task: JoinHandle<Result<u64, MarkError>>,
+enum State {
+    Idle,
+    /// These are being recorded.
+    Running(Vec<HeldRow>),
 }
 
 impl HoldWriter {
     /// Begins with what the copies take that are recorded.
     pub(super) fn new(kept_bytes: u64) -> Self {
         Self {
+            rows: HashMap::new(),
+            state: State::Idle,
+            again_at: None,
             kept_bytes,
-            ..Self::default()
         }
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.running.is_none()
+        matches!(self.state, State::Idle)
     }
 
-    pub(super) fn again_at(&self) -> Option<Instant> {
+    pub(super) fn again_at(&self) -> Option<Duration> {
         self.again_at
     }
 
@@ -57,73 +58,59 @@ impl HoldWriter {
         self.rows.insert(ticket, row);
     }
 
-    /// Waits until the running statement has ended; for ever while none runs.
-    ///
-    /// Cancel-safe: yes.
-    pub(super) async fn finished(&mut self) -> (Vec<HeldRow>, Result<u64, MarkError>) {
-        let Some(running) = &mut self.running else {
-            return std::future::pending().await;
-        };
-        let result = (&mut running.task)
-            .await
-            .expect("a statement neither panics nor is aborted while it is awaited");
-        let asides = std::mem::take(&mut running.asides);
-        self.running = None;
-        (asides, result)
+    /// Takes the rows that were being recorded.
+    pub(super) fn take_running(&mut self) -> Option<Vec<HeldRow>> {
+        match std::mem::replace(&mut self.state, State::Idle) {
+            State::Running(asides) => Some(asides),
+            State::Idle => None,
+        }
     }
 }
 
-impl Run<'_> {
+impl Machine {
     /// Begins to record what was put aside, if nothing is being recorded.
-    pub(super) fn start_keep(&mut self) {
-        let is_early = self
-            .hold_writer
-            .again_at
-            .is_some_and(|at| Instant::now() < at);
-        if !self.hold_writer.is_idle() || is_early || self.relay.core.aside() == 0 {
+    pub(super) fn start_record(&mut self, now: Duration, effects: &mut Vec<Effect>) {
+        let is_early = self.holds.again_at.is_some_and(|at| now < at);
+        if !self.holds.is_idle() || is_early || self.memory.core.aside() == 0 {
             return;
         }
-        let asides = self.relay.core.take_aside();
-        let mut keep = self.keep_statement(&asides);
-        let sql = self.session.sql.clone();
-        keep.reword(|text| sql.storable(text).into_owned());
-        let task = tokio::spawn(async move { keep.run(&sql.client).await });
-        self.hold_writer.again_at = None;
-        self.hold_writer.running = Some(Running { asides, task });
+        let asides = self.memory.core.take_aside();
+        effects.push(Effect::Record(self.checkpoint(&asides)));
+        self.holds.again_at = None;
+        self.holds.state = State::Running(asides);
     }
 
-    fn keep_statement(&self, asides: &[HeldRow]) -> HoldCheckpoint {
-        let session = &self.session;
-        let mark = self.relay.config.source.mark;
-        let keep = HoldCheckpoint {
-            token: session.token.clone(),
-            generation: session.state.generation,
-            layout: session.layout.clone(),
-            whole: match session.phase {
+    fn checkpoint(&self, asides: &[HeldRow]) -> HoldCheckpoint {
+        let terms = &self.terms;
+        let checkpoint = HoldCheckpoint {
+            token: terms.token.clone(),
+            generation: terms.generation,
+            layout: terms.layout.clone(),
+            whole: match terms.phase {
                 // They were kept whole before, and may stand nowhere else.
                 Phase::Replay(_) => CopyPolicy::All,
                 // The table is not read for them again.
-                _ if !session.order_is_told => CopyPolicy::All,
-                _ => whole(mark, session.source.is_stream()),
+                _ if !terms.order_is_told => CopyPolicy::All,
+                _ => whole(terms.mark, terms.source.is_stream()),
             },
             entries: Vec::new(),
             kept: Vec::new(),
             mark: self.mark_of_dead(asides),
         };
-        record(keep, asides, &self.hold_writer.rows, self.relay.core.held())
+        record(
+            checkpoint,
+            asides,
+            &self.holds.rows,
+            self.memory.core.held(),
+        )
     }
 
     /// A dead letter is marked in the table where rows are marked one by one: it is kept elsewhere.
-    fn mark_of_dead(&self, asides: &[HeldRow]) -> Option<std::sync::Arc<crate::mark::Statement>> {
-        let Marks::Rows(_) = &self.session.marks else {
+    fn mark_of_dead(&self, asides: &[HeldRow]) -> Option<Arc<Statement>> {
+        let Marks::Rows(_) = &self.marks else {
             return None;
         };
-        let is_whole = |ticket| {
-            self.hold_writer
-                .rows
-                .get(ticket)
-                .is_some_and(OutboxRow::is_whole)
-        };
+        let is_whole = |ticket| self.holds.rows.get(ticket).is_some_and(OutboxRow::is_whole);
         let dead = asides
             .iter()
             .filter(|aside| is_dead(aside) && is_whole(&aside.ticket));
@@ -136,28 +123,31 @@ impl Run<'_> {
                 origin: aside.origin,
             })
             .collect();
-        let resolved = self.relay.core.confirmable();
-        self.session.marks.statement(&dead, resolved)
+        let resolved = self.memory.core.confirmable();
+        self.marks.statement(&dead, resolved)
     }
 
-    pub(super) fn take_keep(
+    pub(super) fn take_record(
         &mut self,
-        (asides, result): (Vec<HeldRow>, Result<u64, MarkError>),
+        result: Result<u64, MarkError>,
+        connection: Connection,
+        now: Duration,
     ) -> Option<End> {
+        let asides = self.holds.take_running()?;
         match result {
             Ok(bytes) => {
-                self.hold_writer.kept_bytes += bytes;
-                self.recorded(&asides);
+                self.holds.kept_bytes += bytes;
+                self.note_recorded(&asides);
                 None
             }
             Err(MarkError::NotLeader { .. }) => Some(End::Deposed),
             Err(failure) => {
-                self.relay.core.keep_failed(asides);
-                if self.session.sql.client.is_closed() {
+                self.memory.core.keep_failed(asides);
+                if connection == Connection::Closed {
                     return Some(End::Mark(failure));
                 }
                 warn!(error = %chain(&failure), "could not record blocked rows; trying again");
-                self.hold_writer.again_at = Some(Instant::now() + MARK_AGAIN_AFTER);
+                self.holds.again_at = Some(now + MARK_AGAIN_AFTER);
                 None
             }
         }
@@ -165,31 +155,31 @@ impl Run<'_> {
 
     /// Whether so much is kept that nothing more may be held; what is kept can be replayed all the same.
     pub(super) fn too_much_is_kept(&self) -> Option<End> {
-        let is_too_much = self.hold_writer.kept_bytes > KEPT_BYTES_MAX;
-        if !is_too_much || matches!(self.session.phase, Phase::Replay(_)) {
+        let is_too_much = self.holds.kept_bytes > KEPT_BYTES_MAX;
+        if !is_too_much || matches!(self.terms.phase, Phase::Replay(_)) {
             return None;
         }
-        let (kept, most) = (self.hold_writer.kept_bytes >> 20, KEPT_BYTES_MAX >> 20);
+        let (kept, most) = (self.holds.kept_bytes >> 20, KEPT_BYTES_MAX >> 20);
         Some(End::Halt(format!(
             "copies of held rows take {kept} MiB in `outboxd.kept`, more than {most} MiB; `outboxd blocked list` shows \
              what they wait for: fix it, then retry or skip it"
         )))
     }
 
-    pub(super) fn recorded(&mut self, asides: &[HeldRow]) {
-        self.relay.core.kept(asides);
-        if let Marks::Ledger(ledger) = &mut self.session.marks {
+    pub(super) fn note_recorded(&mut self, asides: &[HeldRow]) {
+        self.memory.core.kept(asides);
+        if let Marks::Ledger(ledger) = &mut self.marks {
             ledger.note_kept(&asides.iter().filter_map(|aside| aside.seq).collect());
         }
         for aside in asides {
-            self.hold_writer.rows.remove(&aside.ticket);
+            self.holds.rows.remove(&aside.ticket);
         }
         debug!(rows = asides.len(), "recorded as put aside");
     }
 }
 
 /// Which held rows are kept whole by a source of this kind.
-pub(crate) fn whole(mark: Mark, is_stream: bool) -> CopyPolicy {
+fn whole(mark: Mark, is_stream: bool) -> CopyPolicy {
     match (mark, is_stream) {
         (Mark::None, _) => CopyPolicy::All,
         (_, true) => CopyPolicy::Missing,
@@ -198,7 +188,7 @@ pub(crate) fn whole(mark: Mark, is_stream: bool) -> CopyPolicy {
 }
 
 /// Writes down what becomes of rows that were put aside: the entries that hold them, and what is kept whole.
-pub(crate) fn record(
+fn record(
     mut keep: HoldCheckpoint,
     asides: &[HeldRow],
     rows: &HashMap<Ticket, OutboxRow>,

@@ -15,14 +15,14 @@ type Key = (Option<i64>, RowId);
 /// One turn of the source may have read them before. It is over before the next begins, so that a row which comes a
 /// second time was made unsent again.
 #[derive(Debug, Default)]
-pub(crate) struct Paid {
+pub(super) struct Paid {
     rows: HashSet<Key>,
     in_order: VecDeque<Key>,
 }
 
 impl Paid {
     /// Remembers rows that are marked.
-    pub(crate) fn add(&mut self, rows: &[Delivered]) {
+    pub(super) fn add(&mut self, rows: &[Delivered]) {
         for row in rows {
             let key = (row.seq, row.id.clone());
             if self.rows.insert(key.clone()) {
@@ -37,7 +37,7 @@ impl Paid {
     }
 
     /// Whether a row of a page is marked since the page was read; says so once.
-    pub(crate) fn take(&mut self, row: &OutboxRow) -> bool {
+    pub(super) fn take(&mut self, row: &OutboxRow) -> bool {
         let Some(id) = row.id.as_ref().filter(|_| !self.rows.is_empty()) else {
             return false;
         };

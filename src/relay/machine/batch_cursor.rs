@@ -4,7 +4,7 @@ use crate::row::{Lsn, OutboxRow};
 use crate::source::Batch;
 
 /// A batch on its way to the core; `E` is what a row is encoded to.
-pub(crate) struct BatchCursor<E> {
+pub(super) struct BatchCursor<E> {
     rows: std::vec::IntoIter<OutboxRow>,
     /// A row that had to wait, encoded.
     waiting: Option<(OutboxRow, E)>,
@@ -30,7 +30,7 @@ impl<E> Default for BatchCursor<E> {
 
 impl<E> BatchCursor<E> {
     /// Takes the next batch; the one before has been fed.
-    pub(crate) fn take(&mut self, batch: Batch) {
+    pub(super) fn take(&mut self, batch: Batch) {
         *self = Self {
             rows: batch.rows.into_iter(),
             waiting: None,
@@ -40,16 +40,16 @@ impl<E> BatchCursor<E> {
         };
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.waiting.is_none() && self.rows.len() == 0
     }
 
-    pub(crate) fn caught_up(&self) -> bool {
+    pub(super) fn caught_up(&self) -> bool {
         self.caught_up
     }
 
     /// The row that had to wait, or the next one.
-    pub(crate) fn next(&mut self, encode: impl FnOnce(&OutboxRow) -> E) -> Option<(OutboxRow, E)> {
+    pub(super) fn next(&mut self, encode: impl FnOnce(&OutboxRow) -> E) -> Option<(OutboxRow, E)> {
         if let Some(waiting) = self.waiting.take() {
             return Some(waiting);
         }
@@ -59,17 +59,17 @@ impl<E> BatchCursor<E> {
     }
 
     /// Keeps a row that has to wait: it comes again first.
-    pub(crate) fn wait(&mut self, row: OutboxRow, encoded: E) {
+    pub(super) fn wait(&mut self, row: OutboxRow, encoded: E) {
         self.waiting = Some((row, encoded));
     }
 
     /// Whether rows of a transaction were taken whose end was not.
-    pub(crate) fn is_within_transaction(&self) -> bool {
+    pub(super) fn is_within_transaction(&self) -> bool {
         self.is_within_transaction
     }
 
     /// A row was taken by the core.
-    pub(crate) fn row_left(&mut self) {
+    pub(super) fn row_left(&mut self) {
         self.is_within_transaction = true;
         if let Some((rows, _)) = &mut self.boundary {
             *rows -= 1;
@@ -77,7 +77,7 @@ impl<E> BatchCursor<E> {
     }
 
     /// The boundary's position, once every row before it was taken by the core.
-    pub(crate) fn boundary_reached(&mut self) -> Option<Lsn> {
+    pub(super) fn boundary_reached(&mut self) -> Option<Lsn> {
         let (_, lsn) = self.boundary.filter(|(rows, _)| *rows == 0)?;
         self.boundary = None;
         self.is_within_transaction = false;

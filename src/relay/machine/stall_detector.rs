@@ -3,8 +3,6 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use crate::core::Ticket;
 use crate::observe::status::Timestamp;
 
@@ -16,17 +14,8 @@ const LOOKS_MAX: usize = 3_600;
 /// One moment by two clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Timestamps {
-    pub(super) at: Instant,
+    pub(super) at: Duration,
     pub(super) on: Timestamp,
-}
-
-impl Timestamps {
-    pub(super) fn now() -> Self {
-        Self {
-            at: Instant::now(),
-            on: Timestamp::now(),
-        }
-    }
 }
 
 /// What is in flight at one moment.
@@ -43,7 +32,7 @@ pub(super) struct InFlight {
 
 /// A wait that is long enough to be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wait {
+pub(crate) enum Wait {
     /// Nothing at all has been acknowledged since then.
     ForAnything(Timestamp),
     /// Some rows wait since then, others were acknowledged meanwhile.
@@ -87,8 +76,7 @@ impl StallDetector {
         let sent_on = self.handed_over.front().map(|(_, moment)| *moment);
         let since = [sent_on, self.asks_since].into_iter().flatten();
         let since = since.min_by_key(|moment| moment.at)?;
-        let is_long =
-            |moment: Timestamps| now.at.saturating_duration_since(moment.at) >= TOLD_AFTER;
+        let is_long = |moment: Timestamps| now.at.saturating_sub(moment.at) >= TOLD_AFTER;
         if !is_long(since) {
             return None;
         }
@@ -108,11 +96,11 @@ mod tests {
 
     /// The moment so many seconds after the first one.
     fn clock() -> impl Fn(u64) -> Timestamps {
-        let (at, on) = (Instant::now(), SystemTime::now());
+        let on = SystemTime::now();
         move |second| {
             let passed = Duration::from_secs(second);
             Timestamps {
-                at: at + passed,
+                at: passed,
                 on: Timestamp(on + passed),
             }
         }
