@@ -1,7 +1,5 @@
 //! From arguments to a command; the only exit codes.
 
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
+fn main() {
     outboxd::cli::main()
 }

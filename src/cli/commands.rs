@@ -103,7 +103,7 @@ fn stop_on_signals(stop: &CancellationToken) -> std::io::Result<()> {
                 _ = interrupt.recv() => {}
             }
             if stop.is_cancelled() {
-                std::process::exit(1);
+                crate::kafka::native::exit(1);
             }
             info!("asked to stop");
             stop.cancel();
