@@ -8,7 +8,6 @@ use crate::harness::postgres::USUAL;
 use crate::harness::topic::Read;
 use crate::shapes::case::{Case, Outcome};
 use crate::shapes::events::{Event, Wanted};
-use crate::shapes::is_shown;
 use crate::shapes::judge::{Log, judge};
 use crate::shapes::program::cases;
 use crate::shapes::server::Servers;
@@ -60,7 +59,6 @@ fn sample(seed: u64) -> Vec<Case> {
     let mut cases = cases();
     // A server of another version is started for some, and 100,000 rows take their time.
     cases.retain(|case| case.shape.major == USUAL && !case.shape.name.contains("100,000"));
-    cases.retain(|case| is_shown(&case.shape));
     fastrand::Rng::with_seed(seed).shuffle(&mut cases);
     cases.truncate(CASES);
     cases

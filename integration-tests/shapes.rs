@@ -29,19 +29,6 @@ mod times;
 use shape::Shape;
 
 /// Every shape, family by family.
-/// Whether `make shapes` was seen to hold for all shapes of its kind; some keys, databases, neighbours and roles wait for a
-/// mend.
-pub fn is_shown(shape: &Shape) -> bool {
-    let others = [
-        keys::SHAPES,
-        databases::SHAPES,
-        neighbours::SHAPES,
-        roles::SHAPES,
-    ];
-    let mut others = others.into_iter().flatten();
-    others.all(|other| other.name != shape.name)
-}
-
 fn all() -> Vec<Shape> {
     let families: [&[Shape]; 11] = [
         past::SHAPES,
