@@ -246,7 +246,7 @@ async fn a_mode_and_a_mark_that_the_table_does_not_allow_are_refused_with_the_re
     );
     assert_says(&Relay::start(&config), "halted", "`seq`").await;
     let config = config.mode("polling").mark("delete");
-    let no_order = "no column says in which order unsent rows go";
+    let no_order = "no other column gives the order of unsent rows";
     assert_check(&config, &[no_order, "source.order_column"]);
     assert_says(&Relay::start(&config), "halted", no_order).await;
 
