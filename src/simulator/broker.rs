@@ -1,17 +1,25 @@
 //! Kafka: partitions that hold records, and producers whose requests it appends, refuses or forgets to answer.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
 use fastrand::Rng;
 
-use super::event::{Event, Flaw, PARTITIONS};
+use super::event::{Event, Flaw, TOPIC_PARTITIONS};
 use crate::core::{Fault, Ticket};
+
+/// Partitions that a topic may have in the end.
+pub const TOPIC_PARTITIONS_MAX: u32 = TOPIC_PARTITIONS + 1;
+/// Partitions of both topics.
+const QUEUES: usize = 2 * TOPIC_PARTITIONS_MAX as usize;
 
 /// A record on its way.
 #[derive(Clone, Copy, Debug)]
 pub struct Outgoing {
     pub ticket: Ticket,
     pub event: Event,
+    /// Its topic, and the partition where its producer puts it; without one it goes to any.
+    pub topic: usize,
+    pub partition: Option<u32>,
 }
 
 /// What a producer has in flight.
@@ -19,8 +27,8 @@ pub struct Outgoing {
 pub struct Producer {
     /// Its relay; `None` where that is gone and requests are still under way.
     pub owner: Option<usize>,
-    queues: [VecDeque<Outgoing>; PARTITIONS],
-    unreported: [VecDeque<Outgoing>; PARTITIONS],
+    queues: [VecDeque<Outgoing>; QUEUES],
+    unreported: [VecDeque<Outgoing>; QUEUES],
 }
 
 /// What became of one request.
@@ -31,15 +39,36 @@ pub enum Answer {
 }
 
 /// The brokers.
-#[derive(Default)]
 pub struct Broker {
     pub producers: BTreeMap<u64, Producer>,
     started: u64,
+    /// How many partitions each topic has.
+    pub partitions: [u32; 2],
+    /// Partitions without a leader, by their topic.
+    pub leaderless: BTreeSet<(usize, u32)>,
     /// Topics that can't be written.
     pub denied: [bool; 2],
     pub is_down: bool,
     /// Rows that were refused and are taken now.
     pub mended: HashSet<u32>,
+}
+
+impl Default for Broker {
+    fn default() -> Self {
+        Self {
+            producers: BTreeMap::new(),
+            started: 0,
+            partitions: [TOPIC_PARTITIONS; 2],
+            leaderless: BTreeSet::new(),
+            denied: [false; 2],
+            is_down: false,
+            mended: HashSet::new(),
+        }
+    }
+}
+
+fn queue_of(topic: usize, partition: u32) -> usize {
+    topic * TOPIC_PARTITIONS_MAX as usize + partition as usize
 }
 
 impl Broker {
@@ -54,8 +83,11 @@ impl Broker {
     }
 
     pub fn send(&mut self, producer: u64, outgoing: Outgoing) {
+        let has_leader = |partition: &u32| !self.leaderless.contains(&(outgoing.topic, *partition));
+        let any = (0..self.partitions[outgoing.topic]).find(has_leader);
+        let partition = outgoing.partition.or(any).unwrap_or(0);
         if let Some(producer) = self.producers.get_mut(&producer) {
-            producer.queues[outgoing.event.partition()].push_back(outgoing);
+            producer.queues[queue_of(outgoing.topic, partition)].push_back(outgoing);
         }
     }
 
@@ -64,6 +96,14 @@ impl Broker {
         let is_sending = |producer: &Producer| producer.queues.iter().any(|q| !q.is_empty());
         self.producers
             .retain(|_, producer| producer.owner.is_some() || is_sending(producer));
+        let leaderless = &self.leaderless;
+        let leads = |queue: usize| {
+            let of_topic = TOPIC_PARTITIONS_MAX as usize;
+            !leaderless.contains(&(queue / of_topic, (queue % of_topic) as u32))
+        };
+        let can_send =
+            |producer: &Producer, queue: usize| !producer.queues[queue].is_empty() && leads(queue);
+        let is_sending = |producer: &Producer| (0..QUEUES).any(|queue| can_send(producer, queue));
         let mut sending: Vec<_> = self
             .producers
             .iter_mut()
@@ -73,14 +113,14 @@ impl Broker {
             return None;
         }
         let (id, producer) = sending.swap_remove(rng.usize(..sending.len()));
-        let from = rng.usize(..PARTITIONS);
-        let partition = (0..PARTITIONS)
-            .map(|offset| (from + offset) % PARTITIONS)
-            .find(|partition| !producer.queues[*partition].is_empty())?;
-        let queue = &mut producer.queues[partition];
+        let from = rng.usize(..QUEUES);
+        let place = (0..QUEUES)
+            .map(|offset| (from + offset) % QUEUES)
+            .find(|place| can_send(producer, *place))?;
+        let queue = &mut producer.queues[place];
         let size = rng.usize(1..=queue.len().min(4));
         let batch: Vec<Outgoing> = queue.drain(..size).collect();
-        if self.denied[partition / 2] {
+        if self.denied[place / TOPIC_PARTITIONS_MAX as usize] {
             let refused = batch.iter().map(|record| record.ticket);
             let refused = refused.map(|ticket| (ticket, Fault::Topic("denied".to_owned())));
             return Some((*id, Answer::Refused(refused.collect(), None)));
@@ -102,7 +142,7 @@ impl Broker {
             let refused = refused.map(|record| (record.ticket, Fault::Row("refused".to_owned())));
             return Some((*id, Answer::Refused(refused.collect(), alone)));
         }
-        producer.unreported[partition].extend(&batch);
+        producer.unreported[place].extend(&batch);
         let events = batch.iter().map(|record| record.event).collect();
         Some((*id, Answer::Appended(events)))
     }
@@ -114,8 +154,8 @@ impl Broker {
         };
         let mut reported = Vec::new();
         for _ in 0..most {
-            let partition = rng.usize(..PARTITIONS);
-            reported.extend(producer.unreported[partition].pop_front());
+            let place = rng.usize(..QUEUES);
+            reported.extend(producer.unreported[place].pop_front());
         }
         reported.iter().map(|record| record.ticket).collect()
     }
@@ -144,9 +184,18 @@ impl Broker {
     }
 
     /// A refused request ends its producer: what is queued behind it is never appended.
-    pub fn purge_refused(&mut self, producer: u64, partition: usize) {
+    pub fn purge_refused(&mut self, producer: u64) {
         if let Some(producer) = self.producers.get_mut(&producer) {
-            producer.queues[partition].clear();
+            producer.queues.iter_mut().for_each(VecDeque::clear);
+        }
+    }
+
+    /// A partition loses its leader, or has it back.
+    pub fn change_leader(&mut self, rng: &mut Rng) {
+        let topic = rng.usize(..2);
+        let place = (topic, rng.u32(..self.partitions[topic]));
+        if !self.leaderless.remove(&place) {
+            self.leaderless.insert(place);
         }
     }
 }

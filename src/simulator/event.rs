@@ -71,13 +71,15 @@ static LAYOUT: LazyLock<Arc<Layout>> = LazyLock::new(|| {
     })
 });
 
-/// The keys of the aggregates' records; each of a topic's goes to a partition of its own.
+/// The keys of the aggregates' records: each of a topic's goes to a partition of its own, and to another one once the topic
+/// has grown.
 static KEYS: LazyLock<[Bytes; AGGREGATES]> = LazyLock::new(|| {
     std::array::from_fn(|aggregate| {
         let keys = (0_u32..).map(|number| Bytes::from(format!("{}-{number}", NAMES[aggregate])));
         let mut keys = keys.filter(|key| {
             let record = record(aggregate, Some(key.clone()), Bytes::new());
             partition_of(&record, TOPIC_PARTITIONS) == Some(aggregate as u32 % TOPIC_PARTITIONS)
+                && partition_of(&record, TOPIC_PARTITIONS + 1) == Some(TOPIC_PARTITIONS)
         });
         keys.next().expect("keys are many")
     })

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::broker::TOPIC_PARTITIONS_MAX;
 use super::database::{Blocked, BlockedState, Kept, KeptState, Slot};
 use super::schedule::Mode;
 use super::session::Loss;
@@ -173,6 +174,27 @@ impl World {
             self.broker.denied,
             self.broker.is_down
         );
+    }
+
+    pub fn change_leader(&mut self) {
+        self.broker.change_leader(&mut self.rng);
+        tell!(self, "without a leader: {:?}", self.broker.leaderless);
+    }
+
+    pub fn grow_topic(&mut self) {
+        let topic = self.rng.usize(..2);
+        self.broker.partitions[topic] = TOPIC_PARTITIONS_MAX;
+        tell!(
+            self,
+            "the topics have {:?} partitions",
+            self.broker.partitions
+        );
+    }
+
+    pub fn rotate_secrets(&mut self, relay: usize) {
+        tell!(self, "relay {relay} has other secrets than its producer");
+        let process = &mut self.relays[relay];
+        process.is_outdated = process.producer.is_some();
     }
 
     /// Somebody mends a row and retries it, skips it, or replays a dead letter.

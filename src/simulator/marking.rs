@@ -116,9 +116,13 @@ impl World {
     pub fn begin_record(
         &mut self,
         relay: usize,
-        checkpoint: HoldCheckpoint,
+        mut checkpoint: HoldCheckpoint,
         inputs: &mut VecDeque<Input>,
     ) {
+        // A table of hashes gives them in another order each time.
+        checkpoint
+            .entries
+            .sort_by(|one, other| (one.row_seq, &one.row_id).cmp(&(other.row_seq, &other.row_id)));
         if self.mutation == Mutation::HeldBeforeRecord {
             return inputs.push_back(Input::Recorded(Ok(0), Connection::Open));
         }

@@ -75,6 +75,10 @@ pub enum Mutation {
     OwedUnheard,
     /// A mark that was refused is heard of as made.
     RefusalUnheard,
+    /// Records go out under a topic's new number of partitions while others are in flight under the old one.
+    SuccessorNotAwaited,
+    /// The rows of a producer that was given up stay in flight.
+    DropUnheard,
 }
 
 impl Mutation {
@@ -94,6 +98,8 @@ impl Mutation {
             | Self::MarkHitsAnotherVersion => setting.marks_rows(),
             Self::ResolvedTooEarly | Self::OwedUnheard => setting.marks_rows(),
             Self::RefusalUnheard => setting.habits.unmarkable > 0,
+            Self::SuccessorNotAwaited => has(Kind::Grow),
+            Self::DropUnheard => has(Kind::Leader) || has(Kind::Rotate),
             Self::LeaseUnheard => setting.relays > 1,
             Self::SlotTaken => has(Kind::Neighbour),
             _ => true,
@@ -131,7 +137,7 @@ impl Mutation {
 }
 
 /// Every planted defect.
-pub const ALL: [Mutation; 31] = [
+pub const ALL: [Mutation; 33] = [
     Mutation::ConfirmBeforeMark,
     Mutation::ConfirmCommitLsn,
     Mutation::KeepaliveTooEarly,
@@ -163,4 +169,6 @@ pub const ALL: [Mutation; 31] = [
     Mutation::ResolvedTooEarly,
     Mutation::OwedUnheard,
     Mutation::RefusalUnheard,
+    Mutation::SuccessorNotAwaited,
+    Mutation::DropUnheard,
 ];

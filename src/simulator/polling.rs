@@ -146,7 +146,12 @@ impl World {
 
     /// Whether the slot lags too far for a stream; a slot that is gone does.
     pub fn is_far_behind(&self) -> bool {
-        let is_far = |slot: Slot| self.server.flushed.saturating_sub(slot.confirmed) > LAG_MAX;
+        // Once all writers have ended what the relay writes is most of the lag.
+        let lag_max = match self.server.closed {
+            true => 4 * LAG_MAX,
+            false => LAG_MAX,
+        };
+        let is_far = |slot: Slot| self.server.flushed.saturating_sub(slot.confirmed) > lag_max;
         self.setting.catch_up == CatchUpFrom::Table && self.database.slot.is_none_or(is_far)
     }
 

@@ -41,6 +41,8 @@ pub struct Process {
     pub producer: Option<u64>,
     /// A producer that waits to take over.
     pub successor: Option<u64>,
+    /// The producer has read old secrets.
+    pub is_outdated: bool,
     pub told: VecDeque<Told>,
     pub session: Option<Session>,
     pub epoch: Option<i64>,
@@ -73,6 +75,7 @@ impl Process {
             )),
             producer: None,
             successor: None,
+            is_outdated: false,
             told: VecDeque::new(),
             session: None,
             epoch: None,
@@ -224,11 +227,16 @@ impl World {
     }
 
     fn tick(&mut self, relay: usize) {
-        let input = match self.rng.bool() {
-            true => Input::TopicsDue,
-            false => Input::SecondPassed(self.wall_clock()),
-        };
-        self.give(relay, input);
+        if self.rng.bool() {
+            return self.give(relay, Input::TopicsDue);
+        }
+        self.give(relay, Input::SecondPassed(self.wall_clock()));
+        let process = &self.relays[relay];
+        let session = process.session.as_ref();
+        let has_successor = session.is_some_and(|session| session.machine.has_successor());
+        if process.is_outdated && !has_successor {
+            self.give(relay, Input::ProducerOutdated("the secrets have changed"));
+        }
     }
 
     fn take_told(&mut self, relay: usize) {
@@ -301,6 +309,7 @@ impl World {
     /// Ends the producer; what it still reports, and what it has reported.
     pub fn last_reports(&mut self, relay: usize, most: usize) -> Option<Vec<Deliveries>> {
         let producer = self.relays[relay].producer.take()?;
+        self.relays[relay].is_outdated = false;
         let last = self.broker.report(producer, &mut self.rng, most);
         let told = self.relays[relay].told.drain(..);
         let tickets = told.filter_map(|told| match told {

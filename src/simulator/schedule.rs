@@ -60,6 +60,12 @@ pub enum Kind {
     AdvanceSlot,
     DropSlot,
     Topic,
+    /// A partition loses its leader, or has it back.
+    Leader,
+    /// A topic gets another partition.
+    Grow,
+    /// The secrets for Kafka are others.
+    Rotate,
     Operator,
     SwitchMode,
     /// Another outbox whose slot has the same name.
@@ -104,6 +110,12 @@ const FAULTS: [(Kind, u32); 13] = [
 /// What makes dead letters meet rows that wait for their topic.
 const LETTERS: [(Kind, u32); 2] = [(Kind::Topic, 3), (Kind::Operator, 3)];
 
+/// Partitions that are without a leader for longer than an election takes.
+const LEADERS: [(Kind, u32); 2] = [(Kind::Leader, 3), (Kind::Elapse, 5)];
+
+/// What makes one producer follow another.
+const PRODUCERS: [(Kind, u32); 2] = [(Kind::Grow, 1), (Kind::Rotate, 2)];
+
 /// A whole schedule.
 #[derive(Clone, Debug)]
 pub struct Schedule {
@@ -122,6 +134,12 @@ impl Schedule {
         }
         if rng.u8(..8) == 0 {
             weights.push((Kind::Neighbour, 6));
+        }
+        if rng.u8(..6) == 0 {
+            weights.extend(LEADERS);
+        }
+        if rng.u8(..6) == 0 {
+            weights.extend(PRODUCERS);
         }
         if weights.iter().any(|(kind, _)| *kind == Kind::Freeze) {
             weights.push((Kind::Thaw, 1));

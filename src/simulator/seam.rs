@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, SystemTime};
 
 use super::broker::Outgoing;
-use super::event::{Event, encoded, event_of, id_of};
+use super::event::{Event, encoded, event_of, id_of, topic};
 use super::mutations::Mutation;
 use super::relay::Told;
 use super::world::{World, tell};
@@ -124,8 +124,14 @@ impl World {
             let tickets = outgoing.iter().map(|outgoing| outgoing.ticket).collect();
             inputs.push_back(delivered(tickets));
         }
-        for publish::Outgoing { ticket, record, .. } in outgoing {
+        for publish::Outgoing {
+            ticket,
+            record,
+            partition,
+        } in outgoing
+        {
             let (id, version) = event_of(&record);
+            let topic = usize::from(record.topic != *topic(0));
             let Some(event) = self.judge.event(id) else {
                 let text = format!("row {id} is handed over and was lost in a crash");
                 return self.judge.breaks("S1", text);
@@ -139,7 +145,13 @@ impl World {
                 self.judge.breaks("S4", text);
             }
             if let Some(producer) = self.relays[relay].producer {
-                self.broker.send(producer, Outgoing { ticket, event });
+                let outgoing = Outgoing {
+                    ticket,
+                    event,
+                    topic,
+                    partition,
+                };
+                self.broker.send(producer, outgoing);
             }
         }
     }
@@ -151,7 +163,10 @@ impl World {
             urgent,
             watched,
         } = questions;
-        for topic in urgent.into_iter().chain(usual).chain(watched) {
+        // A table of hashes gives them in another order each time.
+        let mut later: Vec<_> = usual.into_iter().chain(watched).collect();
+        later.sort_unstable();
+        for topic in urgent.into_iter().chain(later) {
             let is_asked = told
                 .iter()
                 .any(|told| matches!(told, Told::Asked(asked) if *asked == topic));
@@ -194,7 +209,11 @@ impl World {
     }
 
     fn start_successor(&mut self, relay: usize, why: &str, inputs: &mut Inputs) {
+        if self.mutation == Mutation::SuccessorNotAwaited {
+            return inputs.push_back(Input::SuccessorFailed);
+        }
         tell!(self, "{why}: another producer of relay {relay} starts");
+        self.relays[relay].is_outdated = false;
         self.relays[relay].successor = Some(self.broker.start(relay));
         inputs.push_back(Input::SuccessorStarted);
     }
@@ -219,7 +238,8 @@ impl World {
         let most = if within.is_zero() { 4 } else { 12 };
         let delivered = self.last_reports(relay, most);
         inputs.push_back(Input::ProducerGivenUp {
-            end: delivered.is_some().then(super::relay::nothing_failed),
+            end: (delivered.is_some() && self.mutation != Mutation::DropUnheard)
+                .then(super::relay::nothing_failed),
             delivered: delivered.into_iter().flatten().collect(),
         });
     }

@@ -8,21 +8,22 @@ use fastrand::Rng;
 
 use super::broker::{Answer, Broker};
 use super::database::{BlockedState, Database, Slot};
-use super::event::{Flaw, topic};
+use super::event::Flaw;
 use super::judge::Judge;
 use super::mutations::Mutation;
 use super::relay::{Process, Told};
 use super::schedule::{Kind, Mode, Schedule, Setting, Step};
 use super::server::Server;
 use crate::config::{CatchUpFrom, FaultPolicy};
-use crate::core::{SessionEnd, TopicState};
+use crate::core::{SessionEnd, TopicPartition, TopicState};
 use crate::mark::Statement;
 use crate::relay::machine::Effect;
 use crate::state::hold::What;
 
 pub const TTL: Duration = Duration::from_secs(4);
-/// Without marks a row that is refused lets a catch-up begin anew.
-const ROUNDS_MAX: usize = 2_000;
+/// Without marks a row that is refused lets a catch-up begin anew; and writers that nobody sees go on only where locks are
+/// read, which takes many looks.
+const ROUNDS_MAX: usize = 8_000;
 
 /// Everything there is.
 pub struct World {
@@ -118,6 +119,9 @@ impl World {
             Kind::DropSlot => self.drop_slot(),
             Kind::Neighbour => self.let_neighbour_work(),
             Kind::Topic => self.change_topic(),
+            Kind::Leader => self.change_leader(),
+            Kind::Grow => self.grow_topic(),
+            Kind::Rotate => self.rotate_secrets(chosen),
             Kind::Operator => self.operate(),
             Kind::SwitchMode => self.switch_mode(chosen),
             Kind::LateStatement => self.execute_late(),
@@ -182,9 +186,7 @@ impl World {
                         self.excuse_dead(row);
                     }
                     let owner = self.broker.producers[&producer].owner;
-                    for partition in 0..super::event::PARTITIONS {
-                        self.broker.purge_refused(producer, partition);
-                    }
+                    self.broker.purge_refused(producer);
                     if let Some(owner) = owner {
                         self.fail_producer(owner, failed);
                     }
@@ -301,15 +303,31 @@ impl World {
 
     /// What the brokers say of a topic.
     pub fn topic_states(&self, name: &Arc<str>) -> Vec<(Arc<str>, TopicState)> {
-        vec![(name.clone(), self.topic_state(name))]
-    }
-
-    fn topic_state(&self, name: &str) -> TopicState {
-        let denied = (0..2).find(|index| **topic(index * 2) == *name);
-        match denied.is_some_and(|index| self.broker.denied[index]) {
-            true => TopicState::Denied,
-            false => TopicState::Available { partitions: 2 },
+        let place = TopicPartition::parse(name);
+        let topic = place.as_ref().map_or(name, |place| &place.topic);
+        let index = usize::from(topic != super::event::topic(0));
+        if self.broker.denied[index] {
+            return vec![(name.clone(), TopicState::Denied)];
         }
+        let count = self.broker.partitions[index];
+        let available = TopicState::Available {
+            partitions: count as usize,
+        };
+        if let Some(place) = place {
+            let is_leaderless = self.broker.leaderless.contains(&(index, place.partition));
+            let state = match is_leaderless {
+                true => TopicState::Leaderless,
+                false => available,
+            };
+            return vec![(name.clone(), state)];
+        }
+        let of_topic = self.broker.leaderless.iter();
+        let of_topic = of_topic.filter(|(topic, _)| *topic == index);
+        let leaderless = of_topic.map(|(_, partition)| {
+            let place = TopicPartition::new(topic, *partition, count);
+            (place.name().clone(), TopicState::Leaderless)
+        });
+        leaderless.chain([(name.clone(), available)]).collect()
     }
 
     /// Ends every fault and runs until nothing moves any more.
@@ -320,6 +338,7 @@ impl World {
         self.server.is_published = true;
         self.broker.denied = [false; 2];
         self.broker.is_down = false;
+        self.broker.leaderless.clear();
         self.late.clear();
         for process in &mut self.relays {
             process.is_frozen = false;
