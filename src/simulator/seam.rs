@@ -237,7 +237,8 @@ impl World {
         );
         let most = if within.is_zero() { 4 } else { 12 };
         let delivered = self.last_reports(relay, most);
-        inputs.push_back(Input::ProducerGivenUp {
+        // Before anything else happens: whatever ends the session first, its rows are dropped.
+        inputs.push_front(Input::ProducerGivenUp {
             end: (delivered.is_some() && self.mutation != Mutation::DropUnheard)
                 .then(super::relay::nothing_failed),
             delivered: delivered.into_iter().flatten().collect(),
