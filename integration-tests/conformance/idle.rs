@@ -30,7 +30,7 @@ const PAYLOAD_BLOCKS: &str =
 /// Shown by the server's count of transactions in the relay's database.
 pub async fn an_idle_table_costs_next_to_nothing(pair: Pair) {
     let mut scene = Scene::new(pair).await;
-    // As often as the table would be swept it is surveyed, too: seldom, unless tests hurry.
+    // As often as the table would be swept it is checked in the catalog, too: seldom, unless tests hurry.
     scene.config = scene
         .config
         .set("source.replication.sweep", "30s")

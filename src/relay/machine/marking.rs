@@ -16,7 +16,7 @@ use crate::text::chain;
 
 /// How long delivered rows wait for company before they are marked, unless the window is pressed or the source waits.
 const MARK_EVERY: Duration = Duration::from_millis(50);
-/// How long the ledger waits for partitions that have not answered yet (design §6: checkpoints are 200 ms apart at most).
+/// How long the ledger waits for partitions that have not answered yet (docs/design.md, "The ledger").
 const MARK_ALL_EVERY: Duration = Duration::from_millis(200);
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(5);
 /// How long a failed mark waits before it is tried again.
