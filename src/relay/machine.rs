@@ -163,7 +163,10 @@ impl Machine {
             Input::ProducerEnded(end) => Some(self.take_producer_end(end, effects)),
             Input::ProducerOutdated(why) => self.start_successor(why, effects),
             Input::SuccessorStarted => self.succession.started(now),
-            Input::SuccessorFailed => self.succession.failed(),
+            Input::SuccessorFailed => {
+                self.memory.grown.clear();
+                self.succession.failed()
+            }
             Input::ProducerGivenUp { delivered, end } => {
                 Some(self.take_given_up(&delivered, end, effects))
             }
@@ -287,6 +290,8 @@ impl Machine {
             self.memory.core.mark_failed(&rows);
         }
         self.memory.core.mark_failed(self.owing.rows());
+        // Who was to take over has gone with the session: the next one sees again what has grown.
+        self.memory.grown.clear();
         if let (true, Some(asides)) = (was_recorded, self.holds.take_running()) {
             self.note_recorded(&asides);
             self.confirm(effects);

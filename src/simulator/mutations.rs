@@ -75,7 +75,7 @@ pub enum Mutation {
     OwedUnheard,
     /// A mark that was refused is heard of as made.
     RefusalUnheard,
-    /// Records go out under a topic's new number of partitions while others are in flight under the old one.
+    /// A new producer works at once, beside what the old one has in flight.
     SuccessorNotAwaited,
     /// The rows of a producer that was given up stay in flight.
     DropUnheard,

@@ -210,6 +210,8 @@ impl World {
 
     fn start_successor(&mut self, relay: usize, why: &str, inputs: &mut Inputs) {
         if self.mutation == Mutation::SuccessorNotAwaited {
+            // It works at once, beside what the old one has in flight.
+            self.relays[relay].producer = Some(self.broker.start(relay));
             return inputs.push_back(Input::SuccessorFailed);
         }
         tell!(self, "{why}: another producer of relay {relay} starts");

@@ -32,6 +32,8 @@ pub(crate) struct Memory {
     pub(super) reread: Reread,
     /// Of the topics that were found.
     pub(super) partitions: HashMap<Arc<str>, usize>,
+    /// Of topics that have other partitions by now, which the next producer goes by.
+    pub(super) grown: HashMap<Arc<str>, usize>,
     /// Since when a partition has no leader, until its rows in flight are given up.
     leaderless_since: Option<Duration>,
     stalls: StallDetector,
@@ -72,6 +74,7 @@ impl Memory {
             read_before: ReadBefore::default(),
             reread: Reread::default(),
             partitions: HashMap::new(),
+            grown: HashMap::new(),
             leaderless_since: None,
             stalls: StallDetector::default(),
             wait: None,
@@ -118,6 +121,7 @@ impl Memory {
     pub(crate) fn producer_ended(&mut self, end: &SessionEnd, effects: &mut Vec<Effect>) -> String {
         let held: HashSet<_> = self.held_names().collect();
         self.core.producer_ended(end);
+        self.go_by_grown();
         for topic in self.held_names().filter(|topic| !held.contains(topic)) {
             self.tell_hold(&topic, effects);
         }
@@ -128,6 +132,11 @@ impl Memory {
             ),
             None => end.reason.clone(),
         }
+    }
+
+    /// Another producer works from now on, which goes by the partitions that topics have by now.
+    pub(super) fn go_by_grown(&mut self) {
+        self.partitions.extend(self.grown.drain());
     }
 
     fn held_names(&self) -> impl Iterator<Item = Arc<str>> {

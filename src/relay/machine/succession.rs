@@ -107,6 +107,7 @@ impl Machine {
             }
             Succession::Waiting { .. } => {
                 self.succession = Succession::Settled;
+                self.memory.go_by_grown();
                 effects.push(Effect::TakeOver);
                 self.memory.core.ask_again();
                 self.memory.ask_questions(effects);

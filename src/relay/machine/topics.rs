@@ -163,10 +163,12 @@ impl Machine {
         let TopicState::Available { partitions: now } = state else {
             return;
         };
-        let before = self.memory.partitions.insert(topic.clone(), *now);
-        let Some(before) = before.filter(|before| before != now) else {
+        let memory = &mut self.memory;
+        let before = *memory.partitions.entry(topic.clone()).or_insert(*now);
+        // The producer that works goes on with those that it knows.
+        if before == *now || memory.grown.insert(topic.clone(), *now) == Some(*now) {
             return;
-        };
+        }
         warn!(
             %topic,
             before,
